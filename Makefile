@@ -1,0 +1,41 @@
+# `make` alone says what there is. CI runs .ci/run, which is `make lint test`.
+
+.DEFAULT_GOAL := help
+LINT := go tool -modfile=.ci/lint/go.mod golangci-lint
+
+.PHONY: help
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+.PHONY: run
+run: ## Run everything on this machine, with a Postgres and a Redis of its own, until Ctrl-C
+	@deploy/local/install.sh
+	@mkdir -p .local/bin
+	@go build -buildvcs=false -o .local/bin/local ./deploy/local
+	@exec .local/bin/local
+
+.PHONY: build
+build: ## Build api and worker into .local/bin
+	@mkdir -p .local/bin
+	go build -o .local/bin/ ./cmd/...
+
+.PHONY: test
+test: ## Run every test, with the race detector, on a Postgres and a Redis of its own
+	@deploy/local/install.sh test
+	go test -race -timeout 20m ./...
+
+.PHONY: lint
+lint: ## Check the style and the rules of the house; the first time builds the linter, for minutes
+	$(LINT) run
+
+.PHONY: fmt
+fmt: ## Format every file
+	$(LINT) fmt
+
+.PHONY: clean
+clean: ## Delete what was built; the data in .local stays
+	rm -rf .local/bin
+
+.PHONY: clean-data
+clean-data: ## Delete the data of make run, for good
+	@go run ./deploy/local clean

@@ -1,0 +1,123 @@
+#!/bin/sh
+# Installs from the system's packages what is missing on this machine, and says
+# so first:
+#
+#   install.sh        for make run: Postgres 15 or newer, Redis
+#   install.sh test   for make test: the same, a C compiler, Chromium
+#
+# Where nothing is missing it does nothing. It asks for sudo only when it has to
+# install. Nothing of the system's own is stopped or configured; Debian's
+# services of the two servers are not started.
+set -eu
+
+oldest_postgres=15
+
+main() {
+	if [ "${1:-}" = --apt ]; then # as root, by install below
+		shift
+		apt_install "$@"
+		return
+	fi
+	missing=
+	why=
+	find_missing "${1:-run}"
+	[ -n "$missing" ] || return 0
+	echo "Missing here:$why"
+	echo "To be installed:$missing"
+	install
+	case "$missing" in *postgresql* | *redis*)
+		echo "Installed. The system's own Postgres and Redis were not started, but may be from the next boot on: systemctl disable postgresql redis-server" ;;
+	esac
+}
+
+# find_missing sets missing, the packages, and why.
+find_missing() {
+	if [ "$1" = test ] || [ -z "${DATABASE_URL:-}" ]; then
+		has_postgres || need postgresql "Postgres $oldest_postgres or newer"
+	fi
+	if [ "$1" = test ] || [ -z "${REDIS_URL:-}" ]; then
+		command -v redis-server >/dev/null || need redis-server Redis
+	fi
+	[ "$1" = test ] || return 0
+	has_cc || need "gcc libc6-dev" "a C compiler (for go test -race)"
+	has_chromium || need chromium "Chromium (for the tests of the pages)"
+}
+
+need() {
+	missing="$missing $1"
+	why="${why:+$why,} $2"
+}
+
+has_postgres() {
+	for postgres in /usr/lib/postgresql/*/bin/postgres "$(command -v postgres || :)"; do
+		[ -x "$postgres" ] && [ -x "${postgres%/*}/initdb" ] || continue
+		version=$("$postgres" --version) || continue
+		version=${version##*PostgreSQL) }
+		[ "${version%%[!0-9]*}" -ge "$oldest_postgres" ] && return
+	done
+	return 1
+}
+
+has_cc() {
+	command -v gcc >/dev/null && echo '#include <stdlib.h>' | gcc -x c -fsyntax-only - 2>/dev/null
+}
+
+has_chromium() {
+	for name in chromium chromium-browser google-chrome; do
+		command -v "$name" >/dev/null && return
+	done
+	return 1
+}
+
+install() {
+	if ! command -v apt-get >/dev/null; then
+		give_up "this is no Debian or Ubuntu. Install these yourself, or set DATABASE_URL and REDIS_URL to servers of yours:$why"
+	fi
+	if [ "$(id -u)" = 0 ]; then
+		# shellcheck disable=SC2086 # a list
+		sh "$0" --apt $missing
+	elif command -v sudo >/dev/null; then
+		# shellcheck disable=SC2086 # a list
+		sudo sh "$0" --apt $missing
+	else
+		give_up "neither root nor sudo. Let somebody run: apt-get install$missing"
+	fi || give_up "it could not be installed. By hand: apt-get install$missing"
+	case "$missing" in *postgresql*)
+		has_postgres || give_up "the system's own Postgres is too old. See apt.postgresql.org for Postgres $oldest_postgres or newer, or set DATABASE_URL" ;;
+	esac
+}
+
+give_up() {
+	echo "install.sh: $1" >&2
+	exit 1
+}
+
+# apt_install installs from the lists that are there, and fetches new ones when
+# those are missing or out of date.
+apt_install() {
+	export DEBIAN_FRONTEND=noninteractive
+	hold_services
+	apt-get install -y --no-install-recommends "$@" ||
+		{ apt-get update && apt-get install -y --no-install-recommends "$@"; }
+}
+
+# hold_services keeps Debian's packages from starting the two servers: ours are
+# private ones. policy-rc.d is what they ask, and the only thing that services
+# of systemd heed. A machine that has one knows what it wants. Ours goes when we
+# do; one that a SIGKILL left behind says no to nothing, since it asks if we are
+# still at it.
+hold_services() {
+	policy=/usr/sbin/policy-rc.d
+	[ ! -e "$policy" ] && [ ! -L "$policy" ] || return 0
+	trap 'rm -f "$policy"' EXIT
+	trap 'exit 1' HUP INT TERM
+	cat >"$policy" <<-POLICY
+		#!/bin/sh
+		# Made by an installation of Passbook's; may be deleted.
+		case "\$*" in *postgresql* | *redis*) ! kill -0 $$ 2>/dev/null || exit 101 ;; esac
+		exit 0
+	POLICY
+	chmod 755 "$policy"
+}
+
+main "$@"

@@ -1,0 +1,80 @@
+package local
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+)
+
+const oldestPostgres = 15
+
+// findPostgres is the folder of the binaries to use: the newest that the
+// machine has, or those that made the data, which no other version opens.
+func findPostgres(ctx context.Context, f *folder) (string, error) {
+	found := installedPostgres(ctx)
+	wanted, err := f.root.ReadFile("data/PG_VERSION")
+	if err == nil {
+		version, err := strconv.Atoi(strings.TrimSpace(string(wanted)))
+		if dir, ok := found[version]; err == nil && ok {
+			return dir, nil
+		}
+		return "", fmt.Errorf("the data in %s was made by Postgres %s, which is not installed", f.dataPath(), strings.TrimSpace(string(wanted)))
+	}
+	if !errors.Is(err, fs.ErrNotExist) {
+		return "", fmt.Errorf("read the data's version: %w", err)
+	}
+	newest := 0
+	for version := range found {
+		newest = max(newest, version)
+	}
+	if newest < oldestPostgres {
+		return "", fmt.Errorf("no Postgres %d or newer; install one: apt-get install postgresql", oldestPostgres)
+	}
+	return found[newest], nil
+}
+
+// installedPostgres is every version's folder of binaries: Debian's, which are
+// not in the PATH, and the PATH's.
+func installedPostgres(ctx context.Context) map[int]string {
+	dirs, _ := filepath.Glob("/usr/lib/postgresql/*/bin") // fails on a bad pattern only
+	if path, err := exec.LookPath("postgres"); err == nil {
+		dirs = append(dirs, filepath.Dir(path))
+	}
+	found := map[int]string{}
+	for _, dir := range dirs {
+		version, ok := postgresVersion(ctx, dir)
+		if _, known := found[version]; ok && !known {
+			found[version] = dir
+		}
+	}
+	return found
+}
+
+// postgresVersion is the major version of a folder that has all we start:
+// "postgres (PostgreSQL) 15.18 (Debian 15.18-0+deb12u1)" is 15.
+func postgresVersion(ctx context.Context, dir string) (int, bool) {
+	if _, err := exec.LookPath(filepath.Join(dir, "initdb")); err != nil {
+		return 0, false
+	}
+	out, err := exec.CommandContext(ctx, filepath.Join(dir, "postgres"), "--version").Output() //nolint:gosec // asks a binary of the PATH for its version
+	if err != nil {
+		return 0, false
+	}
+	_, after, _ := strings.Cut(string(out), ") ")
+	digits := after[:len(after)-len(strings.TrimLeft(after, "0123456789"))]
+	version, err := strconv.Atoi(digits)
+	return version, err == nil
+}
+
+func findRedis() (string, error) {
+	path, err := exec.LookPath("redis-server")
+	if err != nil {
+		return "", fmt.Errorf("no redis-server; install one: apt-get install redis-server (%w)", err)
+	}
+	return path, nil
+}

@@ -1,0 +1,76 @@
+package local
+
+import (
+	"context"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"os/user"
+	"strconv"
+	"syscall"
+)
+
+// owner is the user whom the servers run as when we are root; nil is
+// ourselves.
+type owner struct {
+	name     string
+	uid, gid uint32
+}
+
+// serviceUser is who owns what we make: ourselves, or, when we are root, the
+// first of the users that the servers' packages bring along. Postgres refuses
+// to run as root, and Redis has no need to.
+func serviceUser() (*owner, error) {
+	if os.Getuid() != 0 {
+		return nil, nil //nolint:nilnil // nil is ourselves
+	}
+	for _, name := range []string{"postgres", "redis", "nobody"} {
+		if u, err := user.Lookup(name); err == nil {
+			return newOwner(u)
+		}
+	}
+	return nil, fmt.Errorf("servers don't run as root, and there is none of the users postgres, redis, nobody")
+}
+
+func newOwner(u *user.User) (*owner, error) {
+	uid, err := strconv.ParseUint(u.Uid, 10, 32)
+	if err != nil {
+		return nil, fmt.Errorf("user %s: %w", u.Username, err)
+	}
+	gid, err := strconv.ParseUint(u.Gid, 10, 32)
+	if err != nil {
+		return nil, fmt.Errorf("user %s: %w", u.Username, err)
+	}
+	return &owner{name: u.Username, uid: uint32(uid), gid: uint32(gid)}, nil
+}
+
+// ownerOf is who owns a folder that is already there, when we are root: its
+// servers go on as that user, so a clone stays usable by whom it belongs to. A
+// folder of root's own goes to the service user.
+func ownerOf(info fs.FileInfo, service *owner) *owner {
+	stat, ok := info.Sys().(*syscall.Stat_t)
+	if service == nil || !ok || stat.Uid == 0 {
+		return service
+	}
+	return &owner{name: "number " + strconv.Itoa(int(stat.Uid)), uid: stat.Uid, gid: stat.Gid}
+}
+
+func (o *owner) credential() *syscall.Credential {
+	if o == nil {
+		return nil
+	}
+	return &syscall.Credential{Uid: o.uid, Gid: o.gid}
+}
+
+// reaches tells if the owner gets into dir. It tries, because modes alone don't
+// tell (access lists, mounts).
+func (o *owner) reaches(ctx context.Context, dir string) bool {
+	if o == nil {
+		return true
+	}
+	cd := exec.CommandContext(ctx, "/bin/sh", "-c", `cd -- "$1"`, "sh", dir) //nolint:gosec // the path is an argument, not script
+	cd.Dir = "/"
+	cd.SysProcAttr = &syscall.SysProcAttr{Credential: o.credential()}
+	return cd.Run() == nil
+}

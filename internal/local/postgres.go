@@ -1,0 +1,187 @@
+package local
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"maps"
+	"net"
+	"net/url"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+)
+
+const (
+	postgresUser = "passbook"
+	unfinished   = "data.unfinished-" // what an initdb is still at, or was when it was killed
+)
+
+// PostgresConfig says where a private Postgres keeps its data, and how well.
+type PostgresConfig struct {
+	// Dir is kept between runs. Empty is a temporary one, which goes with
+	// Remove, or with us.
+	Dir string
+	// Durable data survives a crash of the machine; without it only one of the
+	// server, and a commit waits for no disk.
+	Durable bool
+	// Settings go on top of ours.
+	Settings map[string]string
+	// Say may be nil.
+	Say Say
+}
+
+// Postgres is a private Postgres server.
+type Postgres struct {
+	instance
+	cfg      PostgresConfig
+	bin      string // the folder of its binaries
+	password string
+}
+
+// StartPostgres starts a private Postgres and returns when it answers. The
+// first start on a folder makes its data, which takes a second or two.
+func StartPostgres(ctx context.Context, cfg PostgresConfig) (*Postgres, error) {
+	f, err := openFolder(ctx, cfg.Dir, cfg.Say)
+	if err != nil {
+		return nil, fmt.Errorf("start postgres: %w", err)
+	}
+	pg := &Postgres{cfg: cfg}
+	pg.instance = instance{
+		name: "postgres", folder: f, pidFile: "data/postmaster.pid", say: cfg.Say,
+		stopSignal: syscall.SIGINT, // "fast": open transactions roll back, a checkpoint is written
+		killSignal: syscall.SIGQUIT,
+		prepare:    pg.prepare,
+		command:    pg.command,
+		ping:       pg.ping,
+	}
+	if err := pg.start(ctx); err != nil {
+		return nil, errors.Join(err, f.abandon())
+	}
+	return pg, nil
+}
+
+// URL is the server's own database, for its superuser.
+func (pg *Postgres) URL() string {
+	pg.mu.Lock()
+	defer pg.mu.Unlock()
+	return pg.url(pg.port)
+}
+
+func (pg *Postgres) url(port int) string {
+	u := url.URL{
+		Scheme:   "postgres",
+		User:     url.UserPassword(postgresUser, pg.password),
+		Host:     net.JoinHostPort("127.0.0.1", strconv.Itoa(port)),
+		Path:     "/postgres",
+		RawQuery: "sslmode=disable",
+	}
+	return u.String()
+}
+
+func (pg *Postgres) ping(ctx context.Context, port int) error {
+	conn, err := pgx.Connect(ctx, pg.url(port))
+	if err != nil {
+		var refused *pgconn.PgError
+		if errors.As(err, &refused) && refused.Code == "28P01" { // invalid_password
+			return fmt.Errorf("%w: %w", errRefused, err)
+		}
+		return err
+	}
+	return conn.Close(ctx)
+}
+
+func (pg *Postgres) command(port int) ([]string, error) {
+	settings := map[string]string{
+		"listen_addresses":        "127.0.0.1",
+		"unix_socket_directories": "",
+		"max_connections":         "200",
+		"shared_buffers":          "256MB",
+		"max_wal_size":            "2GB",
+		"jit":                     "off", // our statements end before it would pay
+		"timezone":                "UTC",
+		"synchronous_commit":      "on", // the promise behind a 202; what it waits for is fsync's
+	}
+	if !pg.cfg.Durable {
+		settings["fsync"] = "off"
+		settings["full_page_writes"] = "off"
+		settings["shared_buffers"] = "64MB"
+	}
+	maps.Copy(settings, pg.cfg.Settings)
+	command := []string{filepath.Join(pg.bin, "postgres"), "-D", pg.folder.dataPath(), "-p", strconv.Itoa(port)}
+	for _, name := range slices.Sorted(maps.Keys(settings)) {
+		command = append(command, "-c", name+"="+settings[name])
+	}
+	return command, nil
+}
+
+// prepare makes the data where there is none yet. initdb works beside data/,
+// and a rename makes its work count: one that was killed half-way leaves
+// nothing that the next start takes for a database.
+func (pg *Postgres) prepare(ctx context.Context) (err error) {
+	if pg.bin, err = findPostgres(ctx, pg.folder); err != nil {
+		return err
+	}
+	if pg.password, err = pg.folder.password(); err != nil {
+		return err
+	}
+	_, err = pg.folder.root.Stat("data")
+	if !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	pg.folder.clear(unfinished)
+	pg.say.f("Making a Postgres database in %s.", pg.folder.path)
+	next := unfinished + strconv.Itoa(os.Getpid())
+	if err := pg.initdb(ctx, filepath.Join(pg.folder.path, next)); err != nil {
+		return err
+	}
+	return pg.folder.root.Rename(next, "data")
+}
+
+func (pg *Postgres) initdb(ctx context.Context, dir string) error {
+	command := []string{
+		filepath.Join(pg.bin, "initdb"), "--pgdata=" + dir,
+		"--username=" + postgresUser, "--pwfile=" + filepath.Join(pg.folder.path, "password"),
+		"--auth=scram-sha-256", "--encoding=UTF8", "--locale=C.UTF-8", "--no-instructions",
+	}
+	if !pg.cfg.Durable {
+		command = append(command, "--no-sync")
+	}
+	log, err := pg.folder.openLog()
+	if err != nil {
+		return err
+	}
+	defer log.Close() //nolint:errcheck // initdb wrote to its own copy
+	p, err := pg.folder.start(ctx, log.File, syscall.SIGTERM, command)
+	if err != nil {
+		return err
+	}
+	select {
+	case <-p.done:
+	case <-ctx.Done():
+		return errors.Join(ctx.Err(), p.end(context.WithoutCancel(ctx), syscall.SIGTERM, syscall.SIGKILL))
+	}
+	if p.err != nil {
+		return &startError{cause: fmt.Errorf("initdb: %w", p.err), path: log.Name(), said: log.tail()}
+	}
+	return nil
+}
+
+// clear removes what stands in the folder under a name that begins so. What
+// doesn't go, because an initdb that is just being stopped still writes to it,
+// is left for the next start: it is in nobody's way.
+func (f *folder) clear(prefix string) {
+	entries, _ := fs.ReadDir(f.root.FS(), ".")
+	for _, entry := range entries {
+		if strings.HasPrefix(entry.Name(), prefix) {
+			_ = f.root.RemoveAll(entry.Name())
+		}
+	}
+}

@@ -1,0 +1,155 @@
+package local
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"maps"
+	"net"
+	"net/url"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+)
+
+// RedisConfig says where a private Redis keeps its data, and if it does.
+type RedisConfig struct {
+	// Dir is kept between runs. Empty is a temporary one, which goes with
+	// Remove, or with us.
+	Dir string
+	// Durable writes a log of every change, flushed each second; without it a
+	// restart comes back empty.
+	Durable bool
+	// Settings go on top of ours, written as in redis.conf.
+	Settings map[string]string
+	// Say may be nil.
+	Say Say
+}
+
+// Redis is a private Redis server.
+type Redis struct {
+	instance
+	cfg      RedisConfig
+	bin      string
+	password string
+}
+
+// StartRedis starts a private Redis and returns when it answers.
+func StartRedis(ctx context.Context, cfg RedisConfig) (*Redis, error) {
+	f, err := openFolder(ctx, cfg.Dir, cfg.Say)
+	if err != nil {
+		return nil, fmt.Errorf("start redis: %w", err)
+	}
+	r := &Redis{cfg: cfg}
+	r.instance = instance{
+		name: "redis", folder: f, pidFile: "data/redis.pid", say: cfg.Say,
+		stopSignal: syscall.SIGTERM,
+		killSignal: syscall.SIGKILL,
+		prepare:    r.prepare,
+		command:    r.command,
+		ping:       r.ping,
+	}
+	if err := r.start(ctx); err != nil {
+		return nil, errors.Join(err, f.abandon())
+	}
+	return r, nil
+}
+
+// URL is the server's database 0.
+func (r *Redis) URL() string {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	u := url.URL{
+		Scheme: "redis",
+		User:   url.UserPassword("", r.password),
+		Host:   net.JoinHostPort("127.0.0.1", strconv.Itoa(r.port)),
+		Path:   "/0",
+	}
+	return u.String()
+}
+
+// ping speaks to Redis by hand: a client would bring a pool along, whose
+// goroutines outlive a server that doesn't answer yet.
+func (r *Redis) ping(ctx context.Context, port int) error {
+	var d net.Dialer
+	conn, err := d.DialContext(ctx, "tcp4", net.JoinHostPort("127.0.0.1", strconv.Itoa(port)))
+	if err != nil {
+		return err
+	}
+	defer conn.Close() //nolint:errcheck // it has said what it had to
+	if deadline, ok := ctx.Deadline(); ok {
+		if err := conn.SetDeadline(deadline); err != nil {
+			return err
+		}
+	}
+	if _, err := fmt.Fprintf(conn, "AUTH %s\r\nPING\r\n", r.password); err != nil {
+		return err
+	}
+	return readPong(bufio.NewReader(conn))
+}
+
+// readPong reads the answers to AUTH and PING. While Redis still reads its data
+// the second one is -LOADING.
+func readPong(answers *bufio.Reader) error {
+	auth, err := answers.ReadString('\n')
+	if err != nil {
+		return err
+	}
+	if auth != "+OK\r\n" {
+		return fmt.Errorf("%w: %s", errRefused, strings.TrimSpace(auth))
+	}
+	pong, err := answers.ReadString('\n')
+	if err != nil {
+		return err
+	}
+	if pong != "+PONG\r\n" {
+		return errors.New(strings.TrimSpace(pong))
+	}
+	return nil
+}
+
+func (r *Redis) prepare(context.Context) (err error) {
+	if r.bin, err = findRedis(); err != nil {
+		return err
+	}
+	if r.password, err = r.folder.password(); err != nil {
+		return err
+	}
+	err = r.folder.root.Mkdir("data", 0o700)
+	if err != nil && !errors.Is(err, fs.ErrExist) {
+		return fmt.Errorf("make redis's data folder: %w", err)
+	}
+	return r.folder.give("data")
+}
+
+// command writes the settings to a file, because a command line, which every
+// user of the machine can read, is no place for the password.
+func (r *Redis) command(port int) ([]string, error) {
+	settings := map[string]string{
+		"bind":        "127.0.0.1",
+		"port":        strconv.Itoa(port),
+		"dir":         strconv.Quote(r.folder.dataPath()),
+		"pidfile":     strconv.Quote(filepath.Join(r.folder.dataPath(), "redis.pid")),
+		"requirepass": strconv.Quote(r.password),
+		"daemonize":   "no",
+		"save":        `""`,
+		"appendonly":  "no",
+	}
+	if r.cfg.Durable {
+		settings["appendonly"] = "yes"
+		settings["appendfsync"] = "everysec"
+	}
+	maps.Copy(settings, r.cfg.Settings)
+	var conf strings.Builder
+	for _, name := range slices.Sorted(maps.Keys(settings)) {
+		fmt.Fprintf(&conf, "%s %s\n", name, settings[name])
+	}
+	if err := r.folder.write("redis.conf", conf.String()); err != nil {
+		return nil, err
+	}
+	return []string{r.bin, filepath.Join(r.folder.path, "redis.conf")}, nil
+}
