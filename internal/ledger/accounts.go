@@ -1,0 +1,184 @@
+package ledger
+
+import (
+	"bytes"
+	"context"
+	"crypto/rand"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"math/big"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/passbook/passbook/internal/postgres"
+)
+
+// maxNumberTries bounds how often a made number may meet a taken one.
+const maxNumberTries = 5
+
+// Opening asks for an account.
+type Opening struct {
+	UserID         uuid.UUID
+	Number         string // made by Open where empty
+	Currency       string // ISO 4217
+	InitialDeposit int64  // minor units; 0 for none
+	Key            string // Idempotency-Key; empty for none
+}
+
+// Accounts opens accounts and reads them.
+type Accounts struct {
+	pool *pgxpool.Pool
+}
+
+// NewAccounts keeps accounts in the database behind pool.
+func NewAccounts(pool *pgxpool.Pool) *Accounts {
+	return &Accounts{pool: pool}
+}
+
+// Open opens an account; an initial deposit becomes its transaction 1 in the
+// same database transaction. The same opening with the same key answers with
+// the account that the key opened, and replayed. ErrKeyReused where the key was
+// used for anything else, ErrNumberTaken where the number is another's.
+//
+// A crash before the commit leaves nothing, one after it leaves the account: a
+// client that has seen no answer sends the same key again.
+func (a *Accounts) Open(ctx context.Context, opening Opening) (account Account, replayed bool, err error) {
+	for range maxNumberTries {
+		number := opening.Number
+		if number == "" {
+			number = makeNumber()
+		}
+		err = postgres.InTx(ctx, a.pool, func(tx pgx.Tx) error {
+			account, replayed, err = open(ctx, tx, opening, number)
+			return err
+		})
+		if opening.Number != "" || !errors.Is(err, ErrNumberTaken) {
+			break
+		}
+	}
+	if err != nil {
+		return Account{}, false, fmt.Errorf("open account: %w", err)
+	}
+	return account, replayed, nil
+}
+
+func open(ctx context.Context, tx pgx.Tx, opening Opening, number string) (Account, bool, error) {
+	account, err := insertAccount(ctx, tx, opening, number)
+	switch {
+	case errors.Is(err, pgx.ErrNoRows): // the insert met a key or a number that is there
+		return openedBefore(ctx, tx, opening)
+	case err != nil:
+		return Account{}, false, err
+	case opening.InitialDeposit == 0:
+		return account, false, nil
+	}
+	account, err = depositInitial(ctx, tx, account, opening.InitialDeposit)
+	return account, false, err
+}
+
+const accountColumns = `accounts.id, number, currency, balance, last_seq, accounts.created_at`
+
+// insertAccount answers pgx.ErrNoRows where the number or the key is taken, by
+// an account or, for the key, by a job.
+func insertAccount(ctx context.Context, tx pgx.Tx, opening Opening, number string) (Account, error) {
+	const sql = `
+		INSERT INTO accounts (user_id, number, currency, open_key, open_request, last_at, created_at)
+		SELECT $1, $2, $3, nullif($4, ''), $5, now(), now()
+		WHERE NOT EXISTS (SELECT FROM jobs WHERE user_id = $1 AND idempotency_key = $4)
+		ON CONFLICT DO NOTHING
+		RETURNING ` + accountColumns
+	var request []byte
+	if opening.Key != "" {
+		request = opening.fingerprint()
+	}
+	return queryAccount(ctx, tx, sql, opening.UserID, number, opening.Currency, opening.Key, request)
+}
+
+// openedBefore tells why insertAccount inserted nothing. Its statement sees
+// what the insert waited for.
+func openedBefore(ctx context.Context, tx pgx.Tx, opening Opening) (Account, bool, error) {
+	const keySQL = `
+		SELECT open_request FROM accounts WHERE user_id = $1 AND open_key = $2
+		UNION ALL
+		SELECT ''::bytea FROM jobs WHERE user_id = $1 AND idempotency_key = $2`
+	var request []byte
+	err := tx.QueryRow(ctx, keySQL, opening.UserID, opening.Key).Scan(&request)
+	switch {
+	case errors.Is(err, pgx.ErrNoRows):
+		return Account{}, false, ErrNumberTaken
+	case err != nil:
+		return Account{}, false, fmt.Errorf("read opening key: %w", err)
+	case !bytes.Equal(request, opening.fingerprint()):
+		return Account{}, false, ErrKeyReused
+	}
+	const sql = `SELECT ` + accountColumns + ` FROM accounts WHERE user_id = $1 AND open_key = $2`
+	account, err := queryAccount(ctx, tx, sql, opening.UserID, opening.Key)
+	return account, true, err
+}
+
+func depositInitial(ctx context.Context, tx pgx.Tx, account Account, amount int64) (Account, error) {
+	const sql = `
+		WITH moved AS (
+			UPDATE accounts SET balance = $2, last_seq = 1, last_at = last_at + interval '1 microsecond'
+			WHERE id = $1
+			RETURNING ` + accountColumns + `, last_at
+		), posted AS (
+			INSERT INTO transactions (account_id, seq, type, amount, balance_after, created_at)
+			SELECT id, last_seq, 'deposit', $2, balance, last_at FROM moved
+		)
+		SELECT id, number, currency, balance, last_seq, created_at FROM moved`
+	return queryAccount(ctx, tx, sql, account.ID, amount)
+}
+
+// Account reads the caller's account; ErrAccountNotFound for one that is not
+// there or another's.
+func (a *Accounts) Account(ctx context.Context, userID uuid.UUID, number string) (Account, error) {
+	const sql = `SELECT ` + accountColumns + ` FROM accounts WHERE number = $2 AND user_id = $1`
+	account, err := queryAccount(ctx, a.pool, sql, userID, number)
+	if errors.Is(err, pgx.ErrNoRows) {
+		return Account{}, ErrAccountNotFound
+	}
+	if err != nil {
+		return Account{}, fmt.Errorf("read account: %w", err)
+	}
+	return account, nil
+}
+
+// List reads up to limit of the caller's accounts, in the order in which they
+// were opened, after the one with the id after.
+func (a *Accounts) List(ctx context.Context, userID uuid.UUID, after int64, limit int) ([]Account, error) {
+	const sql = `SELECT ` + accountColumns + ` FROM accounts WHERE user_id = $1 AND id > $2 ORDER BY id LIMIT $3`
+	rows, _ := a.pool.Query(ctx, sql, userID, after, limit) // CollectRows returns its error
+	accounts, err := pgx.CollectRows(rows, pgx.RowToStructByPos[Account])
+	if err != nil {
+		return nil, fmt.Errorf("list accounts: %w", err)
+	}
+	return accounts, nil
+}
+
+type querier interface {
+	Query(ctx context.Context, sql string, args ...any) (pgx.Rows, error)
+}
+
+func queryAccount(ctx context.Context, q querier, sql string, args ...any) (Account, error) {
+	rows, _ := q.Query(ctx, sql, args...) // CollectExactlyOneRow returns its error
+	return pgx.CollectExactlyOneRow(rows, pgx.RowToStructByPos[Account])
+}
+
+// fingerprint holds everything that was asked: the same key may only come back
+// with the same.
+func (o Opening) fingerprint() []byte {
+	sum := sha256.Sum256(fmt.Appendf(nil, "%q %q %d", o.Number, o.Currency, o.InitialDeposit))
+	return sum[:]
+}
+
+// makeNumber makes sixteen random digits, the first not zero. They come from
+// the system's random source, so that numbers can't be guessed from one another.
+func makeNumber() string {
+	const lowest, span = 1_000_000_000_000_000, 9_000_000_000_000_000
+	n, _ := rand.Int(rand.Reader, big.NewInt(span)) // never fails since Go 1.24
+	return fmt.Sprint(lowest + n.Int64())
+}

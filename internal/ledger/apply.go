@@ -1,0 +1,289 @@
+package ledger
+
+import (
+	"cmp"
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgtype"
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/passbook/passbook/internal/postgres"
+)
+
+// MaxAttempts is how often a job is tried that Postgres refuses for a reason
+// of the job's own, before it ends failed and its account goes on.
+const MaxAttempts = 5
+
+// ErrRefused wraps the error of a job that Postgres refused for a reason of the
+// job's own; the attempt is counted.
+var ErrRefused = errors.New("job refused")
+
+// Applied is one job that Apply finished.
+type Applied struct {
+	JobID      uuid.UUID
+	Type       EntryType
+	Outcome    Outcome
+	CreatedAt  time.Time // when the job was accepted
+	FinishedAt time.Time
+}
+
+// Applier applies jobs.
+type Applier struct {
+	pool *pgxpool.Pool
+}
+
+// NewApplier applies the jobs in the database behind pool.
+func NewApplier(pool *pgxpool.Pool) *Applier {
+	return &Applier{pool: pool}
+}
+
+// lockSQL holds every other apply of the account off until the transaction ends.
+// It is a statement of its own: under READ COMMITTED the next one has a new
+// snapshot, taken when the lock is held, so it sees all that was applied before.
+// NO KEY: nothing that only refers to the account has to wait.
+//
+// $1 the ticket's job.
+const lockSQL = `
+	SELECT FROM accounts WHERE id = (SELECT account_id FROM jobs WHERE id = $1) FOR NO KEY UPDATE`
+
+// headSQL finds the account's oldest queued job, if that is the ticket's or an
+// older one. The account and the position are looked up first, as scalars, so
+// that the rest is one step into jobs_queued: a join would read and sort the
+// whole queue.
+//
+// $1 the ticket's job.
+const headSQL = `
+		SELECT * FROM jobs
+		WHERE account_id = (SELECT account_id FROM jobs WHERE id = $1)
+			AND status = 'queued'
+			AND position <= (SELECT position FROM jobs WHERE id = $1)
+		ORDER BY position
+		LIMIT 1`
+
+// applySQL applies the account's oldest queued job, if that is the ticket's or
+// an older one: it decides, moves the balance, writes the history and finishes
+// the job, in one statement. All times come from Postgres's clock; created_at
+// never goes back within an account, even where that clock does.
+//
+// $1 the ticket's job, $2 MaxAmount. One row, the job that was finished; none
+// where no job up to the ticket's is queued.
+const applySQL = `
+	WITH head AS (` + headSQL + `
+	), sums AS (
+		SELECT head.id, head.account_id, head.type, head.amount, head.description,
+			account.last_seq + 1 AS seq,
+			account.balance + CASE head.type WHEN 'deposit' THEN head.amount::bigint ELSE -head.amount::bigint END AS after,
+			greatest(clock_timestamp(), head.created_at, account.last_at + interval '1 microsecond') AS at
+		FROM head JOIN accounts account ON account.id = head.account_id
+	), verdict AS (
+		SELECT *, CASE WHEN after < 0 THEN 'insufficient_funds' WHEN after > $2 THEN 'balance_limit_exceeded' END AS failure
+		FROM sums
+	), moved AS (
+		UPDATE accounts SET balance = after, last_seq = seq, last_at = at
+		FROM verdict WHERE accounts.id = account_id AND failure IS NULL
+	), posted AS (
+		INSERT INTO transactions (account_id, seq, type, amount, balance_after, description, job_id, created_at)
+		SELECT account_id, seq, type, amount, after, description, id, at
+		FROM verdict WHERE failure IS NULL
+	)
+	UPDATE jobs SET
+		status = (CASE WHEN verdict.failure IS NULL THEN 'succeeded' ELSE 'rejected' END)::job_status,
+		failure = verdict.failure,
+		seq = CASE WHEN verdict.failure IS NULL THEN verdict.seq END,
+		balance_after = CASE WHEN verdict.failure IS NULL THEN after END,
+		finished_at = at
+	FROM verdict WHERE jobs.id = verdict.id
+	RETURNING jobs.id, jobs.type, jobs.status, jobs.created_at, jobs.finished_at`
+
+// Apply applies the queued jobs of the ticket's account in order of position,
+// up to the ticket's own job and at most limit of them, each in a transaction of
+// its own. It answers with those that it finished, and with more where the
+// ticket's job is not among them and may still be queued.
+//
+// A kill before a job's commit leaves it queued, one after it leaves it
+// finished; nothing lies between, and a job that is not queued is not taken
+// again. An error may come with jobs that were finished before it. ErrRefused
+// means that the first job in line is at fault (and counted, so that it ends
+// failed at last); ErrJobNotFound, that the ticket names no job; any other error
+// is Postgres's trouble and counts for nobody.
+func (a *Applier) Apply(ctx context.Context, ticket uuid.UUID, limit int) (applied []Applied, more bool, err error) {
+	// Most tickets find just their own job in line: one transaction, one round
+	// trip. Only when an older job was first do several share the next.
+	for n := 1; ; n = min(limit-len(applied), maxBatch) {
+		batch, err := a.applyBatch(ctx, ticket, n)
+		if postgres.IsDataFault(err) {
+			var tried []Applied
+			tried, err = a.tryHead(ctx, ticket)
+			batch = append(batch, tried...)
+		}
+		applied = append(applied, batch...)
+		switch {
+		case err != nil:
+			return applied, true, err
+		case len(applied) == 0:
+			return nil, false, a.checkExists(ctx, ticket)
+		case len(batch) == 0 || batch[len(batch)-1].JobID == ticket:
+			return applied, false, nil
+		case len(applied) >= limit:
+			return applied, true, nil
+		}
+	}
+}
+
+// maxBatch bounds how many transactions share a round trip.
+const maxBatch = 64
+
+// applyBatch sends n transactions in one flush: a Sync ends each, so that each
+// commits or fails by itself, in order.
+func (a *Applier) applyBatch(ctx context.Context, ticket uuid.UUID, n int) (applied []Applied, err error) {
+	err = a.pool.AcquireFunc(ctx, func(conn *pgxpool.Conn) error {
+		lock, err := conn.Conn().Prepare(ctx, "apply_lock", lockSQL) // asks the server once a connection
+		if err != nil {
+			return err
+		}
+		apply, err := conn.Conn().Prepare(ctx, "apply", applySQL)
+		if err != nil {
+			return err
+		}
+		pipeline := conn.Conn().PgConn().StartPipeline(ctx)
+		for range n {
+			pipeline.SendQueryStatement(lock, [][]byte{ticket[:]}, inBinary, nil)
+			pipeline.SendQueryStatement(apply, [][]byte{ticket[:], maxAmount}, inBinary, appliedFormats)
+			pipeline.SendPipelineSync()
+		}
+		err = pipeline.Flush()
+		if err == nil {
+			applied, err = readApplied(conn.Conn().TypeMap(), pipeline)
+		}
+		return errors.Join(err, pipeline.Close())
+	})
+	if err != nil {
+		return applied, fmt.Errorf("apply job %s: %w", ticket, err)
+	}
+	return applied, nil
+}
+
+// How parameters and results go over the wire: enums as text, the rest binary.
+var (
+	inBinary       = []int16{1}
+	appliedFormats = []int16{1, 0, 0, 1, 1}
+	maxAmount      = binary.BigEndian.AppendUint64(nil, uint64(MaxAmount))
+)
+
+// readApplied reads what applyBatch asked for. A row counts only once its Sync
+// is answered: that is when Postgres says that the transaction is committed.
+func readApplied(types *pgtype.Map, pipeline *pgconn.Pipeline) (applied []Applied, err error) {
+	var uncommitted []Applied
+	for {
+		results, resultErr := pipeline.GetResults()
+		switch r := results.(type) {
+		case *pgconn.ResultReader:
+			if len(r.FieldDescriptions()) == 0 { // the lock's
+				continue
+			}
+			uncommitted, resultErr = pgx.CollectRows(pgx.RowsFromResultReader(types, r), pgx.RowToStructByPos[Applied])
+		case *pgconn.PipelineSync:
+			applied, uncommitted = append(applied, uncommitted...), nil
+		}
+		switch {
+		case resultErr != nil:
+			uncommitted = nil
+			err = cmp.Or(err, resultErr)
+			if _, refused := errors.AsType[*pgconn.PgError](resultErr); !refused {
+				return applied, err // no connection, no more results
+			}
+		case results == nil:
+			return applied, err
+		}
+	}
+}
+
+// tryHead applies the account's oldest queued job once more, to learn which job
+// it is that Postgres refuses, and counts the attempt. With MaxAttempts the job
+// ends failed, and is answered. The lock is held throughout, so that the attempt
+// is the job's that was tried.
+func (a *Applier) tryHead(ctx context.Context, ticket uuid.UUID) (tried []Applied, err error) {
+	var refusal error
+	err = postgres.InTx(ctx, a.pool, func(tx pgx.Tx) error {
+		if _, err := tx.Exec(ctx, lockSQL, ticket); err != nil {
+			return err
+		}
+		refusal = pgx.BeginFunc(ctx, tx, func(savepoint pgx.Tx) (err error) {
+			tried, err = queryApplied(ctx, savepoint, applySQL, ticket, MaxAmount)
+			return err
+		})
+		if !postgres.IsDataFault(refusal) {
+			return refusal
+		}
+		tried, err = queryApplied(ctx, tx, countSQL, ticket, MaxAttempts)
+		return err
+	})
+	switch {
+	case err != nil:
+		return nil, fmt.Errorf("count attempt for job %s: %w", ticket, err)
+	case refusal != nil && len(tried) == 0:
+		return nil, fmt.Errorf("apply job %s: %w: %w", ticket, ErrRefused, refusal)
+	}
+	return tried, nil
+}
+
+// countSQL counts an attempt of the account's oldest queued job, and ends it
+// failed with the last one. Money does not move.
+//
+// $1 the ticket's job, $2 MaxAttempts. One row where the job failed, else none.
+const countSQL = `
+	WITH head AS (` + headSQL + `
+	), counted AS (
+		UPDATE jobs job SET
+			attempts = job.attempts + 1,
+			status = CASE WHEN job.attempts + 1 < $2 THEN job.status ELSE 'failed' END,
+			failure = CASE WHEN job.attempts + 1 < $2 THEN job.failure ELSE 'internal_error' END,
+			finished_at = CASE WHEN job.attempts + 1 < $2 THEN job.finished_at ELSE greatest(clock_timestamp(), job.created_at) END
+		FROM head WHERE job.id = head.id
+		RETURNING job.id, job.type, job.status, job.created_at, job.finished_at
+	)
+	SELECT * FROM counted WHERE status = 'failed'`
+
+func queryApplied(ctx context.Context, tx pgx.Tx, sql string, args ...any) ([]Applied, error) {
+	rows, _ := tx.Query(ctx, sql, args...) // CollectRows returns its error
+	return pgx.CollectRows(rows, pgx.RowToStructByPos[Applied])
+}
+
+func (a *Applier) checkExists(ctx context.Context, id uuid.UUID) error {
+	const sql = `SELECT FROM jobs WHERE id = $1`
+	err := a.pool.QueryRow(ctx, sql, id).Scan()
+	if errors.Is(err, pgx.ErrNoRows) {
+		return fmt.Errorf("apply job %s: %w", id, ErrJobNotFound)
+	}
+	return err
+}
+
+// ErrNotFailed is returned for a replay of jobs that are not all failed ones.
+var ErrNotFailed = errors.New("not a failed job")
+
+// Replay puts failed jobs back in line, at the place they had: an operator's
+// decision, once the reason is mended. All of them, or none and ErrNotFailed.
+func (a *Applier) Replay(ctx context.Context, ids []uuid.UUID) error {
+	const sql = `
+		UPDATE jobs SET status = 'queued', failure = NULL, finished_at = NULL, attempts = 0
+		WHERE id = $1 AND status = 'failed'`
+	return postgres.InTx(ctx, a.pool, func(tx pgx.Tx) error {
+		for _, id := range ids {
+			tag, err := tx.Exec(ctx, sql, id)
+			if err == nil && tag.RowsAffected() == 0 {
+				err = ErrNotFailed
+			}
+			if err != nil {
+				return fmt.Errorf("replay job %s: %w", id, err)
+			}
+		}
+		return nil
+	})
+}

@@ -1,0 +1,341 @@
+package ledger_test
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+	"testing"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5/pgxpool"
+	"golang.org/x/sync/errgroup"
+	"pgregory.net/rapid"
+
+	"github.com/passbook/passbook/internal/ledger"
+	"github.com/passbook/passbook/internal/ledger/ledgertest"
+	"github.com/passbook/passbook/internal/testenv"
+)
+
+// finished is what a test reads of a job.
+type finished struct {
+	Status       string
+	Seq          *int64
+	BalanceAfter *int64
+	Failure      *string
+	Attempts     int
+}
+
+func readJob(t testing.TB, pool *pgxpool.Pool, id uuid.UUID) (f finished) {
+	t.Helper()
+	err := pool.QueryRow(t.Context(), `SELECT status, seq, balance_after, failure, attempts FROM jobs WHERE id = $1`, id).
+		Scan(&f.Status, &f.Seq, &f.BalanceAfter, &f.Failure, &f.Attempts)
+	if err != nil {
+		t.Fatalf("read job %s: %v", id, err)
+	}
+	return f
+}
+
+func value[T any](p *T) string {
+	if p == nil {
+		return "-"
+	}
+	return fmt.Sprint(*p)
+}
+
+func (f finished) String() string {
+	return fmt.Sprintf("%s seq %s balance %s failure %s", f.Status, value(f.Seq), value(f.BalanceAfter), value(f.Failure))
+}
+
+func apply(t testing.TB, pool *pgxpool.Pool, ticket uuid.UUID) []ledger.Applied {
+	t.Helper()
+	applied, more, err := ledger.NewApplier(pool).Apply(t.Context(), ticket, 1000)
+	if err != nil {
+		t.Fatalf("apply %s: %v", ticket, err)
+	}
+	if more {
+		t.Fatalf("apply %s: more, though the limit was not reached", ticket)
+	}
+	return applied
+}
+
+func TestApply(t *testing.T) {
+	t.Parallel()
+	pool := testenv.Pool(t)
+	user := ledgertest.User(t, pool)
+	tests := []struct {
+		name    string
+		balance int64
+		entry   ledger.EntryType
+		amount  int64
+		want    string
+	}{
+		{"Deposit", 0, ledger.Deposit, 100, "succeeded seq 1 balance 100 failure -"},
+		{"WithdrawalToZero", 100, ledger.Withdrawal, 100, "succeeded seq 2 balance 0 failure -"},
+		{"InsufficientFunds", 99, ledger.Withdrawal, 100, "rejected seq - balance - failure insufficient_funds"},
+		{"DepositToTheLimit", 1, ledger.Deposit, ledger.MaxAmount - 1, "succeeded seq 2 balance 9007199254740991 failure -"},
+		{"BalanceLimitExceeded", 1, ledger.Deposit, ledger.MaxAmount, "rejected seq - balance - failure balance_limit_exceeded"},
+		{"FromTheLimitDown", ledger.MaxAmount, ledger.Withdrawal, ledger.MaxAmount, "succeeded seq 2 balance 0 failure -"},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			account := ledgertest.Account(t, pool, user, test.balance)
+			id := ledgertest.Job(t, pool, account, test.entry, test.amount)
+			applied := apply(t, pool, id)
+			if len(applied) != 1 || applied[0].JobID != id || applied[0].Type != test.entry {
+				t.Errorf("applied %+v, want the one job", applied)
+			}
+			if got := readJob(t, pool, id); got.String() != test.want {
+				t.Errorf("job is %s, want %s", got, test.want)
+			}
+			if again := apply(t, pool, id); len(again) != 0 {
+				t.Errorf("a second ticket applied %+v", again)
+			}
+		})
+	}
+	ledgertest.Check(t, pool)
+}
+
+func TestApplyUnknownJob(t *testing.T) {
+	t.Parallel()
+	pool := testenv.Pool(t)
+	_, _, err := ledger.NewApplier(pool).Apply(t.Context(), uuid.New(), 1)
+	if !errors.Is(err, ledger.ErrJobNotFound) {
+		t.Errorf("got %v, want ErrJobNotFound", err)
+	}
+}
+
+// A ticket applies everything before its job, in order, and nothing after it.
+func TestApplyInOrderUpToTheTicket(t *testing.T) {
+	t.Parallel()
+	pool := testenv.Pool(t)
+	account := ledgertest.Account(t, pool, ledgertest.User(t, pool), 0)
+	var ids []uuid.UUID
+	for i := range 200 {
+		ids = append(ids, ledgertest.Job(t, pool, account, ledger.Deposit, int64(i+1)))
+	}
+	applied, more, err := ledger.NewApplier(pool).Apply(t.Context(), ids[149], 100)
+	if err != nil || !more {
+		t.Fatalf("first turn: more %t, error %v; want more", more, err)
+	}
+	rest, more, err := ledger.NewApplier(pool).Apply(t.Context(), ids[149], 100)
+	if err != nil || more {
+		t.Fatalf("second turn: more %t, error %v; want no more", more, err)
+	}
+	var order []uuid.UUID
+	for _, job := range append(applied, rest...) {
+		order = append(order, job.JobID)
+	}
+	if !slices.Equal(order, ids[:150]) {
+		t.Errorf("applied %d jobs in another order than accepted", len(order))
+	}
+	if got := readJob(t, pool, ids[150]); got.Status != "queued" {
+		t.Errorf("the job after the ticket's is %s, want queued", got)
+	}
+	if found := ledgertest.Check(t, pool); found.Transactions != 150 {
+		t.Errorf("%d transactions, want 150", found.Transactions)
+	}
+}
+
+// Many workers with many tickets, doubled and in any order, apply each job
+// once, in the order of position.
+func TestApplyConcurrently(t *testing.T) {
+	t.Parallel()
+	pool := testenv.Pool(t)
+	user := ledgertest.User(t, pool)
+	const accounts, jobs = 3, 120
+	var (
+		ids   [accounts][]uuid.UUID
+		mu    sync.Mutex // guards count
+		count = map[uuid.UUID]int{}
+	)
+	var group errgroup.Group
+	for a := range accounts {
+		account := ledgertest.Account(t, pool, user, 50)
+		for i := range jobs {
+			entry := ledger.Deposit
+			if i%3 != 0 {
+				entry = ledger.Withdrawal
+			}
+			ids[a] = append(ids[a], ledgertest.Job(t, pool, account, entry, int64(7+i%11)))
+		}
+	}
+	for worker := range 8 {
+		group.Go(func() error {
+			for i := range jobs * accounts {
+				// Each worker walks through the tickets in another order.
+				n := (i*(2*worker+7) + worker) % (jobs * accounts)
+				applied, _, err := ledger.NewApplier(pool).Apply(t.Context(), ids[n%accounts][n/accounts], 10)
+				if err != nil {
+					return err
+				}
+				mu.Lock()
+				for _, job := range applied {
+					count[job.JobID]++
+				}
+				mu.Unlock()
+			}
+			return nil
+		})
+	}
+	if err := group.Wait(); err != nil {
+		t.Fatal(err)
+	}
+	for a := range accounts {
+		balance, seq := int64(50), int64(1)
+		for i, id := range ids[a] {
+			if count[id] != 1 {
+				t.Errorf("job %s was applied %d times", id, count[id])
+			}
+			want := model(&balance, &seq, i%3 == 0, int64(7+i%11))
+			if got := readJob(t, pool, id); got.String() != want {
+				t.Errorf("job %d of account %d is %s, a single thread makes it %s", i, a, got, want)
+			}
+		}
+	}
+	ledgertest.Check(t, pool)
+}
+
+// model is the bank with a single thread.
+func model(balance, seq *int64, deposit bool, amount int64) string {
+	switch {
+	case !deposit && *balance < amount:
+		return "rejected seq - balance - failure insufficient_funds"
+	case deposit && *balance > ledger.MaxAmount-amount:
+		return "rejected seq - balance - failure balance_limit_exceeded"
+	case deposit:
+		*balance += amount
+	default:
+		*balance -= amount
+	}
+	*seq++
+	return fmt.Sprintf("succeeded seq %d balance %d failure -", *seq, *balance)
+}
+
+// Any sequence of jobs ends as the model says, with the largest amounts too.
+func TestApplyAsTheModel(t *testing.T) {
+	t.Parallel()
+	pool := testenv.Pool(t)
+	user := ledgertest.User(t, pool)
+	rapid.Check(t, func(rt *rapid.T) {
+		initial := rapid.Int64Range(1, 1000).Draw(rt, "initial")
+		account := ledgertest.Account(t, pool, user, initial)
+		balance, seq := initial, int64(1)
+		amounts := rapid.OneOf(rapid.Int64Range(1, 2000), rapid.Int64Range(ledger.MaxAmount-2000, ledger.MaxAmount))
+		var ids []uuid.UUID
+		var want []string
+		for range rapid.IntRange(1, 20).Draw(rt, "jobs") {
+			deposit := rapid.Bool().Draw(rt, "deposit")
+			amount := amounts.Draw(rt, "amount")
+			entry := ledger.Withdrawal
+			if deposit {
+				entry = ledger.Deposit
+			}
+			ids = append(ids, ledgertest.Job(t, pool, account, entry, amount))
+			want = append(want, model(&balance, &seq, deposit, amount))
+		}
+		ticket := rapid.SampledFrom(ids).Draw(rt, "ticket")
+		apply(t, pool, ticket)
+		apply(t, pool, ids[len(ids)-1])
+		for i, id := range ids {
+			if got := readJob(t, pool, id); got.String() != want[i] {
+				rt.Fatalf("job %d is %s, the model says %s", i, got, want[i])
+			}
+		}
+	})
+	ledgertest.Check(t, pool)
+}
+
+// A job that Postgres refuses for a reason of its own ends failed after
+// MaxAttempts, and its account goes on.
+func TestApplyRefusedJob(t *testing.T) {
+	t.Parallel()
+	pool := testenv.Pool(t)
+	account := ledgertest.Account(t, pool, ledgertest.User(t, pool), 1000)
+	ledgertest.Exec(t, pool, `ALTER TABLE transactions ADD CONSTRAINT unlucky CHECK (amount <> 13)`)
+	before := ledgertest.Job(t, pool, account, ledger.Deposit, 1)
+	unlucky := ledgertest.Job(t, pool, account, ledger.Withdrawal, 13)
+	after := ledgertest.Job(t, pool, account, ledger.Withdrawal, 2)
+	applier := ledger.NewApplier(pool)
+	for attempt := 1; attempt < ledger.MaxAttempts; attempt++ {
+		_, more, err := applier.Apply(t.Context(), after, 64)
+		if !errors.Is(err, ledger.ErrRefused) || !more {
+			t.Fatalf("attempt %d: more %t, error %v; want ErrRefused", attempt, more, err)
+		}
+		if got := readJob(t, pool, unlucky); got.Status != "queued" || got.Attempts != attempt {
+			t.Fatalf("attempt %d: job is %s after %d attempts", attempt, got, got.Attempts)
+		}
+		if got := readJob(t, pool, after); got.Status != "queued" {
+			t.Fatalf("attempt %d: the job behind is %s, out of order", attempt, got)
+		}
+	}
+	applied := apply(t, pool, after)
+	if len(applied) != 2 || applied[0].Outcome != ledger.Failed || applied[1].Outcome != ledger.Succeeded {
+		t.Errorf("last attempt applied %+v, want a failure and a success", applied)
+	}
+	for id, want := range map[uuid.UUID]string{
+		before:  "succeeded seq 2 balance 1001 failure -",
+		unlucky: "failed seq - balance - failure internal_error",
+		after:   "succeeded seq 3 balance 999 failure -",
+	} {
+		if got := readJob(t, pool, id); got.String() != want {
+			t.Errorf("job is %s, want %s", got, want)
+		}
+	}
+	ledgertest.Check(t, pool)
+
+	t.Run("Replay", func(t *testing.T) {
+		ledgertest.Exec(t, pool, `ALTER TABLE transactions DROP CONSTRAINT unlucky`)
+		if err := applier.Replay(t.Context(), []uuid.UUID{unlucky, before}); !errors.Is(err, ledger.ErrNotFailed) {
+			t.Fatalf("replay of a succeeded job: %v, want ErrNotFailed", err)
+		}
+		if got := readJob(t, pool, unlucky); got.Status != "failed" {
+			t.Fatalf("half a replay was done: %s", got)
+		}
+		if err := applier.Replay(t.Context(), []uuid.UUID{unlucky}); err != nil {
+			t.Fatal(err)
+		}
+		apply(t, pool, unlucky)
+		if got, want := readJob(t, pool, unlucky).String(), "succeeded seq 4 balance 986 failure -"; got != want {
+			t.Errorf("replayed job is %s, want %s", got, want)
+		}
+		ledgertest.Check(t, pool)
+	})
+}
+
+// Trouble of Postgres's own spends no attempt: here a lock that is not granted
+// in time.
+func TestApplySpendsNoAttemptOnPostgresTrouble(t *testing.T) {
+	t.Parallel()
+	pool := testenv.Pool(t)
+	account := ledgertest.Account(t, pool, ledgertest.User(t, pool), 1000)
+	id := ledgertest.Job(t, pool, account, ledger.Deposit, 1)
+	config := pool.Config()
+	config.ConnConfig.RuntimeParams["lock_timeout"] = "50"
+	impatient, err := pgxpool.NewWithConfig(t.Context(), config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer impatient.Close()
+	holder, err := pool.Begin(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer holder.Rollback(t.Context()) //nolint:errcheck // it is over by then
+	if _, err := holder.Exec(t.Context(), `SELECT FROM accounts FOR UPDATE`); err != nil {
+		t.Fatal(err)
+	}
+	for range ledger.MaxAttempts + 1 {
+		if _, _, err := ledger.NewApplier(impatient).Apply(t.Context(), id, 64); err == nil || errors.Is(err, ledger.ErrRefused) {
+			t.Fatalf("under another's lock: %v, want Postgres's own error", err)
+		}
+	}
+	if err := holder.Rollback(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if got := readJob(t, pool, id); got.Attempts != 0 || got.Status != "queued" {
+		t.Errorf("job is %s after %d attempts, want queued and none", got, got.Attempts)
+	}
+	apply(t, pool, id)
+	ledgertest.Check(t, pool)
+}

@@ -1,0 +1,183 @@
+package ledger
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+)
+
+// Verification is what Verify went through.
+type Verification struct {
+	Accounts     int64
+	Transactions int64
+	Jobs         int64
+	Mismatches   int64
+}
+
+// progressEvery is how many rows pass between two calls of progress.
+const progressEvery = 100_000
+
+// Verify recomputes every account from its history and holds the jobs against
+// it, in one consistent snapshot. Rows are streamed, memory stays bounded.
+// report is called for each mismatch, progress now and then.
+func Verify(ctx context.Context, pool *pgxpool.Pool, report func(mismatch string), progress func(Verification)) (Verification, error) {
+	var v Verification
+	seen := func(rows *int64) {
+		if *rows++; *rows%progressEvery == 0 {
+			progress(v)
+		}
+	}
+	mismatch := func(format string, args ...any) {
+		v.Mismatches++
+		report(fmt.Sprintf(format, args...))
+	}
+	snapshot := pgx.TxOptions{IsoLevel: pgx.RepeatableRead, AccessMode: pgx.ReadOnly}
+	err := pgx.BeginTxFunc(ctx, pool, snapshot, func(tx pgx.Tx) error {
+		if _, err := tx.Exec(ctx, `SET LOCAL statement_timeout = 0`); err != nil {
+			return err
+		}
+		if err := verifyHistory(ctx, tx, &v, seen, mismatch); err != nil {
+			return err
+		}
+		return verifyJobs(ctx, tx, &v, mismatch)
+	})
+	if err != nil {
+		return v, fmt.Errorf("verify: %w", err)
+	}
+	return v, nil
+}
+
+// historySQL walks both primary keys side by side: nothing is sorted.
+const historySQL = `
+	SELECT account.id, account.number, account.balance, account.last_seq, account.last_at,
+		entry.seq, entry.type, entry.amount, entry.balance_after, entry.created_at
+	FROM accounts account LEFT JOIN transactions entry ON entry.account_id = account.id
+	ORDER BY account.id, entry.seq`
+
+// historyRow is an account and one entry of its history; the entry's fields are
+// nil for an account without one.
+type historyRow struct {
+	AccountID    int64
+	Number       string
+	Balance      int64
+	LastSeq      int64
+	LastAt       time.Time
+	Seq          *int64
+	Type         *EntryType
+	Amount       *int64
+	BalanceAfter *int64
+	CreatedAt    *time.Time
+}
+
+func verifyHistory(ctx context.Context, tx pgx.Tx, v *Verification, seen func(*int64), mismatch func(string, ...any)) error {
+	rows, err := tx.Query(ctx, historySQL)
+	if err != nil {
+		return err
+	}
+	defer rows.Close()
+	var account replay
+	for rows.Next() {
+		row, err := pgx.RowToStructByPos[historyRow](rows)
+		if err != nil {
+			return err
+		}
+		if row.AccountID != account.row.AccountID {
+			account.end(mismatch)
+			account = replay{row: row}
+			seen(&v.Accounts)
+		}
+		if row.Seq != nil {
+			account.add(row, mismatch)
+			seen(&v.Transactions)
+		}
+	}
+	account.end(mismatch)
+	return rows.Err()
+}
+
+// replay is one account, recomputed.
+type replay struct {
+	row     historyRow // the account's part of it
+	seq     int64
+	balance int64
+	at      time.Time
+}
+
+func (r *replay) add(entry historyRow, mismatch func(string, ...any)) {
+	r.seq++
+	if *entry.Seq != r.seq {
+		mismatch("account %s: transaction %d stands where %d should", r.row.Number, *entry.Seq, r.seq)
+		r.seq = *entry.Seq
+	}
+	if *entry.Type == Deposit {
+		r.balance += *entry.Amount
+	} else {
+		r.balance -= *entry.Amount
+	}
+	if *entry.BalanceAfter != r.balance {
+		mismatch("account %s: transaction %d says balance_after %d, its history makes %d", r.row.Number, r.seq, *entry.BalanceAfter, r.balance)
+		r.balance = *entry.BalanceAfter
+	}
+	if !entry.CreatedAt.After(r.at) {
+		mismatch("account %s: transaction %d is dated %v, not after the one before it", r.row.Number, r.seq, *entry.CreatedAt)
+	}
+	r.at = *entry.CreatedAt
+}
+
+func (r *replay) end(mismatch func(string, ...any)) {
+	if r.row.AccountID == 0 { // before the first
+		return
+	}
+	if r.row.Balance != r.balance {
+		mismatch("account %s: balance %d, its history makes %d", r.row.Number, r.row.Balance, r.balance)
+	}
+	if r.row.LastSeq != r.seq {
+		mismatch("account %s: last_seq %d, its history ends at %d", r.row.Number, r.row.LastSeq, r.seq)
+	}
+	if r.seq > 0 && !r.row.LastAt.Equal(r.at) {
+		mismatch("account %s: last_at %v, its history ends %v", r.row.Number, r.row.LastAt, r.at)
+	}
+}
+
+// jobsSQL pairs jobs and transactions and lets through the pairs that do not
+// say the same: one transaction a succeeded job, none for the others, and none
+// without its account.
+const jobsSQL = `
+	SELECT subject, fault FROM (
+		SELECT 'job ' || coalesce(job.id, entry.job_id) AS subject,
+			CASE
+				WHEN job.id IS NULL THEN 'has a transaction but does not exist'
+				WHEN job.status = 'succeeded' AND entry.job_id IS NULL THEN 'succeeded without a transaction'
+				WHEN job.status <> 'succeeded' AND entry.job_id IS NOT NULL THEN 'has a transaction though it is ' || job.status
+				WHEN job.status = 'succeeded' AND
+					(job.account_id, job.seq, job.type, job.amount, job.balance_after, job.finished_at, coalesce(job.description, ''))
+					IS DISTINCT FROM
+					(entry.account_id, entry.seq, entry.type, entry.amount, entry.balance_after, entry.created_at, coalesce(entry.description, ''))
+					THEN 'and its transaction say different things'
+				WHEN NOT EXISTS (SELECT FROM accounts WHERE accounts.id = job.account_id) THEN 'belongs to no account'
+			END AS fault
+		FROM jobs job FULL JOIN (SELECT * FROM transactions WHERE job_id IS NOT NULL) entry ON entry.job_id = job.id
+		UNION ALL
+		SELECT 'transaction ' || seq || ' of the account with id ' || account_id, 'belongs to no account'
+		FROM transactions WHERE NOT EXISTS (SELECT FROM accounts WHERE accounts.id = account_id)
+	) pairs
+	WHERE fault IS NOT NULL`
+
+func verifyJobs(ctx context.Context, tx pgx.Tx, v *Verification, mismatch func(string, ...any)) error {
+	if err := tx.QueryRow(ctx, `SELECT count(*) FROM jobs`).Scan(&v.Jobs); err != nil {
+		return err
+	}
+	rows, err := tx.Query(ctx, jobsSQL)
+	if err != nil {
+		return err
+	}
+	var subject, fault string
+	_, err = pgx.ForEachRow(rows, []any{&subject, &fault}, func() error {
+		mismatch("%s %s", subject, fault)
+		return nil
+	})
+	return err
+}

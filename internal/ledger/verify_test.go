@@ -1,0 +1,60 @@
+package ledger_test
+
+import (
+	"strings"
+	"testing"
+
+	"github.com/passbook/passbook/internal/ledger"
+	"github.com/passbook/passbook/internal/ledger/ledgertest"
+	"github.com/passbook/passbook/internal/testenv"
+)
+
+// Verify finds what somebody did who got past every guard.
+func TestVerifyFinds(t *testing.T) {
+	t.Parallel()
+	tests := []struct{ name, sql, want string }{
+		{"Nothing", `SELECT 1`, ""},
+		{"Balance", `UPDATE accounts SET balance = balance + 1`, "its history makes"},
+		{"LastSeq", `UPDATE accounts SET last_seq = last_seq + 1`, "its history ends at"},
+		{"LastAt", `UPDATE accounts SET last_at = now() + interval '1 hour'`, "its history ends"},
+		{"BalanceAfter", `UPDATE transactions SET balance_after = balance_after + 1 WHERE seq = 2`, "says balance_after"},
+		{"Amount", `UPDATE transactions SET amount = amount + 1 WHERE seq = 2`, "say different things"},
+		{"Gap", `UPDATE transactions SET seq = 9 WHERE seq = 3`, "stands where 3 should"},
+		{"Time", `UPDATE transactions SET created_at = created_at - interval '1 day' WHERE seq = 2`, "not after the one before"},
+		{"MissingTransaction", `DELETE FROM transactions WHERE seq = 3`, "succeeded without a transaction"},
+		{"TransactionOfARejectedJob", `UPDATE transactions SET job_id = (SELECT id FROM jobs WHERE status = 'rejected') WHERE seq = 2`, "has a transaction though it is rejected"},
+		{"TransactionOfNoJob", `UPDATE transactions SET job_id = gen_random_uuid() WHERE seq = 2`, "does not exist"},
+		{"Description", `UPDATE transactions SET description = 'other' WHERE seq = 2`, "say different things"},
+		{"HistoryOfNoAccount", `INSERT INTO transactions (account_id, seq, type, amount, balance_after, created_at) VALUES (-1, 1, 'deposit', 1, 1, now())`, "belongs to no account"},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
+			pool := testenv.Pool(t)
+			account := ledgertest.Account(t, pool, ledgertest.User(t, pool), 100)
+			ledgertest.Job(t, pool, account, ledger.Deposit, 5)
+			ledgertest.Job(t, pool, account, ledger.Withdrawal, 1000)
+			apply(t, pool, ledgertest.Job(t, pool, account, ledger.Withdrawal, 7))
+			conn, err := pool.Acquire(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := conn.Exec(t.Context(), `SET session_replication_role = replica; `+test.sql+`; SET session_replication_role = origin`); err != nil {
+				t.Fatal(err)
+			}
+			conn.Release()
+			var mismatches []string
+			found, err := ledger.Verify(t.Context(), pool, func(m string) { mismatches = append(mismatches, m) }, func(ledger.Verification) {})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if int(found.Mismatches) != len(mismatches) || found.Accounts != 1 || found.Jobs != 3 {
+				t.Errorf("counts %+v, reported %d", found, len(mismatches))
+			}
+			all := strings.Join(mismatches, "\n")
+			if test.want == "" && all != "" || !strings.Contains(all, test.want) {
+				t.Errorf("found %q, want %q", all, test.want)
+			}
+		})
+	}
+}

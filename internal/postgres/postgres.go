@@ -1,0 +1,72 @@
+// Package postgres opens the pool that everything of Passbook's works through,
+// and sorts what goes wrong there. Its promise: a connection that would weaken
+// durability is never handed out.
+package postgres
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+)
+
+// Bounds on what one statement may cost, so that a stuck one frees its
+// connection by itself. Postgres counts them in milliseconds.
+const (
+	statementTimeout = 15 * time.Second
+	lockTimeout      = 5 * time.Second
+	idleTimeout      = 15 * time.Second // of a transaction whose client went quiet
+	connectTimeout   = 2 * time.Second
+)
+
+// Config says which database to open and how wide.
+type Config struct {
+	URL         string
+	MaxConns    int32  // unless the URL says pool_max_conns; pgx's own default where 0
+	Application string // what pg_stat_activity shows
+}
+
+// Open makes a pool. It does not wait for the server: a process may start
+// before its Postgres and serves as soon as that is there.
+func Open(ctx context.Context, cfg Config) (*pgxpool.Pool, error) {
+	poolConfig, err := pgxpool.ParseConfig(cfg.URL)
+	if err != nil {
+		return nil, fmt.Errorf("parse database URL: %w", err)
+	}
+	if cfg.MaxConns > 0 && !strings.Contains(cfg.URL, "pool_max_conns=") {
+		poolConfig.MaxConns = cfg.MaxConns
+	}
+	conn := poolConfig.ConnConfig
+	conn.ConnectTimeout = connectTimeout
+	params := conn.RuntimeParams
+	params["application_name"] = cfg.Application
+	params["timezone"] = "UTC"
+	params["statement_timeout"] = milliseconds(statementTimeout)
+	params["lock_timeout"] = milliseconds(lockTimeout)
+	params["idle_in_transaction_session_timeout"] = milliseconds(idleTimeout)
+	poolConfig.AfterConnect = demandDurability
+	pool, err := pgxpool.NewWithConfig(ctx, poolConfig)
+	if err != nil {
+		return nil, fmt.Errorf("open database: %w", err)
+	}
+	return pool, nil
+}
+
+// demandDurability turns synchronous_commit on where the server, the database
+// or the role has it weaker: a 202 says that the job is on disk. The stronger
+// remote_apply stays.
+func demandDurability(ctx context.Context, conn *pgx.Conn) error {
+	const sql = `SELECT set_config('synchronous_commit', 'on', false)
+		WHERE current_setting('synchronous_commit') NOT IN ('on', 'remote_apply')`
+	if _, err := conn.Exec(ctx, sql); err != nil {
+		return fmt.Errorf("set synchronous_commit: %w", err)
+	}
+	return nil
+}
+
+func milliseconds(d time.Duration) string {
+	return fmt.Sprint(d.Milliseconds())
+}

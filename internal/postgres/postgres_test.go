@@ -1,0 +1,203 @@
+package postgres_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"testing"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/passbook/passbook/internal/postgres"
+	"github.com/passbook/passbook/internal/testenv"
+)
+
+func TestMain(m *testing.M) {
+	testenv.Main(m)
+}
+
+func open(t testing.TB, url string) *pgxpool.Pool {
+	t.Helper()
+	pool, err := postgres.Open(t.Context(), postgres.Config{URL: url, MaxConns: 3, Application: "test"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(pool.Close)
+	return pool
+}
+
+func setting(t testing.TB, pool *pgxpool.Pool, name string) (value string) {
+	t.Helper()
+	if err := pool.QueryRow(t.Context(), `SELECT current_setting($1)`, name).Scan(&value); err != nil {
+		t.Fatal(err)
+	}
+	return value
+}
+
+// A database that was told to answer before the disk does is not believed.
+func TestOpenDemandsDurability(t *testing.T) {
+	t.Parallel()
+	for given, want := range map[string]string{"off": "on", "local": "on", "remote_write": "on", "on": "on", "remote_apply": "remote_apply"} {
+		t.Run(given, func(t *testing.T) {
+			t.Parallel()
+			url := testenv.Postgres(t)
+			admin := open(t, url)
+			var database string
+			if err := admin.QueryRow(t.Context(), `SELECT current_database()`).Scan(&database); err != nil {
+				t.Fatal(err)
+			}
+			alter := fmt.Sprintf(`ALTER DATABASE %s SET synchronous_commit = %s`, pgx.Identifier{database}.Sanitize(), given)
+			if _, err := admin.Exec(t.Context(), alter); err != nil {
+				t.Fatal(err)
+			}
+			if got := setting(t, open(t, url), "synchronous_commit"); got != want {
+				t.Errorf("synchronous_commit is %s, want %s", got, want)
+			}
+		})
+	}
+}
+
+func TestOpenMaxConns(t *testing.T) {
+	t.Parallel()
+	url := testenv.Postgres(t)
+	if got := open(t, url).Config().MaxConns; got != 3 {
+		t.Errorf("%d connections, want the 3 that were asked for", got)
+	}
+	if got := open(t, url+"&pool_max_conns=7").Config().MaxConns; got != 7 {
+		t.Errorf("%d connections, want the URL's 7", got)
+	}
+}
+
+func TestInTx(t *testing.T) {
+	t.Parallel()
+	pool := open(t, testenv.Postgres(t))
+	deadlock := &pgconn.PgError{Code: "40P01"}
+	other := errors.New("other")
+	tests := []struct {
+		name      string
+		errs      []error // of each run
+		wantRuns  int
+		wantError error
+	}{
+		{"OK", []error{nil}, 1, nil},
+		{"RunsAgain", []error{deadlock, &pgconn.PgError{Code: "40001"}, nil}, 3, nil},
+		{"OtherError", []error{other, nil}, 1, other},
+		{"GivesUp", []error{deadlock, deadlock, deadlock, deadlock, deadlock, nil}, 5, deadlock},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			runs := 0
+			err := postgres.InTx(t.Context(), pool, func(pgx.Tx) error {
+				runs++
+				return test.errs[runs-1]
+			})
+			if runs != test.wantRuns || !errors.Is(err, test.wantError) {
+				t.Errorf("%d runs, %v; want %d, %v", runs, err, test.wantRuns, test.wantError)
+			}
+		})
+	}
+}
+
+func TestErrors(t *testing.T) {
+	t.Parallel()
+	tests := []struct {
+		err                     error
+		data, down, unavailable bool
+	}{
+		{nil, false, false, false},
+		{io.ErrUnexpectedEOF, false, true, true},
+		{context.DeadlineExceeded, false, true, true},
+		{pg("08006"), false, true, true},  // connection_failure
+		{pg("57P01"), false, true, true},  // admin_shutdown
+		{pg("53300"), false, true, true},  // too_many_connections
+		{pg("25006"), false, true, true},  // read_only_sql_transaction
+		{pg("57014"), false, false, true}, // query_canceled
+		{pg("55P03"), false, false, true}, // lock_not_available
+		{pg("40001"), false, false, true}, // serialization_failure
+		{pg("40P01"), false, false, true}, // deadlock_detected
+		{pg("23514"), true, false, false}, // check_violation
+		{pg("22003"), true, false, false}, // numeric_value_out_of_range
+		{pg("P0001"), true, false, false}, // raise_exception
+		{pg("42P01"), false, false, false},
+		{pg("XX000"), false, false, false},
+	}
+	for _, test := range tests {
+		t.Run(fmt.Sprint(test.err), func(t *testing.T) {
+			t.Parallel()
+			wrapped := test.err
+			if wrapped != nil {
+				wrapped = fmt.Errorf("wrapped: %w", test.err)
+			}
+			data, down, unavailable := postgres.IsDataFault(wrapped), postgres.IsDown(wrapped), postgres.IsUnavailable(wrapped)
+			if data != test.data || down != test.down || unavailable != test.unavailable {
+				t.Errorf("data %t, down %t, unavailable %t; want %t, %t, %t", data, down, unavailable, test.data, test.down, test.unavailable)
+			}
+		})
+	}
+}
+
+func pg(code string) error { return &pgconn.PgError{Code: code} }
+
+func TestSchema(t *testing.T) {
+	t.Parallel()
+	pool := open(t, testenv.Postgres(t))
+	var version int64
+	if err := pool.QueryRow(t.Context(), `SELECT max(version_id) FROM goose_db_version`).Scan(&version); err != nil {
+		t.Fatal(err)
+	}
+	check := func(when string, err error, bad bool) {
+		t.Helper()
+		if errors.Is(err, postgres.ErrSchema) != bad || (err != nil) != bad {
+			t.Errorf("%s: %v", when, err)
+		}
+	}
+	check("the same", postgres.CheckSchema(t.Context(), pool, version), false)
+	check("an older database", postgres.CheckSchema(t.Context(), pool, version+1), true)
+	check("a newer database", postgres.CheckSchema(t.Context(), pool, version-1), true)
+	check("ready on the same", postgres.CheckReady(t.Context(), pool, version), false)
+	check("ready on a newer one", postgres.CheckReady(t.Context(), pool, version-1), false)
+	check("ready on an older one", postgres.CheckReady(t.Context(), pool, version+1), true)
+	if _, err := pool.Exec(t.Context(), `DROP TABLE goose_db_version`); err != nil {
+		t.Fatal(err)
+	}
+	check("never migrated", postgres.CheckSchema(t.Context(), pool, version), true)
+}
+
+// A process that starts before its Postgres waits for it.
+func TestAwaitSchema(t *testing.T) {
+	t.Parallel()
+	server := testenv.PostgresServer(t)
+	pool := open(t, server.URL())
+	var version int64
+	if err := pool.QueryRow(t.Context(), `SELECT max(version_id) FROM goose_db_version`).Scan(&version); err != nil {
+		t.Fatal(err)
+	}
+	if err := server.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	waiting, done := make(chan struct{}, 1), make(chan error, 1)
+	log := slog.New(slog.NewTextHandler(signal{waiting}, nil))
+	go func() { done <- postgres.AwaitSchema(t.Context(), pool, version, log) }()
+	<-waiting
+	if err := server.Restart(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+}
+
+// signal tells of each line that is logged.
+type signal struct{ logged chan struct{} }
+
+func (s signal) Write(line []byte) (int, error) {
+	select {
+	case s.logged <- struct{}{}:
+	default:
+	}
+	return len(line), nil
+}

@@ -1,0 +1,80 @@
+package postgres
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgxpool"
+)
+
+// ErrSchema is returned for a database whose schema this build does not know.
+var ErrSchema = errors.New("unknown schema")
+
+// CheckSchema compares the database's schema version with the one this build
+// was written for and answers ErrSchema, with what to do, unless they are equal.
+func CheckSchema(ctx context.Context, pool *pgxpool.Pool, want int64) error {
+	have, err := schemaVersion(ctx, pool)
+	switch {
+	case err != nil:
+		return err
+	case have < want:
+		return fmt.Errorf("%w: the database is at version %d, this build needs %d: run `api migrate`", ErrSchema, have, want)
+	case have > want:
+		return fmt.Errorf("%w: the database is at version %d, this build knows %d: run a newer build", ErrSchema, have, want)
+	}
+	return nil
+}
+
+// awaitPause is how often AwaitSchema asks a Postgres that is not there yet.
+const awaitPause = time.Second
+
+// AwaitSchema is CheckSchema for a process that starts: where Postgres is not
+// there yet, it asks again until it is or ctx ends.
+func AwaitSchema(ctx context.Context, pool *pgxpool.Pool, want int64, log *slog.Logger) error {
+	tick := time.NewTicker(awaitPause)
+	defer tick.Stop()
+	for {
+		err := CheckSchema(ctx, pool, want)
+		if errors.Is(err, ErrSchema) || !IsDown(err) {
+			return err
+		}
+		log.Warn("waiting for Postgres", "error", err)
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return err
+		}
+	}
+}
+
+// CheckReady answers nil when Postgres answers and has at least the schema that
+// this build needs: during an upgrade it may be ahead of a running process.
+func CheckReady(ctx context.Context, pool *pgxpool.Pool, need int64) error {
+	have, err := schemaVersion(ctx, pool)
+	if err != nil {
+		return err
+	}
+	if have < need {
+		return fmt.Errorf("%w: version %d, need %d", ErrSchema, have, need)
+	}
+	return nil
+}
+
+func schemaVersion(ctx context.Context, pool *pgxpool.Pool) (int64, error) {
+	const sql = `SELECT coalesce(max(version_id), 0) FROM goose_db_version WHERE is_applied`
+	var version int64
+	err := pool.QueryRow(ctx, sql).Scan(&version)
+	var pg *pgconn.PgError
+	switch {
+	case errors.As(err, &pg) && pg.Code == "42P01", errors.Is(err, pgx.ErrNoRows): // no such table: never migrated
+		return 0, nil
+	case err != nil:
+		return 0, fmt.Errorf("read schema version: %w", err)
+	}
+	return version, nil
+}

@@ -1,0 +1,25 @@
+package postgres
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+)
+
+const maxTries = 5
+
+// InTx runs do in one transaction and commits it. After a serialization failure
+// or a deadlock it runs do again, so do must not keep anything from a run that
+// did not end well.
+func InTx(ctx context.Context, pool *pgxpool.Pool, do func(pgx.Tx) error) error {
+	var err error
+	for range maxTries {
+		err = pgx.BeginFunc(ctx, pool, do)
+		if !isTransient(err) {
+			return err
+		}
+	}
+	return fmt.Errorf("gave up after %d tries: %w", maxTries, err)
+}
