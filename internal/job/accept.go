@@ -1,0 +1,316 @@
+package job
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/passbook/passbook/internal/ledger"
+	"github.com/passbook/passbook/internal/postgres"
+)
+
+// Bounds of the collecting loop.
+const (
+	// maxBatch is how many accepts share an insert.
+	maxBatch = 64
+	// committers is how many inserts are under way at once. While they wait
+	// for the disk the next batch collects; more of them would make batches
+	// smaller, not faster.
+	committers = 2
+	// maxWaiting is how many accepts wait for a committer before the next one
+	// waits at the door.
+	maxWaiting = 1024
+	// acceptTimeout is how long an accept may take before its caller hears
+	// ErrUnavailable; it may be committed all the same.
+	acceptTimeout = 1500 * time.Millisecond
+)
+
+// Request asks for a deposit or a withdrawal. The edge has checked its form.
+type Request struct {
+	UserID      uuid.UUID
+	Account     string // number
+	Type        ledger.EntryType
+	Amount      int64 // minor units
+	Description *string
+	Key         string // Idempotency-Key
+}
+
+// Ringer tells the workers that an account has a job to do. It does not block
+// and may lose a ring: the sweep finds what was not rung for.
+type Ringer interface {
+	Ring(accountID int64, jobID uuid.UUID)
+}
+
+// Acceptor commits jobs. Accepts that arrive together share an insert; none
+// waits for more to come.
+type Acceptor struct {
+	pool      *pgxpool.Pool
+	ringer    Ringer
+	maxQueued int
+	asks      chan *ask
+}
+
+// NewAcceptor accepts jobs into the database behind pool and rings for each.
+// An account takes at most maxQueued queued ones. Run must run for it to work.
+func NewAcceptor(pool *pgxpool.Pool, ringer Ringer, maxQueued int) *Acceptor {
+	return &Acceptor{pool: pool, ringer: ringer, maxQueued: maxQueued, asks: make(chan *ask, maxWaiting)}
+}
+
+// ask is one Accept on its way through the collecting loop.
+type ask struct {
+	ctx    context.Context //nolint:containedctx // the caller's patience travels with the ask
+	id     uuid.UUID
+	req    Request
+	answer chan answer // holds one, so that a committer never waits
+}
+
+type answer struct {
+	job      Job
+	replayed bool
+	err      error
+}
+
+// Accept commits the job and answers with it. The same request with the same
+// key answers with the job that the key made, and replayed. ErrAccountNotFound
+// for an account that is not the caller's, ErrKeyReused for a key that was used
+// for something else, ErrQueueFull past the account's bound: then nothing
+// happened. After any other error the job may be committed or not; the same
+// request with the same key tells.
+//
+// A kill before the insert commits leaves nothing, and the caller has no
+// answer. One after it, and before the ring, leaves a job that the sweep finds.
+func (a *Acceptor) Accept(ctx context.Context, req Request) (job Job, replayed bool, err error) {
+	ctx, cancel := context.WithTimeout(ctx, acceptTimeout)
+	defer cancel()
+	id, err := uuid.NewV7()
+	if err != nil {
+		return Job{}, false, fmt.Errorf("make job id: %w", err)
+	}
+	asked := &ask{ctx: ctx, id: id, req: req, answer: make(chan answer, 1)}
+	select {
+	case a.asks <- asked:
+	case <-ctx.Done():
+		return Job{}, false, ErrUnavailable
+	}
+	select {
+	case answer := <-asked.answer:
+		return answer.job, answer.replayed, answer.err
+	case <-ctx.Done():
+		return Job{}, false, ErrUnavailable
+	}
+}
+
+// Run commits what Accept asks for until ctx ends. The edge must have answered
+// its last request by then.
+func (a *Acceptor) Run(ctx context.Context) error {
+	var group errgroup.Group
+	for range committers {
+		group.Go(func() error {
+			for {
+				batch := a.collect(ctx)
+				if len(batch) == 0 {
+					return nil
+				}
+				a.commit(ctx, batch)
+			}
+		})
+	}
+	return group.Wait()
+}
+
+// collect waits for one ask and takes those that are there with it. Nobody
+// waits any more for an ask whose time is up: it is not committed.
+func (a *Acceptor) collect(ctx context.Context) (batch []*ask) {
+	for len(batch) == 0 {
+		select {
+		case <-ctx.Done():
+			return nil
+		case first := <-a.asks:
+			batch = append(batch, first)
+		}
+		for len(batch) < maxBatch && len(a.asks) > 0 {
+			select {
+			case next := <-a.asks:
+				batch = append(batch, next)
+			default: // the other committer took it
+			}
+		}
+		batch = slices.DeleteFunc(batch, func(asked *ask) bool { return asked.ctx.Err() != nil })
+	}
+	return batch
+}
+
+// commit answers every ask of the batch, also when the loop is told to end.
+func (a *Acceptor) commit(ctx context.Context, batch []*ask) {
+	// Two inserts that share keys must meet them in the same order, or they
+	// wait for each other for ever.
+	slices.SortFunc(batch, func(x, y *ask) int {
+		return cmp.Or(slices.Compare(x.req.UserID[:], y.req.UserID[:]), cmp.Compare(x.req.Key, y.req.Key))
+	})
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), acceptTimeout)
+	defer cancel()
+	answers, err := a.insert(ctx, batch)
+	if postgres.IsDataFault(err) && len(batch) > 1 {
+		for _, asked := range batch { // one at fault must not undo the others
+			a.commit(ctx, []*ask{asked})
+		}
+		return
+	}
+	for i, asked := range batch {
+		if err != nil {
+			asked.answer <- answer{err: fmt.Errorf("accept job: %w", err)}
+			continue
+		}
+		asked.answer <- answers[i]
+	}
+}
+
+// insertSQL checks the ownership, the key and the account's room and inserts
+// the jobs that pass. When it answers, they are committed: that is what a 202
+// stands on.
+//
+// $1 ids, $2 users, $3 account numbers, $4 keys, $5 types, $6 amounts,
+// $7 descriptions, as arrays; $8 how many queued jobs an account may have. A row
+// for each ask whose account is the caller's; without a position where nothing
+// was inserted.
+const insertSQL = `
+	WITH asked AS (
+		SELECT ask.*, account.id AS account_id, account.currency,
+			EXISTS (SELECT FROM accounts WHERE user_id = ask.user_id AND open_key = ask.key) AS opened
+		FROM unnest($1::uuid[], $2::uuid[], $3::text[], $4::text[], $5::entry_type[], $6::bigint[], $7::text[])
+			AS ask (id, user_id, number, key, type, amount, description)
+		JOIN accounts account ON account.number = ask.number AND account.user_id = ask.user_id
+	), room AS (
+		SELECT account_id, $8 - (
+			SELECT count(*) FROM (
+				SELECT FROM jobs WHERE jobs.account_id = busy.account_id AND status = 'queued' LIMIT $8
+			) queued
+		) AS room
+		FROM (SELECT DISTINCT account_id FROM asked) busy
+	), inserted AS (
+		INSERT INTO jobs (id, account_id, user_id, idempotency_key, type, amount, description)
+		SELECT id, account_id, user_id, key, type, amount, description
+		FROM (SELECT *, row_number() OVER (PARTITION BY account_id) AS nth FROM asked) numbered JOIN room USING (account_id)
+		WHERE nth <= room AND NOT opened
+		ORDER BY user_id, key COLLATE "C"
+		ON CONFLICT (user_id, idempotency_key) DO NOTHING
+		RETURNING id, position, created_at
+	)
+	SELECT asked.id, account_id, currency, opened, position, created_at
+	FROM asked JOIN room USING (account_id) LEFT JOIN inserted USING (id)`
+
+type insertedRow struct {
+	ID        uuid.UUID
+	AccountID int64
+	Currency  string
+	Opened    bool // the key opened an account
+	Position  *int64
+	CreatedAt *time.Time
+}
+
+// insert commits the batch and answers with what became of each ask, in order.
+func (a *Acceptor) insert(ctx context.Context, batch []*ask) ([]answer, error) {
+	rows, _ := a.pool.Query(ctx, insertSQL, a.columns(batch)...) // CollectRows returns its error
+	inserted, err := pgx.CollectRows(rows, pgx.RowToStructByPos[insertedRow])
+	if err != nil {
+		return nil, err
+	}
+	byID := make(map[uuid.UUID]insertedRow, len(inserted))
+	for _, row := range inserted {
+		byID[row.ID] = row
+		if row.Position != nil {
+			a.ringer.Ring(row.AccountID, row.ID)
+		}
+	}
+	answers := make([]answer, len(batch))
+	var replays []int // of the batch: what met something that is there
+	for i, asked := range batch {
+		row, owned := byID[asked.id]
+		switch {
+		case !owned:
+			answers[i].err = ErrAccountNotFound
+		case row.Position != nil:
+			answers[i].job = asked.accepted(row)
+		default:
+			replays = append(replays, i)
+		}
+	}
+	for _, i := range replays {
+		answers[i] = a.replay(ctx, batch[i], byID[batch[i].id])
+	}
+	return answers, nil
+}
+
+func (a *Acceptor) columns(batch []*ask) []any {
+	var (
+		n            = len(batch)
+		ids          = make([]uuid.UUID, n)
+		users        = make([]uuid.UUID, n)
+		numbers      = make([]string, n)
+		keys         = make([]string, n)
+		types        = make([]string, n)
+		amounts      = make([]int64, n)
+		descriptions = make([]*string, n)
+	)
+	for i, asked := range batch {
+		ids[i], users[i], numbers[i], keys[i] = asked.id, asked.req.UserID, asked.req.Account, asked.req.Key
+		types[i], amounts[i], descriptions[i] = string(asked.req.Type), asked.req.Amount, asked.req.Description
+	}
+	return []any{ids, users, numbers, keys, types, amounts, descriptions, a.maxQueued}
+}
+
+func (asked *ask) accepted(row insertedRow) Job {
+	return Job{
+		ID:          asked.id,
+		Position:    *row.Position,
+		Account:     asked.req.Account,
+		Type:        asked.req.Type,
+		Amount:      asked.req.Amount,
+		Currency:    row.Currency,
+		Description: asked.req.Description,
+		Status:      Queued,
+		CreatedAt:   *row.CreatedAt,
+	}
+}
+
+// replay answers an ask that inserted nothing: its key is there already, or its
+// account has no room. It runs after the insert, so it sees the job whose
+// commit the insert waited for.
+func (a *Acceptor) replay(ctx context.Context, asked *ask, row insertedRow) answer {
+	const sql = `SELECT ` + columns + `
+		FROM jobs job JOIN accounts account ON account.id = job.account_id
+		WHERE job.user_id = $1 AND job.idempotency_key = $2`
+	rows, _ := a.pool.Query(ctx, sql, asked.req.UserID, asked.req.Key) // CollectExactlyOneRow returns its error
+	job, err := pgx.CollectExactlyOneRow(rows, pgx.RowToStructByPos[Job])
+	switch {
+	case errors.Is(err, pgx.ErrNoRows) && row.Opened:
+		return answer{err: ErrKeyReused}
+	case errors.Is(err, pgx.ErrNoRows):
+		return answer{err: ErrQueueFull}
+	case err != nil:
+		return answer{err: fmt.Errorf("read job by key: %w", err)}
+	case !asked.req.made(job):
+		return answer{err: ErrKeyReused}
+	}
+	return answer{job: job, replayed: true}
+}
+
+// made tells whether the job is what was asked.
+func (r Request) made(job Job) bool {
+	return job.Account == r.Account && job.Type == r.Type && job.Amount == r.Amount && equal(job.Description, r.Description)
+}
+
+func equal(x, y *string) bool {
+	if x == nil || y == nil {
+		return x == y
+	}
+	return *x == *y
+}

@@ -1,0 +1,322 @@
+package job_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"testing"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5/pgxpool"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/passbook/passbook/internal/job"
+	"github.com/passbook/passbook/internal/ledger"
+	"github.com/passbook/passbook/internal/ledger/ledgertest"
+	"github.com/passbook/passbook/internal/testenv"
+)
+
+const manyQueued = 1000
+
+// bells counts rings.
+type bells struct {
+	mu    sync.Mutex // guards rings
+	rings map[uuid.UUID]int
+}
+
+func (b *bells) Ring(_ int64, jobID uuid.UUID) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.rings[jobID]++
+}
+
+func (b *bells) count(jobID uuid.UUID) int {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.rings[jobID]
+}
+
+// acceptor runs until the test ends.
+func acceptor(t *testing.T, pool *pgxpool.Pool, maxQueued int) (*job.Acceptor, *bells) {
+	t.Helper()
+	rung := &bells{rings: map[uuid.UUID]int{}}
+	a := job.NewAcceptor(pool, rung, maxQueued)
+	ctx, cancel := context.WithCancel(context.Background())
+	var group errgroup.Group
+	group.Go(func() error { return a.Run(ctx) })
+	t.Cleanup(func() {
+		cancel()
+		if err := group.Wait(); err != nil {
+			t.Error(err)
+		}
+	})
+	return a, rung
+}
+
+func deposit(user uuid.UUID, account ledger.Account, key string) job.Request {
+	return job.Request{UserID: user, Account: account.Number, Type: ledger.Deposit, Amount: 100, Key: key}
+}
+
+func TestAccept(t *testing.T) {
+	t.Parallel()
+	pool := testenv.Pool(t)
+	user, stranger := ledgertest.User(t, pool), ledgertest.User(t, pool)
+	account, other := ledgertest.Account(t, pool, user, 0), ledgertest.Account(t, pool, user, 0)
+	if _, _, err := ledger.NewAccounts(pool).Open(t.Context(), ledger.Opening{UserID: user, Currency: "KRW", Key: "opening"}); err != nil {
+		t.Fatal(err)
+	}
+	a, rung := acceptor(t, pool, manyQueued)
+	text := "rent"
+	first := deposit(user, account, "k")
+	first.Description = &text
+	accepted, replayed, err := a.Accept(t.Context(), first)
+	if err != nil || replayed || accepted.Status != job.Queued {
+		t.Fatalf("accepted %+v, replayed %t, error %v", accepted, replayed, err)
+	}
+	if n := rung.count(accepted.ID); n != 1 {
+		t.Errorf("rang %d times, want once", n)
+	}
+	read, err := job.NewReader(pool).Job(t.Context(), user, accepted.ID)
+	if err != nil || fmt.Sprintf("%+v", read) != fmt.Sprintf("%+v", withPointers(accepted, read)) {
+		t.Errorf("reads as %+v, accepted as %+v, error %v", read, accepted, err)
+	}
+
+	change := func(edit func(*job.Request)) job.Request {
+		r := first
+		edit(&r)
+		return r
+	}
+	tests := []struct {
+		name string
+		req  job.Request
+		want error
+	}{
+		{"Replayed", first, nil},
+		{"ErrKeyReused/Amount", change(func(r *job.Request) { r.Amount++ }), job.ErrKeyReused},
+		{"ErrKeyReused/Type", change(func(r *job.Request) { r.Type = ledger.Withdrawal }), job.ErrKeyReused},
+		{"ErrKeyReused/Account", change(func(r *job.Request) { r.Account = other.Number }), job.ErrKeyReused},
+		{"ErrKeyReused/Description", change(func(r *job.Request) { r.Description = nil }), job.ErrKeyReused},
+		{"ErrKeyReused/Opening", deposit(user, account, "opening"), job.ErrKeyReused},
+		{"ErrAccountNotFound/NoSuch", change(func(r *job.Request) { r.Account = "none" }), job.ErrAccountNotFound},
+		{"ErrAccountNotFound/Strangers", deposit(stranger, account, "k"), job.ErrAccountNotFound},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			got, replayed, err := a.Accept(t.Context(), test.req)
+			if !errors.Is(err, test.want) || replayed != (test.want == nil) {
+				t.Fatalf("replayed %t, error %v; want %v", replayed, err, test.want)
+			}
+			if test.want == nil && got.ID != accepted.ID {
+				t.Errorf("answered with %s, want %s", got.ID, accepted.ID)
+			}
+		})
+	}
+	t.Run("KeyBelongsToItsCaller", func(t *testing.T) {
+		theirs := ledgertest.Account(t, pool, stranger, 0)
+		if got, replayed, err := a.Accept(t.Context(), deposit(stranger, theirs, "k")); err != nil || replayed || got.ID == accepted.ID {
+			t.Errorf("another's key: %+v, replayed %t, error %v", got, replayed, err)
+		}
+	})
+	if found := ledgertest.Check(t, pool); found.Jobs != 2 {
+		t.Errorf("%d jobs in all, want 2", found.Jobs)
+	}
+}
+
+// withPointers takes over the fields whose pointers differ though they say the
+// same.
+func withPointers(accepted, read job.Job) job.Job {
+	if accepted.Description != nil && read.Description != nil && *accepted.Description == *read.Description {
+		accepted.Description = read.Description
+	}
+	return accepted
+}
+
+// One key at the same instant, in two processes, makes one job.
+func TestAcceptOneKeyAtOnce(t *testing.T) {
+	t.Parallel()
+	pool := testenv.Pool(t)
+	user := ledgertest.User(t, pool)
+	account := ledgertest.Account(t, pool, user, 0)
+	one, _ := acceptor(t, pool, manyQueued)
+	two, _ := acceptor(t, pool, manyQueued)
+	const rounds, callers = 40, 8
+	for round := range rounds {
+		var (
+			mu      sync.Mutex // guards ids and fresh
+			ids     = map[uuid.UUID]bool{}
+			fresh   int
+			group   errgroup.Group
+			request = deposit(user, account, fmt.Sprint("key", round))
+		)
+		for caller := range callers {
+			a := []*job.Acceptor{one, two}[caller%2]
+			group.Go(func() error {
+				got, replayed, err := a.Accept(t.Context(), request)
+				mu.Lock()
+				defer mu.Unlock()
+				ids[got.ID] = true
+				if !replayed {
+					fresh++
+				}
+				return err
+			})
+		}
+		if err := group.Wait(); err != nil {
+			t.Fatal(err)
+		}
+		if len(ids) != 1 || fresh != 1 {
+			t.Fatalf("round %d: %d jobs, %d of them new; want one", round, len(ids), fresh)
+		}
+	}
+	if found := ledgertest.Check(t, pool); found.Jobs != rounds {
+		t.Errorf("%d jobs in all, want %d", found.Jobs, rounds)
+	}
+}
+
+// Batches that share many keys, in every order, neither wait for each other for
+// ever nor make a job twice.
+func TestAcceptOverlappingBatches(t *testing.T) {
+	t.Parallel()
+	pool := testenv.Pool(t)
+	user := ledgertest.User(t, pool)
+	account := ledgertest.Account(t, pool, user, 0)
+	const keys, processes = 300, 3
+	var group errgroup.Group
+	for process := range processes {
+		a, _ := acceptor(t, pool, manyQueued)
+		for i := range keys {
+			n := (i*(2*process+7) + process) % keys
+			group.Go(func() error {
+				_, _, err := a.Accept(t.Context(), deposit(user, account, fmt.Sprint("key", n)))
+				return err
+			})
+		}
+	}
+	if err := group.Wait(); err != nil {
+		t.Fatal(err)
+	}
+	if found := ledgertest.Check(t, pool); found.Jobs != keys {
+		t.Errorf("%d jobs, want %d", found.Jobs, keys)
+	}
+}
+
+// B sent after A's answer has the higher position, whichever processes took
+// them.
+func TestAcceptOrder(t *testing.T) {
+	t.Parallel()
+	pool := testenv.Pool(t)
+	user := ledgertest.User(t, pool)
+	one, _ := acceptor(t, pool, manyQueued)
+	two, _ := acceptor(t, pool, manyQueued)
+	var group errgroup.Group
+	for client := range 8 {
+		account := ledgertest.Account(t, pool, user, 0)
+		group.Go(func() error {
+			last := int64(0)
+			for i := range 50 {
+				a := []*job.Acceptor{one, two}[(i+client)%2]
+				got, _, err := a.Accept(t.Context(), deposit(user, account, fmt.Sprint(client, "/", i)))
+				if err != nil {
+					return err
+				}
+				if got.Position <= last {
+					return fmt.Errorf("client %d: position %d after %d", client, got.Position, last)
+				}
+				last = got.Position
+			}
+			return nil
+		})
+	}
+	if err := group.Wait(); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestAcceptQueueFull(t *testing.T) {
+	t.Parallel()
+	pool := testenv.Pool(t)
+	user := ledgertest.User(t, pool)
+	full, empty := ledgertest.Account(t, pool, user, 0), ledgertest.Account(t, pool, user, 0)
+	const room = 3
+	a, _ := acceptor(t, pool, room)
+	var last job.Job
+	for i := range room {
+		var err error
+		if last, _, err = a.Accept(t.Context(), deposit(user, full, fmt.Sprint("k", i))); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, _, err := a.Accept(t.Context(), deposit(user, full, "one-more")); !errors.Is(err, job.ErrQueueFull) {
+		t.Fatalf("past the bound: %v, want ErrQueueFull", err)
+	}
+	if got, replayed, err := a.Accept(t.Context(), deposit(user, full, "k2")); err != nil || !replayed || got.ID != last.ID {
+		t.Errorf("a replay needs no room: %v", err)
+	}
+	if _, _, err := a.Accept(t.Context(), deposit(user, empty, "elsewhere")); err != nil {
+		t.Errorf("another account: %v", err)
+	}
+	if _, _, err := ledger.NewApplier(pool).Apply(t.Context(), last.ID, 100); err != nil {
+		t.Fatal(err)
+	}
+	if got, replayed, err := a.Accept(t.Context(), deposit(user, full, "one-more")); err != nil || replayed || got.Status != job.Queued {
+		t.Errorf("once there is room, the refused key is free: replayed %t, %v", replayed, err)
+	}
+	ledgertest.Check(t, pool)
+}
+
+// A request that Postgres refuses is refused alone: those in its batch go on.
+func TestAcceptOneAtFault(t *testing.T) {
+	t.Parallel()
+	pool := testenv.Pool(t)
+	user := ledgertest.User(t, pool)
+	account := ledgertest.Account(t, pool, user, 0)
+	ledgertest.Exec(t, pool, `ALTER TABLE jobs ADD CONSTRAINT unlucky CHECK (amount <> 13)`)
+	a, _ := acceptor(t, pool, manyQueued)
+	var group errgroup.Group
+	for i := range 200 {
+		group.Go(func() error {
+			req := deposit(user, account, fmt.Sprint("k", i))
+			req.Amount = int64(1 + i%20)
+			_, _, err := a.Accept(t.Context(), req)
+			if (err != nil) != (req.Amount == 13) {
+				return fmt.Errorf("amount %d: %w", req.Amount, err)
+			}
+			return nil
+		})
+	}
+	if err := group.Wait(); err != nil {
+		t.Error(err)
+	}
+	if found := ledgertest.Check(t, pool); found.Jobs != 190 {
+		t.Errorf("%d jobs, want 190", found.Jobs)
+	}
+}
+
+func TestAcceptWhilePostgresIsDown(t *testing.T) {
+	t.Parallel()
+	server := testenv.PostgresServer(t)
+	pool, err := pgxpool.New(t.Context(), server.URL())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer pool.Close()
+	user := ledgertest.User(t, pool)
+	account := ledgertest.Account(t, pool, user, 0)
+	a, _ := acceptor(t, pool, manyQueued)
+	if err := server.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	if _, _, err := a.Accept(t.Context(), deposit(user, account, "k")); err == nil {
+		t.Fatal("accepted by a dead Postgres")
+	}
+	if err := server.Restart(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if _, replayed, err := a.Accept(t.Context(), deposit(user, account, "k")); err != nil || replayed {
+		t.Errorf("after its return: replayed %t, %v", replayed, err)
+	}
+	if found := ledgertest.Check(t, pool); found.Jobs != 1 {
+		t.Errorf("%d jobs, want 1", found.Jobs)
+	}
+}

@@ -1,0 +1,64 @@
+package job
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+)
+
+// Head is an account's oldest queued job.
+type Head struct {
+	AccountID int64
+	JobID     uuid.UUID
+	Age       time.Duration // since its accept, by Postgres's clock
+}
+
+// Backlog finds queued jobs.
+type Backlog struct {
+	pool *pgxpool.Pool
+}
+
+// NewBacklog finds the queued jobs in the database behind pool.
+func NewBacklog(pool *pgxpool.Pool) *Backlog {
+	return &Backlog{pool: pool}
+}
+
+// Heads reads the heads of up to limit accounts with queued jobs, in the order
+// of the accounts' ids, after the one with the id after.
+func (b *Backlog) Heads(ctx context.Context, after int64, limit int) ([]Head, error) {
+	// One probe of jobs_queued an account, however long the account's queue.
+	const sql = `
+		WITH RECURSIVE heads AS (
+			(SELECT account_id, id, created_at FROM jobs
+				WHERE status = 'queued' AND account_id > $1 ORDER BY account_id, position LIMIT 1)
+			UNION ALL
+			SELECT next.* FROM heads, LATERAL (SELECT account_id, id, created_at FROM jobs
+				WHERE status = 'queued' AND account_id > heads.account_id ORDER BY account_id, position LIMIT 1) next
+		)
+		SELECT account_id, id, clock_timestamp() - created_at FROM heads LIMIT $2`
+	rows, _ := b.pool.Query(ctx, sql, after, limit) // CollectRows returns its error
+	heads, err := pgx.CollectRows(rows, pgx.RowToStructByPos[Head])
+	if err != nil {
+		return nil, fmt.Errorf("find queued jobs: %w", err)
+	}
+	return heads, nil
+}
+
+// Last is the newest queued job of an account; ErrNotFound where there is none.
+func (b *Backlog) Last(ctx context.Context, accountID int64) (id uuid.UUID, err error) {
+	const sql = `SELECT id FROM jobs WHERE account_id = $1 AND status = 'queued' ORDER BY position DESC LIMIT 1`
+	rows, _ := b.pool.Query(ctx, sql, accountID) // CollectExactlyOneRow returns its error
+	id, err = pgx.CollectExactlyOneRow(rows, pgx.RowTo[uuid.UUID])
+	if errors.Is(err, pgx.ErrNoRows) {
+		return id, ErrNotFound
+	}
+	if err != nil {
+		return id, fmt.Errorf("find the newest queued job: %w", err)
+	}
+	return id, nil
+}

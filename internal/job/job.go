@@ -1,0 +1,89 @@
+// Package job holds what was asked of the ledger and how far it got. Its
+// promise: an accepted job is on disk before its caller hears of it, and an
+// idempotency key names one job for good.
+package job
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/passbook/passbook/internal/ledger"
+)
+
+// Status is how far a job got. The machine is drawn beside the table, in
+// migrations/00001_passbook.sql.
+type Status string
+
+// The states of a job; all but the first are final, but for an operator's
+// replay of a failed one.
+const (
+	Queued    Status = "queued"
+	Succeeded Status = Status(ledger.Succeeded)
+	Rejected  Status = Status(ledger.Rejected)
+	Failed    Status = Status(ledger.Failed)
+)
+
+// Statuses are all the states, in the order of the machine.
+var Statuses = []Status{Queued, Succeeded, Rejected, Failed}
+
+// What callers branch on.
+var (
+	ErrNotFound        = errors.New("job not found")
+	ErrAccountNotFound = ledger.ErrAccountNotFound
+	ErrKeyReused       = ledger.ErrKeyReused
+	ErrQueueFull       = errors.New("account has too many queued jobs")
+	ErrUnavailable     = errors.New("not accepted in time")
+)
+
+// Job is one job as it stands.
+type Job struct {
+	ID           uuid.UUID
+	Position     int64  // its place in the order of accepts
+	Account      string // number
+	Type         ledger.EntryType
+	Amount       int64  // minor units
+	Currency     string // ISO 4217, the account's
+	Description  *string
+	Status       Status
+	Failure      *string // the code, where rejected or failed
+	Seq          *int64  // of its transaction, where succeeded
+	BalanceAfter *int64  // minor units, where succeeded
+	CreatedAt    time.Time
+	FinishedAt   *time.Time
+}
+
+const columns = `job.id, job.position, account.number, job.type, job.amount, account.currency, job.description,
+	job.status, job.failure, job.seq, job.balance_after, job.created_at, job.finished_at`
+
+// Reader reads jobs.
+type Reader struct {
+	pool *pgxpool.Pool
+}
+
+// NewReader reads the jobs in the database behind pool.
+func NewReader(pool *pgxpool.Pool) *Reader {
+	return &Reader{pool: pool}
+}
+
+// Job reads one of the caller's jobs; ErrNotFound for one that is not there or
+// another's.
+func (r *Reader) Job(ctx context.Context, userID, id uuid.UUID) (Job, error) {
+	const sql = `SELECT ` + columns + `
+		FROM jobs job JOIN accounts account ON account.id = job.account_id
+		WHERE job.id = $1 AND job.user_id = $2`
+	rows, _ := r.pool.Query(ctx, sql, id, userID) // CollectExactlyOneRow returns its error
+	job, err := pgx.CollectExactlyOneRow(rows, pgx.RowToStructByPos[Job])
+	if errors.Is(err, pgx.ErrNoRows) {
+		return Job{}, ErrNotFound
+	}
+	if err != nil {
+		return Job{}, fmt.Errorf("read job %s: %w", id, err)
+	}
+	return job, nil
+}

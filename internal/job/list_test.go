@@ -1,0 +1,120 @@
+package job_test
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/google/uuid"
+
+	"github.com/passbook/passbook/internal/job"
+	"github.com/passbook/passbook/internal/ledger"
+	"github.com/passbook/passbook/internal/ledger/ledgertest"
+	"github.com/passbook/passbook/internal/testenv"
+)
+
+func TestList(t *testing.T) {
+	t.Parallel()
+	pool := testenv.Pool(t)
+	user := ledgertest.User(t, pool)
+	account, other := ledgertest.Account(t, pool, user, 100), ledgertest.Account(t, pool, user, 100)
+	ledgertest.Job(t, pool, other, ledger.Deposit, 1)
+	byStatus := map[job.Status][]uuid.UUID{}
+	for i := range 10 {
+		entry, status, amount := ledger.Deposit, job.Succeeded, int64(1)
+		if i%3 == 1 {
+			entry, status, amount = ledger.Withdrawal, job.Rejected, 1000
+		}
+		id := ledgertest.Job(t, pool, account, entry, amount)
+		if i < 8 {
+			if _, _, err := ledger.NewApplier(pool).Apply(t.Context(), id, 1); err != nil {
+				t.Fatal(err)
+			}
+		} else {
+			status = job.Queued
+		}
+		byStatus[status] = append(byStatus[status], id)
+		byStatus[""] = append(byStatus[""], id)
+	}
+	for _, status := range append([]job.Status{""}, job.Statuses...) {
+		for _, ascending := range []bool{true, false} {
+			t.Run(fmt.Sprintf("%s/ascending=%t", status, ascending), func(t *testing.T) {
+				want := slices.Clone(byStatus[status])
+				if !ascending {
+					slices.Reverse(want)
+				}
+				var got []uuid.UUID
+				page := job.Page{AccountID: account.ID, Status: status, Ascending: ascending, Limit: 3}
+				for {
+					jobs, err := job.NewReader(pool).List(t.Context(), page)
+					if err != nil {
+						t.Fatal(err)
+					}
+					for _, j := range jobs {
+						got = append(got, j.ID)
+						if status != "" && j.Status != status {
+							t.Errorf("job %s is %s", j.ID, j.Status)
+						}
+					}
+					if len(jobs) < page.Limit {
+						break
+					}
+					page.After = jobs[len(jobs)-1].Position
+				}
+				if !slices.Equal(got, want) {
+					t.Errorf("got %v, want %v", got, want)
+				}
+			})
+		}
+	}
+}
+
+// Every list of jobs walks an index in its order: nothing is sorted, no table
+// is read through.
+func TestListPlans(t *testing.T) {
+	t.Parallel()
+	pool := testenv.Pool(t)
+	user := ledgertest.User(t, pool)
+	account := ledgertest.Account(t, pool, user, 100)
+	for range 20 {
+		ledgertest.Account(t, pool, user, 0)
+	}
+	ledgertest.Exec(t, pool, `
+		INSERT INTO jobs (id, account_id, user_id, type, amount, idempotency_key)
+		SELECT gen_random_uuid(), account.id, account.user_id, 'deposit', 1, account.id || '/' || n
+		FROM generate_series(1, 4000) n, accounts account`)
+	ledgertest.Exec(t, pool, `
+		UPDATE jobs SET status = (CASE position % 3 WHEN 0 THEN 'rejected' ELSE 'failed' END)::job_status, failure = 'x', finished_at = now()
+		WHERE position % 4 <> 0`)
+	ledgertest.Exec(t, pool, `VACUUM ANALYZE jobs`)
+	ledgertest.Exec(t, pool, `VACUUM ANALYZE accounts`)
+	for name, sql := range job.ListQueries() {
+		t.Run(name, func(t *testing.T) {
+			rows, err := pool.Query(t.Context(), "EXPLAIN "+sql, account.ID, int64(20000), 21)
+			if err != nil {
+				t.Fatal(err)
+			}
+			var plan []string
+			for rows.Next() {
+				var line string
+				if err := rows.Scan(&line); err != nil {
+					t.Fatal(err)
+				}
+				plan = append(plan, line)
+			}
+			if err := rows.Err(); err != nil {
+				t.Fatal(err)
+			}
+			text := strings.Join(plan, "\n")
+			for _, bad := range []string{"Sort  (", "Seq Scan on jobs", "Bitmap"} {
+				if strings.Contains(text, bad) {
+					t.Errorf("the plan has a %s:\n%s", bad, text)
+				}
+			}
+			if !strings.Contains(text, "Index Scan") {
+				t.Errorf("the plan walks no index:\n%s", text)
+			}
+		})
+	}
+}
