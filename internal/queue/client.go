@@ -1,0 +1,144 @@
+package queue
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/hibiken/asynq"
+	"github.com/redis/go-redis/v9"
+	"golang.org/x/sync/errgroup"
+)
+
+// Bounds of the client.
+const (
+	// maxRings is how many rings wait to be written; more are lost to the sweep.
+	maxRings = 65536
+	// writers is how many rings are being written at once.
+	writers = 8
+	// ringTimeout bounds one write, so that a Redis that hangs is noticed.
+	ringTimeout = time.Second
+	// announceEvery is how often an Asynq client is made anew: each announces
+	// the queues it writes to once, and a Redis that came back empty has
+	// forgotten them, to the dashboard's and the metrics' harm.
+	announceEvery = 10 * time.Second
+	// ticketTimeout is when Asynq gives a ticket to somebody else though its
+	// worker still lives. Postgres's own time-outs end the work long before.
+	ticketTimeout = time.Minute
+	// maxRetry is Asynq's count of tries for a ticket. It only has to outlast
+	// the tries of the jobs before its own; what those run out of is counted
+	// in Postgres.
+	maxRetry = 1000
+)
+
+// Client writes tickets.
+type Client struct {
+	redis      redis.UniversalClient
+	partitions int
+	log        *slog.Logger
+	rings      chan Ticket
+	lost       func() // told of each ring that was not written
+}
+
+// NewClient writes tickets to partitions queues. lost is called for each ring
+// that could not be written. Run must run for Ring to work.
+func NewClient(r redis.UniversalClient, partitions int, log *slog.Logger, lost func()) *Client {
+	return &Client{redis: r, partitions: partitions, log: log, rings: make(chan Ticket, maxRings), lost: lost}
+}
+
+// Ring writes the first ticket of an accepted job, soon and without making its
+// caller wait: a Redis that is slow or down must not hold an accept up. A ring
+// that is lost, or that a kill takes with the process, the sweep makes good.
+func (c *Client) Ring(accountID int64, jobID uuid.UUID) {
+	select {
+	case c.rings <- Ticket{AccountID: accountID, JobID: jobID}:
+	default:
+		c.lost()
+	}
+}
+
+// Run writes what Ring was asked for until ctx ends, and then what is left, for
+// as long as Redis takes it.
+func (c *Client) Run(ctx context.Context) error {
+	var group errgroup.Group
+	for range writers {
+		group.Go(func() error {
+			c.writeUntil(ctx)
+			return nil
+		})
+	}
+	return group.Wait()
+}
+
+func (c *Client) writeUntil(ctx context.Context) {
+	renew := time.NewTicker(announceEvery)
+	defer renew.Stop()
+	client := asynq.NewClientFromRedisClient(c.redis)
+	for {
+		select {
+		case ticket := <-c.rings:
+			c.write(ctx, client, ticket)
+		case <-renew.C:
+			client = asynq.NewClientFromRedisClient(c.redis)
+		case <-ctx.Done():
+			for len(c.rings) > 0 {
+				select {
+				case ticket := <-c.rings:
+					if !c.write(ctx, client, ticket) {
+						return
+					}
+				default: // another writer took it
+				}
+			}
+			return
+		}
+	}
+}
+
+func (c *Client) write(ctx context.Context, client *asynq.Client, ticket Ticket) bool {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), ringTimeout)
+	defer cancel()
+	err := c.enqueue(ctx, client, ticket)
+	if err != nil {
+		c.lost()
+		c.log.Debug("ring lost, the sweep will find the job", "job_id", ticket.JobID, "error", err)
+	}
+	return err == nil
+}
+
+// Enqueue writes a ticket now. One that is there already is a success.
+func (c *Client) Enqueue(ctx context.Context, ticket Ticket) error {
+	return c.enqueue(ctx, asynq.NewClientFromRedisClient(c.redis), ticket)
+}
+
+func (c *Client) enqueue(ctx context.Context, client *asynq.Client, ticket Ticket) error {
+	return enqueue(ctx, client, Name(Partition(ticket.AccountID, c.partitions)), ticket.id(), ticket.JobID)
+}
+
+func enqueue(ctx context.Context, client *asynq.Client, queue, id string, jobID uuid.UUID) error {
+	_, err := client.EnqueueContext(ctx, asynq.NewTask(taskType, []byte(jobID.String())),
+		asynq.TaskID(id), asynq.Queue(queue), asynq.MaxRetry(maxRetry), asynq.Timeout(ticketTimeout))
+	if err != nil && !errors.Is(err, asynq.ErrTaskIDConflict) {
+		return fmt.Errorf("enqueue ticket %s: %w", id, err)
+	}
+	return nil
+}
+
+// Waiting tells whether the ticket is in Redis and going to ring: in line, or in
+// line for another try. One in a worker's hands is not: the worker may be dead.
+func (c *Client) Waiting(ticket Ticket) (bool, error) {
+	inspector := asynq.NewInspectorFromRedisClient(c.redis)
+	info, err := inspector.GetTaskInfo(Name(Partition(ticket.AccountID, c.partitions)), ticket.id())
+	switch {
+	case errors.Is(err, asynq.ErrQueueNotFound), errors.Is(err, asynq.ErrTaskNotFound):
+		return false, nil
+	case err != nil:
+		return false, fmt.Errorf("look for ticket of job %s: %w", ticket.JobID, err)
+	}
+	waiting := []asynq.TaskState{asynq.TaskStatePending, asynq.TaskStateRetry, asynq.TaskStateScheduled}
+	return slices.Contains(waiting, info.State), nil
+}

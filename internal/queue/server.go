@@ -1,0 +1,131 @@
+package queue
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/hibiken/asynq"
+	"github.com/redis/go-redis/v9"
+	"golang.org/x/sync/errgroup"
+)
+
+const (
+	// shutdownTimeout is how long a ticket in hand may take to finish. One
+	// that takes longer goes back in line.
+	shutdownTimeout = 8 * time.Second
+	// forwardEvery is how often tickets whose pause is over come back in line.
+	forwardEvery = time.Second
+	// firstPause doubles with each try of a ticket, up to longestPause.
+	firstPause   = 250 * time.Millisecond
+	longestPause = 4 * time.Second
+)
+
+// Handler works a ticket off. more asks for another turn, behind the tickets
+// that wait. An error brings the ticket back after a pause; one that is
+// ErrBadTicket archives it, where an operator sees it.
+type Handler func(ctx context.Context, jobID uuid.UUID) (more bool, err error)
+
+// ServerConfig says how to serve the partitions.
+type ServerConfig struct {
+	Redis      redis.UniversalClient
+	Partitions int
+	Handler    Handler
+	// IsFailure tells the errors that spend one of a ticket's tries.
+	IsFailure func(error) bool
+	Log       *slog.Logger
+}
+
+// Server hands tickets out: one Asynq server of concurrency 1 for each
+// partition, because Asynq's concurrency is a server's, not a queue's, and a
+// hot account must not occupy every slot.
+type Server struct {
+	cfg     ServerConfig
+	bell    *bell
+	client  *asynq.Client
+	servers []*asynq.Server
+}
+
+// NewServer makes a server; Run starts it.
+func NewServer(cfg ServerConfig) *Server {
+	s := &Server{cfg: cfg, bell: newBell(cfg.Redis, cfg.Partitions, cfg.Log), client: asynq.NewClientFromRedisClient(cfg.Redis)}
+	for partition := range cfg.Partitions {
+		s.servers = append(s.servers, asynq.NewServerFromRedisClient(s.bell, asynq.Config{
+			Concurrency:              1,
+			Queues:                   map[string]int{Name(partition): 1},
+			TaskCheckInterval:        time.Millisecond, // the bell waits in its place
+			DelayedTaskCheckInterval: forwardEvery,
+			ShutdownTimeout:          shutdownTimeout,
+			RetryDelayFunc:           pause,
+			IsFailure:                cfg.IsFailure,
+			Logger:                   logger{cfg.Log.With("partition", partition)},
+			LogLevel:                 asynq.WarnLevel,
+		}))
+	}
+	return s
+}
+
+// Run serves until ctx ends; then it takes no more tickets, lets those in hand
+// finish within shutdownTimeout, and returns.
+func (s *Server) Run(ctx context.Context) error {
+	listening, stopListening := context.WithCancel(context.WithoutCancel(ctx))
+	var listener errgroup.Group
+	listener.Go(func() error {
+		s.bell.listen(listening)
+		return nil
+	})
+	defer func() {
+		stopListening()
+		_ = listener.Wait() // returns no error
+	}()
+	for _, server := range s.servers {
+		if err := server.Start(asynq.HandlerFunc(s.process)); err != nil {
+			return fmt.Errorf("start queue server: %w", err)
+		}
+	}
+	<-ctx.Done()
+	s.bell.close()
+	var group errgroup.Group
+	for _, server := range s.servers {
+		group.Go(func() error {
+			server.Shutdown()
+			return nil
+		})
+	}
+	return group.Wait()
+}
+
+func (s *Server) process(ctx context.Context, task *asynq.Task) error {
+	jobID, err := parse(task.Payload())
+	if err != nil {
+		return fmt.Errorf("%w: %w", err, asynq.SkipRetry)
+	}
+	more, err := s.cfg.Handler(ctx, jobID)
+	switch {
+	case errors.Is(err, ErrBadTicket):
+		return fmt.Errorf("%w: %w", err, asynq.SkipRetry)
+	case err != nil || !more:
+		return err
+	}
+	// A kill before the next ticket is written leaves this one to its lease,
+	// and the jobs to the sweep.
+	queue, _ := asynq.GetQueueName(ctx)
+	id, _ := asynq.GetTaskID(ctx)
+	return enqueue(ctx, s.client, queue, nextID(id), jobID)
+}
+
+func pause(tries int, _ error, _ *asynq.Task) time.Duration {
+	return min(firstPause<<min(tries, 10), longestPause)
+}
+
+// logger hands Asynq's messages on.
+type logger struct{ *slog.Logger }
+
+func (l logger) Debug(args ...any) { l.Logger.Debug(fmt.Sprint(args...)) }
+func (l logger) Info(args ...any)  { l.Logger.Info(fmt.Sprint(args...)) }
+func (l logger) Warn(args ...any)  { l.Logger.Warn(fmt.Sprint(args...)) }
+func (l logger) Error(args ...any) { l.Logger.Error(fmt.Sprint(args...)) }
+func (l logger) Fatal(args ...any) { l.Logger.Error(fmt.Sprint(args...)) }

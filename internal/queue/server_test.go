@@ -1,0 +1,284 @@
+package queue
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/hibiken/asynq"
+	"github.com/redis/go-redis/v9"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/passbook/passbook/internal/testenv"
+)
+
+const partitions = 16
+
+func connect(t testing.TB, url string) redis.UniversalClient {
+	t.Helper()
+	client, err := Connect(url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = client.Close() })
+	return client
+}
+
+// serve runs a server until the test ends; prepare may change it before.
+func serve(t testing.TB, client redis.UniversalClient, handler Handler, prepare func(*Server)) {
+	t.Helper()
+	server := NewServer(ServerConfig{
+		Redis: client, Partitions: partitions, Handler: handler, Log: slog.New(slog.DiscardHandler),
+		IsFailure: func(error) bool { return true },
+	})
+	prepare(server)
+	ctx, cancel := context.WithCancel(context.Background())
+	var group errgroup.Group
+	group.Go(func() error { return server.Run(ctx) })
+	t.Cleanup(func() {
+		cancel()
+		if err := group.Wait(); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+func asIs(*Server) {}
+
+func writer(client redis.UniversalClient) *Client {
+	return NewClient(client, partitions, slog.New(slog.DiscardHandler), func() {})
+}
+
+// receive waits for the handler, with a bound.
+func receive[T any](t testing.TB, from <-chan T) (got T) {
+	t.Helper()
+	const patience = 30 * time.Second
+	select {
+	case got = <-from:
+	case <-time.After(patience):
+		t.Fatal("nothing came")
+	}
+	return got
+}
+
+// countDequeues counts the dequeues that reach Redis.
+type countDequeues struct{ n atomic.Int64 }
+
+func (c *countDequeues) DialHook(next redis.DialHook) redis.DialHook { return next }
+
+func (c *countDequeues) ProcessPipelineHook(next redis.ProcessPipelineHook) redis.ProcessPipelineHook {
+	return next
+}
+
+func (c *countDequeues) ProcessHook(next redis.ProcessHook) redis.ProcessHook {
+	return func(ctx context.Context, cmd redis.Cmder) error {
+		if args := cmd.Args(); cmd.Name() == "evalsha" && len(args) > 6 {
+			if keys := args[2]; keys == 4 {
+				c.n.Add(1)
+			}
+		}
+		return next(ctx, cmd)
+	}
+}
+
+// With an endless patience a ticket is handed out only where the bell rings for
+// it, and an idle queue is not asked at all. That fails when Asynq changes how
+// it lays out its keys or dequeues.
+func TestBellKnowsAsynq(t *testing.T) {
+	t.Parallel()
+	client := connect(t, testenv.Redis(t))
+	dequeues := new(countDequeues)
+	client.AddHook(dequeues)
+	handled := make(chan uuid.UUID, 1)
+	handler := func(_ context.Context, id uuid.UUID) (bool, error) {
+		handled <- id
+		return false, nil
+	}
+	serve(t, client, handler, func(s *Server) { s.bell.withBell = time.Hour })
+	const tickets = 20
+	for n := range int64(tickets) {
+		ticket := Ticket{AccountID: n, JobID: uuid.New()}
+		if err := writer(client).Enqueue(t.Context(), ticket); err != nil {
+			t.Fatal(err)
+		}
+		if got := receive(t, handled); got != ticket.JobID {
+			t.Fatalf("handed out %s, want %s", got, ticket.JobID)
+		}
+	}
+	// At the start and at the subscription each queue is asked, after that
+	// only for a ticket: once for it and twice to find that there is no other.
+	if most := int64(4*partitions + 4*tickets); dequeues.n.Load() > most || dequeues.n.Load() < tickets {
+		t.Errorf("%d dequeues for %d tickets, want at most %d", dequeues.n.Load(), tickets, most)
+	}
+}
+
+// A server that forbids CONFIG SET is polled.
+func TestServeWithoutEvents(t *testing.T) {
+	t.Parallel()
+	admin := connect(t, testenv.Redis(t))
+	if err := admin.Do(t.Context(), "ACL", "SETUSER", "app", "on", ">secret", "~*", "&*", "+@all", "-config").Err(); err != nil {
+		t.Fatal(err)
+	}
+	opt := admin.(*redis.Client).Options()
+	client := redis.NewClient(&redis.Options{Addr: opt.Addr, Username: "app", Password: "secret"})
+	t.Cleanup(func() { _ = client.Close() })
+	handled := make(chan uuid.UUID, 1)
+	serve(t, client, func(_ context.Context, id uuid.UUID) (bool, error) {
+		handled <- id
+		return false, nil
+	}, asIs)
+	for n := range int64(3) {
+		ticket := Ticket{AccountID: n, JobID: uuid.New()}
+		if err := writer(client).Enqueue(t.Context(), ticket); err != nil {
+			t.Fatal(err)
+		}
+		receive(t, handled)
+	}
+}
+
+// A Redis that crashes and comes back empty is served on, and its bell rings.
+func TestServeThroughRestart(t *testing.T) {
+	t.Parallel()
+	server := testenv.RedisServer(t)
+	client := connect(t, server.URL())
+	handled := make(chan uuid.UUID, 1)
+	var theBell *bell
+	serve(t, client, func(_ context.Context, id uuid.UUID) (bool, error) {
+		handled <- id
+		return false, nil
+	}, func(s *Server) { theBell = s.bell })
+	for range 2 {
+		ticket := Ticket{AccountID: 1, JobID: uuid.New()}
+		testenv.Eventually(t, "the ticket to be written", func() bool { return writer(client).Enqueue(t.Context(), ticket) == nil })
+		if got := receive(t, handled); got != ticket.JobID {
+			t.Errorf("handed out %s, want %s", got, ticket.JobID)
+		}
+		testenv.Eventually(t, "the bell", func() bool {
+			flags, err := client.ConfigGet(t.Context(), eventFlags).Result()
+			return err == nil && mergedFlags(flags[eventFlags]) == flags[eventFlags] && theBell.patience.Load() == int64(theBell.withBell)
+		})
+		if err := server.Kill(); err != nil {
+			t.Fatal(err)
+		}
+		if err := server.Restart(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// A ticket that asks for more has another turn, under another name.
+func TestMore(t *testing.T) {
+	t.Parallel()
+	client := connect(t, testenv.Redis(t))
+	handled := make(chan string, 3)
+	var turns atomic.Int64
+	serve(t, client, func(ctx context.Context, id uuid.UUID) (bool, error) {
+		name, _ := asynq.GetTaskID(ctx)
+		handled <- name
+		return turns.Add(1) < 3, nil
+	}, asIs)
+	ticket := Ticket{AccountID: 1, JobID: uuid.New()}
+	if err := writer(client).Enqueue(t.Context(), ticket); err != nil {
+		t.Fatal(err)
+	}
+	for again := range 3 {
+		want := Ticket{JobID: ticket.JobID, Again: again}.id()
+		if got := receive(t, handled); got != want {
+			t.Errorf("turn %d was that of %s, want %s", again, got, want)
+		}
+	}
+}
+
+// A ticket that nobody of ours wrote ends archived, where an operator sees it.
+func TestBadTicketsAreArchived(t *testing.T) {
+	t.Parallel()
+	client := connect(t, testenv.Redis(t))
+	serve(t, client, func(context.Context, uuid.UUID) (bool, error) { return false, ErrBadTicket }, asIs)
+	forged := asynq.NewTask(taskType, []byte("not an id"))
+	if _, err := asynq.NewClientFromRedisClient(client).Enqueue(forged, asynq.Queue(Name(0)), asynq.TaskID("forged")); err != nil {
+		t.Fatal(err)
+	}
+	unknown := Ticket{AccountID: 1, JobID: uuid.New()}
+	if err := writer(client).Enqueue(t.Context(), unknown); err != nil {
+		t.Fatal(err)
+	}
+	inspector := asynq.NewInspectorFromRedisClient(client)
+	for name, queue := range map[string]string{"forged": Name(0), unknown.id(): Name(Partition(1, partitions))} {
+		testenv.Eventually(t, name+" to be archived", func() bool {
+			info, err := inspector.GetTaskInfo(queue, name)
+			return err == nil && info.State == asynq.TaskStateArchived
+		})
+	}
+}
+
+func TestWaiting(t *testing.T) {
+	t.Parallel()
+	client := connect(t, testenv.Redis(t))
+	tickets := writer(client)
+	ticket := Ticket{AccountID: 1, JobID: uuid.New()}
+	want := func(when string, want bool) {
+		t.Helper()
+		if got, err := tickets.Waiting(ticket); err != nil || got != want {
+			t.Errorf("%s: waiting %t, %v; want %t", when, got, err, want)
+		}
+	}
+	want("before anything was written", false)
+	for range 2 {
+		if err := tickets.Enqueue(t.Context(), ticket); err != nil {
+			t.Fatalf("a ticket that is there is a success: %v", err)
+		}
+	}
+	want("in line", true)
+	hold, held := make(chan error), make(chan struct{}, 1)
+	serve(t, client, func(context.Context, uuid.UUID) (bool, error) {
+		held <- struct{}{}
+		return false, <-hold
+	}, asIs)
+	receive(t, held)
+	want("in a worker's hands", false)
+	hold <- errors.New("again")
+	testenv.Eventually(t, "the ticket to wait for its next try", func() bool {
+		waiting, err := tickets.Waiting(ticket)
+		return err == nil && waiting
+	})
+	receive(t, held)
+	hold <- nil
+	testenv.Eventually(t, "the ticket to be gone", func() bool {
+		waiting, err := tickets.Waiting(ticket)
+		return err == nil && !waiting
+	})
+}
+
+// Rings don't wait for a Redis that is down, and go on when it is back.
+func TestRingWhileRedisIsDown(t *testing.T) {
+	t.Parallel()
+	server := testenv.RedisServer(t)
+	client := connect(t, server.URL())
+	lost := make(chan struct{}, 1)
+	tickets := NewClient(client, partitions, slog.New(slog.DiscardHandler), func() { lost <- struct{}{} })
+	ctx, cancel := context.WithCancel(context.Background())
+	var group errgroup.Group
+	group.Go(func() error { return tickets.Run(ctx) })
+	defer func() {
+		cancel()
+		_ = group.Wait()
+	}()
+	if err := server.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	tickets.Ring(1, uuid.New())
+	receive(t, lost)
+	if err := server.Restart(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	ticket := Ticket{AccountID: 1, JobID: uuid.New()}
+	tickets.Ring(1, ticket.JobID)
+	testenv.Eventually(t, "the ring to arrive", func() bool {
+		waiting, err := tickets.Waiting(ticket)
+		return err == nil && waiting
+	})
+}

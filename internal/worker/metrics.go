@@ -1,0 +1,66 @@
+package worker
+
+import (
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/passbook/passbook/internal/job"
+	"github.com/passbook/passbook/internal/ledger"
+)
+
+// Metrics is what a worker tells Prometheus.
+type Metrics struct {
+	jobs         *prometheus.CounterVec
+	seconds      prometheus.Histogram
+	oldest       prometheus.Gauge
+	accounts     prometheus.Gauge
+	swept        prometheus.Counter
+	postgresDown prometheus.Counter
+}
+
+// NewMetrics registers a worker's metrics.
+func NewMetrics(registry prometheus.Registerer) *Metrics {
+	m := &Metrics{
+		jobs: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "passbook_jobs_finished_total", Help: "Jobs that this worker finished, by type and by how they ended.",
+		}, []string{"type", "status"}),
+		seconds: prometheus.NewHistogram(prometheus.HistogramOpts{
+			Name: "passbook_job_duration_seconds", Help: "From a job's accept to its end.",
+			Buckets: []float64{.001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30, 60, 300},
+		}),
+		oldest: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "passbook_oldest_queued_job_age_seconds", Help: "Age of the oldest queued job at the last sweep; 0 where none is queued.",
+		}),
+		accounts: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "passbook_accounts_with_queued_jobs", Help: "Accounts with queued jobs at the last sweep.",
+		}),
+		swept: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "passbook_sweep_tickets_total", Help: "Tickets that the sweep wrote for accounts that stood still.",
+		}),
+		postgresDown: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "passbook_apply_postponed_total", Help: "Times a ticket waited in hand because Postgres was down.",
+		}),
+	}
+	registry.MustRegister(m.jobs, m.seconds, m.oldest, m.accounts, m.swept, m.postgresDown)
+	for _, entry := range []ledger.EntryType{ledger.Deposit, ledger.Withdrawal} {
+		for _, outcome := range []ledger.Outcome{ledger.Succeeded, ledger.Rejected, ledger.Failed} {
+			m.jobs.WithLabelValues(string(entry), string(outcome)) // counts from 0, so that a rate sees the first
+		}
+	}
+	return m
+}
+
+func (m *Metrics) finished(job ledger.Applied) {
+	m.jobs.WithLabelValues(string(job.Type), string(job.Outcome)).Inc()
+	m.seconds.Observe(job.FinishedAt.Sub(job.CreatedAt).Seconds())
+}
+
+func (m *Metrics) backlog(heads []job.Head) {
+	var oldest time.Duration
+	for _, head := range heads {
+		oldest = max(oldest, head.Age)
+	}
+	m.oldest.Set(oldest.Seconds())
+	m.accounts.Set(float64(len(heads)))
+}

@@ -1,0 +1,68 @@
+// Package worker turns tickets into applied jobs. Its promise: every queued job
+// is applied, in its account's order, whatever becomes of its ticket.
+package worker
+
+import (
+	"context"
+	"log/slog"
+	"time"
+
+	"github.com/google/uuid"
+
+	"github.com/passbook/passbook/internal/job"
+	"github.com/passbook/passbook/internal/ledger"
+	"github.com/passbook/passbook/internal/queue"
+)
+
+// Applier applies an account's queued jobs in order, up to the ticket's and at
+// most limit of them; more where it did not get that far.
+type Applier interface {
+	Apply(ctx context.Context, ticket uuid.UUID, limit int) (applied []ledger.Applied, more bool, err error)
+}
+
+// Backlog finds the queued jobs in Postgres.
+type Backlog interface {
+	Heads(ctx context.Context, after int64, limit int) ([]job.Head, error)
+	Last(ctx context.Context, accountID int64) (uuid.UUID, error)
+}
+
+// Tickets writes tickets and looks for them.
+type Tickets interface {
+	Enqueue(ctx context.Context, ticket queue.Ticket) error
+	Waiting(ticket queue.Ticket) (bool, error)
+}
+
+// Config is what a worker works with.
+type Config struct {
+	Applier Applier
+	Backlog Backlog
+	Tickets Tickets
+	Metrics *Metrics
+	Log     *slog.Logger
+}
+
+// Worker applies what tickets name and sweeps for what none names.
+type Worker struct {
+	cfg      Config
+	stopping <-chan struct{} // closed when no new try should start
+	stuck    map[int64]suspect
+}
+
+// New makes a worker that gives up waiting for Postgres when stopping is closed.
+func New(cfg Config, stopping <-chan struct{}) *Worker {
+	return &Worker{cfg: cfg, stopping: stopping, stuck: map[int64]suspect{}}
+}
+
+// Run sweeps until ctx ends.
+func (w *Worker) Run(ctx context.Context) error {
+	tick := time.NewTicker(sweepEvery)
+	defer tick.Stop()
+	for {
+		w.sweep(ctx)
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return nil
+		}
+	}
+}

@@ -1,0 +1,366 @@
+package worker_test
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/hibiken/asynq"
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/redis/go-redis/v9"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/passbook/passbook/internal/job"
+	"github.com/passbook/passbook/internal/ledger"
+	"github.com/passbook/passbook/internal/ledger/ledgertest"
+	"github.com/passbook/passbook/internal/queue"
+	"github.com/passbook/passbook/internal/testenv"
+	"github.com/passbook/passbook/internal/worker"
+)
+
+func TestMain(m *testing.M) {
+	testenv.Main(m)
+}
+
+const partitions = 4
+
+// system is a worker as cmd/worker ties it, and what a test asks it through.
+type system struct {
+	t       testing.TB
+	pool    *pgxpool.Pool
+	redis   redis.UniversalClient
+	tickets *queue.Client
+	user    uuid.UUID
+}
+
+func newSystem(t testing.TB, pool *pgxpool.Pool, redisURL string) *system {
+	t.Helper()
+	client, err := queue.Connect(redisURL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = client.Close() })
+	return &system{
+		t: t, pool: pool, redis: client,
+		tickets: queue.NewClient(client, partitions, slog.New(slog.DiscardHandler), func() {}),
+		user:    ledgertest.User(t, pool),
+	}
+}
+
+// work runs a worker and answers with what stops it.
+func (s *system) work() (stop func()) {
+	s.t.Helper()
+	ctx, cancel := context.WithCancel(context.Background())
+	log := slog.New(slog.DiscardHandler)
+	w := worker.New(worker.Config{
+		Applier: ledger.NewApplier(s.pool),
+		Backlog: job.NewBacklog(s.pool),
+		Tickets: s.tickets,
+		Metrics: worker.NewMetrics(prometheus.NewRegistry()),
+		Log:     log,
+	}, ctx.Done())
+	server := queue.NewServer(queue.ServerConfig{
+		Redis: s.redis, Partitions: partitions, Handler: w.Apply, IsFailure: worker.IsFailure, Log: log,
+	})
+	var group errgroup.Group
+	group.Go(func() error { return server.Run(ctx) })
+	group.Go(func() error { return w.Run(ctx) })
+	stop = sync.OnceFunc(func() {
+		cancel()
+		if err := group.Wait(); err != nil {
+			s.t.Error(err)
+		}
+	})
+	s.t.Cleanup(stop)
+	return stop
+}
+
+func (s *system) ring(account ledger.Account, id uuid.UUID) {
+	s.t.Helper()
+	if err := s.tickets.Enqueue(s.t.Context(), queue.Ticket{AccountID: account.ID, JobID: id}); err != nil {
+		s.t.Fatal(err)
+	}
+}
+
+func (s *system) count(status job.Status) (n int) {
+	s.t.Helper()
+	if err := s.pool.QueryRow(s.t.Context(), `SELECT count(*) FROM jobs WHERE status = $1`, string(status)).Scan(&n); err != nil {
+		s.t.Fatal(err)
+	}
+	return n
+}
+
+func (s *system) drained() {
+	s.t.Helper()
+	testenv.Eventually(s.t, "every job to be finished", func() bool { return s.count(job.Queued) == 0 })
+	ledgertest.Check(s.t, s.pool)
+}
+
+// inOrder checks that the account's history is in the order of its jobs.
+func (s *system) inOrder(account ledger.Account, want []uuid.UUID) {
+	s.t.Helper()
+	rows, err := s.pool.Query(s.t.Context(), `SELECT job_id FROM transactions WHERE account_id = $1 AND job_id IS NOT NULL ORDER BY seq`, account.ID)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	var got []uuid.UUID
+	for rows.Next() {
+		var id uuid.UUID
+		if err := rows.Scan(&id); err != nil {
+			s.t.Fatal(err)
+		}
+		got = append(got, id)
+	}
+	if err := rows.Err(); err != nil {
+		s.t.Fatal(err)
+	}
+	if !slices.Equal(got, want) {
+		s.t.Errorf("account %s: %d jobs took effect in another order than the %d were accepted in", account.Number, len(got), len(want))
+	}
+}
+
+// pendingTickets counts the tickets in line.
+func (s *system) pendingTickets() (n int) {
+	s.t.Helper()
+	inspector := asynq.NewInspectorFromRedisClient(s.redis)
+	for partition := range partitions {
+		if info, err := inspector.GetQueueInfo(queue.Name(partition)); err == nil {
+			n += info.Pending
+		}
+	}
+	return n
+}
+
+// Tickets doubled and out of order make no difference: two workers apply each
+// job once and in order.
+func TestTicketsOutOfOrder(t *testing.T) {
+	t.Parallel()
+	s := newSystem(t, testenv.Pool(t), testenv.Redis(t))
+	s.work()
+	s.work()
+	type ticket struct {
+		account ledger.Account
+		id      uuid.UUID
+	}
+	var tickets []ticket
+	order := map[string][]uuid.UUID{}
+	var accounts []ledger.Account
+	for range 5 {
+		accounts = append(accounts, ledgertest.Account(t, s.pool, s.user, 0))
+	}
+	for range 60 {
+		for _, account := range accounts {
+			id := ledgertest.Job(t, s.pool, account, ledger.Deposit, 3)
+			tickets = append(tickets, ticket{account, id}, ticket{account, id})
+			order[account.Number] = append(order[account.Number], id)
+		}
+	}
+	rand.Shuffle(len(tickets), func(i, j int) { tickets[i], tickets[j] = tickets[j], tickets[i] })
+	for _, ticket := range tickets {
+		s.ring(ticket.account, ticket.id)
+	}
+	s.drained()
+	for _, account := range accounts {
+		s.inOrder(account, order[account.Number])
+	}
+}
+
+// Jobs that nobody rang for are found, more than one turn of them.
+func TestSweepFindsWhatNobodyRangFor(t *testing.T) {
+	t.Parallel()
+	s := newSystem(t, testenv.Pool(t), testenv.Redis(t))
+	account, other := ledgertest.Account(t, s.pool, s.user, 0), ledgertest.Account(t, s.pool, s.user, 0)
+	var order []uuid.UUID
+	for range 300 {
+		order = append(order, ledgertest.Job(t, s.pool, account, ledger.Deposit, 1))
+	}
+	ledgertest.Job(t, s.pool, other, ledger.Deposit, 1)
+	s.work()
+	s.drained()
+	s.inOrder(account, order)
+}
+
+// Every ticket is lost while the workers are at it.
+func TestSweepAfterFlushAll(t *testing.T) {
+	t.Parallel()
+	s := newSystem(t, testenv.Pool(t), testenv.Redis(t))
+	var jobs int
+	for range 20 {
+		account := ledgertest.Account(t, s.pool, s.user, 0)
+		for range 50 {
+			s.ring(account, ledgertest.Job(t, s.pool, account, ledger.Deposit, 1))
+			jobs++
+		}
+	}
+	s.work()
+	testenv.Eventually(t, "the first jobs", func() bool { return s.count(job.Succeeded) > 0 })
+	if err := s.redis.FlushAll(t.Context()).Err(); err != nil {
+		t.Fatal(err)
+	}
+	s.drained()
+	if n := s.count(job.Succeeded); n != jobs {
+		t.Errorf("%d jobs succeeded, want %d", n, jobs)
+	}
+}
+
+// A dead worker's ticket blocks its name until its lease ends, half a minute
+// and more; the sweep does not wait for that.
+func TestSweepPassesADeadWorkersTicket(t *testing.T) {
+	t.Parallel()
+	s := newSystem(t, testenv.Pool(t), testenv.Redis(t))
+	account := ledgertest.Account(t, s.pool, s.user, 0)
+	id := ledgertest.Job(t, s.pool, account, ledger.Deposit, 1)
+	s.ring(account, id)
+	// Take the ticket as a worker does, and die: nothing tells Redis.
+	name := queue.Name(queue.Partition(account.ID, partitions))
+	key := "asynq:{" + name + "}:"
+	if err := s.redis.RPopLPush(t.Context(), key+"pending", key+"active").Err(); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.redis.HSet(t.Context(), key+"t:"+id.String(), "state", "active").Err(); err != nil {
+		t.Fatal(err)
+	}
+	started := time.Now()
+	s.work()
+	s.drained()
+	if took := time.Since(started); took > 10*time.Second {
+		t.Errorf("took %v, want less than 10 s", took)
+	}
+}
+
+// However often the sweep meets a backlog whose tickets wait in line, it adds
+// none; and where they are lost it adds one an account, not one a job or sweep.
+func TestSweepAddsNoTicketsWithoutEnd(t *testing.T) {
+	t.Parallel()
+	s := newSystem(t, testenv.Pool(t), testenv.Redis(t))
+	const accounts, jobs, sweeps = 5, 40, 6
+	for range accounts {
+		account := ledgertest.Account(t, s.pool, s.user, 0)
+		for range jobs {
+			s.ring(account, ledgertest.Job(t, s.pool, account, ledger.Deposit, 1))
+		}
+	}
+	w := worker.New(worker.Config{
+		Applier: ledger.NewApplier(s.pool),
+		Backlog: job.NewBacklog(s.pool),
+		Tickets: s.tickets,
+		Metrics: worker.NewMetrics(prometheus.NewRegistry()),
+		Log:     slog.New(slog.DiscardHandler),
+	}, nil)
+	for range sweeps {
+		w.Sweep(t.Context())
+	}
+	if n := s.pendingTickets(); n != accounts*jobs {
+		t.Errorf("%d tickets in line after %d sweeps, want the %d that were there", n, sweeps, accounts*jobs)
+	}
+	if err := s.redis.FlushAll(t.Context()).Err(); err != nil {
+		t.Fatal(err)
+	}
+	for range sweeps {
+		w.Sweep(t.Context())
+	}
+	if n := s.pendingTickets(); n != accounts {
+		t.Errorf("%d tickets in line after their loss and %d sweeps, want one an account", n, sweeps)
+	}
+}
+
+// A Postgres that is down spends nobody's tries, and the work goes on by itself
+// when it is back.
+func TestPostgresDown(t *testing.T) {
+	t.Parallel()
+	server := testenv.PostgresServer(t)
+	pool, err := pgxpool.New(t.Context(), server.URL())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer pool.Close()
+	s := newSystem(t, pool, testenv.Redis(t))
+	var accounts []ledger.Account
+	order := map[string][]uuid.UUID{}
+	for range 3 {
+		accounts = append(accounts, ledgertest.Account(t, s.pool, s.user, 0))
+	}
+	for range 20 {
+		for _, account := range accounts {
+			id := ledgertest.Job(t, s.pool, account, ledger.Deposit, 1)
+			order[account.Number] = append(order[account.Number], id)
+			s.ring(account, id)
+		}
+	}
+	if err := server.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	stop := s.work()
+	inspector := asynq.NewInspectorFromRedisClient(s.redis)
+	testenv.Eventually(t, "tickets in hand", func() bool {
+		active, err := inspector.ListActiveTasks(queue.Name(queue.Partition(accounts[0].ID, partitions)))
+		return err == nil && len(active) == 1
+	})
+	if err := server.Restart(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	s.drained()
+	stop()
+	for _, account := range accounts {
+		s.inOrder(account, order[account.Number])
+	}
+	var attempts int
+	if err := s.pool.QueryRow(t.Context(), `SELECT coalesce(sum(attempts), 0) FROM jobs`).Scan(&attempts); err != nil {
+		t.Fatal(err)
+	}
+	if attempts != 0 {
+		t.Errorf("%d attempts spent, want none", attempts)
+	}
+	for partition := range partitions {
+		if info, err := inspector.GetQueueInfo(queue.Name(partition)); err == nil && info.FailedTotal != 0 {
+			t.Errorf("%d failures counted in %s, want none", info.FailedTotal, info.Queue)
+		}
+	}
+}
+
+// A job that can't be applied ends failed, its account goes on, and the others
+// of its partition never stood still.
+func TestFailedJob(t *testing.T) {
+	t.Parallel()
+	s := newSystem(t, testenv.Pool(t), testenv.Redis(t))
+	ledgertest.Exec(t, s.pool, `ALTER TABLE transactions ADD CONSTRAINT unlucky CHECK (amount <> 13)`)
+	s.work()
+	account := ledgertest.Account(t, s.pool, s.user, 0)
+	unlucky := ledgertest.Job(t, s.pool, account, ledger.Deposit, 13)
+	after := ledgertest.Job(t, s.pool, account, ledger.Deposit, 1)
+	s.ring(account, unlucky)
+	s.ring(account, after)
+	s.drained()
+	if failed, succeeded := s.count(job.Failed), s.count(job.Succeeded); failed != 1 || succeeded != 1 {
+		t.Errorf("%d failed and %d succeeded, want one each", failed, succeeded)
+	}
+	s.inOrder(account, []uuid.UUID{after})
+}
+
+// Stopping a worker in the middle of its work loses nothing.
+func TestStopAndGoOn(t *testing.T) {
+	t.Parallel()
+	s := newSystem(t, testenv.Pool(t), testenv.Redis(t))
+	account := ledgertest.Account(t, s.pool, s.user, 0)
+	var order []uuid.UUID
+	for range 400 {
+		id := ledgertest.Job(t, s.pool, account, ledger.Deposit, 1)
+		order = append(order, id)
+		s.ring(account, id)
+	}
+	for round := range 3 {
+		stop := s.work()
+		testenv.Eventually(t, fmt.Sprint("progress in round ", round), func() bool { return s.count(job.Succeeded) > 40*round })
+		stop()
+	}
+	s.work()
+	s.drained()
+	s.inOrder(account, order)
+}
