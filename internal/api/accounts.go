@@ -1,0 +1,109 @@
+package api
+
+import (
+	"net/http"
+	"regexp"
+	"strings"
+
+	"github.com/gofiber/fiber/v2"
+
+	"github.com/passbook/passbook/internal/ledger"
+)
+
+type accountBody struct {
+	Number    string    `json:"number"`
+	Currency  string    `json:"currency"`
+	Balance   int64     `json:"balance"`
+	LastSeq   int64     `json:"last_seq"`
+	CreatedAt timestamp `json:"created_at"`
+}
+
+func toAccountBody(account ledger.Account) accountBody {
+	return accountBody{
+		Number:    account.Number,
+		Currency:  account.Currency,
+		Balance:   account.Balance,
+		LastSeq:   account.LastSeq,
+		CreatedAt: timestamp(account.CreatedAt),
+	}
+}
+
+var numberPattern = regexp.MustCompile(`^[A-Za-z0-9-]{4,34}$`)
+
+const defaultCurrency = "KRW"
+
+func (a *API) openAccount(c *fiber.Ctx, _ *query) error {
+	key, err := idempotencyKey(c)
+	if err != nil {
+		return err
+	}
+	b, err := readBody(c)
+	if err != nil {
+		return err
+	}
+	opening := ledger.Opening{UserID: caller(c), Currency: defaultCurrency, Key: key}
+	if number := b.optionalText("number"); number != nil {
+		opening.Number = *number
+		if !numberPattern.MatchString(opening.Number) {
+			b.fault("number", "invalid_format", "is 4 to 34 of A-Z, a-z, 0-9 and -")
+		}
+	}
+	if currency := b.optionalText("currency"); currency != nil {
+		opening.Currency = *currency
+		if !isCurrency(opening.Currency) {
+			b.fault("currency", "invalid_value", "is an ISO 4217 code such as KRW or EUR")
+		}
+	}
+	opening.InitialDeposit = b.optionalAmount("initial_deposit")
+	if err := b.err(); err != nil {
+		return err
+	}
+	account, replayed, err := a.cfg.Accounts.Open(c.UserContext(), opening)
+	if err != nil {
+		return err
+	}
+	if replayed {
+		c.Set(headerReplay, "true")
+	}
+	c.Location("/v1/accounts/" + account.Number)
+	return c.Status(http.StatusCreated).JSON(toAccountBody(account))
+}
+
+func (a *API) readAccount(c *fiber.Ctx, _ *query) error {
+	account, err := a.account(c)
+	if err != nil {
+		return err
+	}
+	return c.JSON(toAccountBody(account))
+}
+
+// account is the caller's account that the path names.
+func (a *API) account(c *fiber.Ctx) (ledger.Account, error) {
+	number := accountNumber(c)
+	if !numberPattern.MatchString(number) {
+		return ledger.Account{}, ledger.ErrAccountNotFound
+	}
+	return a.cfg.Accounts.Account(c.UserContext(), caller(c), number)
+}
+
+// accountNumber copies the number out of Fiber's buffer.
+func accountNumber(c *fiber.Ctx) string {
+	return strings.Clone(c.Params("number"))
+}
+
+func (a *API) listAccounts(c *fiber.Ctx, q *query) error {
+	list := "accounts of " + caller(c).String()
+	limit := q.limit()
+	if err := q.err(); err != nil {
+		return err
+	}
+	after, err := q.after(a.cursors, list)
+	if err != nil {
+		return err
+	}
+	accounts, err := a.cfg.Accounts.List(c.UserContext(), caller(c), after, limit+1)
+	if err != nil {
+		return err
+	}
+	return sendPage(c, a.cursors, list, limit, accounts, toAccountBody, func(account ledger.Account) int64 { return account.ID })
+}

@@ -1,0 +1,289 @@
+// Package api is the HTTP edge: it turns requests into calls and what they
+// answer into responses. Its promise: what the contract in openapi.yaml says,
+// and no word of an internal error to a client.
+package api
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"net"
+	"runtime/debug"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/gofiber/fiber/v2"
+	"github.com/google/uuid"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/valyala/fasthttp"
+
+	"github.com/passbook/passbook/internal/auth"
+	"github.com/passbook/passbook/internal/job"
+	"github.com/passbook/passbook/internal/ledger"
+	"github.com/passbook/passbook/internal/ops"
+	"github.com/passbook/passbook/internal/statement"
+)
+
+// Bounds on a request.
+const (
+	maxBody        = 64 << 10
+	maxRead        = 4 * maxBody // of a body that is too large: a client that is cut off may not hear why
+	maxHead        = 16 << 10    // request line and headers, in bytes
+	requestTimeout = 1900 * time.Millisecond
+	readTimeout    = 10 * time.Second // for a slow client to send its request
+	writeTimeout   = 30 * time.Second
+	idleTimeout    = 2 * time.Minute
+)
+
+// Config is what the API serves.
+type Config struct {
+	Auth       *auth.Service
+	Accounts   *ledger.Accounts
+	Acceptor   *job.Acceptor
+	Jobs       *job.Reader
+	Statements *statement.Statements
+	CursorKeys [][]byte    // the first signs cursors, all verify
+	Checks     []ops.Check // what /readyz asks
+	Registry   prometheus.Registerer
+	Log        *slog.Logger
+}
+
+// API serves the contract.
+type API struct {
+	cfg     Config
+	cursors cursors
+	metrics *metrics
+	app     *fiber.App
+
+	mu       sync.Mutex // guards what follows
+	listener net.Listener
+	stopped  bool
+}
+
+// New makes an API; Serve starts it.
+func New(cfg Config) (*API, error) {
+	a := &API{cfg: cfg, cursors: newCursors(cfg.CursorKeys), metrics: newMetrics(cfg.Registry)}
+	a.app = fiber.New(fiber.Config{
+		AppName:               "Passbook",
+		DisableStartupMessage: true,
+		BodyLimit:             maxRead,
+		ReadBufferSize:        maxHead,
+		ReadTimeout:           readTimeout,
+		WriteTimeout:          writeTimeout,
+		IdleTimeout:           idleTimeout,
+		StrictRouting:         true,
+		CaseSensitive:         true,
+		ErrorHandler:          a.answerError,
+
+		DisablePreParseMultipartForm: true, // it is refused, not stored
+	})
+	a.app.Server().CloseOnShutdown = true // says so to the clients that are answered last
+	a.app.Server().Handler = known(a.app.Handler())
+	a.app.Use(a.observe)
+	routes, err := a.routes()
+	if err != nil {
+		return nil, err
+	}
+	for _, r := range routes {
+		a.app.Add(r.method, r.path, a.handler(r))
+		if r.method == fiber.MethodGet {
+			a.app.Add(fiber.MethodHead, r.path, a.handler(r))
+		}
+	}
+	return a, nil
+}
+
+// known gives a method that Fiber doesn't know to the routes as one that none
+// of them takes: Fiber itself would answer it, and not as the contract says.
+func known(next fasthttp.RequestHandler) fasthttp.RequestHandler {
+	return func(c *fasthttp.RequestCtx) {
+		if !slices.Contains(fiber.DefaultMethods, string(c.Method())) {
+			c.Request.Header.SetMethod(fiber.MethodTrace)
+		}
+		next(c)
+	}
+}
+
+// Serve answers requests on listener until Shutdown. After it, it answers none.
+func (a *API) Serve(listener net.Listener) error {
+	a.mu.Lock()
+	a.listener = listener
+	if a.stopped {
+		_ = listener.Close()
+	}
+	a.mu.Unlock()
+	if err := a.app.Listener(listener); err != nil {
+		return fmt.Errorf("serve API: %w", err)
+	}
+	return nil
+}
+
+// Shutdown takes no more connections, answers the requests in flight, and
+// returns when the last is answered or ctx ends.
+func (a *API) Shutdown(ctx context.Context) error {
+	err := a.app.ShutdownWithContext(ctx)
+	// Fiber knows nothing of a listener that it does not serve yet.
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.stopped = true
+	if a.listener != nil {
+		_ = a.listener.Close() // else closed already
+	}
+	if err != nil {
+		return fmt.Errorf("shut API down: %w", err)
+	}
+	return nil
+}
+
+// route is one line of the contract.
+type route struct {
+	method, path string
+	open         bool // to callers without an access token
+	handle       func(*fiber.Ctx, *query) error
+	query        []string // the parameters it knows
+}
+
+func (a *API) routes() ([]route, error) {
+	yaml, json, err := openAPI()
+	if err != nil {
+		return nil, err
+	}
+	const get, post = fiber.MethodGet, fiber.MethodPost
+	return []route{
+		{method: post, path: "/v1/users", open: true, handle: a.signUp},
+		{method: get, path: "/v1/users/me", handle: a.me},
+		{method: post, path: "/v1/sessions", open: true, handle: a.logIn},
+		{method: post, path: "/v1/sessions/refresh", open: true, handle: a.refresh},
+		{method: post, path: "/v1/sessions/revoke", open: true, handle: a.revoke},
+
+		{method: post, path: "/v1/accounts", handle: a.openAccount},
+		{method: get, path: "/v1/accounts", handle: a.listAccounts, query: []string{"limit", "cursor"}},
+		{method: get, path: "/v1/accounts/:number", handle: a.readAccount},
+
+		{method: post, path: "/v1/accounts/:number/deposits", handle: a.accept(ledger.Deposit)},
+		{method: post, path: "/v1/accounts/:number/withdrawals", handle: a.accept(ledger.Withdrawal)},
+		{method: get, path: "/v1/jobs/:id", handle: a.readJob},
+		{
+			method: get, path: "/v1/accounts/:number/jobs", handle: a.listJobs,
+			query: []string{"status", "order", "limit", "cursor"},
+		},
+
+		{
+			method: get, path: "/v1/accounts/:number/transactions", handle: a.listTransactions,
+			query: []string{"type", "from", "to", "order", "limit", "cursor"},
+		},
+		{method: get, path: "/v1/accounts/:number/transactions/:seq", handle: a.readTransaction},
+
+		{method: get, path: "/livez", open: true, handle: a.livez},
+		{method: get, path: "/readyz", open: true, handle: a.readyz},
+		{method: get, path: "/openapi.yaml", open: true, handle: static("application/yaml", yaml)},
+		{method: get, path: "/openapi.json", open: true, handle: static(fiber.MIMEApplicationJSON, json)},
+	}, nil
+}
+
+// What handlers find in a request's locals.
+type (
+	callerKey    struct{}
+	requestIDKey struct{}
+	routeKey     struct{}
+)
+
+// handler does what all routes have in common: the time limit, the access token
+// and, where the route knows no parameters, the query.
+func (a *API) handler(r route) fiber.Handler {
+	return func(c *fiber.Ctx) error {
+		c.Locals(routeKey{}, r.path)
+		// Not the request's own context: that ends when the server is told to
+		// stop, and a request in flight shall be answered.
+		ctx, cancel := context.WithTimeout(c.UserContext(), requestTimeout)
+		defer cancel()
+		c.SetUserContext(ctx)
+		if !r.open {
+			identity, err := a.authenticate(c)
+			if err != nil {
+				return err
+			}
+			c.Locals(callerKey{}, identity.UserID)
+		}
+		q := parseQuery(c, r.query)
+		if len(r.query) == 0 && len(q.faults) > 0 {
+			return q.err()
+		}
+		return r.handle(c, q)
+	}
+}
+
+// caller is the user whose access token the request bears.
+func caller(c *fiber.Ctx) uuid.UUID {
+	id, _ := c.Locals(callerKey{}).(uuid.UUID)
+	return id
+}
+
+// observe stands around everything: request id, metrics, and the one place
+// where errors become responses.
+func (a *API) observe(c *fiber.Ctx) error {
+	started := time.Now()
+	setRequestID(c)
+	if err := a.protect(c); err != nil {
+		if err := a.answerError(c, err); err != nil {
+			return err
+		}
+	}
+	route, ok := c.Locals(routeKey{}).(string)
+	if !ok {
+		route = "none"
+	}
+	a.metrics.request(route, strings.Clone(c.Method()), c.Response().StatusCode(), time.Since(started))
+	return nil
+}
+
+// protect stops a body that is too large and turns a panic into an error: one
+// request's bug is not the others'.
+func (a *API) protect(c *fiber.Ctx) (err error) {
+	defer func() {
+		if cause := recover(); cause != nil {
+			err = panicked{cause: cause, stack: debug.Stack()}
+		}
+	}()
+	if len(c.BodyRaw()) > maxBody {
+		return fiber.ErrRequestEntityTooLarge
+	}
+	return c.Next()
+}
+
+type panicked struct {
+	cause any
+	stack []byte
+}
+
+func (p panicked) Error() string {
+	return fmt.Sprintf("panic: %v\n%s", p.cause, p.stack)
+}
+
+const maxRequestID = 64
+
+// setRequestID keeps the client's id where it is 1 to 64 of A-Z a-z 0-9 . _ -.
+func setRequestID(c *fiber.Ctx) {
+	id := c.Get(fiber.HeaderXRequestID)
+	if !isRequestID(id) {
+		id = uuid.NewString()
+	}
+	id = strings.Clone(id) // Fiber's strings are buffers to be reused
+	c.Locals(requestIDKey{}, id)
+	c.Set(fiber.HeaderXRequestID, id)
+}
+
+func isRequestID(id string) bool {
+	if id == "" || len(id) > maxRequestID {
+		return false
+	}
+	for _, r := range []byte(id) {
+		isAlnum := r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9'
+		if !isAlnum && r != '.' && r != '_' && r != '-' {
+			return false
+		}
+	}
+	return true
+}

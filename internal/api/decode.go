@@ -1,0 +1,202 @@
+package api
+
+import (
+	"bytes"
+	"errors"
+	"io"
+	"mime"
+	"net/http"
+	"slices"
+	"strconv"
+	"strings"
+	"unicode"
+	"unicode/utf8"
+
+	"github.com/go-json-experiment/json/jsontext"
+	"github.com/gofiber/fiber/v2"
+
+	"github.com/passbook/passbook/internal/ledger"
+)
+
+// body holds a request's JSON object and collects what is wrong with it: each
+// read takes a field out, and what is left at the end is unknown.
+type body struct {
+	fields map[string]jsontext.Value
+	faults []fault
+}
+
+// readBody reads the object. Another content type, or a coding, is 415; what is
+// not JSON, has a name twice or goes on after the object is 400.
+func readBody(c *fiber.Ctx) (*body, error) {
+	mediaType, _, err := mime.ParseMediaType(c.Get(fiber.HeaderContentType))
+	if err != nil || mediaType != fiber.MIMEApplicationJSON {
+		return nil, newProblem(http.StatusUnsupportedMediaType, "unsupported_media_type", "Send Content-Type: application/json.")
+	}
+	if coding := c.Get(fiber.HeaderContentEncoding); coding != "" && coding != "identity" {
+		return nil, newProblem(http.StatusUnsupportedMediaType, "unsupported_media_type", "Send the body without a Content-Encoding.")
+	}
+	// Not Body, which decodes codings past the bound. Fiber's buffer is reused.
+	b, err := parseBody(bytes.Clone(c.BodyRaw()))
+	if err != nil {
+		return nil, newProblem(http.StatusBadRequest, "malformed_body",
+			"The body is one JSON object in UTF-8, with no name twice and nothing after it.")
+	}
+	return b, nil
+}
+
+var errTrailing = errors.New("data after the value")
+
+func parseBody(data []byte) (*body, error) {
+	// The decoder refuses invalid UTF-8 and names that stand twice.
+	decoder := jsontext.NewDecoder(bytes.NewReader(data))
+	value, err := decoder.ReadValue()
+	if err != nil {
+		return nil, err
+	}
+	value = value.Clone()
+	if _, err := decoder.ReadToken(); !errors.Is(err, io.EOF) {
+		return nil, errTrailing
+	}
+	b := &body{fields: map[string]jsontext.Value{}}
+	if value.Kind() != '{' {
+		b.faultAt("", "invalid_type", "is a JSON object")
+		return b, nil
+	}
+	return b, b.split(value)
+}
+
+func (b *body) split(object jsontext.Value) error {
+	decoder := jsontext.NewDecoder(bytes.NewReader(object))
+	if _, err := decoder.ReadToken(); err != nil { // the brace
+		return err
+	}
+	for decoder.PeekKind() != '}' {
+		name, err := decoder.ReadToken()
+		if err != nil {
+			return err
+		}
+		key := name.String()
+		value, err := decoder.ReadValue()
+		if err != nil {
+			return err
+		}
+		b.fields[key] = value.Clone()
+	}
+	return nil
+}
+
+// pointers escapes a name for a JSON pointer (RFC 6901, section 3).
+var pointers = strings.NewReplacer("~", "~0", "/", "~1")
+
+func (b *body) fault(name, code, detail string) {
+	b.faultAt("/"+pointers.Replace(name), code, detail)
+}
+
+func (b *body) faultAt(pointer, code, detail string) {
+	b.faults = append(b.faults, fault{Pointer: &pointer, Code: code, Detail: detail})
+}
+
+// err names the fields that nobody has read, and is the problem that names
+// every fault, or nil.
+func (b *body) err() error {
+	var unknown []string
+	for name := range b.fields {
+		unknown = append(unknown, name)
+	}
+	slices.Sort(unknown)
+	for _, name := range unknown {
+		b.fault(name, "unknown_field", "is not known here")
+	}
+	if len(b.faults) == 0 {
+		return nil
+	}
+	return invalid(http.StatusUnprocessableEntity, "invalid_request", "The body has faults; errors names each.", b.faults)
+}
+
+// take removes a field and answers with its value; nil where it is absent.
+func (b *body) take(name string) jsontext.Value {
+	value := b.fields[name]
+	delete(b.fields, name)
+	return value
+}
+
+// text reads a string that must be there.
+func (b *body) text(name string) string {
+	text := b.optionalText(name)
+	if text == nil {
+		if !b.hasFault(name) {
+			b.fault(name, "required", "is required")
+		}
+		return ""
+	}
+	return *text
+}
+
+// optionalText reads a string; nil where it is absent. null is not a string.
+func (b *body) optionalText(name string) *string {
+	value := b.take(name)
+	if value == nil {
+		return nil
+	}
+	if value.Kind() != '"' {
+		b.fault(name, "invalid_type", "is a string")
+		return nil
+	}
+	unquoted, err := jsontext.AppendUnquote(nil, value)
+	if err != nil {
+		b.fault(name, "invalid_value", "is not a valid string")
+		return nil
+	}
+	text := string(unquoted)
+	return &text
+}
+
+func (b *body) hasFault(name string) bool {
+	return slices.ContainsFunc(b.faults, func(f fault) bool { return *f.Pointer == "/"+name })
+}
+
+// amount reads minor units: a JSON integer written as one, from 1 to
+// ledger.MaxAmount. "100", 1.0 and 1e2 are not.
+func (b *body) amount(name string) int64 {
+	amount := b.optionalAmount(name)
+	if amount == 0 && !b.hasFault(name) {
+		b.fault(name, "required", "is required")
+	}
+	return amount
+}
+
+// optionalAmount is 0 where the field is absent.
+func (b *body) optionalAmount(name string) int64 {
+	value := b.take(name)
+	if value == nil {
+		return 0
+	}
+	literal := string(value)
+	if value.Kind() != '0' || strings.ContainsAny(literal, ".eE") {
+		b.fault(name, "invalid_type", "is a whole number of minor units, written without quotes, fraction or exponent")
+		return 0
+	}
+	amount, err := strconv.ParseInt(literal, 10, 64)
+	if err != nil || amount < 1 || amount > ledger.MaxAmount {
+		b.fault(name, "out_of_range", "is from 1 to "+strconv.FormatInt(ledger.MaxAmount, 10))
+		return 0
+	}
+	return amount
+}
+
+const maxDescription = 140
+
+// description reads the optional text of a job.
+func (b *body) description() *string {
+	text := b.optionalText("description")
+	if text == nil {
+		return nil
+	}
+	if utf8.RuneCountInString(*text) > maxDescription {
+		b.fault("description", "too_long", "has at most "+strconv.Itoa(maxDescription)+" characters")
+	}
+	if strings.ContainsFunc(*text, unicode.IsControl) {
+		b.fault("description", "invalid_value", "has no control characters")
+	}
+	return text
+}

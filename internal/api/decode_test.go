@@ -1,0 +1,226 @@
+package api
+
+import (
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"regexp"
+	"strconv"
+	"strings"
+	"testing"
+	"unicode/utf8"
+
+	"github.com/google/uuid"
+
+	"github.com/passbook/passbook/internal/ledger"
+)
+
+func TestMalformedBody(t *testing.T) {
+	t.Parallel()
+	c := start(t).user(t)
+	target := jobsOf(c.open(0), "deposits")
+	tests := map[string]string{
+		"Empty":              ``,
+		"White":              " \r\n",
+		"Syntax":             `{"amount":1`,
+		"Comma":              `{"amount":1,}`,
+		"SingleQuotes":       `{'amount':1}`,
+		"LeadingZero":        `{"amount":01}`,
+		"Plus":               `{"amount":+1}`,
+		"Hexadecimal":        `{"amount":0x1}`,
+		"NaN":                `{"amount":NaN}`,
+		"Comment":            `{"amount":1}//`,
+		"Trailing":           `{"amount":1}{}`,
+		"TrailingBracket":    `{"amount":1}]`,
+		"TrailingNUL":        "{\"amount\":1}\x00",
+		"ByteOrderMark":      "\ufeff{\"amount\":1}",
+		"Duplicate":          `{"amount":1,"amount":1}`,
+		"DuplicateEscaped":   `{"amount":1,"am\u006funt":1}`,
+		"DuplicateNested":    `{"amount":1,"x":{"y":[{"z":1,"z":1}]}}`,
+		"DuplicateOfUnknown": `{"amount":1,"x":1,"x":1}`,
+		"InvalidUTF8":        "{\"amount\":1,\"description\":\"\xff\"}",
+		"InvalidUTF8Name":    "{\"amount\":1,\"\xff\":1}",
+		"LoneSurrogate":      `{"amount":1,"description":"\ud800"}`,
+		"ControlCharacter":   "{\"amount\":1,\"description\":\"\n\"}",
+		"TooDeep":            strings.Repeat(`[`, 20_000) + strings.Repeat(`]`, 20_000),
+	}
+	for name, body := range tests {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			c.in(t).post(target, body, "Idempotency-Key", name).problem(http.StatusBadRequest, "malformed_body")
+		})
+	}
+}
+
+func TestInvalidEntry(t *testing.T) {
+	t.Parallel()
+	c := start(t).user(t)
+	target := jobsOf(c.open(0), "withdrawals")
+	amount := func(literal string) string { return `{"amount":` + literal + `}` }
+	described := func(text string) string { return fmt.Sprintf(`{"amount":1,"description":%s}`, text) }
+	tests := map[string]struct {
+		body   string
+		faults []string // none where it is accepted
+	}{
+		"OK":                  {amount(`1`), nil},
+		"OK/Largest":          {amount(`9007199254740991`), nil},
+		"OK/WhiteSpace":       {" {\t\"amount\"\r:\n100 } ", nil},
+		"OK/Escaped":          {`{"\u0061mount":1}`, nil},
+		"Amount/Missing":      {`{}`, []string{"/amount required"}},
+		"Amount/String":       {amount(`"100"`), []string{"/amount invalid_type"}},
+		"Amount/Fraction":     {amount(`1.0`), []string{"/amount invalid_type"}},
+		"Amount/Exponent":     {amount(`1e2`), []string{"/amount invalid_type"}},
+		"Amount/ExponentE":    {amount(`1E2`), []string{"/amount invalid_type"}},
+		"Amount/Null":         {amount(`null`), []string{"/amount invalid_type"}},
+		"Amount/True":         {amount(`true`), []string{"/amount invalid_type"}},
+		"Amount/Array":        {amount(`[1]`), []string{"/amount invalid_type"}},
+		"Amount/Object":       {amount(`{"amount":1}`), []string{"/amount invalid_type"}},
+		"Amount/Zero":         {amount(`0`), []string{"/amount out_of_range"}},
+		"Amount/MinusZero":    {amount(`-0`), []string{"/amount out_of_range"}},
+		"Amount/Negative":     {amount(`-1`), []string{"/amount out_of_range"}},
+		"Amount/PastLargest":  {amount(`9007199254740992`), []string{"/amount out_of_range"}},
+		"Amount/PastInt64":    {amount(`18446744073709551617`), []string{"/amount out_of_range"}},
+		"Text/OK/Longest":     {described(`"` + strings.Repeat("é", 140) + `"`), nil},
+		"Text/OK/FourBytes":   {described(`"` + strings.Repeat("🐖", 140) + `"`), nil},
+		"Text/OK/Empty":       {described(`""`), nil},
+		"Text/OK/Quotes":      {described(`"\"'<&>\\\u0041\/"`), nil},
+		"Text/TooLong":        {described(`"` + strings.Repeat("é", 141) + `"`), []string{"/description too_long"}},
+		"Text/NUL":            {described(`"a\u0000"`), []string{"/description invalid_value"}},
+		"Text/LineBreak":      {described(`"a\nb"`), []string{"/description invalid_value"}},
+		"Text/Delete":         {described(`"\u007f"`), []string{"/description invalid_value"}},
+		"Text/C1":             {described(`"\u0085"`), []string{"/description invalid_value"}},
+		"Text/TooLongAndNUL":  {described(`"` + strings.Repeat(`\u0000`, 141) + `"`), []string{"/description invalid_value", "/description too_long"}},
+		"Text/Null":           {described(`null`), []string{"/description invalid_type"}},
+		"Text/Number":         {described(`1`), []string{"/description invalid_type"}},
+		"Body/Array":          {`[]`, []string{" invalid_type", "/amount required"}},
+		"Body/String":         {`"amount"`, []string{" invalid_type", "/amount required"}},
+		"Unknown":             {`{"amount":1,"currency":"KRW"}`, []string{"/currency unknown_field"}},
+		"Unknown/Case":        {`{"Amount":1}`, []string{"/Amount unknown_field", "/amount required"}},
+		"Unknown/EmptyName":   {`{"amount":1,"":1}`, []string{"/ unknown_field"}},
+		"Unknown/PointerName": {`{"amount":1,"a/b~c":1}`, []string{"/a~1b~0c unknown_field"}},
+		"EveryFault": {
+			`{"amount":"1","description":"` + strings.Repeat("x", 141) + `","b":{},"a":null}`,
+			[]string{"/a unknown_field", "/amount invalid_type", "/b unknown_field", "/description too_long"},
+		},
+	}
+	for name, test := range tests {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			a := c.in(t).post(target, test.body, "Idempotency-Key", uuid.NewString())
+			if test.faults == nil {
+				a.want(http.StatusAccepted)
+				return
+			}
+			a.problem(http.StatusUnprocessableEntity, "invalid_request", test.faults...)
+		})
+	}
+}
+
+func TestUnsupportedMediaType(t *testing.T) {
+	t.Parallel()
+	c := start(t).user(t)
+	target := jobsOf(c.open(0), "deposits")
+	for _, mediaType := range []string{"", "text/plain", "application/x-www-form-urlencoded", "application/jsonx", "application/problem+json", "json", ";", "multipart/form-data; boundary=x"} {
+		t.Run("Refused/"+mediaType, func(t *testing.T) {
+			t.Parallel()
+			c.in(t).post(target, `{"amount":1}`, "Idempotency-Key", "k", "Content-Type", mediaType).
+				problem(http.StatusUnsupportedMediaType, "unsupported_media_type")
+		})
+	}
+	for _, mediaType := range []string{"application/json", "application/json; charset=utf-8", "Application/JSON;charset=UTF-8"} {
+		t.Run("OK/"+mediaType, func(t *testing.T) {
+			t.Parallel()
+			c.in(t).post(target, `{"amount":1}`, "Idempotency-Key", uuid.NewString(), "Content-Type", mediaType).want(http.StatusAccepted)
+		})
+	}
+}
+
+// A coding would make a body of any size of one that keeps the bound.
+func TestUnsupportedContentCoding(t *testing.T) {
+	t.Parallel()
+	c := start(t).user(t)
+	target := jobsOf(c.open(0), "deposits")
+	for _, coding := range []string{"gzip", "deflate", "br", "identity, gzip"} {
+		t.Run(coding, func(t *testing.T) {
+			t.Parallel()
+			c.in(t).post(target, `{"amount":1}`, "Idempotency-Key", "k", "Content-Encoding", coding).
+				problem(http.StatusUnsupportedMediaType, "unsupported_media_type")
+		})
+	}
+}
+
+func TestBodyTooLarge(t *testing.T) {
+	t.Parallel()
+	c := start(t).user(t)
+	target := jobsOf(c.open(0), "deposits")
+	body := func(size int) string { return `{"amount":1}` + strings.Repeat(" ", size-len(`{"amount":1}`)) }
+	c.post(target, body(65536), "Idempotency-Key", "k").want(http.StatusAccepted)
+	c.post(target, body(65537), "Idempotency-Key", "l").problem(http.StatusRequestEntityTooLarge, "body_too_large")
+	c.post(target, body(262144), "Idempotency-Key", "l").problem(http.StatusRequestEntityTooLarge, "body_too_large")
+	c.post("/nowhere", body(65537)).problem(http.StatusRequestEntityTooLarge, "body_too_large")
+	c.sendRaw("POST "+target+" HTTP/1.1\r\nHost: h\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"+
+		"10001\r\n"+body(0x10001)+"\r\n0\r\n\r\n").problem(http.StatusRequestEntityTooLarge, "body_too_large")
+}
+
+// What parseBody takes is JSON with each name once, and it loses nothing.
+func FuzzParseBody(f *testing.F) {
+	for _, seed := range []string{
+		`{}`, `{"amount":1,"description":"x"}`, `{"a":{"b":[1,{"c":null}]}}`, `{"a":1,"a":2}`, `{"a":{"b":1,"b":2}}`,
+		`{"a":1,"\u0061":2}`, `{"a":1} `, `{"a":1}x`, `[]`, `"a"`, `null`, ``, "{\"\xff\":1}", `{"":1,"~/":2}`, "\ufeff{}", `{"a":1e999}`,
+	} {
+		f.Add([]byte(seed))
+	}
+	f.Fuzz(func(t *testing.T, data []byte) {
+		b, err := parseBody(data)
+		if err != nil {
+			return
+		}
+		if !json.Valid(data) || !utf8.Valid(data) {
+			t.Fatalf("took %q", data)
+		}
+		var want map[string]json.RawMessage
+		if err := json.Unmarshal(data, &want); err != nil {
+			if len(b.faults) == 0 {
+				t.Fatalf("took %q, which is no object", data)
+			}
+			return
+		}
+		for name, value := range want {
+			if string(b.fields[name]) != string(value) {
+				t.Errorf("%q: field %q is %s, want %s", data, name, b.fields[name], value)
+			}
+		}
+		if len(b.fields) != len(want) {
+			t.Errorf("%q: %d fields, want %d", data, len(b.fields), len(want))
+		}
+	})
+}
+
+// An amount is a JSON integer written as one, from 1 to the largest, and
+// nothing else is.
+func FuzzAmount(f *testing.F) {
+	for _, seed := range []string{
+		`1`, `0`, `-1`, `01`, `1.0`, `1e2`, `"100"`, `null`, `true`, `9007199254740991`, `9007199254740992`, ` 7 `, `99999999999999999999`, `1,"x":2`, `[1]`, `{}`,
+	} {
+		f.Add(seed)
+	}
+	integer := regexp.MustCompile(`^[ \t\r\n]*([1-9][0-9]{0,15})[ \t\r\n]*$`)
+	f.Fuzz(func(t *testing.T, literal string) {
+		var want int64
+		if match := integer.FindStringSubmatch(literal); match != nil {
+			if n, err := strconv.ParseInt(match[1], 10, 64); err == nil && n <= ledger.MaxAmount {
+				want = n
+			}
+		}
+		var got int64
+		b, err := parseBody([]byte(`{"amount":` + literal + `}`))
+		if err == nil {
+			if got = b.amount("amount"); b.err() != nil {
+				got = 0
+			}
+		}
+		if got != want {
+			t.Errorf("%q: got %d, want %d", literal, got, want)
+		}
+	})
+}

@@ -1,0 +1,18 @@
+package api
+
+import (
+	"github.com/gofiber/fiber/v2"
+
+	"github.com/passbook/passbook/internal/ops"
+)
+
+func (a *API) livez(c *fiber.Ctx, _ *query) error {
+	c.Set(fiber.HeaderCacheControl, "no-store")
+	return c.JSON(map[string]string{"status": "ok"})
+}
+
+func (a *API) readyz(c *fiber.Ctx, _ *query) error {
+	readiness := ops.Ready(c.UserContext(), a.cfg.Log, a.cfg.Checks)
+	c.Set(fiber.HeaderCacheControl, "no-store")
+	return c.Status(readiness.HTTPStatus()).JSON(readiness)
+}

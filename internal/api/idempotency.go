@@ -1,0 +1,75 @@
+package api
+
+import (
+	"net/http"
+	"strings"
+
+	"github.com/gofiber/fiber/v2"
+)
+
+const (
+	headerKey    = "Idempotency-Key"
+	headerReplay = "Idempotent-Replayed"
+	maxKey       = 255
+)
+
+// idempotencyKey reads the header; empty where it is absent.
+func idempotencyKey(c *fiber.Ctx) (string, error) {
+	values := c.Request().Header.PeekAll(headerKey)
+	if len(values) == 0 {
+		return "", nil
+	}
+	key, ok := parseKey(string(values[0]))
+	if !ok || len(values) > 1 {
+		return "", newProblem(http.StatusBadRequest, "idempotency_key_invalid",
+			"Idempotency-Key is 1 to 255 visible ASCII characters, bare or as a quoted string, and stands once.")
+	}
+	return key, nil
+}
+
+// requiredKey reads the header where it must be there.
+func requiredKey(c *fiber.Ctx) (string, error) {
+	key, err := idempotencyKey(c)
+	if err == nil && key == "" {
+		return "", newProblem(http.StatusBadRequest, "idempotency_key_missing",
+			"Send an Idempotency-Key: a fresh UUID for each thing you want done, the same one when you ask again.")
+	}
+	return key, err
+}
+
+// parseKey takes a key bare or as a structured-field string (RFC 8941, section
+// 3.3.3): "abc" and abc are one key.
+func parseKey(text string) (key string, ok bool) {
+	key = text
+	if strings.HasPrefix(text, `"`) {
+		if key, ok = unquoteKey(text); !ok {
+			return "", false
+		}
+	}
+	if key == "" || len(key) > maxKey {
+		return "", false
+	}
+	for _, b := range []byte(key) {
+		if b < '!' || b > '~' {
+			return "", false
+		}
+	}
+	return key, true
+}
+
+func unquoteKey(text string) (key string, ok bool) {
+	var unquoted strings.Builder
+	for i := 1; i < len(text); i++ {
+		switch text[i] {
+		case '"':
+			return unquoted.String(), i == len(text)-1
+		case '\\':
+			i++
+			if i == len(text) || text[i] != '"' && text[i] != '\\' {
+				return "", false
+			}
+		}
+		unquoted.WriteByte(text[i])
+	}
+	return "", false
+}

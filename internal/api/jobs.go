@@ -1,0 +1,166 @@
+package api
+
+import (
+	"fmt"
+	"net/http"
+	"strconv"
+
+	"github.com/gofiber/fiber/v2"
+	"github.com/google/uuid"
+
+	"github.com/passbook/passbook/internal/job"
+	"github.com/passbook/passbook/internal/ledger"
+)
+
+type jobBody struct {
+	ID          string          `json:"id"`
+	Account     string          `json:"account"`
+	Type        string          `json:"type"`
+	Amount      int64           `json:"amount"`
+	Currency    string          `json:"currency"`
+	Description *string         `json:"description"`
+	Status      string          `json:"status"`
+	Failure     *failureBody    `json:"failure"`
+	Transaction *jobPostingBody `json:"transaction"`
+	CreatedAt   timestamp       `json:"created_at"`
+	FinishedAt  *timestamp      `json:"finished_at"`
+}
+
+type failureBody struct {
+	Code   string `json:"code"`
+	Detail string `json:"detail"`
+}
+
+// jobPostingBody is what a job says of the transaction that it became.
+type jobPostingBody struct {
+	Seq          int64     `json:"seq"`
+	BalanceAfter int64     `json:"balance_after"`
+	CreatedAt    timestamp `json:"created_at"`
+}
+
+// failures says each failure code for people.
+var failures = map[string]string{
+	ledger.InsufficientFunds:    "The balance was less than the amount.",
+	ledger.BalanceLimitExceeded: "The balance would have passed the largest one, " + strconv.FormatInt(ledger.MaxAmount, 10) + ".",
+	ledger.InternalError:        "The job could not be applied; an operator looks into it. Nothing changed.",
+}
+
+func toJobBody(job job.Job) jobBody {
+	body := jobBody{
+		ID:          job.ID.String(),
+		Account:     job.Account,
+		Type:        string(job.Type),
+		Amount:      job.Amount,
+		Currency:    job.Currency,
+		Description: job.Description,
+		Status:      string(job.Status),
+		CreatedAt:   timestamp(job.CreatedAt),
+	}
+	if job.FinishedAt != nil {
+		finished := timestamp(*job.FinishedAt)
+		body.FinishedAt = &finished
+	}
+	if job.Failure != nil {
+		body.Failure = &failureBody{Code: *job.Failure, Detail: failures[*job.Failure]}
+	}
+	if job.Seq != nil {
+		body.Transaction = &jobPostingBody{Seq: *job.Seq, BalanceAfter: *job.BalanceAfter, CreatedAt: *body.FinishedAt}
+	}
+	return body
+}
+
+// pollAfter is the Retry-After of an unfinished job, in seconds; the header has
+// none shorter.
+const pollAfter = "1"
+
+// accept takes a deposit or a withdrawal. The 202 is written after the job is
+// committed; a kill in between leaves the client without an answer, and the
+// same key gets it.
+func (a *API) accept(entry ledger.EntryType) func(*fiber.Ctx, *query) error {
+	return func(c *fiber.Ctx, _ *query) error {
+		key, err := requiredKey(c)
+		if err != nil {
+			return err
+		}
+		b, err := readBody(c)
+		if err != nil {
+			return err
+		}
+		req := job.Request{
+			UserID:      caller(c),
+			Account:     accountNumber(c),
+			Type:        entry,
+			Amount:      b.amount("amount"),
+			Description: b.description(),
+			Key:         key,
+		}
+		if err := b.err(); err != nil {
+			return err
+		}
+		if !numberPattern.MatchString(req.Account) {
+			return ledger.ErrAccountNotFound
+		}
+		accepted, replayed, err := a.cfg.Acceptor.Accept(c.UserContext(), req)
+		if err != nil {
+			return err
+		}
+		a.metrics.job(accepted, replayed)
+		if replayed {
+			c.Set(headerReplay, "true")
+		}
+		c.Location("/v1/jobs/" + accepted.ID.String())
+		c.Status(http.StatusOK)
+		if accepted.Status == job.Queued {
+			c.Status(http.StatusAccepted)
+		}
+		return sendJob(c, accepted)
+	}
+}
+
+func sendJob(c *fiber.Ctx, j job.Job) error {
+	if j.Status == job.Queued {
+		c.Set(fiber.HeaderRetryAfter, pollAfter)
+	}
+	return c.JSON(toJobBody(j))
+}
+
+func (a *API) readJob(c *fiber.Ctx, _ *query) error {
+	id, err := uuid.Parse(c.Params("id"))
+	if err != nil || id.String() != c.Params("id") { // Parse takes other forms too; ids have one
+		return job.ErrNotFound
+	}
+	found, err := a.cfg.Jobs.Job(c.UserContext(), caller(c), id)
+	if err != nil {
+		return err
+	}
+	return sendJob(c, found)
+}
+
+func (a *API) listJobs(c *fiber.Ctx, q *query) error {
+	statuses := make([]string, len(job.Statuses))
+	for i, status := range job.Statuses {
+		statuses[i] = string(status)
+	}
+	page := job.Page{
+		Status:    job.Status(q.oneOf("status", statuses...)),
+		Ascending: q.ascending(),
+	}
+	limit := q.limit()
+	if err := q.err(); err != nil {
+		return err
+	}
+	account, err := a.account(c)
+	if err != nil {
+		return err
+	}
+	list := fmt.Sprintf("jobs of %d, status %q, ascending %t", account.ID, page.Status, page.Ascending)
+	if page.After, err = q.after(a.cursors, list); err != nil {
+		return err
+	}
+	page.AccountID, page.Limit = account.ID, limit+1
+	jobs, err := a.cfg.Jobs.List(c.UserContext(), page)
+	if err != nil {
+		return err
+	}
+	return sendPage(c, a.cursors, list, limit, jobs, toJobBody, func(j job.Job) int64 { return j.Position })
+}

@@ -1,0 +1,49 @@
+package api
+
+import (
+	"strconv"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/passbook/passbook/internal/job"
+	"github.com/passbook/passbook/internal/ledger"
+)
+
+type metrics struct {
+	requests *prometheus.HistogramVec
+	accepted *prometheus.CounterVec
+	replayed prometheus.Counter
+}
+
+func newMetrics(registry prometheus.Registerer) *metrics {
+	m := &metrics{
+		requests: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+			Name: "passbook_http_request_duration_seconds", Help: "HTTP requests by route, method and status.",
+			Buckets: []float64{.001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5},
+		}, []string{"route", "method", "status"}),
+		accepted: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "passbook_jobs_accepted_total", Help: "Jobs that this process committed, by type.",
+		}, []string{"type"}),
+		replayed: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "passbook_jobs_replayed_total", Help: "Requests that an idempotency key answered with an earlier job.",
+		}),
+	}
+	registry.MustRegister(m.requests, m.accepted, m.replayed)
+	for _, entry := range []ledger.EntryType{ledger.Deposit, ledger.Withdrawal} {
+		m.accepted.WithLabelValues(string(entry)) // counts from 0, so that a rate sees the first
+	}
+	return m
+}
+
+func (m *metrics) request(route, method string, status int, took time.Duration) {
+	m.requests.WithLabelValues(route, method, strconv.Itoa(status)).Observe(took.Seconds())
+}
+
+func (m *metrics) job(accepted job.Job, replayed bool) {
+	if replayed {
+		m.replayed.Inc()
+		return
+	}
+	m.accepted.WithLabelValues(string(accepted.Type)).Inc()
+}

@@ -1,0 +1,180 @@
+package api
+
+import (
+	"errors"
+	"fmt"
+	"net/http"
+	"slices"
+	"strconv"
+
+	"github.com/gofiber/fiber/v2"
+
+	"github.com/passbook/passbook/internal/auth"
+	"github.com/passbook/passbook/internal/job"
+	"github.com/passbook/passbook/internal/ledger"
+	"github.com/passbook/passbook/internal/postgres"
+	"github.com/passbook/passbook/internal/statement"
+)
+
+// problem is an error as clients see it (RFC 9457).
+type problem struct {
+	Type      string  `json:"type"`
+	Title     string  `json:"title"`
+	Status    int     `json:"status"`
+	Detail    string  `json:"detail"`
+	Code      string  `json:"code"`
+	RequestID string  `json:"request_id"`
+	Errors    []fault `json:"errors,omitempty"`
+
+	retryAfter int // seconds; 0 for no header
+}
+
+// fault is one thing that is wrong with a request.
+type fault struct {
+	Pointer   *string `json:"pointer,omitempty"`   // into the body (RFC 6901), empty for all of it
+	Parameter *string `json:"parameter,omitempty"` // of the query
+	Code      string  `json:"code"`
+	Detail    string  `json:"detail"`
+}
+
+func (p *problem) Error() string {
+	return fmt.Sprintf("%d %s: %s", p.Status, p.Code, p.Detail)
+}
+
+func newProblem(status int, code, detail string) *problem {
+	return &problem{
+		Type:   "urn:passbook:problem:" + code,
+		Title:  http.StatusText(status),
+		Status: status,
+		Detail: detail,
+		Code:   code,
+	}
+}
+
+// busyRetry is after how many seconds it is worth another try.
+const busyRetry = 1
+
+var (
+	unavailable = problem{
+		Status: http.StatusServiceUnavailable, Code: "unavailable", retryAfter: busyRetry,
+		Detail: "The service can't do this just now. Send the same request again, with the same Idempotency-Key if it had one.",
+	}
+	internalError = problem{
+		Status: http.StatusInternalServerError, Code: "internal_error",
+		Detail: "Something went wrong on our side. It is logged under this request_id.",
+	}
+)
+
+// problems says what clients hear of each error.
+var problems = []struct {
+	err error
+	problem
+}{
+	{auth.ErrUnauthenticated, problem{
+		Status: http.StatusUnauthorized, Code: "unauthenticated",
+		Detail: "This needs an access token: Authorization: Bearer ACCESS_TOKEN. It is missing, malformed, expired or revoked.",
+	}},
+	{auth.ErrInvalidCredentials, problem{
+		Status: http.StatusUnauthorized, Code: "invalid_credentials",
+		Detail: "The email and the password don't belong together.",
+	}},
+	{auth.ErrInvalidRefreshToken, problem{
+		Status: http.StatusUnauthorized, Code: "invalid_refresh_token",
+		Detail: "The refresh token is unknown, expired, spent or revoked. Log in again.",
+	}},
+	{auth.ErrEmailTaken, problem{
+		Status: http.StatusConflict, Code: "email_taken",
+		Detail: "There is a user with this email.",
+	}},
+	{auth.ErrBusy, unavailable},
+	{ledger.ErrAccountNotFound, problem{
+		Status: http.StatusNotFound, Code: "account_not_found",
+		Detail: "You have no account with this number.",
+	}},
+	{ledger.ErrNumberTaken, problem{
+		Status: http.StatusConflict, Code: "number_taken",
+		Detail: "There is an account with this number. Choose another, or leave number out.",
+	}},
+	{ledger.ErrKeyReused, problem{
+		Status: http.StatusUnprocessableEntity, Code: "idempotency_key_reused",
+		Detail: "You have used this Idempotency-Key for something else. Nothing happened.",
+	}},
+	{job.ErrNotFound, problem{
+		Status: http.StatusNotFound, Code: "job_not_found",
+		Detail: "You have no job with this id.",
+	}},
+	{job.ErrQueueFull, problem{
+		Status: http.StatusTooManyRequests, Code: "account_queue_full", retryAfter: busyRetry,
+		Detail: "This account has too many queued jobs. Nothing happened; send it again when some are done.",
+	}},
+	{job.ErrUnavailable, unavailable},
+	{statement.ErrNotFound, problem{
+		Status: http.StatusNotFound, Code: "transaction_not_found",
+		Detail: "This account has no transaction with this seq.",
+	}},
+}
+
+// fiberProblems says the same of what Fiber and its server refuse.
+var fiberProblems = map[int]problem{
+	http.StatusNotFound:              {Code: "route_not_found", Detail: "There is nothing at this path. See /openapi.yaml."},
+	http.StatusMethodNotAllowed:      {Code: "method_not_allowed", Detail: "This path does not take this method; see the Allow header."},
+	http.StatusRequestEntityTooLarge: {Code: "body_too_large", Detail: "A body has at most 65536 bytes."},
+	http.StatusBadRequest:            {Code: "malformed_request", Detail: "This is not an HTTP request that can be read."},
+	http.StatusRequestTimeout:        {Code: "request_timeout", Detail: "The request did not arrive in time."},
+	http.StatusRequestHeaderFieldsTooLarge: {
+		Code: "headers_too_large", Detail: "The request line and the headers have at most 16384 bytes.",
+	},
+}
+
+// toProblem finds what a client hears of err. ours says that the client is not
+// to blame and the log must have it.
+func toProblem(err error) (p problem, ours bool) {
+	if known, ok := errors.AsType[*problem](err); ok {
+		return *known, false
+	}
+	for _, known := range problems {
+		if errors.Is(err, known.err) {
+			return known.problem, false
+		}
+	}
+	if refused, ok := errors.AsType[*fiber.Error](err); ok {
+		if p, known := fiberProblems[refused.Code]; known {
+			p.Status = refused.Code
+			return p, false
+		}
+		return internalError, true
+	}
+	if _, bug := errors.AsType[panicked](err); !bug && postgres.IsUnavailable(err) {
+		return unavailable, true
+	}
+	return internalError, true
+}
+
+// answerError is the one place where an error becomes a response.
+func (a *API) answerError(c *fiber.Ctx, err error) error {
+	found, ours := toProblem(err)
+	if c.Locals(requestIDKey{}) == nil { // Fiber's server refused it before any handler ran
+		setRequestID(c)
+	}
+	p := newProblem(found.Status, found.Code, found.Detail)
+	p.Errors = found.Errors
+	p.RequestID, _ = c.Locals(requestIDKey{}).(string)
+	if ours {
+		a.cfg.Log.Error("request failed", "request_id", p.RequestID, "method", c.Method(), "path", c.Path(), "error", err)
+	}
+	if p.Status == http.StatusUnauthorized {
+		c.Set(fiber.HeaderWWWAuthenticate, "Bearer")
+	}
+	if found.retryAfter > 0 {
+		c.Set(fiber.HeaderRetryAfter, strconv.Itoa(found.retryAfter))
+	}
+	c.Status(p.Status)
+	return c.JSON(p, "application/problem+json")
+}
+
+// invalid is the problem of a request with faults; all of them are in it.
+func invalid(status int, code, detail string, faults []fault) error {
+	p := newProblem(status, code, detail)
+	p.Errors = slices.Clone(faults)
+	return p
+}

@@ -1,0 +1,86 @@
+package api
+
+import (
+	"fmt"
+	"strconv"
+
+	"github.com/gofiber/fiber/v2"
+
+	"github.com/passbook/passbook/internal/ledger"
+	"github.com/passbook/passbook/internal/statement"
+)
+
+type transactionBody struct {
+	Seq          int64     `json:"seq"`
+	Type         string    `json:"type"`
+	Amount       int64     `json:"amount"`
+	BalanceAfter int64     `json:"balance_after"`
+	Description  *string   `json:"description"`
+	JobID        *string   `json:"job_id"`
+	CreatedAt    timestamp `json:"created_at"`
+}
+
+func toTransactionBody(t ledger.Transaction) transactionBody {
+	body := transactionBody{
+		Seq:          t.Seq,
+		Type:         string(t.Type),
+		Amount:       t.Amount,
+		BalanceAfter: t.BalanceAfter,
+		Description:  t.Description,
+		CreatedAt:    timestamp(t.CreatedAt),
+	}
+	if t.JobID != nil {
+		id := t.JobID.String()
+		body.JobID = &id
+	}
+	return body
+}
+
+const allTypes = "all"
+
+func (a *API) listTransactions(c *fiber.Ctx, q *query) error {
+	page := statement.Page{
+		Type:      ledger.EntryType(q.oneOf("type", string(ledger.Deposit), string(ledger.Withdrawal), allTypes)),
+		From:      q.time("from"),
+		To:        q.time("to"),
+		Ascending: q.ascending(),
+	}
+	limit := q.limit()
+	if err := q.err(); err != nil {
+		return err
+	}
+	if page.Type == allTypes {
+		page.Type = ""
+	}
+	account, err := a.account(c)
+	if err != nil {
+		return err
+	}
+	list := fmt.Sprintf("transactions of %d, type %q, from %d, to %d, ascending %t",
+		account.ID, page.Type, page.From.UnixMicro(), page.To.UnixMicro(), page.Ascending)
+	if page.After, err = q.after(a.cursors, list); err != nil {
+		return err
+	}
+	page.AccountID, page.Limit = account.ID, limit+1
+	transactions, err := a.cfg.Statements.List(c.UserContext(), page)
+	if err != nil {
+		return err
+	}
+	return sendPage(c, a.cursors, list, limit, transactions, toTransactionBody, func(t ledger.Transaction) int64 { return t.Seq })
+}
+
+func (a *API) readTransaction(c *fiber.Ctx, _ *query) error {
+	account, err := a.account(c)
+	if err != nil {
+		return err
+	}
+	seq, err := strconv.ParseInt(c.Params("seq"), 10, 64)
+	if err != nil || strconv.FormatInt(seq, 10) != c.Params("seq") {
+		return statement.ErrNotFound
+	}
+	transaction, err := a.cfg.Statements.Transaction(c.UserContext(), account.ID, seq)
+	if err != nil {
+		return err
+	}
+	return c.JSON(toTransactionBody(transaction))
+}

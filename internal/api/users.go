@@ -1,0 +1,135 @@
+package api
+
+import (
+	"errors"
+	"fmt"
+	"net/http"
+	"strings"
+
+	"github.com/gofiber/fiber/v2"
+
+	"github.com/passbook/passbook/internal/auth"
+)
+
+type userBody struct {
+	ID        string    `json:"id"`
+	Email     string    `json:"email"`
+	CreatedAt timestamp `json:"created_at"`
+}
+
+func toUserBody(user auth.User) userBody {
+	return userBody{ID: user.ID.String(), Email: user.Email, CreatedAt: timestamp(user.CreatedAt)}
+}
+
+func (a *API) signUp(c *fiber.Ctx, _ *query) error {
+	b, err := readBody(c)
+	if err != nil {
+		return err
+	}
+	email, password := b.text("email"), b.text("password")
+	b.check("email", auth.CheckEmail(email))
+	b.check("password", auth.CheckPassword(password))
+	if err := b.err(); err != nil {
+		return err
+	}
+	user, err := a.cfg.Auth.SignUp(c.UserContext(), email, password)
+	if err != nil {
+		return err
+	}
+	return c.Status(http.StatusCreated).JSON(toUserBody(user))
+}
+
+func (a *API) me(c *fiber.Ctx, _ *query) error {
+	user, err := a.cfg.Auth.User(c.UserContext(), caller(c))
+	if err != nil {
+		return err
+	}
+	return c.JSON(toUserBody(user))
+}
+
+type tokensBody struct {
+	AccessToken      string `json:"access_token"`
+	TokenType        string `json:"token_type"`
+	ExpiresIn        int64  `json:"expires_in"` // seconds
+	RefreshToken     string `json:"refresh_token"`
+	RefreshExpiresIn int64  `json:"refresh_expires_in"` // seconds
+}
+
+// sendTokens answers with a pair that no cache may keep (RFC 6749, section 5.1).
+func sendTokens(c *fiber.Ctx, tokens auth.Tokens) error {
+	c.Set(fiber.HeaderCacheControl, "no-store")
+	return c.Status(http.StatusCreated).JSON(tokensBody{
+		AccessToken:      tokens.AccessToken,
+		TokenType:        "Bearer",
+		ExpiresIn:        int64(tokens.ExpiresIn.Seconds()),
+		RefreshToken:     tokens.RefreshToken,
+		RefreshExpiresIn: int64(tokens.RefreshExpiresIn.Seconds()),
+	})
+}
+
+func (a *API) logIn(c *fiber.Ctx, _ *query) error {
+	b, err := readBody(c)
+	if err != nil {
+		return err
+	}
+	email, password := b.text("email"), b.text("password")
+	if err := b.err(); err != nil {
+		return err
+	}
+	tokens, err := a.cfg.Auth.LogIn(c.UserContext(), email, password)
+	if err != nil {
+		return err
+	}
+	return sendTokens(c, tokens)
+}
+
+func (a *API) refresh(c *fiber.Ctx, _ *query) error {
+	b, err := readBody(c)
+	if err != nil {
+		return err
+	}
+	token := b.text("refresh_token")
+	if err := b.err(); err != nil {
+		return err
+	}
+	tokens, err := a.cfg.Auth.Refresh(c.UserContext(), token)
+	if err != nil {
+		return err
+	}
+	return sendTokens(c, tokens)
+}
+
+func (a *API) revoke(c *fiber.Ctx, _ *query) error {
+	b, err := readBody(c)
+	if err != nil {
+		return err
+	}
+	token := b.text("refresh_token")
+	if err := b.err(); err != nil {
+		return err
+	}
+	if err := a.cfg.Auth.Revoke(c.UserContext(), token); err != nil {
+		return err
+	}
+	return c.SendStatus(http.StatusNoContent)
+}
+
+// authenticate reads the access token: Authorization: Bearer TOKEN (RFC 6750).
+func (a *API) authenticate(c *fiber.Ctx) (auth.Identity, error) {
+	scheme, token, _ := strings.Cut(c.Get(fiber.HeaderAuthorization), " ")
+	if !strings.EqualFold(scheme, "Bearer") || token == "" {
+		return auth.Identity{}, auth.ErrUnauthenticated
+	}
+	identity, err := a.cfg.Auth.Authenticate(c.UserContext(), token)
+	if err != nil {
+		return auth.Identity{}, fmt.Errorf("authenticate: %w", err)
+	}
+	return identity, nil
+}
+
+// check takes what auth says is wrong with a field that is there.
+func (b *body) check(name string, err error) {
+	if wrong, ok := errors.AsType[auth.Fault](err); ok && !b.hasFault(name) {
+		b.fault(name, wrong.Code, wrong.Detail)
+	}
+}

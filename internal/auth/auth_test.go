@@ -1,0 +1,295 @@
+package auth
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/passbook/passbook/internal/testenv"
+)
+
+func TestMain(m *testing.M) { testenv.Main(m) }
+
+func TestAuthenticate(t *testing.T) {
+	t.Parallel()
+	clock := newClock()
+	s := newService(t, testenv.Pool(t), clock)
+	identity, tokens := newSession(t, s)
+
+	t.Run("OK", func(t *testing.T) {
+		got, err := s.Authenticate(t.Context(), tokens.AccessToken)
+		if err != nil || got != identity {
+			t.Errorf("got %v, %v, want %v", got, err, identity)
+		}
+	})
+	t.Run("ErrUnauthenticated/RefreshToken", func(t *testing.T) {
+		wantUnauthenticated(t, s, tokens.RefreshToken)
+	})
+	t.Run("ErrUnauthenticated/UnknownSession", func(t *testing.T) {
+		token, err := s.access.sign(Identity{identity.UserID, uuid.New()}, clock.Now())
+		if err != nil {
+			t.Fatal(err)
+		}
+		wantUnauthenticated(t, s, token)
+	})
+	t.Run("ErrUnauthenticated/Expired", func(t *testing.T) {
+		_, tokens := newSession(t, s)
+		clock.Advance(tokens.ExpiresIn - time.Second)
+		wantAuthenticated(t, s, tokens.AccessToken)
+		clock.Advance(time.Second)
+		wantUnauthenticated(t, s, tokens.AccessToken)
+	})
+}
+
+func TestAuthenticate_Revoked(t *testing.T) {
+	t.Parallel()
+	tests := map[string]struct {
+		revoke func(ctx context.Context, s *Service, spent, newest string) error
+	}{
+		"Revoke": {func(ctx context.Context, s *Service, _, newest string) error {
+			return s.Revoke(ctx, newest)
+		}},
+		"SpentTokenUsed": {func(ctx context.Context, s *Service, spent, _ string) error {
+			_, err := s.Refresh(ctx, spent)
+			if !errors.Is(err, ErrInvalidRefreshToken) {
+				return fmt.Errorf("want ErrInvalidRefreshToken, got: %w", err)
+			}
+			return nil
+		}},
+	}
+	for name, tt := range tests {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			pool, clock := testenv.Pool(t), newClock()
+			here, there := newService(t, pool, clock), newService(t, pool, clock)
+			user, err := here.SignUp(t.Context(), "ann@example.com", testPassword)
+			if err != nil {
+				t.Fatal(err)
+			}
+			first, err := here.LogIn(t.Context(), user.Email, testPassword)
+			if err != nil {
+				t.Fatal(err)
+			}
+			second := refresh(t, here, first.RefreshToken)
+			for _, s := range []*Service{here, there} { // both have seen it alive
+				wantAuthenticated(t, s, second.AccessToken)
+			}
+
+			if err := tt.revoke(t.Context(), here, first.RefreshToken, second.RefreshToken); err != nil {
+				t.Fatal(err)
+			}
+
+			wantUnauthenticated(t, here, first.AccessToken)
+			wantUnauthenticated(t, here, second.AccessToken)
+			wantInvalid(t, here, second.RefreshToken)
+			wantInvalid(t, there, second.RefreshToken)
+			clock.Advance(liveFor)
+			wantUnauthenticated(t, there, second.AccessToken)
+		})
+	}
+}
+
+// A read of an alive session that is overtaken by its revocation must not bring
+// it back to life.
+func TestAuthenticate_RevokedDuringRead(t *testing.T) {
+	t.Parallel()
+	tracer := &aliveReads{}
+	s := newService(t, tracedPool(t, tracer), newClock())
+	_, tokens := newSession(t, s)
+	tracer.after = func() {
+		if err := s.Revoke(t.Context(), tokens.RefreshToken); err != nil {
+			t.Error(err)
+		}
+	}
+	wantAuthenticated(t, s, tokens.AccessToken) // it was alive when it was read
+	tracer.after = nil
+	wantUnauthenticated(t, s, tokens.AccessToken)
+}
+
+func TestAuthenticate_ReadsOncePerLiveFor(t *testing.T) {
+	t.Parallel()
+	tracer, clock := &aliveReads{}, newClock()
+	s := newService(t, tracedPool(t, tracer), clock)
+	_, tokens := newSession(t, s)
+	for range 10 {
+		wantAuthenticated(t, s, tokens.AccessToken)
+	}
+	if got := tracer.count.Load(); got != 1 {
+		t.Errorf("%d reads within liveFor, want 1", got)
+	}
+	clock.Advance(liveFor)
+	wantAuthenticated(t, s, tokens.AccessToken)
+	if got := tracer.count.Load(); got != 2 {
+		t.Errorf("%d reads after liveFor, want 2", got)
+	}
+}
+
+func TestAuthenticate_PostgresDown(t *testing.T) {
+	t.Parallel()
+	pool := testenv.Pool(t)
+	s := newService(t, pool, newClock())
+	_, tokens := newSession(t, s)
+	pool.Close()
+	if _, err := s.Authenticate(t.Context(), tokens.AccessToken); err == nil || errors.Is(err, ErrUnauthenticated) {
+		t.Errorf("got %v, want an error that blames Postgres", err)
+	}
+}
+
+func TestLiveSessions_Bounded(t *testing.T) {
+	t.Parallel()
+	l, until := newLiveSessions(), time.Now().Add(liveFor)
+	for range maxLive + 1 {
+		l.keep(uuid.New(), until, 0)
+	}
+	if len(l.until) != 1 {
+		t.Errorf("%d sessions remembered, want 1 after forgetting", len(l.until))
+	}
+}
+
+func TestNew(t *testing.T) {
+	t.Parallel()
+	good := Key{ID: "a", Secret: testSecret(1)}
+	tests := map[string]struct {
+		keys []Key
+		want string // in the error
+	}{
+		"NoKey":       {nil, "no key"},
+		"NoID":        {[]Key{{Secret: testSecret(1)}}, "key 1 has no id"},
+		"ShortSecret": {[]Key{good, {"b", testSecret(2)[1:]}}, `key "b" has 31 bytes`},
+		"SameIDTwice": {[]Key{good, {"a", testSecret(2)}}, `key id "a" is there twice`},
+		"EveryFault":  {[]Key{{}, good, good}, "is there twice"},
+	}
+	for name, tt := range tests {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			if _, err := New(nil, Config{Keys: tt.keys}); err == nil || !strings.Contains(err.Error(), tt.want) {
+				t.Errorf("got %v, want %q", err, tt.want)
+			}
+		})
+	}
+}
+
+const testPassword = "correct horse battery"
+
+func testSecret(b byte) []byte { return bytes.Repeat([]byte{b}, 32) }
+
+func newService(t *testing.T, pool *pgxpool.Pool, clock *clock) *Service {
+	t.Helper()
+	s, err := New(pool, Config{Keys: []Key{{"k1", testSecret(1)}}, Now: clock.Now})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+// newSession makes a user and a session without the cost of hashing a password.
+func newSession(t *testing.T, s *Service) (Identity, Tokens) {
+	t.Helper()
+	const hash = "no password"
+	user, err := s.insertUser(t.Context(), uuid.NewString()+"@example.com", hash)
+	if err != nil {
+		t.Fatal(err)
+	}
+	tokens, err := s.startSession(t.Context(), user.ID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	identity, err := s.access.verify(tokens.AccessToken)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return identity, tokens
+}
+
+func refresh(t *testing.T, s *Service, refreshToken string) Tokens {
+	t.Helper()
+	tokens, err := s.Refresh(t.Context(), refreshToken)
+	if err != nil {
+		t.Fatalf("refresh: %v", err)
+	}
+	return tokens
+}
+
+func wantInvalid(t *testing.T, s *Service, refreshToken string) {
+	t.Helper()
+	if tokens, err := s.Refresh(t.Context(), refreshToken); !errors.Is(err, ErrInvalidRefreshToken) || tokens != (Tokens{}) {
+		t.Errorf("refresh: got %v, %v, want ErrInvalidRefreshToken", tokens, err)
+	}
+}
+
+func wantAuthenticated(t *testing.T, s *Service, accessToken string) {
+	t.Helper()
+	if _, err := s.Authenticate(t.Context(), accessToken); err != nil {
+		t.Errorf("authenticate: %v", err)
+	}
+}
+
+func wantUnauthenticated(t *testing.T, s *Service, accessToken string) {
+	t.Helper()
+	if identity, err := s.Authenticate(t.Context(), accessToken); !errors.Is(err, ErrUnauthenticated) || identity != (Identity{}) {
+		t.Errorf("authenticate: got %v, %v, want ErrUnauthenticated", identity, err)
+	}
+}
+
+// clock stands still until it is advanced.
+type clock struct{ now atomic.Pointer[time.Time] }
+
+func newClock() *clock {
+	c := &clock{}
+	now := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
+	c.now.Store(&now)
+	return c
+}
+
+func (c *clock) Now() time.Time { return *c.now.Load() }
+
+func (c *clock) Advance(d time.Duration) {
+	now := c.Now().Add(d)
+	c.now.Store(&now)
+}
+
+// aliveReads counts the reads of isAlive, and runs after when one has ended.
+type aliveReads struct {
+	count atomic.Int64
+	after func()
+}
+
+type isAliveRead struct{}
+
+func (r *aliveReads) TraceQueryStart(ctx context.Context, _ *pgx.Conn, data pgx.TraceQueryStartData) context.Context {
+	if strings.HasPrefix(data.SQL, "SELECT EXISTS (SELECT FROM sessions") {
+		return context.WithValue(ctx, isAliveRead{}, true)
+	}
+	return ctx
+}
+
+func (r *aliveReads) TraceQueryEnd(ctx context.Context, _ *pgx.Conn, _ pgx.TraceQueryEndData) {
+	if ctx.Value(isAliveRead{}) == nil {
+		return
+	}
+	r.count.Add(1)
+	if r.after != nil {
+		r.after()
+	}
+}
+
+func tracedPool(t *testing.T, tracer pgx.QueryTracer) *pgxpool.Pool {
+	t.Helper()
+	cfg := testenv.Pool(t).Config()
+	cfg.ConnConfig.Tracer = tracer
+	pool, err := pgxpool.NewWithConfig(t.Context(), cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(pool.Close)
+	return pool
+}

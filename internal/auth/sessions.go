@@ -1,0 +1,241 @@
+package auth
+
+import (
+	"context"
+	"crypto/rand"
+	"crypto/sha256"
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+)
+
+const (
+	// refreshTokenLife is how long a refresh token can be used.
+	refreshTokenLife = 30 * 24 * time.Hour
+
+	// refreshTokenPrefix lets secret scanners know a leaked one.
+	refreshTokenPrefix = "pbr_"
+
+	// refreshTokenBytes of randomness are in a refresh token. That is too much to
+	// guess, so a fast hash keeps it.
+	refreshTokenBytes = 32
+)
+
+// Tokens is what the holder of a session gets: one token to work with, one to
+// get the next pair.
+type Tokens struct {
+	AccessToken      string // a JWT
+	ExpiresIn        time.Duration
+	RefreshToken     string // opaque; works once
+	RefreshExpiresIn time.Duration
+}
+
+// LogIn begins a session. ErrInvalidCredentials for a wrong password and, with
+// the same work done, for an unknown email; ErrBusy for too many passwords at
+// once.
+func (s *Service) LogIn(ctx context.Context, email, password string) (Tokens, error) {
+	userID, hash, err := s.credentials(ctx, email)
+	if err != nil {
+		return Tokens{}, fmt.Errorf("log in: %w", err)
+	}
+	ok, err := s.passwords.matches(ctx, password, hash)
+	switch {
+	case err != nil:
+		return Tokens{}, fmt.Errorf("log in: %w", err)
+	case !ok:
+		return Tokens{}, ErrInvalidCredentials
+	}
+	tokens, err := s.startSession(ctx, userID)
+	if err != nil {
+		return Tokens{}, fmt.Errorf("log in: %w", err)
+	}
+	return tokens, nil
+}
+
+// credentials reads whose email it is and the hash to compare with: for an
+// unknown email, nobody's.
+func (s *Service) credentials(ctx context.Context, email string) (userID uuid.UUID, hash string, err error) {
+	const sql = `SELECT id, password_hash FROM users WHERE lower(email) = lower($1)`
+	if !isAddress(email) { // Postgres might not even take it
+		return uuid.Nil, s.passwords.nobodys, nil
+	}
+	err = s.pool.QueryRow(ctx, sql, email).Scan(&userID, &hash)
+	switch {
+	case errors.Is(err, pgx.ErrNoRows):
+		return uuid.Nil, s.passwords.nobodys, nil
+	case err != nil:
+		return uuid.Nil, "", fmt.Errorf("read credentials: %w", err)
+	}
+	return userID, hash, nil
+}
+
+// startSession makes a session with its first refresh token.
+//
+// A crash after the commit leaves a session whose tokens nobody has seen.
+func (s *Service) startSession(ctx context.Context, userID uuid.UUID) (Tokens, error) {
+	const sql = `
+		WITH session AS (
+			INSERT INTO sessions (id, user_id, created_at) VALUES ($1, $2, $3) RETURNING id
+		)
+		INSERT INTO refresh_tokens (hash, session_id, created_at, expires_at) SELECT $4, id, $3, $5 FROM session`
+	sessionID, err := uuid.NewV7()
+	if err != nil {
+		return Tokens{}, fmt.Errorf("make session id: %w", err)
+	}
+	now := s.now()
+	refreshToken := newRefreshToken()
+	if _, err := s.pool.Exec(ctx, sql,
+		sessionID, userID, now, hashRefreshToken(refreshToken), now.Add(refreshTokenLife)); err != nil {
+		return Tokens{}, fmt.Errorf("start session: %w", err)
+	}
+	return s.tokens(Identity{UserID: userID, SessionID: sessionID}, refreshToken, now)
+}
+
+// Refresh spends a refresh token and answers the session's next pair.
+// ErrInvalidRefreshToken for one that is unknown, expired or of a revoked
+// session. It answers the same for a spent one, and then has revoked the whole
+// session: either the client or a thief holds a copy (RFC 9700, section 4.14.2).
+//
+// A crash before the commit leaves the token good. After one between commit and
+// answer the client holds only a spent token and must log in again: that can't
+// be told from a theft.
+func (s *Service) Refresh(ctx context.Context, refreshToken string) (Tokens, error) {
+	now := s.now()
+	next := newRefreshToken()
+	var held heldToken
+	err := pgx.BeginFunc(ctx, s.pool, func(tx pgx.Tx) (err error) {
+		held, err = use(ctx, tx, hashRefreshToken(refreshToken), hashRefreshToken(next), now)
+		return err
+	})
+	if held.Revoked || held.Spent {
+		s.live.drop(held.SessionID) // also after an error: it may have been committed
+	}
+	switch {
+	case err != nil:
+		return Tokens{}, fmt.Errorf("refresh: %w", err)
+	case !held.isGood(now):
+		return Tokens{}, ErrInvalidRefreshToken
+	}
+	return s.tokens(held.Identity, next, now)
+}
+
+// heldToken is a refresh token as it stands while its session is locked. The
+// zero value is an unknown one.
+type heldToken struct {
+	Identity
+	Revoked   bool // its session
+	Spent     bool
+	ExpiresAt time.Time
+}
+
+func (t heldToken) isGood(now time.Time) bool {
+	return !t.Revoked && !t.Spent && now.Before(t.ExpiresAt)
+}
+
+// use does what using the token with the given hash entails, and answers how
+// the token stood before. It returns no error for a bad token: what it wrote
+// must be committed.
+func use(ctx context.Context, tx pgx.Tx, hash, nextHash []byte, now time.Time) (heldToken, error) {
+	held, err := lockToken(ctx, tx, hash)
+	switch {
+	case err != nil:
+		return heldToken{}, err
+	case held.Spent && !held.Revoked:
+		err = revokeSession(ctx, tx, held.SessionID, now)
+	case held.isGood(now):
+		err = rotate(ctx, tx, held.SessionID, hash, nextHash, now)
+	}
+	return held, err
+}
+
+// lockToken locks the session of a refresh token and reads both. Every use of
+// any token of the session waits here for its turn; the token is read by a
+// second statement because the first one's snapshot is from before the wait.
+func lockToken(ctx context.Context, tx pgx.Tx, hash []byte) (heldToken, error) {
+	const sessionSQL = `
+		SELECT id, user_id, revoked_at IS NOT NULL FROM sessions
+		WHERE id = (SELECT session_id FROM refresh_tokens WHERE hash = $1)
+		FOR UPDATE`
+	const tokenSQL = `SELECT spent_at IS NOT NULL, expires_at FROM refresh_tokens WHERE hash = $1`
+	var held heldToken
+	err := tx.QueryRow(ctx, sessionSQL, hash).Scan(&held.SessionID, &held.UserID, &held.Revoked)
+	switch {
+	case errors.Is(err, pgx.ErrNoRows):
+		return heldToken{}, nil
+	case err != nil:
+		return heldToken{}, fmt.Errorf("lock session: %w", err)
+	}
+	if err := tx.QueryRow(ctx, tokenSQL, hash).Scan(&held.Spent, &held.ExpiresAt); err != nil {
+		return heldToken{}, fmt.Errorf("read refresh token: %w", err)
+	}
+	return held, nil
+}
+
+// rotate spends the token with the given hash and gives the session the next.
+func rotate(ctx context.Context, tx pgx.Tx, sessionID uuid.UUID, hash, nextHash []byte, now time.Time) error {
+	const sql = `
+		WITH spent AS (
+			UPDATE refresh_tokens SET spent_at = $4 WHERE hash = $2
+		)
+		INSERT INTO refresh_tokens (hash, session_id, created_at, expires_at) VALUES ($3, $1, $4, $5)`
+	_, err := tx.Exec(ctx, sql, sessionID, hash, nextHash, now, now.Add(refreshTokenLife))
+	if err != nil {
+		return fmt.Errorf("rotate refresh token of session %s: %w", sessionID, err)
+	}
+	return nil
+}
+
+func revokeSession(ctx context.Context, tx pgx.Tx, sessionID uuid.UUID, now time.Time) error {
+	const sql = `UPDATE sessions SET revoked_at = $2 WHERE id = $1`
+	if _, err := tx.Exec(ctx, sql, sessionID, now); err != nil {
+		return fmt.Errorf("revoke session %s: %w", sessionID, err)
+	}
+	return nil
+}
+
+// Revoke ends the session of a refresh token. It is nil also where there is
+// nothing to end: an unknown token, a revoked session (RFC 7009, section 2.2).
+func (s *Service) Revoke(ctx context.Context, refreshToken string) error {
+	const sql = `
+		UPDATE sessions SET revoked_at = coalesce(revoked_at, $2)
+		WHERE id = (SELECT session_id FROM refresh_tokens WHERE hash = $1)
+		RETURNING id`
+	var sessionID uuid.UUID
+	err := s.pool.QueryRow(ctx, sql, hashRefreshToken(refreshToken), s.now()).Scan(&sessionID)
+	switch {
+	case errors.Is(err, pgx.ErrNoRows):
+		return nil
+	case err != nil:
+		return fmt.Errorf("revoke session: %w", err)
+	}
+	s.live.drop(sessionID)
+	return nil
+}
+
+func (s *Service) tokens(identity Identity, refreshToken string, now time.Time) (Tokens, error) {
+	accessToken, err := s.access.sign(identity, now)
+	if err != nil {
+		return Tokens{}, err
+	}
+	return Tokens{
+		AccessToken:      accessToken,
+		ExpiresIn:        accessTokenLife,
+		RefreshToken:     refreshToken,
+		RefreshExpiresIn: refreshTokenLife,
+	}, nil
+}
+
+func newRefreshToken() string {
+	var random [refreshTokenBytes]byte
+	_, _ = rand.Read(random[:]) // never fails since Go 1.24
+	return refreshTokenPrefix + base64.RawURLEncoding.EncodeToString(random[:])
+}
+
+func hashRefreshToken(token string) []byte {
+	sum := sha256.Sum256([]byte(token))
+	return sum[:]
+}

@@ -1,0 +1,117 @@
+package auth
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/mail"
+	"strings"
+	"time"
+	"unicode"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+)
+
+// MaxEmailLen bounds an email, in bytes: the longest address that fits the path
+// of RFC 5321, section 4.5.3.1.3 (RFC 3696, erratum 1690).
+const MaxEmailLen = 254
+
+// User is one who may log in.
+type User struct {
+	ID        uuid.UUID // a UUIDv7
+	Email     string    // as it was signed up with
+	CreatedAt time.Time
+}
+
+// Fault says what is wrong with one value of a client's.
+type Fault struct {
+	Code   string // stable, snake_case
+	Detail string // for people; goes on from the name of the field
+}
+
+func (f Fault) Error() string {
+	return f.Detail
+}
+
+// SignUp makes a user. ErrEmailTaken where the email is another's (emails
+// compare without case), a Fault for one that CheckEmail or CheckPassword
+// refuses, ErrBusy for too many passwords at once.
+//
+// A crash before the commit leaves nothing, one after it leaves the user: a
+// client that has seen no answer and tries again meets ErrEmailTaken, and can
+// log in.
+func (s *Service) SignUp(ctx context.Context, email, password string) (User, error) {
+	if err := errors.Join(CheckEmail(email), CheckPassword(password)); err != nil {
+		return User{}, fmt.Errorf("sign up: %w", err)
+	}
+	hash, err := s.passwords.hash(ctx, password)
+	if err != nil {
+		return User{}, fmt.Errorf("sign up: %w", err)
+	}
+	user, err := s.insertUser(ctx, email, hash)
+	if err != nil {
+		return User{}, fmt.Errorf("sign up: %w", err)
+	}
+	return user, nil
+}
+
+const userColumns = `id, email, created_at`
+
+func (s *Service) insertUser(ctx context.Context, email, hash string) (User, error) {
+	const sql = `
+		INSERT INTO users (id, email, password_hash, created_at) VALUES ($1, $2, $3, $4)
+		RETURNING ` + userColumns
+	id, err := uuid.NewV7()
+	if err != nil {
+		return User{}, fmt.Errorf("make user id: %w", err)
+	}
+	user, err := s.queryUser(ctx, sql, id, email, hash, s.now())
+	var pg *pgconn.PgError
+	if errors.As(err, &pg) && pg.Code == "23505" && pg.ConstraintName == "users_email" {
+		return User{}, ErrEmailTaken
+	}
+	return user, err
+}
+
+// User reads a user; ErrNotFound for one who is not there.
+func (s *Service) User(ctx context.Context, id uuid.UUID) (User, error) {
+	const sql = `SELECT ` + userColumns + ` FROM users WHERE id = $1`
+	user, err := s.queryUser(ctx, sql, id)
+	switch {
+	case errors.Is(err, pgx.ErrNoRows):
+		return User{}, ErrNotFound
+	case err != nil:
+		return User{}, fmt.Errorf("read user %s: %w", id, err)
+	}
+	return user, nil
+}
+
+func (s *Service) queryUser(ctx context.Context, sql string, args ...any) (User, error) {
+	rows, _ := s.pool.Query(ctx, sql, args...) // CollectExactlyOneRow returns its error
+	return pgx.CollectExactlyOneRow(rows, pgx.RowToStructByPos[User])
+}
+
+// CheckEmail answers a Fault unless email is a bare, plausible address (RFC
+// 5322, addr-spec). Whether mail arrives there is not asked.
+func CheckEmail(email string) error {
+	switch {
+	case len(email) > MaxEmailLen:
+		return Fault{"too_long", fmt.Sprintf("must have at most %d bytes", MaxEmailLen)}
+	case !isAddress(email):
+		return Fault{"invalid_format", "must be an email address, such as name@example.com"}
+	}
+	return nil
+}
+
+// isAddress refuses also what Postgres's text can't hold: NUL, and bytes that are
+// not UTF-8. A display name, angle brackets, comments, quotes and white space
+// all make the address that is read differ from what was given.
+func isAddress(email string) bool {
+	if strings.ContainsFunc(email, unicode.IsControl) {
+		return false
+	}
+	address, err := mail.ParseAddress(email)
+	return err == nil && address.Address == email
+}

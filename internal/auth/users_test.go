@@ -1,0 +1,113 @@
+package auth
+
+import (
+	"errors"
+	"strings"
+	"testing"
+	"unicode/utf8"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/passbook/passbook/internal/testenv"
+)
+
+func TestCheckEmail(t *testing.T) {
+	t.Parallel()
+	const domain = "@example.com"
+	tests := map[string]struct {
+		email string
+		code  string // empty: good
+	}{
+		"OK":                           {"ann@example.com", ""},
+		"OK/Tag":                       {"Ann.O'Hara+bank@mail.example.com", ""},
+		"OK/Unicode":                   {"앤@example.com", ""},
+		"OK/Longest":                   {strings.Repeat("a", 254-len(domain)) + domain, ""},
+		"too_long":                     {strings.Repeat("a", 255-len(domain)) + domain, "too_long"},
+		"invalid_format/Empty":         {"", "invalid_format"},
+		"invalid_format/NoAt":          {"ann.example.com", "invalid_format"},
+		"invalid_format/NoDomain":      {"ann@", "invalid_format"},
+		"invalid_format/NoName":        {"@example.com", "invalid_format"},
+		"invalid_format/Two":           {"ann@example.com,bob@example.com", "invalid_format"},
+		"invalid_format/DisplayName":   {"Ann <ann@example.com>", "invalid_format"},
+		"invalid_format/AngleBrackets": {"<ann@example.com>", "invalid_format"},
+		"invalid_format/Comment":       {"ann@example.com (Ann)", "invalid_format"},
+		"invalid_format/Space":         {" ann@example.com", "invalid_format"},
+		"invalid_format/NUL":           {"ann\x00@example.com", "invalid_format"},
+		"invalid_format/Control":       {"ann\u0085@example.com", "invalid_format"},
+		"invalid_format/LineBreak":     {"ann@example.com\r\nBcc: bob@example.com", "invalid_format"},
+		"invalid_format/NotUTF8":       {"ann\xff@example.com", "invalid_format"},
+	}
+	for name, tt := range tests {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			wantFault(t, CheckEmail(tt.email), tt.code)
+		})
+	}
+}
+
+// FuzzCheckEmail: what is good can be stored.
+func FuzzCheckEmail(f *testing.F) {
+	f.Add("ann@example.com")
+	f.Add("Ann <ann@example.com>")
+	f.Add("\"ann\xff\"@[127.0.0.1]")
+	f.Fuzz(func(t *testing.T, email string) {
+		if CheckEmail(email) == nil && (!utf8.ValidString(email) || strings.Contains(email, "\x00") || len(email) > 254) {
+			t.Errorf("accepted %q", email)
+		}
+	})
+}
+
+func TestSignUp(t *testing.T) {
+	t.Parallel()
+	clock := newClock()
+	s := newService(t, testenv.Pool(t), clock)
+	user, err := s.SignUp(t.Context(), "Ann@Example.com", testPassword)
+
+	t.Run("OK", func(t *testing.T) {
+		if err != nil || user.Email != "Ann@Example.com" || user.ID.Version() != 7 || !user.CreatedAt.Equal(clock.Now()) {
+			t.Fatalf("got %+v, %v", user, err)
+		}
+		if got, err := s.User(t.Context(), user.ID); err != nil || got != user {
+			t.Errorf("read back: got %+v, %v, want %+v", got, err, user)
+		}
+	})
+	t.Run("ErrEmailTaken", func(t *testing.T) {
+		if _, err := s.SignUp(t.Context(), "aNN@example.COM", testPassword); !errors.Is(err, ErrEmailTaken) {
+			t.Errorf("got %v, want ErrEmailTaken", err)
+		}
+	})
+	t.Run("Fault", func(t *testing.T) {
+		_, err := s.SignUp(t.Context(), "bob", testPassword)
+		wantFault(t, err, "invalid_format")
+		_, err = s.SignUp(t.Context(), "bob@example.com", "short")
+		wantFault(t, err, "too_short")
+	})
+	t.Run("ErrNotFound", func(t *testing.T) {
+		if _, err := s.User(t.Context(), uuid.New()); !errors.Is(err, ErrNotFound) {
+			t.Errorf("got %v, want ErrNotFound", err)
+		}
+	})
+}
+
+func commit(t *testing.T, tx pgx.Tx) {
+	t.Helper()
+	if err := tx.Commit(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// waitForLock waits until somebody in the test's database waits for a lock.
+func waitForLock(t *testing.T, pool *pgxpool.Pool) {
+	t.Helper()
+	const sql = `
+		SELECT EXISTS (SELECT FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock')`
+	testenv.Eventually(t, "for one that waits for a lock", func() bool {
+		var waiting bool
+		if err := pool.QueryRow(t.Context(), sql).Scan(&waiting); err != nil {
+			t.Fatal(err)
+		}
+		return waiting
+	})
+}

@@ -1,0 +1,242 @@
+package config
+
+import (
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"regexp"
+	"strconv"
+	"strings"
+
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/redis/go-redis/v9"
+)
+
+const (
+	minSecret     = 32 // bytes: the key size of HS256 (RFC 7518, section 3.2)
+	minToken      = 16 // characters
+	maxPartitions = 1024
+)
+
+var (
+	databaseURL = variable{
+		name:    "DATABASE_URL",
+		want:    "a postgres:// URL, any password percent-encoded",
+		example: "postgres://passbook@localhost:5432/passbook",
+	}
+	redisURL = variable{
+		name:    "REDIS_URL",
+		want:    "a redis:// or rediss:// URL, any password percent-encoded",
+		example: "redis://localhost:6379/0",
+	}
+	jwtKeys = variable{
+		name:    "JWT_KEYS",
+		want:    fmt.Sprintf("kid:base64,… with at least %d random bytes each", minSecret),
+		example: "2026-01:BASE64, the latter from `openssl rand -base64 32`",
+	}
+	httpAddr = variable{
+		name:     "HTTP_ADDR",
+		standard: "127.0.0.1:8080",
+		want:     "an address to listen on",
+		example:  "127.0.0.1:8080",
+	}
+	opsToken = variable{
+		name:    "OPS_TOKEN",
+		want:    fmt.Sprintf("at least %d visible ASCII characters", minToken),
+		example: "from `openssl rand -hex 32`",
+	}
+	queuePartitions = variable{
+		name:     "QUEUE_PARTITIONS",
+		standard: "16",
+		want:     fmt.Sprintf("a number from 1 to %d, the same on every process", maxPartitions),
+		example:  "16",
+	}
+	maxQueued = variable{
+		name:     "MAX_QUEUED_PER_ACCOUNT",
+		standard: "50000",
+		want:     "a number of at least 1",
+		example:  "50000",
+	}
+	logLevel = variable{
+		name:     "LOG_LEVEL",
+		standard: "info",
+		want:     "debug, info, warn or error",
+		example:  "info",
+	}
+	logFormat = variable{
+		name:     "LOG_FORMAT",
+		standard: "json",
+		want:     "json or text",
+		example:  "json",
+	}
+)
+
+func opsAddrVariable(standard string) variable {
+	return variable{name: "OPS_ADDR", standard: standard, want: "an address to listen on", example: standard}
+}
+
+// parseDatabaseURL keeps pgx's own error to itself: it may hold the password.
+// pgx alone is too lenient: it takes http://host?a=b for a list of parameters.
+func parseDatabaseURL(text string) (string, error) {
+	if !strings.HasPrefix(text, "postgres://") && !strings.HasPrefix(text, "postgresql://") {
+		return "", errors.New("does not start with postgres:// or postgresql://")
+	}
+	if _, err := pgxpool.ParseConfig(text); err != nil {
+		return "", errors.New("pgx can't use it: its form, a parameter, or a file that it names")
+	}
+	return text, nil
+}
+
+// parseRedisURL keeps the parser's error to itself: it may hold the password.
+func parseRedisURL(text string) (string, error) {
+	if !strings.HasPrefix(text, "redis://") && !strings.HasPrefix(text, "rediss://") {
+		return "", errors.New("its scheme is not one that this version takes")
+	}
+	if _, err := redis.ParseURL(text); err != nil {
+		return "", errors.New("can't be read: its form, its database number or a parameter")
+	}
+	return text, nil
+}
+
+// parseKeys names keys by their place: what stands where the kid should be may
+// be a secret.
+func parseKeys(text string) ([]Key, error) {
+	var keys []Key
+	var faults []string
+	places := map[string]int{} // of kids
+	for i, part := range strings.Split(text, ",") {
+		key, err := parseKey(part)
+		if err != nil {
+			faults = append(faults, fmt.Sprintf("key %d %v", i+1, err))
+			continue
+		}
+		if first, taken := places[key.ID]; taken {
+			faults = append(faults, fmt.Sprintf("key %d has the kid of key %d", i+1, first))
+			continue
+		}
+		places[key.ID] = i + 1
+		keys = append(keys, key)
+	}
+	if len(faults) > 0 {
+		return nil, errors.New(strings.Join(faults, ", "))
+	}
+	return keys, nil
+}
+
+func parseKey(text string) (Key, error) {
+	kid, encoded, found := strings.Cut(text, ":")
+	if !found {
+		return Key{}, errors.New("is not kid:base64")
+	}
+	if kid == "" {
+		return Key{}, errors.New("has no kid")
+	}
+	secret, ok := decodeBase64(encoded)
+	if !ok {
+		return Key{}, errors.New("is not base64")
+	}
+	if len(secret) < minSecret {
+		return Key{}, fmt.Errorf("has %d bytes, not %d", len(secret), minSecret)
+	}
+	return Key{ID: kid, Secret: secret}, nil
+}
+
+// decodeBase64 takes both alphabets of RFC 4648, padded or not.
+func decodeBase64(text string) ([]byte, bool) {
+	encodings := []*base64.Encoding{
+		base64.StdEncoding, base64.RawStdEncoding, base64.URLEncoding, base64.RawURLEncoding,
+	}
+	for _, encoding := range encodings {
+		if decoded, err := encoding.DecodeString(text); err == nil {
+			return decoded, true
+		}
+	}
+	return nil, false
+}
+
+var hostForm = regexp.MustCompile(`^[A-Za-z0-9._-]*$`)
+
+// parseAddr takes what can be listened on: an empty host is every interface,
+// port 0 any free one.
+func parseAddr(text string) (string, error) {
+	host, port, err := net.SplitHostPort(text)
+	if err != nil {
+		return "", fmt.Errorf("%q is not host:port", text)
+	}
+	if _, err := netip.ParseAddr(host); err != nil && !hostForm.MatchString(host) {
+		return "", fmt.Errorf("%q has no valid host", text)
+	}
+	if _, err := strconv.ParseUint(port, 10, 16); err != nil {
+		return "", fmt.Errorf("%q has no port from 0 to 65535", text)
+	}
+	return text, nil
+}
+
+// isLoopback tells whether nobody but this machine reaches addr. A name may
+// resolve to anything, save localhost (RFC 6761, section 6.3).
+func isLoopback(addr string) bool {
+	host, _, err := net.SplitHostPort(addr)
+	if err != nil {
+		return false
+	}
+	ip, err := netip.ParseAddr(host)
+	if err != nil {
+		return strings.EqualFold(host, "localhost")
+	}
+	return ip.Unmap().IsLoopback()
+}
+
+var tokenForm = regexp.MustCompile(`^[!-~]*$`)
+
+func parseToken(text string) (string, error) {
+	if len(text) < minToken {
+		return "", fmt.Errorf("has fewer than %d characters", minToken)
+	}
+	if !tokenForm.MatchString(text) {
+		return "", errors.New("has characters that a header can't carry")
+	}
+	return text, nil
+}
+
+func parsePartitions(text string) (int, error) {
+	n, err := strconv.Atoi(text)
+	if err != nil || n < 1 || n > maxPartitions {
+		return 0, fmt.Errorf("%q is out of range or no number", text)
+	}
+	return n, nil
+}
+
+func parseMaxQueued(text string) (int, error) {
+	n, err := strconv.Atoi(text)
+	if err != nil || n < 1 {
+		return 0, fmt.Errorf("%q is out of range or no number", text)
+	}
+	return n, nil
+}
+
+func parseLevel(text string) (slog.Level, error) {
+	switch text {
+	case "debug":
+		return slog.LevelDebug, nil
+	case "info":
+		return slog.LevelInfo, nil
+	case "warn":
+		return slog.LevelWarn, nil
+	case "error":
+		return slog.LevelError, nil
+	}
+	return 0, fmt.Errorf("%q is not a level", text)
+}
+
+func parseFormat(text string) (json bool, err error) {
+	switch text {
+	case "json":
+		return true, nil
+	case "text":
+		return false, nil
+	}
+	return false, fmt.Errorf("%q is not a format", text)
+}

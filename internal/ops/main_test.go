@@ -1,0 +1,11 @@
+package ops_test
+
+import (
+	"testing"
+
+	"github.com/passbook/passbook/internal/testenv"
+)
+
+func TestMain(m *testing.M) {
+	testenv.Main(m)
+}

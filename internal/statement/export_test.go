@@ -1,0 +1,4 @@
+package statement
+
+// Query is the statement that List runs for a page.
+func (p Page) Query() (sql string, args []any) { return p.query() }

@@ -1,0 +1,207 @@
+package statement_test
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/passbook/passbook/internal/ledger"
+	"github.com/passbook/passbook/internal/ledger/ledgertest"
+	"github.com/passbook/passbook/internal/statement"
+	"github.com/passbook/passbook/internal/testenv"
+)
+
+func TestMain(m *testing.M) {
+	testenv.Main(m)
+}
+
+var start = time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
+
+// entryAt is how fill dates its entries: in steps of a minute, with a long
+// pause after the hundredth.
+func entryAt(seq int64) time.Time {
+	at := start.Add(time.Duration(seq) * time.Minute)
+	if seq > 100 {
+		at = at.AddDate(0, 0, 30)
+	}
+	return at
+}
+
+// fill writes an account's history past the code that makes one. Every tenth
+// entry is a withdrawal.
+func fill(t testing.TB, pool *pgxpool.Pool, accountID int64, entries int) {
+	t.Helper()
+	ledgertest.Exec(t, pool, `ALTER TABLE transactions DROP CONSTRAINT transactions_check`) // that asks for jobs
+	ledgertest.Exec(t, pool, `
+		INSERT INTO transactions (account_id, seq, type, amount, balance_after, created_at)
+		SELECT $1, seq, (CASE seq % 10 WHEN 0 THEN 'withdrawal' ELSE 'deposit' END)::entry_type, 1, seq,
+			$2::timestamptz + seq * interval '1 minute' + CASE WHEN seq > 100 THEN interval '30 days' ELSE interval '0' END
+		FROM generate_series(1, $3) seq`, accountID, start, entries)
+}
+
+func TestList(t *testing.T) {
+	t.Parallel()
+	pool := testenv.Pool(t)
+	account := ledgertest.Account(t, pool, ledgertest.User(t, pool), 0)
+	const entries = 250
+	fill(t, pool, account.ID, entries)
+	ledgertest.Account(t, pool, ledgertest.User(t, pool), 7) // whose history must not show
+	statements := statement.New(pool)
+	micro := time.Microsecond
+	ranges := map[string][2]time.Time{
+		"all":          {},
+		"from":         {entryAt(50), {}},
+		"after":        {entryAt(50).Add(micro), {}},
+		"to":           {{}, entryAt(50)},
+		"through":      {{}, entryAt(50).Add(micro)},
+		"between":      {entryAt(95), entryAt(110)},
+		"pause":        {entryAt(100).Add(micro), entryAt(101)},
+		"before-all":   {{}, start},
+		"after-all":    {entryAt(entries + 1), {}},
+		"backwards":    {entryAt(60), entryAt(50)},
+		"far-future":   {{}, time.Date(9999, 12, 31, 23, 59, 59, 0, time.UTC)},
+		"distant-past": {time.Date(1, 1, 1, 0, 0, 1, 0, time.UTC), {}},
+	}
+	for name, span := range ranges {
+		for _, entry := range []ledger.EntryType{"", ledger.Deposit, ledger.Withdrawal} {
+			for _, ascending := range []bool{true, false} {
+				t.Run(fmt.Sprintf("%s/%s/ascending=%t", name, entry, ascending), func(t *testing.T) {
+					var want []int64
+					for seq := int64(1); seq <= entries; seq++ {
+						isWithdrawal := seq%10 == 0
+						at := entryAt(seq)
+						switch {
+						case entry == ledger.Deposit && isWithdrawal, entry == ledger.Withdrawal && !isWithdrawal:
+						case !span[0].IsZero() && at.Before(span[0]):
+						case !span[1].IsZero() && !at.Before(span[1]):
+						default:
+							want = append(want, seq)
+						}
+					}
+					if !ascending {
+						slices.Reverse(want)
+					}
+					page := statement.Page{AccountID: account.ID, Type: entry, From: span[0], To: span[1], Ascending: ascending, Limit: 7}
+					if got := walk(t, statements, page); !slices.Equal(got, want) {
+						t.Errorf("got %v, want %v", got, want)
+					}
+				})
+			}
+		}
+	}
+}
+
+func walk(t *testing.T, statements *statement.Statements, page statement.Page) (seqs []int64) {
+	t.Helper()
+	for {
+		transactions, err := statements.List(t.Context(), page)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, transaction := range transactions {
+			seqs = append(seqs, transaction.Seq)
+		}
+		if len(transactions) < page.Limit {
+			return seqs
+		}
+		page.After = seqs[len(seqs)-1]
+	}
+}
+
+func TestTransaction(t *testing.T) {
+	t.Parallel()
+	pool := testenv.Pool(t)
+	account := ledgertest.Account(t, pool, ledgertest.User(t, pool), 700)
+	statements := statement.New(pool)
+	t.Run("OK", func(t *testing.T) {
+		got, err := statements.Transaction(t.Context(), account.ID, 1)
+		if err != nil || got.Seq != 1 || got.Amount != 700 || got.BalanceAfter != 700 || got.Type != ledger.Deposit || got.JobID != nil {
+			t.Errorf("got %+v, %v", got, err)
+		}
+	})
+	t.Run("ErrNotFound", func(t *testing.T) {
+		for _, seq := range []int64{0, 2, -1} {
+			if _, err := statements.Transaction(t.Context(), account.ID, seq); !errors.Is(err, statement.ErrNotFound) {
+				t.Errorf("seq %d: %v, want ErrNotFound", seq, err)
+			}
+		}
+	})
+}
+
+// Every page of every filter walks an index in its order and reads little more
+// than it shows: no sort, no sequential scan, nothing filtered away.
+func TestPlans(t *testing.T) {
+	t.Parallel()
+	pool := testenv.Pool(t)
+	account := ledgertest.Account(t, pool, ledgertest.User(t, pool), 0)
+	const entries, limit = 200_000, 21
+	fill(t, pool, account.ID, entries)
+	ledgertest.Exec(t, pool, `
+		INSERT INTO transactions (account_id, seq, type, amount, balance_after, created_at)
+		SELECT 1000 + seq % 500, seq, 'deposit', 1, seq, $1::timestamptz + seq * interval '1 second' FROM generate_series(1, 50000) seq`, start)
+	ledgertest.Exec(t, pool, `VACUUM ANALYZE transactions`)
+	middle := int64(entries / 2)
+	for _, entry := range []ledger.EntryType{"", ledger.Deposit, ledger.Withdrawal} {
+		for _, from := range []time.Time{{}, entryAt(middle - 10_000)} {
+			for _, to := range []time.Time{{}, entryAt(middle + 10_000)} {
+				for _, ascending := range []bool{true, false} {
+					for _, after := range []int64{0, middle} {
+						page := statement.Page{
+							AccountID: account.ID, Type: entry, From: from, To: to,
+							Ascending: ascending, After: after, Limit: limit,
+						}
+						name := fmt.Sprintf("%s/from=%t/to=%t/ascending=%t/after=%d", entry, !from.IsZero(), !to.IsZero(), ascending, after)
+						t.Run(name, func(t *testing.T) { checkPlan(t, pool, page) })
+					}
+				}
+			}
+		}
+	}
+}
+
+func checkPlan(t *testing.T, pool *pgxpool.Pool, page statement.Page) {
+	t.Helper()
+	sql, args := page.Query()
+	rows, err := pool.Query(t.Context(), "EXPLAIN (ANALYZE, BUFFERS, TIMING OFF) "+sql, args...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	lines, err := pgx.CollectRows(rows, pgx.RowTo[string])
+	if err != nil {
+		t.Fatal(err)
+	}
+	plan := strings.Join(lines, "\n")
+	for _, bad := range []string{"Sort", "Seq Scan", "Bitmap", "Rows Removed"} {
+		if strings.Contains(plan, bad) {
+			t.Errorf("the plan has %q:\n%s", bad, plan)
+		}
+	}
+	if !strings.Contains(plan, "Index") {
+		t.Errorf("the plan has no index:\n%s", plan)
+	}
+	// The first line with buffers is that of the whole.
+	for _, line := range lines {
+		if _, counts, found := strings.Cut(line, "Buffers: shared "); found {
+			read := 0
+			for _, count := range strings.Fields(counts) {
+				var n int
+				if _, err := fmt.Sscanf(count, "hit=%d", &n); err == nil {
+					read += n
+				} else if _, err := fmt.Sscanf(count, "read=%d", &n); err == nil {
+					read += n
+				}
+			}
+			if most := page.Limit + 12; read > most || read == 0 {
+				t.Errorf("a page read %d buffers, want at most %d:\n%s", read, most, plan)
+			}
+			return
+		}
+	}
+	t.Errorf("the plan counts no buffers:\n%s", plan)
+}
