@@ -1,0 +1,48 @@
+// Command api serves Passbook's HTTP API.
+//
+//	api           serve
+//	api migrate   apply the migrations and end
+//
+// It is configured by its environment alone; README.md lists the variables.
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"github.com/passbook/passbook/internal/config"
+	"github.com/passbook/passbook/internal/ops"
+	"github.com/passbook/passbook/migrations"
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	err := run(ctx, os.Args[1:], os.Getenv, os.Stdout)
+	stop()
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "api:", err)
+		os.Exit(1)
+	}
+}
+
+func run(ctx context.Context, args []string, getenv func(string) string, stdout io.Writer) error {
+	switch {
+	case len(args) == 0:
+		cfg, err := config.LoadAPI(getenv)
+		if err != nil {
+			return err
+		}
+		return serve(ctx, cfg, ops.NewLogger(stdout, cfg.Log.Level, cfg.Log.JSON))
+	case len(args) == 1 && args[0] == "migrate":
+		cfg, err := config.LoadDatabase(getenv)
+		if err != nil {
+			return err
+		}
+		return migrations.Up(ctx, cfg.DatabaseURL)
+	}
+	return fmt.Errorf("unknown arguments %q; usage: api [migrate]", args)
+}

@@ -1,0 +1,160 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"net"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/redis/go-redis/v9"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/passbook/passbook/internal/api"
+	"github.com/passbook/passbook/internal/auth"
+	"github.com/passbook/passbook/internal/config"
+	"github.com/passbook/passbook/internal/job"
+	"github.com/passbook/passbook/internal/ledger"
+	"github.com/passbook/passbook/internal/ops"
+	"github.com/passbook/passbook/internal/postgres"
+	"github.com/passbook/passbook/internal/queue"
+	"github.com/passbook/passbook/internal/statement"
+	"github.com/passbook/passbook/migrations"
+)
+
+const (
+	// maxConns are the connections to Postgres of one process, unless the URL
+	// says pool_max_conns: accepts need two, the rest reads.
+	maxConns = 16
+	// stopTimeout is how long requests in flight may take after SIGTERM.
+	stopTimeout = 10 * time.Second
+)
+
+// serve runs the API until ctx ends. It stops in the order in which a job goes
+// through it: first the requests, then the accepts, then the rings, so that
+// each finds what it needs to the end.
+func serve(ctx context.Context, cfg config.API, log *slog.Logger) error {
+	pool, err := postgres.Open(ctx, postgres.Config{URL: cfg.DatabaseURL, MaxConns: maxConns, Application: "passbook-api"})
+	if err != nil {
+		return err
+	}
+	defer pool.Close()
+	schema, err := migrations.Version()
+	if err != nil {
+		return err
+	}
+	if err := postgres.AwaitSchema(ctx, pool, schema, log); err != nil {
+		return err
+	}
+	redisClient, err := queue.Connect(cfg.RedisURL)
+	if err != nil {
+		return err
+	}
+	defer redisClient.Close() //nolint:errcheck // nothing is pending on it
+
+	registry := ops.NewRegistry()
+	registry.MustRegister(ops.PoolCollector(pool))
+	lost := prometheus.NewCounter(prometheus.CounterOpts{
+		Name: "passbook_rings_lost_total", Help: "Tickets that could not be written; the sweep finds their jobs.",
+	})
+	registry.MustRegister(lost)
+	rings := queue.NewClient(redisClient, cfg.Partitions, log, lost.Inc)
+	acceptor := job.NewAcceptor(pool, rings, cfg.MaxQueuedPerAccount)
+	checks := readiness(pool, redisClient, schema)
+	edge, err := newEdge(cfg, pool, acceptor, checks, registry, log) //nolint:contextcheck // a request has its own
+	if err != nil {
+		return err
+	}
+	listener, err := new(net.ListenConfig).Listen(ctx, "tcp", cfg.HTTPAddr)
+	if err != nil {
+		return fmt.Errorf("HTTP_ADDR %s can't be listened on, choose another: %w", cfg.HTTPAddr, err)
+	}
+	operator, err := ops.Listen(ctx, ops.Config{Addr: cfg.OpsAddr, Token: cfg.OpsToken, Registry: registry, Checks: checks, Log: log})
+	if err != nil {
+		_ = listener.Close()
+		return err
+	}
+	log.Info("api ready", "http_addr", listener.Addr().String(), "ops_addr", operator.Addr())
+
+	serving, failed := errgroup.WithContext(ctx)
+	serving.Go(func() error { return edge.Serve(listener) })
+	serving.Go(operator.Serve)
+	accepting := start(ctx, acceptor.Run)
+	ringing := start(ctx, rings.Run)
+
+	<-failed.Done() // told to stop, or a server failed
+	log.Info("api stopping")
+	stopping, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopTimeout)
+	defer cancel()
+	stopErr := edge.Shutdown(stopping)
+	accepting.stop()
+	ringing.stop()
+	if err := operator.Shutdown(stopping); stopErr == nil {
+		stopErr = err
+	}
+	if err := serving.Wait(); err != nil {
+		return err
+	}
+	log.Info("api stopped")
+	return stopErr
+}
+
+func newEdge(cfg config.API, pool *pgxpool.Pool, acceptor *job.Acceptor, checks []ops.Check,
+	registry *prometheus.Registry, log *slog.Logger,
+) (*api.API, error) {
+	var keys []auth.Key
+	var secrets [][]byte
+	for _, key := range cfg.JWTKeys {
+		keys = append(keys, auth.Key{ID: key.ID, Secret: key.Secret})
+		secrets = append(secrets, key.Secret)
+	}
+	authService, err := auth.New(pool, auth.Config{Keys: keys})
+	if err != nil {
+		return nil, err
+	}
+	return api.New(api.Config{
+		Auth:       authService,
+		Accounts:   ledger.NewAccounts(pool),
+		Acceptor:   acceptor,
+		Jobs:       job.NewReader(pool),
+		Statements: statement.New(pool),
+		CursorKeys: secrets,
+		Checks:     checks,
+		Registry:   registry,
+		Log:        log,
+	})
+}
+
+// readiness asks after what the API stands on. Without Redis it still accepts.
+func readiness(pool *pgxpool.Pool, redisClient redis.UniversalClient, schema int64) []ops.Check {
+	return []ops.Check{
+		{Name: "postgres", Required: true, Probe: func(ctx context.Context) error {
+			return postgres.CheckReady(ctx, pool, schema)
+		}},
+		{Name: "redis", Required: false, Probe: func(ctx context.Context) error {
+			return redisClient.Ping(ctx).Err()
+		}},
+	}
+}
+
+// background is a loop that outlives the context it was started from.
+type background struct {
+	cancel context.CancelFunc
+	group  errgroup.Group
+}
+
+func start(ctx context.Context, loop func(context.Context) error) *background {
+	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	b := &background{cancel: cancel}
+	b.group.Go(func() error { return loop(ctx) })
+	return b
+}
+
+// stop ends the loop and waits for it; the loops that it is used for return no
+// error.
+func (b *background) stop() {
+	b.cancel()
+	_ = b.group.Wait()
+}

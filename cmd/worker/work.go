@@ -1,0 +1,119 @@
+package main
+
+import (
+	"context"
+	"log/slog"
+	"net/http"
+	"time"
+
+	"github.com/hibiken/asynq"
+	"github.com/hibiken/asynq/x/metrics"
+	"github.com/hibiken/asynqmon"
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/redis/go-redis/v9"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/passbook/passbook/internal/config"
+	"github.com/passbook/passbook/internal/job"
+	"github.com/passbook/passbook/internal/ledger"
+	"github.com/passbook/passbook/internal/ops"
+	"github.com/passbook/passbook/internal/postgres"
+	"github.com/passbook/passbook/internal/queue"
+	"github.com/passbook/passbook/internal/worker"
+	"github.com/passbook/passbook/migrations"
+)
+
+const (
+	// maxConns are the connections to Postgres of one process, unless the URL
+	// says pool_max_conns. More applies at once than this would only wait for
+	// Postgres's cores.
+	maxConns = 8
+	// stopTimeout is how long the operator's port may take after SIGTERM.
+	stopTimeout = 5 * time.Second
+)
+
+// work serves the queues and sweeps until ctx ends, lets the tickets in hand
+// finish, and returns.
+func work(ctx context.Context, cfg config.Worker, log *slog.Logger) error {
+	pool, err := postgres.Open(ctx, postgres.Config{URL: cfg.DatabaseURL, MaxConns: maxConns, Application: "passbook-worker"})
+	if err != nil {
+		return err
+	}
+	defer pool.Close()
+	schema, err := migrations.Version()
+	if err != nil {
+		return err
+	}
+	if err := postgres.AwaitSchema(ctx, pool, schema, log); err != nil {
+		return err
+	}
+	redisClient, err := queue.Connect(cfg.RedisURL)
+	if err != nil {
+		return err
+	}
+	defer redisClient.Close() //nolint:errcheck // nothing is pending on it
+
+	registry := ops.NewRegistry()
+	registry.MustRegister(ops.PoolCollector(pool), metrics.NewQueueMetricsCollector(asynq.NewInspectorFromRedisClient(redisClient)))
+	operator, err := ops.Listen(ctx, ops.Config{
+		Addr: cfg.OpsAddr, Token: cfg.OpsToken, Registry: registry, Log: log,
+		Checks: readiness(pool, redisClient, schema),
+		Extra:  map[string]http.Handler{dashboardPath: dashboard(cfg.RedisURL)},
+	})
+	if err != nil {
+		return err
+	}
+
+	jobs := worker.New(worker.Config{
+		Applier: ledger.NewApplier(pool),
+		Backlog: job.NewBacklog(pool),
+		Tickets: queue.NewClient(redisClient, cfg.Partitions, log, func() {}),
+		Metrics: worker.NewMetrics(registry),
+		Log:     log,
+	}, ctx.Done())
+	queues := queue.NewServer(queue.ServerConfig{
+		Redis: redisClient, Partitions: cfg.Partitions, Handler: jobs.Apply, IsFailure: worker.IsFailure, Log: log,
+	})
+
+	working, failed := errgroup.WithContext(ctx)
+	working.Go(operator.Serve)
+	working.Go(func() error { return queues.Run(failed) })
+	working.Go(func() error { return jobs.Run(failed) })
+	working.Go(func() error {
+		<-failed.Done() // told to stop, or one of them failed
+		log.Info("worker stopping")
+		stopping, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopTimeout)
+		defer cancel()
+		return operator.Shutdown(stopping)
+	})
+	log.Info("worker ready", "ops_addr", operator.Addr(), "partitions", cfg.Partitions)
+	if err := working.Wait(); err != nil {
+		return err
+	}
+	log.Info("worker stopped")
+	return nil
+}
+
+const dashboardPath = "/queues"
+
+// dashboard is Asynq's own. It has no lock of its own: the operator's port has.
+func dashboard(redisURL string) http.Handler {
+	opt, err := asynq.ParseRedisURI(redisURL)
+	if err != nil { // queue.Connect takes no URL that Asynq doesn't
+		return http.NotFoundHandler()
+	}
+	return asynqmon.New(asynqmon.Options{RootPath: dashboardPath, RedisConnOpt: opt})
+}
+
+// readiness asks after what the worker stands on: without either it applies
+// nothing.
+func readiness(pool *pgxpool.Pool, redisClient redis.UniversalClient, schema int64) []ops.Check {
+	return []ops.Check{
+		{Name: "postgres", Required: true, Probe: func(ctx context.Context) error {
+			return postgres.CheckReady(ctx, pool, schema)
+		}},
+		{Name: "redis", Required: true, Probe: func(ctx context.Context) error {
+			return redisClient.Ping(ctx).Err()
+		}},
+	}
+}

@@ -1,0 +1,36 @@
+package main
+
+import (
+	"crypto/rand"
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"strings"
+)
+
+// keys is the JWT keys of this machine, made at the first run and kept, so that
+// tokens outlive a restart.
+func keys(path string) (string, error) {
+	kept, err := os.ReadFile(path) //nolint:gosec // our own file
+	if err == nil {
+		return strings.TrimSpace(string(kept)), nil
+	}
+	if !errors.Is(err, fs.ErrNotExist) {
+		return "", fmt.Errorf("read the JWT keys: %w", err)
+	}
+	secret := make([]byte, 32)
+	_, _ = rand.Read(secret) // never fails
+	made := "local:" + base64.StdEncoding.EncodeToString(secret)
+	// Whole or not at all: half a key would be read for good.
+	next := path + ".next"
+	err = os.WriteFile(next, []byte(made+"\n"), 0o600)
+	if err == nil {
+		err = os.Rename(next, path)
+	}
+	if err != nil {
+		return "", fmt.Errorf("keep the JWT keys: %w", err)
+	}
+	return made, nil
+}

@@ -1,0 +1,98 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"syscall"
+)
+
+// plan is what the user's environment asks for.
+type plan struct {
+	dir         string // what we keep
+	databaseURL string // empty for a Postgres of our own
+	redisURL    string // empty for a Redis of our own
+	jwtKeys     string // empty for keys of our own
+	logFormat   string
+	api         address
+	apiOps      address
+	workerOps   address
+}
+
+// address is where a process will listen, and the variable that says so.
+type address struct {
+	variable string
+	value    string
+}
+
+func readPlan(getenv func(string) string, dir string) (plan, error) {
+	dir, err := filepath.Abs(dir)
+	if err != nil {
+		return plan{}, fmt.Errorf("find %s: %w", dir, err)
+	}
+	if getenv("OPS_ADDR") != "" {
+		return plan{}, errors.New("OPS_ADDR is one process's, and we start two: set API_OPS_ADDR and WORKER_OPS_ADDR instead")
+	}
+	at := func(variable, preset string) address {
+		return address{variable: variable, value: cmp.Or(getenv(variable), preset)}
+	}
+	return plan{
+		dir:         dir,
+		databaseURL: getenv("DATABASE_URL"),
+		redisURL:    getenv("REDIS_URL"),
+		jwtKeys:     getenv("JWT_KEYS"),
+		logFormat:   cmp.Or(getenv("LOG_FORMAT"), "text"),
+		api:         at("HTTP_ADDR", "127.0.0.1:8080"),
+		apiOps:      at("API_OPS_ADDR", "127.0.0.1:9090"),
+		workerOps:   at("WORKER_OPS_ADDR", "127.0.0.1:9091"),
+	}, nil
+}
+
+// checkPorts finds every port that is not free, before anything starts. It
+// holds each while it tries the next, so two that are the same show too.
+func (p plan) checkPorts(ctx context.Context) error {
+	var lc net.ListenConfig
+	var errs []error
+	for _, a := range []address{p.api, p.apiOps, p.workerOps} {
+		l, err := lc.Listen(ctx, "tcp", a.value)
+		switch {
+		case err == nil:
+			defer l.Close() //nolint:errcheck // it was only tried
+		case errors.Is(err, syscall.EADDRINUSE):
+			errs = append(errs, fmt.Errorf("%s is taken; choose another with %s=127.0.0.1:PORT", a.value, a.variable))
+		default:
+			errs = append(errs, fmt.Errorf("%s: %w", a.variable, err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// environment is what a process is given: the user's own, and on top of it what
+// we decided. The last one of a name counts.
+func (p plan) environment(ops address) []string {
+	return append(os.Environ(),
+		"DATABASE_URL="+p.databaseURL,
+		"REDIS_URL="+p.redisURL,
+		"JWT_KEYS="+p.jwtKeys,
+		"LOG_FORMAT="+p.logFormat,
+		"HTTP_ADDR="+p.api.value,
+		"OPS_ADDR="+ops.value,
+	)
+}
+
+// url is where to reach the address from here: one that stands for every
+// interface is no place to go to.
+func (a address) url(path string) string {
+	host, port, err := net.SplitHostPort(a.value)
+	if err != nil {
+		return "http://" + a.value + path
+	}
+	if ip := net.ParseIP(host); host == "" || (ip != nil && ip.IsUnspecified()) {
+		host = "127.0.0.1"
+	}
+	return "http://" + net.JoinHostPort(host, port) + path
+}
