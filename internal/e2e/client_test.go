@@ -1,0 +1,232 @@
+package e2e_test
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"testing"
+	"time"
+)
+
+// client is a user of the API, who knows nothing but what it answers.
+type client struct {
+	t      testing.TB
+	system *system
+	http   *http.Client
+	token  string
+}
+
+type account struct {
+	Number  string `json:"number"`
+	Balance int64  `json:"balance"`
+	LastSeq int64  `json:"last_seq"`
+}
+
+type jobAnswer struct {
+	ID      string `json:"id"`
+	Type    string `json:"type"`
+	Amount  int64  `json:"amount"`
+	Status  string `json:"status"`
+	Failure *struct {
+		Code string `json:"code"`
+	} `json:"failure"`
+	Transaction *struct {
+		Seq          int64 `json:"seq"`
+		BalanceAfter int64 `json:"balance_after"`
+	} `json:"transaction"`
+}
+
+// outcome is a finished job in one line, as the model writes it.
+func (j jobAnswer) outcome() string {
+	switch {
+	case j.Transaction != nil:
+		return fmt.Sprintf("%s seq %d balance %d", j.Status, j.Transaction.Seq, j.Transaction.BalanceAfter)
+	case j.Failure != nil:
+		return j.Status + " " + j.Failure.Code
+	}
+	return j.Status
+}
+
+type transaction struct {
+	Seq          int64   `json:"seq"`
+	Type         string  `json:"type"`
+	Amount       int64   `json:"amount"`
+	BalanceAfter int64   `json:"balance_after"`
+	JobID        *string `json:"job_id"`
+}
+
+type page[T any] struct {
+	Data       []T     `json:"data"`
+	NextCursor *string `json:"next_cursor"`
+}
+
+func newClient(t testing.TB, s *system) *client {
+	t.Helper()
+	const connections = 256
+	transport := &http.Transport{MaxIdleConnsPerHost: connections, MaxConnsPerHost: connections}
+	t.Cleanup(transport.CloseIdleConnections)
+	c := &client{t: t, system: s, http: &http.Client{Transport: transport, Timeout: patience}}
+	credentials := map[string]string{"email": fmt.Sprintf("%p@example.com", c), "password": "a long enough password"}
+	c.must(http.StatusCreated, http.MethodPost, "/v1/users", credentials, nil)
+	var tokens struct {
+		AccessToken string `json:"access_token"`
+	}
+	c.must(http.StatusCreated, http.MethodPost, "/v1/sessions", credentials, &tokens)
+	c.token = tokens.AccessToken
+	return c
+}
+
+// must asks the first API and fails the test unless it answers with status.
+func (c *client) must(status int, method, path string, body, answer any) {
+	c.t.Helper()
+	got, text, err := c.ask(c.t.Context(), c.system.api(0), method, path, "", body)
+	if err != nil || got != status {
+		c.t.Fatalf("%s %s: %d %s %v; want %d", method, path, got, text, err, status)
+	}
+	if answer != nil {
+		if err := json.Unmarshal(text, answer); err != nil {
+			c.t.Fatalf("%s %s: %s: %v", method, path, text, err)
+		}
+	}
+}
+
+func (c *client) ask(ctx context.Context, api, method, path, key string, body any) (status int, answer []byte, err error) {
+	var encoded []byte
+	if body != nil {
+		if encoded, err = json.Marshal(body); err != nil {
+			return 0, nil, err
+		}
+	}
+	req, err := http.NewRequestWithContext(ctx, method, api+path, bytes.NewReader(encoded))
+	if err != nil {
+		return 0, nil, err
+	}
+	if body != nil {
+		req.Header.Set("Content-Type", "application/json")
+	}
+	if key != "" {
+		req.Header.Set("Idempotency-Key", key)
+	}
+	if c.token != "" {
+		req.Header.Set("Authorization", "Bearer "+c.token)
+	}
+	resp, err := c.http.Do(req)
+	if err != nil {
+		return 0, nil, err
+	}
+	defer resp.Body.Close() //nolint:errcheck // it was read to its end
+	answer, err = io.ReadAll(resp.Body)
+	return resp.StatusCode, answer, err
+}
+
+func (c *client) open(initialDeposit int64) account {
+	c.t.Helper()
+	request := map[string]any{}
+	if initialDeposit > 0 {
+		request["initial_deposit"] = initialDeposit
+	}
+	var opened account
+	c.must(http.StatusCreated, http.MethodPost, "/v1/accounts", request, &opened)
+	return opened
+}
+
+// order is one deposit or withdrawal that a client wants done.
+type order struct {
+	account string
+	entry   string // "deposits" or "withdrawals"
+	amount  int64
+	key     string
+}
+
+// settle sends an order, and the same again for as long as the answer is
+// unknown or says to try again: to the next API after each try, so that it does
+// not depend on one. It answers with the job that the order made.
+func (c *client) settle(firstAPI int, o order) (jobAnswer, error) {
+	const pause = 20 * time.Millisecond
+	deadline, cancel := context.WithTimeout(c.t.Context(), patience)
+	defer cancel()
+	for try := firstAPI; ; try++ {
+		status, answer, err := c.send(deadline, try, o)
+		switch {
+		case err == nil && (status == http.StatusAccepted || status == http.StatusOK):
+			var job jobAnswer
+			return job, json.Unmarshal(answer, &job)
+		case err == nil && status < http.StatusInternalServerError:
+			return jobAnswer{}, fmt.Errorf("%s: %d %s", o.key, status, answer)
+		}
+		select {
+		case <-time.After(pause):
+		case <-deadline.Done():
+			return jobAnswer{}, fmt.Errorf("%s: never settled: %d %s %w", o.key, status, answer, err)
+		}
+	}
+}
+
+func (c *client) send(ctx context.Context, api int, o order) (status int, answer []byte, err error) {
+	return c.ask(ctx, c.system.api(api), http.MethodPost, "/v1/accounts/"+o.account+"/"+o.entry, o.key, map[string]any{"amount": o.amount})
+}
+
+func (c *client) account(number string) (a account) {
+	c.t.Helper()
+	c.must(http.StatusOK, http.MethodGet, "/v1/accounts/"+number, nil, &a)
+	return a
+}
+
+func (c *client) jobs(number string) []jobAnswer {
+	c.t.Helper()
+	return all[jobAnswer](c, "/v1/accounts/"+number+"/jobs")
+}
+
+func (c *client) history(number string) []transaction {
+	c.t.Helper()
+	return all[transaction](c, "/v1/accounts/"+number+"/transactions")
+}
+
+// all reads a whole list, oldest first.
+func all[T any](c *client, path string) (items []T) {
+	c.t.Helper()
+	query := url.Values{"order": {"asc"}, "limit": {"100"}}
+	for {
+		var p page[T]
+		c.must(http.StatusOK, http.MethodGet, path+"?"+query.Encode(), nil, &p)
+		items = append(items, p.Data...)
+		if p.NextCursor == nil {
+			return items
+		}
+		query.Set("cursor", *p.NextCursor)
+	}
+}
+
+// checkHistory checks that a history has no gap, that every balance follows from
+// the one before, and that the account says the same; it answers with the seq of
+// each job.
+func (c *client) checkHistory(number string) map[string]transaction {
+	c.t.Helper()
+	byJob := map[string]transaction{}
+	var balance int64
+	history := c.history(number)
+	for i, entry := range history {
+		if entry.Type == "deposit" {
+			balance += entry.Amount
+		} else {
+			balance -= entry.Amount
+		}
+		if entry.Seq != int64(i+1) || entry.BalanceAfter != balance || balance < 0 {
+			c.t.Fatalf("account %s: entry %d is %+v, its history makes %d", number, i+1, entry, balance)
+		}
+		if entry.JobID != nil {
+			if _, twice := byJob[*entry.JobID]; twice {
+				c.t.Errorf("account %s: job %s was posted twice", number, *entry.JobID)
+			}
+			byJob[*entry.JobID] = entry
+		}
+	}
+	if a := c.account(number); a.Balance != balance || a.LastSeq != int64(len(history)) {
+		c.t.Errorf("account %s says %+v, its history makes %d at %d", number, a, balance, len(history))
+	}
+	return byJob
+}

@@ -1,0 +1,15 @@
+// Package e2e holds the tests of the whole system: real processes, real
+// Postgres, real Redis, and clients that believe only what the API tells them.
+package e2e_test
+
+import (
+	"testing"
+
+	"go.uber.org/goleak"
+
+	"github.com/passbook/passbook/internal/testenv"
+)
+
+func TestMain(m *testing.M) {
+	testenv.Main(m, goleak.IgnoreAnyFunction("github.com/passbook/passbook/internal/e2e_test.launch"))
+}

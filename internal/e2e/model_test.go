@@ -1,0 +1,265 @@
+package e2e_test
+
+import (
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"net/http"
+	"sync/atomic"
+	"testing"
+
+	"github.com/redis/go-redis/v9"
+	"golang.org/x/sync/errgroup"
+)
+
+// Each account has one client, who sends one order at a time, to one API and
+// the other in turn, without waiting for outcomes: then every outcome must be
+// what a single thread makes of the orders in their order. Whatever strikes in
+// between: an answer that did not come is asked for again with the same key.
+func TestSequentialClients(t *testing.T) {
+	tests := []struct {
+		name             string
+		accounts, orders int
+		strike           func(*testing.T, *system)
+	}{
+		{"Undisturbed", 12, 300, func(*testing.T, *system) {}},
+		{"FlushAll", 8, 100, flushAll},
+		{"WorkerKilled", 8, 100, func(_ *testing.T, s *system) { s.crashWorker(0) }},
+		{"APIKilled", 8, 100, func(_ *testing.T, s *system) { s.crashAPI(0) }},
+		{"RedisKilled", 8, 100, crashRedis},
+		{"PostgresKilled", 8, 100, crashPostgres},
+		{"EverythingKilled", 8, 150, func(t *testing.T, s *system) {
+			t.Helper()
+			crashRedis(t, s)
+			s.crashWorker(0)
+			s.crashAPI(1)
+			flushAll(t, s)
+			crashPostgres(t, s)
+			s.crashWorker(1)
+			s.crashAPI(0)
+		}},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			s := newSystem(t, 2, 2)
+			c := newClient(t, s)
+			var (
+				sent    atomic.Int64
+				midway  = make(chan struct{})
+				clients errgroup.Group
+				results = make([][]*sentOrder, test.accounts)
+			)
+			for i := range test.accounts {
+				const initial = 500
+				a := c.open(initial)
+				clients.Go(func() (err error) {
+					results[i], err = sendInTurn(c, i, a.Number, initial, test.orders, func() {
+						if sent.Add(1) == int64(test.accounts*test.orders/3) {
+							close(midway)
+						}
+					})
+					return err
+				})
+			}
+			<-midway
+			test.strike(t, s)
+			if err := clients.Wait(); err != nil {
+				t.Fatal(err)
+			}
+			s.drained()
+			for _, orders := range results {
+				compare(c, orders)
+			}
+			s.verify()
+		})
+	}
+}
+
+// sentOrder is an accepted order and what a single thread makes of it.
+type sentOrder struct {
+	order
+	job  jobAnswer
+	want string
+}
+
+// sendInTurn sends n random orders on one account, one after the other.
+func sendInTurn(c *client, client int, number string, balance int64, n int, sent func()) ([]*sentOrder, error) {
+	random := rand.New(rand.NewPCG(uint64(client), 42))
+	orders := make([]*sentOrder, 0, n)
+	seq := int64(1) // the initial deposit
+	for i := range n {
+		o := &sentOrder{order: order{
+			account: number, entry: "deposits", amount: 1 + random.Int64N(400), key: fmt.Sprintf("turn-%s-%d", number, i),
+		}}
+		if random.IntN(2) == 0 {
+			o.entry = "withdrawals"
+		}
+		switch {
+		case o.entry == "withdrawals" && balance < o.amount:
+			o.want = "rejected insufficient_funds"
+		case o.entry == "withdrawals":
+			balance -= o.amount
+		default:
+			balance += o.amount
+		}
+		if o.want == "" {
+			seq++
+			o.want = fmt.Sprintf("succeeded seq %d balance %d", seq, balance)
+		}
+		var err error
+		if o.job, err = c.settle(client+i, o.order); err != nil {
+			return nil, err
+		}
+		orders = append(orders, o)
+		sent()
+	}
+	return orders, nil
+}
+
+// compare holds every outcome against the model's, and the account against its
+// history; a key sent once more must answer with the job that it made.
+func compare(c *client, orders []*sentOrder) {
+	c.t.Helper()
+	number := orders[0].account
+	finished := map[string]jobAnswer{}
+	jobs := c.jobs(number)
+	for _, job := range jobs {
+		finished[job.ID] = job
+	}
+	if len(jobs) != len(orders) || len(finished) != len(orders) {
+		c.t.Errorf("account %s has %d jobs of %d orders", number, len(jobs), len(orders))
+	}
+	for i, o := range orders {
+		if got := finished[o.job.ID].outcome(); got != o.want {
+			c.t.Fatalf("account %s, order %d (%s of %d): %s, a single thread makes it %s", number, i, o.entry, o.amount, got, o.want)
+		}
+		if jobs[i].ID != o.job.ID {
+			c.t.Errorf("account %s: job %d is listed out of order", number, i)
+		}
+	}
+	last := orders[len(orders)-1]
+	if again, err := c.settle(0, last.order); err != nil || again.ID != last.job.ID || again.outcome() != last.want {
+		c.t.Errorf("key %s answers with %s %s, %v; want %s", last.key, again.ID, again.outcome(), err, last.job.ID)
+	}
+	c.checkHistory(number)
+}
+
+func flushAll(t *testing.T, s *system) {
+	t.Helper()
+	opt, err := redis.ParseURL(s.redis.URL())
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := redis.NewClient(opt)
+	defer r.Close() //nolint:errcheck // nothing is pending on it
+	if err := r.FlushAll(t.Context()).Err(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// crashRedis kills Redis, which comes back empty.
+func crashRedis(t *testing.T, s *system) {
+	t.Helper()
+	if err := s.redis.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.redis.Restart(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func crashPostgres(t *testing.T, s *system) {
+	t.Helper()
+	if err := s.postgres.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.postgres.Restart(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	s.pool.Reset()
+}
+
+// Two requests with one key at the same instant, at two APIs, make one job.
+func TestOneKeyAtOnce(t *testing.T) {
+	s := newSystem(t, 2, 1)
+	c := newClient(t, s)
+	a := c.open(0)
+	const rounds = 200
+	for round := range rounds {
+		o := order{account: a.Number, entry: "deposits", amount: 1, key: fmt.Sprint("same-", round)}
+		var (
+			group errgroup.Group
+			jobs  [2]jobAnswer
+			ready = make(chan struct{})
+		)
+		for api := range 2 {
+			group.Go(func() (err error) {
+				<-ready
+				jobs[api], err = c.settle(api, o)
+				return err
+			})
+		}
+		close(ready)
+		if err := group.Wait(); err != nil {
+			t.Fatal(err)
+		}
+		if jobs[0].ID != jobs[1].ID {
+			t.Fatalf("round %d made two jobs, %s and %s", round, jobs[0].ID, jobs[1].ID)
+		}
+	}
+	s.drained()
+	if n := len(c.checkHistory(a.Number)); n != rounds {
+		t.Errorf("%d transactions, want %d", n, rounds)
+	}
+	s.verify()
+}
+
+// SIGTERM in the middle of the load: every 202 that was given is kept, and every
+// program ends well.
+func TestStopInOrder(t *testing.T) {
+	s := newSystem(t, 2, 2)
+	c := newClient(t, s)
+	a := c.open(0)
+	const connections = 32
+	var (
+		accepted atomic.Int64
+		group    errgroup.Group
+		halfway  = make(chan struct{})
+	)
+	for connection := range connections {
+		group.Go(func() error {
+			for i := 0; ; i++ {
+				status, _, err := c.send(context.Background(), 0, order{
+					account: a.Number, entry: "deposits", amount: 1, key: fmt.Sprintf("stop-%d-%d", connection, i),
+				})
+				switch {
+				case err != nil: // it takes no more connections
+					return nil //nolint:nilerr // that is how the loop ends
+				case status != http.StatusAccepted:
+					return fmt.Errorf("status %d, want 202 or no connection", status)
+				}
+				if accepted.Add(1) == 500 {
+					close(halfway)
+				}
+			}
+		})
+	}
+	<-halfway
+	s.apis[0].stop()
+	s.workers[0].stop()
+	if err := group.Wait(); err != nil {
+		t.Fatal(err)
+	}
+	s.workers[1].stop()
+	s.workers[1] = start(t, "worker", s.env())
+	s.drained()
+	var jobs int64
+	if err := s.pool.QueryRow(t.Context(), `SELECT count(*) FROM jobs`).Scan(&jobs); err != nil {
+		t.Fatal(err)
+	}
+	// A request that was cut off before its answer may have made a job too.
+	if got := accepted.Load(); jobs < got || jobs > got+connections {
+		t.Errorf("%d accepted, %d jobs", got, jobs)
+	}
+	s.verify()
+}

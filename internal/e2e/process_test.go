@@ -1,0 +1,169 @@
+package e2e_test
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/passbook/passbook/internal/testenv"
+)
+
+// patience bounds every wait for a process.
+const patience = 30 * time.Second
+
+// binaries builds the programs once, with the race detector.
+var binaries = sync.OnceValues(func() (string, error) {
+	dir, err := os.MkdirTemp("", "passbook-e2e-")
+	if err != nil {
+		return "", err
+	}
+	testenv.AtEnd(func() error { return os.RemoveAll(dir) })
+	build := exec.Command("go", "build", "-race", "-o", dir, "./cmd/api", "./cmd/worker")
+	build.Dir = filepath.Join("..", "..")
+	if out, err := build.CombinedOutput(); err != nil {
+		return dir, fmt.Errorf("build: %w\n%s", err, out)
+	}
+	return dir, nil
+})
+
+// launcher starts programs from one thread that lives as long as we do: the
+// kernel kills them when that thread ends, so none survives the test process,
+// whatever ends it.
+var launcher = sync.OnceValue(func() chan<- func() {
+	work := make(chan func())
+	go launch(work)
+	return work
+})
+
+func launch(work <-chan func()) {
+	runtime.LockOSThread()
+	for do := range work {
+		do()
+	}
+}
+
+func startCommand(cmd *exec.Cmd) error {
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	started := make(chan error)
+	launcher() <- func() { started <- cmd.Start() }
+	return <-started
+}
+
+// process is one of our programs, running.
+type process struct {
+	t     testing.TB
+	name  string
+	cmd   *exec.Cmd
+	ready chan struct{} // closed when it said that it is
+	done  chan struct{} // closed when it has ended
+	err   error         // how; to be read after done
+
+	mu      sync.Mutex // guards the rest
+	addr    string     // of its API
+	opsAddr string
+	output  bytes.Buffer
+}
+
+// start starts a program and waits until it is ready.
+func start(t testing.TB, name string, env []string) *process {
+	t.Helper()
+	p := begin(t, name, env)
+	select {
+	case <-p.ready:
+	case <-p.done:
+		t.Fatalf("%s ended instead of starting: %v\n%s", name, p.err, p.log())
+	case <-time.After(patience):
+		t.Fatalf("%s did not get ready\n%s", name, p.log())
+	}
+	return p
+}
+
+func begin(t testing.TB, name string, env []string, args ...string) *process {
+	t.Helper()
+	dir, err := binaries()
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := &process{t: t, name: name, ready: make(chan struct{}), done: make(chan struct{})}
+	p.cmd = exec.CommandContext(context.WithoutCancel(t.Context()), filepath.Join(dir, name), args...)
+	p.cmd.Env = env
+	output, err := p.cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	p.cmd.Stderr = p.cmd.Stdout
+	if err := startCommand(p.cmd); err != nil {
+		t.Fatal(err)
+	}
+	go func() {
+		defer close(p.done)
+		p.read(bufio.NewScanner(output))
+		p.err = p.cmd.Wait()
+	}()
+	t.Cleanup(p.kill)
+	return p
+}
+
+// read keeps the program's log and takes from it what the test must know.
+func (p *process) read(lines *bufio.Scanner) {
+	for lines.Scan() {
+		var line struct {
+			Msg      string `json:"msg"`
+			HTTPAddr string `json:"http_addr"`
+			OpsAddr  string `json:"ops_addr"`
+		}
+		p.mu.Lock()
+		fmt.Fprintln(&p.output, lines.Text())
+		if json.Unmarshal(lines.Bytes(), &line) == nil && line.Msg == p.name+" ready" {
+			p.addr, p.opsAddr = line.HTTPAddr, line.OpsAddr
+			close(p.ready)
+		}
+		p.mu.Unlock()
+	}
+}
+
+func (p *process) log() string {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.output.String()
+}
+
+// kill is kill -9.
+func (p *process) kill() {
+	_ = p.cmd.Process.Kill() // an error says that it is gone
+	<-p.done
+	if strings.Contains(p.log(), "WARNING: DATA RACE") {
+		p.t.Errorf("%s has a data race:\n%s", p.name, p.log())
+	}
+}
+
+// wait waits for the end that the program comes to by itself.
+func (p *process) wait() error {
+	p.t.Helper()
+	select {
+	case <-p.done:
+	case <-time.After(patience):
+		p.t.Fatalf("%s did not end\n%s", p.name, p.log())
+	}
+	return p.err
+}
+
+// stop asks it to stop and waits; it must end well.
+func (p *process) stop() {
+	p.t.Helper()
+	_ = p.cmd.Process.Signal(syscall.SIGTERM)
+	if err := p.wait(); err != nil {
+		p.t.Errorf("%s stopped with %v\n%s", p.name, err, p.log())
+	}
+}

@@ -1,0 +1,121 @@
+package e2e_test
+
+import (
+	"fmt"
+	"os/exec"
+	"path/filepath"
+	"sync"
+	"testing"
+
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/passbook/passbook/internal/local"
+	"github.com/passbook/passbook/internal/testenv"
+)
+
+// system is Passbook as it is run: apis and workers on one Postgres and one
+// Redis, which are its own.
+type system struct {
+	t        testing.TB
+	postgres *local.Postgres
+	redis    *local.Redis
+	pool     *pgxpool.Pool // past the API, for what the API does not tell
+
+	mu      sync.Mutex // guards the rest
+	apis    []*process
+	workers []*process
+}
+
+func newSystem(t testing.TB, apis, workers int) *system {
+	t.Helper()
+	s := &system{t: t, postgres: testenv.PostgresServer(t), redis: testenv.RedisServer(t)}
+	s.pool = s.connect()
+	for range apis {
+		s.apis = append(s.apis, start(t, "api", s.env()))
+	}
+	for range workers {
+		s.workers = append(s.workers, start(t, "worker", s.env()))
+	}
+	return s
+}
+
+func (s *system) connect() *pgxpool.Pool {
+	s.t.Helper()
+	pool, err := pgxpool.New(s.t.Context(), s.postgres.URL())
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	s.t.Cleanup(pool.Close)
+	return pool
+}
+
+func (s *system) env() []string {
+	return []string{
+		"DATABASE_URL=" + s.postgres.URL(),
+		"REDIS_URL=" + s.redis.URL(),
+		"JWT_KEYS=k1:MDEyMzQ1Njc4OTAxMjM0NTY3ODkwMTIzNDU2Nzg5MDE=",
+		"HTTP_ADDR=127.0.0.1:0",
+		"OPS_ADDR=127.0.0.1:0",
+		"GORACE=halt_on_error=1",
+	}
+}
+
+// api is the address of one of the APIs, whichever process is that now.
+func (s *system) api(n int) string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return "http://" + s.apis[n%len(s.apis)].addr
+}
+
+// crashAPI kills one API with SIGKILL and starts another in its place.
+func (s *system) crashAPI(n int) {
+	s.apis[n].kill()
+	s.replace(s.apis, n, "api")
+}
+
+// crashWorker does the same to a worker.
+func (s *system) crashWorker(n int) {
+	s.workers[n].kill()
+	s.replace(s.workers, n, "worker")
+}
+
+func (s *system) replace(processes []*process, n int, name string) {
+	next := start(s.t, name, s.env())
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	processes[n] = next
+}
+
+// verify runs `worker verify`, which must find nothing.
+func (s *system) verify() {
+	s.t.Helper()
+	dir, err := binaries()
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	cmd := exec.CommandContext(s.t.Context(), filepath.Join(dir, "worker"), "verify")
+	cmd.Env = s.env()
+	if out, err := cmd.CombinedOutput(); err != nil {
+		s.t.Errorf("worker verify: %v\n%s", err, out)
+	}
+}
+
+// drained waits until no job is queued, for as long as there is progress.
+func (s *system) drained() {
+	s.t.Helper()
+	for left := s.queued(); left > 0; {
+		before := left
+		testenv.Eventually(s.t, fmt.Sprintf("progress with %d queued jobs", left), func() bool {
+			left = s.queued()
+			return left < before
+		})
+	}
+}
+
+func (s *system) queued() (n int) {
+	s.t.Helper()
+	if err := s.pool.QueryRow(s.t.Context(), `SELECT count(*) FROM jobs WHERE status = 'queued'`).Scan(&n); err != nil {
+		s.t.Fatal(err)
+	}
+	return n
+}
