@@ -96,7 +96,7 @@ func TestOpenAPI_ObjectsAreClosed(t *testing.T) {
 			}
 		}
 	}
-	visit("", map[string]any(document.Components.Schemas))
+	visit("", document.Components.Schemas)
 	if objects == 0 {
 		t.Error("found no object")
 	}

@@ -86,9 +86,17 @@ func (s *system) replace(processes []*process, n int, name string) {
 	processes[n] = next
 }
 
-// verify runs `worker verify`, which must find nothing.
+// verify runs `worker verify`, which must find nothing, and looks whether
+// Postgres had to refuse what the code should not have tried.
 func (s *system) verify() {
 	s.t.Helper()
+	var attempts int
+	if err := s.pool.QueryRow(s.t.Context(), `SELECT coalesce(sum(attempts), 0) FROM jobs`).Scan(&attempts); err != nil {
+		s.t.Fatal(err)
+	}
+	if attempts > 0 {
+		s.t.Errorf("Postgres refused %d attempts", attempts)
+	}
 	dir, err := binaries()
 	if err != nil {
 		s.t.Fatal(err)

@@ -205,51 +205,72 @@ func readApplied(types *pgtype.Map, pipeline *pgconn.Pipeline) (applied []Applie
 	}
 }
 
-// tryHead applies the account's oldest queued job once more, to learn which job
-// it is that Postgres refuses, and counts the attempt. With MaxAttempts the job
-// ends failed, and is answered. The lock is held throughout, so that the attempt
-// is the job's that was tried.
+// tryHead counts an attempt of the account's oldest queued job and applies it
+// once more, to learn whether it is that job that Postgres refuses. When it is,
+// the last of MaxAttempts ends it failed, and it is answered. The lock is held
+// throughout, so the attempt is counted for the job that was tried.
 func (a *Applier) tryHead(ctx context.Context, ticket uuid.UUID) (tried []Applied, err error) {
 	var refusal error
 	err = postgres.InTx(ctx, a.pool, func(tx pgx.Tx) error {
 		if _, err := tx.Exec(ctx, lockSQL, ticket); err != nil {
 			return err
 		}
+		var attempts int
+		if err := tx.QueryRow(ctx, countSQL, ticket).Scan(&attempts); err != nil {
+			return err
+		}
 		refusal = pgx.BeginFunc(ctx, tx, func(savepoint pgx.Tx) (err error) {
 			tried, err = queryApplied(ctx, savepoint, applySQL, ticket, MaxAmount)
 			return err
 		})
-		if !postgres.IsDataFault(refusal) {
-			return refusal
+		if !postgres.IsDataFault(refusal) || attempts < MaxAttempts {
+			return notRefusal(refusal)
 		}
-		tried, err = queryApplied(ctx, tx, countSQL, ticket, MaxAttempts)
+		tried, err = queryApplied(ctx, tx, failSQL, ticket)
 		return err
 	})
 	switch {
+	case errors.Is(err, pgx.ErrNoRows): // somebody else has applied it meanwhile
+		return nil, nil
 	case err != nil:
-		return nil, fmt.Errorf("count attempt for job %s: %w", ticket, err)
+		return nil, fmt.Errorf("try job %s once more: %w", ticket, err)
 	case refusal != nil && len(tried) == 0:
 		return nil, fmt.Errorf("apply job %s: %w: %w", ticket, ErrRefused, refusal)
 	}
 	return tried, nil
 }
 
-// countSQL counts an attempt of the account's oldest queued job, and ends it
-// failed with the last one. Money does not move.
+// notRefusal is the error that undoes the whole transaction: a refusal undoes
+// the savepoint alone, and the attempt stays counted.
+func notRefusal(err error) error {
+	if postgres.IsDataFault(err) {
+		return nil
+	}
+	return err
+}
+
+// countSQL counts an attempt of the account's oldest queued job.
 //
-// $1 the ticket's job, $2 MaxAttempts. One row where the job failed, else none.
+// $1 the ticket's job. One row, the attempts so far; none where no job up to the
+// ticket's is queued.
 const countSQL = `
 	WITH head AS (` + headSQL + `
-	), counted AS (
-		UPDATE jobs job SET
-			attempts = job.attempts + 1,
-			status = CASE WHEN job.attempts + 1 < $2 THEN job.status ELSE 'failed' END,
-			failure = CASE WHEN job.attempts + 1 < $2 THEN job.failure ELSE 'internal_error' END,
-			finished_at = CASE WHEN job.attempts + 1 < $2 THEN job.finished_at ELSE greatest(clock_timestamp(), job.created_at) END
-		FROM head WHERE job.id = head.id
-		RETURNING job.id, job.type, job.status, job.created_at, job.finished_at
 	)
-	SELECT * FROM counted WHERE status = 'failed'`
+	UPDATE jobs SET attempts = jobs.attempts + 1 FROM head WHERE jobs.id = head.id
+	RETURNING jobs.attempts`
+
+// failSQL ends the account's oldest queued job failed. Money does not move.
+//
+// $1 the ticket's job. One row, the job.
+const failSQL = `
+	WITH head AS (` + headSQL + `
+	)
+	UPDATE jobs SET
+		status = 'failed',
+		failure = 'internal_error',
+		finished_at = greatest(clock_timestamp(), head.created_at)
+	FROM head WHERE jobs.id = head.id
+	RETURNING jobs.id, jobs.type, jobs.status, jobs.created_at, jobs.finished_at`
 
 func queryApplied(ctx context.Context, tx pgx.Tx, sql string, args ...any) ([]Applied, error) {
 	rows, _ := tx.Query(ctx, sql, args...) // CollectRows returns its error

@@ -181,6 +181,9 @@ func TestApplyConcurrently(t *testing.T) {
 	if err := group.Wait(); err != nil {
 		t.Fatal(err)
 	}
+	if n := attempts(t, pool); n != 0 {
+		t.Errorf("Postgres refused %d attempts: somebody applied without the account's lock", n)
+	}
 	for a := range accounts {
 		balance, seq := int64(50), int64(1)
 		for i, id := range ids[a] {
@@ -194,6 +197,15 @@ func TestApplyConcurrently(t *testing.T) {
 		}
 	}
 	ledgertest.Check(t, pool)
+}
+
+// attempts counts those that Postgres refused.
+func attempts(t testing.TB, pool *pgxpool.Pool) (n int) {
+	t.Helper()
+	if err := pool.QueryRow(t.Context(), `SELECT coalesce(sum(attempts), 0) FROM jobs`).Scan(&n); err != nil {
+		t.Fatal(err)
+	}
+	return n
 }
 
 // model is the bank with a single thread.
@@ -254,6 +266,7 @@ func TestApplyRefusedJob(t *testing.T) {
 	account := ledgertest.Account(t, pool, ledgertest.User(t, pool), 1000)
 	ledgertest.Exec(t, pool, `ALTER TABLE transactions ADD CONSTRAINT unlucky CHECK (amount <> 13)`)
 	before := ledgertest.Job(t, pool, account, ledger.Deposit, 1)
+	beside := ledgertest.Job(t, pool, account, ledger.Deposit, 4) // shares a round trip with the next
 	unlucky := ledgertest.Job(t, pool, account, ledger.Withdrawal, 13)
 	after := ledgertest.Job(t, pool, account, ledger.Withdrawal, 2)
 	applier := ledger.NewApplier(pool)
@@ -265,6 +278,9 @@ func TestApplyRefusedJob(t *testing.T) {
 		if got := readJob(t, pool, unlucky); got.Status != "queued" || got.Attempts != attempt {
 			t.Fatalf("attempt %d: job is %s after %d attempts", attempt, got, got.Attempts)
 		}
+		if got := readJob(t, pool, beside); got.Status != "succeeded" {
+			t.Fatalf("attempt %d: the job before it is %s, undone by another's fault", attempt, got)
+		}
 		if got := readJob(t, pool, after); got.Status != "queued" {
 			t.Fatalf("attempt %d: the job behind is %s, out of order", attempt, got)
 		}
@@ -275,8 +291,9 @@ func TestApplyRefusedJob(t *testing.T) {
 	}
 	for id, want := range map[uuid.UUID]string{
 		before:  "succeeded seq 2 balance 1001 failure -",
+		beside:  "succeeded seq 3 balance 1005 failure -",
 		unlucky: "failed seq - balance - failure internal_error",
-		after:   "succeeded seq 3 balance 999 failure -",
+		after:   "succeeded seq 4 balance 1003 failure -",
 	} {
 		if got := readJob(t, pool, id); got.String() != want {
 			t.Errorf("job is %s, want %s", got, want)
@@ -296,7 +313,7 @@ func TestApplyRefusedJob(t *testing.T) {
 			t.Fatal(err)
 		}
 		apply(t, pool, unlucky)
-		if got, want := readJob(t, pool, unlucky).String(), "succeeded seq 4 balance 986 failure -"; got != want {
+		if got, want := readJob(t, pool, unlucky).String(), "succeeded seq 5 balance 990 failure -"; got != want {
 			t.Errorf("replayed job is %s, want %s", got, want)
 		}
 		ledgertest.Check(t, pool)

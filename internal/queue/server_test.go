@@ -253,6 +253,19 @@ func TestWaiting(t *testing.T) {
 	})
 }
 
+// Rings that nobody writes are lost once there are too many; nobody waits.
+func TestRingTooOften(t *testing.T) {
+	t.Parallel()
+	lost := 0
+	tickets := NewClient(nil, partitions, slog.New(slog.DiscardHandler), func() { lost++ })
+	for range maxRings + 3 {
+		tickets.Ring(1, uuid.New())
+	}
+	if lost != 3 {
+		t.Errorf("%d rings lost, want 3", lost)
+	}
+}
+
 // Rings don't wait for a Redis that is down, and go on when it is back.
 func TestRingWhileRedisIsDown(t *testing.T) {
 	t.Parallel()
