@@ -153,6 +153,9 @@ CREATE TRIGGER accounts_move BEFORE UPDATE ON accounts
     FOR EACH ROW WHEN (NOT (NEW.last_seq = OLD.last_seq + 1 AND NEW.last_at > OLD.last_at
                          OR (NEW.last_seq, NEW.balance, NEW.last_at) = (OLD.last_seq, OLD.balance, OLD.last_at)))
     EXECUTE FUNCTION refuse('a balance moves only with its history');
+CREATE TRIGGER accounts_start_empty BEFORE INSERT ON accounts
+    FOR EACH ROW WHEN (NEW.balance <> 0 OR NEW.last_seq <> 0)
+    EXECUTE FUNCTION refuse('a balance moves only with its history');
 CREATE TRIGGER accounts_terms BEFORE UPDATE ON accounts
     FOR EACH ROW WHEN ((NEW.number, NEW.currency, NEW.user_id, NEW.created_at, NEW.open_key, NEW.open_request)
         IS DISTINCT FROM (OLD.number, OLD.currency, OLD.user_id, OLD.created_at, OLD.open_key, OLD.open_request))

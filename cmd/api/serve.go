@@ -36,7 +36,7 @@ const (
 // through it: first the requests, then the accepts, then the rings, so that
 // each finds what it needs to the end.
 func serve(ctx context.Context, cfg config.API, log *slog.Logger) error {
-	pool, err := postgres.Open(ctx, postgres.Config{URL: cfg.DatabaseURL, MaxConns: maxConns, Application: "passbook-api"})
+	pool, err := postgres.Open(ctx, postgres.Config{URL: cfg.DatabaseURL, MaxConns: maxConns, Application: "passbook-api", Serving: true})
 	if err != nil {
 		return err
 	}

@@ -35,7 +35,7 @@ const (
 // work serves the queues and sweeps until ctx ends, lets the tickets in hand
 // finish, and returns.
 func work(ctx context.Context, cfg config.Worker, log *slog.Logger) error {
-	pool, err := postgres.Open(ctx, postgres.Config{URL: cfg.DatabaseURL, MaxConns: maxConns, Application: "passbook-worker"})
+	pool, err := postgres.Open(ctx, postgres.Config{URL: cfg.DatabaseURL, MaxConns: maxConns, Application: "passbook-worker", Serving: true})
 	if err != nil {
 		return err
 	}

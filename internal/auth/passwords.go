@@ -19,7 +19,7 @@ const (
 )
 
 // maxHashWait bounds the wait for a slot to hash a password in.
-const maxHashWait = 2 * time.Second
+const maxHashWait = time.Second
 
 // maxHashes bounds the passwords hashed at once, so that a flood of log-ins
 // takes neither all memory (19 MiB each) nor more processors than there are.

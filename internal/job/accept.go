@@ -3,7 +3,6 @@ package job
 import (
 	"cmp"
 	"context"
-	"errors"
 	"fmt"
 	"slices"
 	"time"
@@ -55,13 +54,20 @@ type Acceptor struct {
 	pool      *pgxpool.Pool
 	ringer    Ringer
 	maxQueued int
+	rooms     rooms
 	asks      chan *ask
 }
 
 // NewAcceptor accepts jobs into the database behind pool and rings for each.
 // An account takes at most maxQueued queued ones. Run must run for it to work.
 func NewAcceptor(pool *pgxpool.Pool, ringer Ringer, maxQueued int) *Acceptor {
-	return &Acceptor{pool: pool, ringer: ringer, maxQueued: maxQueued, asks: make(chan *ask, maxWaiting)}
+	return &Acceptor{
+		pool:      pool,
+		ringer:    ringer,
+		maxQueued: maxQueued,
+		rooms:     rooms{now: time.Now, known: map[string]room{}},
+		asks:      make(chan *ask, maxWaiting),
+	}
 }
 
 // ask is one Accept on its way through the collecting loop.
@@ -157,96 +163,101 @@ func (a *Acceptor) commit(ctx context.Context, batch []*ask) {
 	})
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), acceptTimeout)
 	defer cancel()
-	answers, err := a.insert(ctx, batch)
-	if postgres.IsDataFault(err) && len(batch) > 1 {
+	inserted, err := a.insert(ctx, batch)
+	switch {
+	case postgres.IsDataFault(err) && len(batch) > 1:
 		for _, asked := range batch { // one at fault must not undo the others
 			a.commit(ctx, []*ask{asked})
 		}
 		return
-	}
-	for i, asked := range batch {
-		if err != nil {
+	case err != nil:
+		for _, asked := range batch {
 			asked.answer <- answer{err: fmt.Errorf("accept job: %w", err)}
-			continue
 		}
-		asked.answer <- answers[i]
+		return
+	}
+	if repeated := a.answerAccepted(batch, inserted); len(repeated) > 0 {
+		a.answerRepeated(ctx, repeated, inserted)
 	}
 }
+
+// lockSQL keeps the batch's keys from opening an account meanwhile: a key names
+// one thing, and no constraint spans both tables. It is a statement of its own,
+// so that the insert's snapshot is taken when the locks are held.
+//
+// $1 the keys' locks.
+const lockSQL = `SELECT pg_advisory_xact_lock_shared(key) FROM unnest($1::bigint[]) key`
 
 // insertSQL checks the ownership, the key and the account's room and inserts
 // the jobs that pass. When it answers, they are committed: that is what a 202
 // stands on.
 //
 // $1 ids, $2 users, $3 account numbers, $4 keys, $5 types, $6 amounts,
-// $7 descriptions, as arrays; $8 how many queued jobs an account may have. A row
-// for each ask whose account is the caller's; without a position where nothing
-// was inserted.
+// $7 descriptions, $8 the accounts' room where it is known, as arrays; $9 how
+// many queued jobs an account may have. A row for each ask whose account is the
+// caller's; without a position where nothing was inserted.
 const insertSQL = `
 	WITH asked AS (
 		SELECT ask.*, account.id AS account_id, account.currency,
 			EXISTS (SELECT FROM accounts WHERE user_id = ask.user_id AND open_key = ask.key) AS opened
-		FROM unnest($1::uuid[], $2::uuid[], $3::text[], $4::text[], $5::entry_type[], $6::bigint[], $7::text[])
-			AS ask (id, user_id, number, key, type, amount, description)
+		FROM unnest($1::uuid[], $2::uuid[], $3::text[], $4::text[], $5::entry_type[], $6::bigint[], $7::text[], $8::bigint[])
+			AS ask (id, user_id, number, key, type, amount, description, room)
 		JOIN accounts account ON account.number = ask.number AND account.user_id = ask.user_id
-	), room AS (
-		SELECT account_id, $8 - (
+	), rooms AS (
+		SELECT account_id, coalesce(busy.room, $9 - (
 			SELECT count(*) FROM (
-				SELECT FROM jobs WHERE jobs.account_id = busy.account_id AND status = 'queued' LIMIT $8
+				SELECT FROM jobs WHERE jobs.account_id = busy.account_id AND status = 'queued' LIMIT $9
 			) queued
-		) AS room
-		FROM (SELECT DISTINCT account_id FROM asked) busy
+		)) AS room
+		FROM (SELECT account_id, min(room) AS room FROM asked GROUP BY account_id) busy
 	), inserted AS (
 		INSERT INTO jobs (id, account_id, user_id, idempotency_key, type, amount, description)
 		SELECT id, account_id, user_id, key, type, amount, description
-		FROM (SELECT *, row_number() OVER (PARTITION BY account_id) AS nth FROM asked) numbered JOIN room USING (account_id)
-		WHERE nth <= room AND NOT opened
+		FROM (SELECT *, row_number() OVER (PARTITION BY account_id) AS nth FROM asked) numbered
+		JOIN rooms USING (account_id)
+		WHERE nth <= rooms.room AND NOT opened
 		ORDER BY user_id, key COLLATE "C"
 		ON CONFLICT (user_id, idempotency_key) DO NOTHING
 		RETURNING id, position, created_at
 	)
-	SELECT asked.id, account_id, currency, opened, position, created_at
-	FROM asked JOIN room USING (account_id) LEFT JOIN inserted USING (id)`
+	SELECT asked.id, account_id, currency, opened, rooms.room, position, created_at
+	FROM asked JOIN rooms USING (account_id) LEFT JOIN inserted USING (id)`
 
 type insertedRow struct {
 	ID        uuid.UUID
 	AccountID int64
 	Currency  string
 	Opened    bool // the key opened an account
+	Room      int  // of the account, before this batch
 	Position  *int64
 	CreatedAt *time.Time
 }
 
-// insert commits the batch and answers with what became of each ask, in order.
-func (a *Acceptor) insert(ctx context.Context, batch []*ask) ([]answer, error) {
-	rows, _ := a.pool.Query(ctx, insertSQL, a.columns(batch)...) // CollectRows returns its error
-	inserted, err := pgx.CollectRows(rows, pgx.RowToStructByPos[insertedRow])
-	if err != nil {
+// insert commits what is new in the batch, in one transaction of two statements
+// and one round trip, rings for it, and answers by the asks' ids.
+func (a *Acceptor) insert(ctx context.Context, batch []*ask) (map[uuid.UUID]insertedRow, error) {
+	var locks []int64
+	for _, asked := range batch {
+		locks = append(locks, ledger.KeyLock(asked.req.UserID, asked.req.Key))
+	}
+	var rows []insertedRow
+	var both pgx.Batch
+	both.Queue(lockSQL, locks)
+	both.Queue(insertSQL, a.columns(batch)...).Query(func(r pgx.Rows) (err error) {
+		rows, err = pgx.CollectRows(r, pgx.RowToStructByPos[insertedRow])
+		return err
+	})
+	if err := a.pool.SendBatch(ctx, &both).Close(); err != nil {
 		return nil, err
 	}
-	byID := make(map[uuid.UUID]insertedRow, len(inserted))
-	for _, row := range inserted {
-		byID[row.ID] = row
+	inserted := make(map[uuid.UUID]insertedRow, len(rows))
+	for _, row := range rows {
+		inserted[row.ID] = row
 		if row.Position != nil {
 			a.ringer.Ring(row.AccountID, row.ID)
 		}
 	}
-	answers := make([]answer, len(batch))
-	var replays []int // of the batch: what met something that is there
-	for i, asked := range batch {
-		row, owned := byID[asked.id]
-		switch {
-		case !owned:
-			answers[i].err = ErrAccountNotFound
-		case row.Position != nil:
-			answers[i].job = asked.accepted(row)
-		default:
-			replays = append(replays, i)
-		}
-	}
-	for _, i := range replays {
-		answers[i] = a.replay(ctx, batch[i], byID[batch[i].id])
-	}
-	return answers, nil
+	return inserted, nil
 }
 
 func (a *Acceptor) columns(batch []*ask) []any {
@@ -259,12 +270,38 @@ func (a *Acceptor) columns(batch []*ask) []any {
 		types        = make([]string, n)
 		amounts      = make([]int64, n)
 		descriptions = make([]*string, n)
+		rooms        = make([]*int, n)
 	)
 	for i, asked := range batch {
 		ids[i], users[i], numbers[i], keys[i] = asked.id, asked.req.UserID, asked.req.Account, asked.req.Key
 		types[i], amounts[i], descriptions[i] = string(asked.req.Type), asked.req.Amount, asked.req.Description
+		rooms[i] = a.rooms.left(asked.req.Account)
 	}
-	return []any{ids, users, numbers, keys, types, amounts, descriptions, a.maxQueued}
+	return []any{ids, users, numbers, keys, types, amounts, descriptions, rooms, a.maxQueued}
+}
+
+// answerAccepted answers every ask but those that met something that is there,
+// which it leaves to answerRepeated.
+func (a *Acceptor) answerAccepted(batch []*ask, inserted map[uuid.UUID]insertedRow) (repeated []*ask) {
+	for _, asked := range batch {
+		row, owned := inserted[asked.id]
+		if owned {
+			a.rooms.counted(asked.req.Account, a.maxQueued-row.Room, row.Room)
+		}
+	}
+	for _, asked := range batch {
+		row, owned := inserted[asked.id]
+		switch {
+		case !owned:
+			asked.answer <- answer{err: ErrAccountNotFound}
+		case row.Position != nil:
+			a.rooms.take(asked.req.Account)
+			asked.answer <- answer{job: asked.accepted(row)}
+		default:
+			repeated = append(repeated, asked)
+		}
+	}
+	return repeated
 }
 
 func (asked *ask) accepted(row insertedRow) Job {
@@ -281,26 +318,52 @@ func (asked *ask) accepted(row insertedRow) Job {
 	}
 }
 
-// replay answers an ask that inserted nothing: its key is there already, or its
-// account has no room. It runs after the insert, so it sees the job whose
-// commit the insert waited for.
-func (a *Acceptor) replay(ctx context.Context, asked *ask, row insertedRow) answer {
-	const sql = `SELECT ` + columns + `
-		FROM jobs job JOIN accounts account ON account.id = job.account_id
-		WHERE job.user_id = $1 AND job.idempotency_key = $2`
-	rows, _ := a.pool.Query(ctx, sql, asked.req.UserID, asked.req.Key) // CollectExactlyOneRow returns its error
-	job, err := pgx.CollectExactlyOneRow(rows, pgx.RowToStructByPos[Job])
-	switch {
-	case errors.Is(err, pgx.ErrNoRows) && row.Opened:
-		return answer{err: ErrKeyReused}
-	case errors.Is(err, pgx.ErrNoRows):
-		return answer{err: ErrQueueFull}
-	case err != nil:
-		return answer{err: fmt.Errorf("read job by key: %w", err)}
-	case !asked.req.made(job):
-		return answer{err: ErrKeyReused}
+// repeatedSQL reads jobs by their keys.
+//
+// $1 users, $2 keys, as arrays.
+const repeatedSQL = `SELECT job.user_id, job.idempotency_key, ` + columns + `
+	FROM unnest($1::uuid[], $2::text[]) AS ask (user_id, key)
+	JOIN jobs job ON job.user_id = ask.user_id AND job.idempotency_key = ask.key
+	JOIN accounts account ON account.id = job.account_id`
+
+// jobKey is what a key is unique by.
+type jobKey struct {
+	UserID uuid.UUID
+	Key    string
+}
+
+// answerRepeated answers asks that inserted nothing: the key is there already,
+// or the account has no room. It reads after the insert, so it sees the job
+// whose commit the insert waited for.
+func (a *Acceptor) answerRepeated(ctx context.Context, asks []*ask, inserted map[uuid.UUID]insertedRow) {
+	var users []uuid.UUID
+	var keys []string
+	for _, asked := range asks {
+		users, keys = append(users, asked.req.UserID), append(keys, asked.req.Key)
 	}
-	return answer{job: job, replayed: true}
+	type keyedJob struct {
+		jobKey
+		Job
+	}
+	rows, _ := a.pool.Query(ctx, repeatedSQL, users, keys) // CollectRows returns its error
+	found, err := pgx.CollectRows(rows, pgx.RowToStructByPos[keyedJob])
+	jobs := make(map[jobKey]Job, len(found))
+	for _, row := range found {
+		jobs[row.jobKey] = row.Job
+	}
+	for _, asked := range asks {
+		job, used := jobs[jobKey{asked.req.UserID, asked.req.Key}]
+		switch {
+		case err != nil:
+			asked.answer <- answer{err: fmt.Errorf("read job by key: %w", err)}
+		case used && asked.req.made(job):
+			asked.answer <- answer{job: job, replayed: true}
+		case used || inserted[asked.id].Opened:
+			asked.answer <- answer{err: ErrKeyReused}
+		default:
+			asked.answer <- answer{err: ErrQueueFull}
+		}
+	}
 }
 
 // made tells whether the job is what was asked.

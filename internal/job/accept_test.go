@@ -174,6 +174,43 @@ func TestAcceptOneKeyAtOnce(t *testing.T) {
 	}
 }
 
+// One key at the same instant for a deposit and for an opening makes one of the
+// two.
+func TestAcceptOneKeyForTwoThings(t *testing.T) {
+	t.Parallel()
+	pool := testenv.Pool(t)
+	user := ledgertest.User(t, pool)
+	account := ledgertest.Account(t, pool, user, 0)
+	a, _ := acceptor(t, pool, manyQueued)
+	const rounds = 300
+	for round := range rounds {
+		key := fmt.Sprint("key", round)
+		var (
+			group              errgroup.Group
+			accepting, opening error
+			ready              = make(chan struct{})
+		)
+		group.Go(func() error {
+			<-ready
+			_, _, accepting = a.Accept(t.Context(), deposit(user, account, key))
+			return nil
+		})
+		group.Go(func() error {
+			<-ready
+			_, _, opening = ledger.NewAccounts(pool).Open(t.Context(), ledger.Opening{UserID: user, Currency: "KRW", Key: key})
+			return nil
+		})
+		close(ready)
+		_ = group.Wait() // they return none
+		if accepted, opened := accepting == nil, opening == nil; accepted == opened {
+			t.Fatalf("round %d: accepted %t (%v), opened %t (%v); want one", round, accepted, accepting, opened, opening)
+		}
+		if refused := errors.Join(accepting, opening); !errors.Is(refused, job.ErrKeyReused) {
+			t.Fatalf("round %d: %v, want ErrKeyReused", round, refused)
+		}
+	}
+}
+
 // Batches that share many keys, in every order, neither wait for each other for
 // ever nor make a job twice.
 func TestAcceptOverlappingBatches(t *testing.T) {

@@ -7,6 +7,7 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
+	"hash/fnv"
 	"math/big"
 
 	"github.com/google/uuid"
@@ -66,6 +67,14 @@ func (a *Accounts) Open(ctx context.Context, opening Opening) (account Account, 
 }
 
 func open(ctx context.Context, tx pgx.Tx, opening Opening, number string) (Account, bool, error) {
+	if opening.Key != "" {
+		// No job may be accepted under this key until we have committed. A
+		// statement of its own: the insert's snapshot is taken when it is held.
+		const lockSQL = `SELECT pg_advisory_xact_lock($1)`
+		if _, err := tx.Exec(ctx, lockSQL, KeyLock(opening.UserID, opening.Key)); err != nil {
+			return Account{}, false, fmt.Errorf("lock key: %w", err)
+		}
+	}
 	account, err := insertAccount(ctx, tx, opening, number)
 	switch {
 	case errors.Is(err, pgx.ErrNoRows): // the insert met a key or a number that is there
@@ -166,6 +175,16 @@ type querier interface {
 func queryAccount(ctx context.Context, q querier, sql string, args ...any) (Account, error) {
 	rows, _ := q.Query(ctx, sql, args...) // CollectExactlyOneRow returns its error
 	return pgx.CollectExactlyOneRow(rows, pgx.RowToStructByPos[Account])
+}
+
+// KeyLock is the advisory lock of an idempotency key. Openings take it alone,
+// accepts of jobs share it: one key never makes both an account and a job.
+// Other keys that have the same lock only wait for each other.
+func KeyLock(userID uuid.UUID, key string) int64 {
+	hash := fnv.New64a()
+	_, _ = hash.Write(userID[:]) // never fails
+	_, _ = hash.Write([]byte(key))
+	return int64(hash.Sum64()) //nolint:gosec // the bits
 }
 
 // fingerprint holds everything that was asked: the same key may only come back

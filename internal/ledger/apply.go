@@ -137,8 +137,10 @@ func (a *Applier) Apply(ctx context.Context, ticket uuid.UUID, limit int) (appli
 	}
 }
 
-// maxBatch bounds how many transactions share a round trip.
-const maxBatch = 64
+// maxBatch bounds how many transactions share a round trip, and so how long one
+// account's lock, held by somebody else, can hold up the rest of its partition:
+// each of them waits for it until Postgres's lock_timeout.
+const maxBatch = 32
 
 // applyBatch sends n transactions in one flush: a Sync ends each, so that each
 // commits or fails by itself, in order.
@@ -154,8 +156,10 @@ func (a *Applier) applyBatch(ctx context.Context, ticket uuid.UUID, n int) (appl
 		}
 		pipeline := conn.Conn().PgConn().StartPipeline(ctx)
 		for range n {
-			pipeline.SendQueryStatement(lock, [][]byte{ticket[:]}, inBinary, nil)
-			pipeline.SendQueryStatement(apply, [][]byte{ticket[:], maxAmount}, inBinary, appliedFormats)
+			// By name: pgx 5.12 loses count of statements sent by their
+			// description, when one of them fails.
+			pipeline.SendQueryPrepared(lock.Name, [][]byte{ticket[:]}, inBinary, nil)
+			pipeline.SendQueryPrepared(apply.Name, [][]byte{ticket[:], maxAmount}, inBinary, appliedFormats)
 			pipeline.SendPipelineSync()
 		}
 		err = pipeline.Flush()

@@ -27,6 +27,7 @@ func TestDatabaseRefuses(t *testing.T) {
 		{"BalanceWithoutHistory", `UPDATE accounts SET balance = balance + 1`, "moves only with its history"},
 		{"SeqSkipped", `UPDATE accounts SET balance = balance + 1, last_seq = last_seq + 2, last_at = now() + interval '1 hour'`, "moves only with its history"},
 		{"TimeBackwards", `UPDATE accounts SET balance = balance + 1, last_seq = last_seq + 1, last_at = last_at - interval '1 hour'`, "moves only with its history"},
+		{"AccountBornRich", `INSERT INTO accounts (user_id, number, currency, balance, last_at, created_at) SELECT user_id, 'rich', currency, 5, now(), now() FROM accounts`, "moves only with its history"},
 		{"AccountDeleted", `DELETE FROM accounts`, "outlives"},
 		{"AccountRenamed", `UPDATE accounts SET number = 'other'`, "keeps its terms"},
 		{"NumberTwice", `INSERT INTO accounts (user_id, number, currency, last_at, created_at) SELECT user_id, number, currency, now(), now() FROM accounts`, "accounts_number"},

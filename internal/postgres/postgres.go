@@ -17,8 +17,8 @@ import (
 // connection by itself. Postgres counts them in milliseconds.
 const (
 	statementTimeout = 15 * time.Second
-	lockTimeout      = 5 * time.Second
-	idleTimeout      = 15 * time.Second // of a transaction whose client went quiet
+	lockTimeout      = 500 * time.Millisecond // an apply holds its account for a few
+	idleTimeout      = 15 * time.Second       // of a transaction whose client went quiet
 	connectTimeout   = 2 * time.Second
 )
 
@@ -27,6 +27,10 @@ type Config struct {
 	URL         string
 	MaxConns    int32  // unless the URL says pool_max_conns; pgx's own default where 0
 	Application string // what pg_stat_activity shows
+	// Serving is for connections that answer clients or apply jobs: a plan made
+	// while a table is small is kept when it has grown, so theirs go by index
+	// from the start.
+	Serving bool
 }
 
 // Open makes a pool. It does not wait for the server: a process may start
@@ -47,6 +51,9 @@ func Open(ctx context.Context, cfg Config) (*pgxpool.Pool, error) {
 	params["statement_timeout"] = milliseconds(statementTimeout)
 	params["lock_timeout"] = milliseconds(lockTimeout)
 	params["idle_in_transaction_session_timeout"] = milliseconds(idleTimeout)
+	if cfg.Serving {
+		params["enable_seqscan"] = "off"
+	}
 	poolConfig.AfterConnect = demandDurability
 	pool, err := pgxpool.NewWithConfig(ctx, poolConfig)
 	if err != nil {

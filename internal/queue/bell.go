@@ -116,7 +116,7 @@ func (b *bell) listen(ctx context.Context) {
 				b.ringAll()
 			case *redis.Message:
 				_, pending, _ := strings.Cut(event.Channel, "__:")
-				if event.Payload == "lpush" {
+				if strings.HasSuffix(event.Payload, "push") { // l when written, r when given back
 					b.ring(b.pushed[pending])
 				}
 			}

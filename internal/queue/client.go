@@ -22,6 +22,8 @@ const (
 	writers = 8
 	// ringTimeout bounds one write, so that a Redis that hangs is noticed.
 	ringTimeout = time.Second
+	// drainTimeout bounds what is written after the end was announced.
+	drainTimeout = 3 * time.Second
 	// announceEvery is how often an Asynq client is made anew: each announces
 	// the queues it writes to once, and a Redis that came back empty has
 	// forgotten them, to the dashboard's and the metrics' harm.
@@ -62,7 +64,7 @@ func (c *Client) Ring(accountID int64, jobID uuid.UUID) {
 }
 
 // Run writes what Ring was asked for until ctx ends, and then what is left, for
-// as long as Redis takes it.
+// as long as Redis takes it and no longer than drainTimeout.
 func (c *Client) Run(ctx context.Context) error {
 	var group errgroup.Group
 	for range writers {
@@ -85,15 +87,24 @@ func (c *Client) writeUntil(ctx context.Context) {
 		case <-renew.C:
 			client = asynq.NewClientFromRedisClient(c.redis)
 		case <-ctx.Done():
-			for len(c.rings) > 0 {
-				select {
-				case ticket := <-c.rings:
-					if !c.write(ctx, client, ticket) {
-						return
-					}
-				default: // another writer took it
-				}
+			c.writeRest(ctx, client)
+			return
+		}
+	}
+}
+
+func (c *Client) writeRest(ctx context.Context, client *asynq.Client) {
+	enough := time.NewTimer(drainTimeout)
+	defer enough.Stop()
+	for {
+		select {
+		case ticket := <-c.rings:
+			if !c.write(ctx, client, ticket) {
+				return
 			}
+		case <-enough.C:
+			return
+		default:
 			return
 		}
 	}

@@ -189,7 +189,7 @@ func checkPlan(t *testing.T, pool *pgxpool.Pool, page statement.Page) {
 	for _, line := range lines {
 		if _, counts, found := strings.Cut(line, "Buffers: shared "); found {
 			read := 0
-			for _, count := range strings.Fields(counts) {
+			for count := range strings.FieldsSeq(counts) {
 				var n int
 				if _, err := fmt.Sscanf(count, "hit=%d", &n); err == nil {
 					read += n

@@ -4,9 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/bits"
 	"time"
 
 	"github.com/google/uuid"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/passbook/passbook/internal/job"
 	"github.com/passbook/passbook/internal/queue"
@@ -21,13 +23,19 @@ const (
 	// maxSwept bounds the accounts that one sweep looks at, and so its memory.
 	// Those beyond have their turn as the ones before them are drained.
 	maxSwept = 100_000
+	// sweepers is how many accounts a sweep looks after at once.
+	sweepers = 16
+	// longStill is after how many sweeps a ticket that waits in line is no
+	// longer believed; a power of two.
+	longStill = 16
 )
 
-// suspect is an account with queued jobs: the oldest of them at the last sweep,
-// and the ticket that should bring it on.
+// suspect is an account with queued jobs: the oldest of them, the ticket that
+// should bring it on, and for how many sweeps it has not.
 type suspect struct {
 	head   uuid.UUID
 	ticket queue.Ticket
+	still  int
 }
 
 // sweep rings for the accounts that nothing is going to ring for: those whose
@@ -35,8 +43,7 @@ type suspect struct {
 // have brought it on is gone, or in the hands of a worker that got nowhere with
 // it in all that time. One ticket an account is enough, for its newest job: it
 // applies all before it. An account that moves is left alone, and so is one
-// whose ticket waits in line, however long the line; so a long backlog adds no
-// tickets.
+// whose ticket waits in line; so a long backlog adds next to no tickets.
 func (w *Worker) sweep(ctx context.Context) {
 	heads, err := w.heads(ctx)
 	if err != nil {
@@ -46,26 +53,38 @@ func (w *Worker) sweep(ctx context.Context) {
 		return
 	}
 	w.cfg.Metrics.backlog(heads)
-	stuck := make(map[int64]suspect, len(heads))
-	rung := 0
-	for _, head := range heads {
-		known := w.stuck[head.AccountID]
+	suspects := make([]suspect, len(heads))
+	var group errgroup.Group
+	group.SetLimit(sweepers)
+	for i, head := range heads {
+		known := w.suspects[head.AccountID]
 		if known.head != head.JobID {
-			known = suspect{head: head.JobID, ticket: queue.Ticket{AccountID: head.AccountID, JobID: head.JobID}}
-			stuck[head.AccountID] = known
+			suspects[i] = suspect{head: head.JobID, ticket: queue.Ticket{AccountID: head.AccountID, JobID: head.JobID}}
 			continue
 		}
-		next, err := w.lookAfter(ctx, known)
-		if err != nil {
-			w.cfg.Log.Warn("sweep broken off", "error", err)
-			return // what is known stays for the next one
-		}
-		if next != known {
+		group.Go(func() (err error) {
+			suspects[i], err = w.lookAfter(ctx, known)
+			return err
+		})
+	}
+	if err := group.Wait(); err != nil && ctx.Err() == nil {
+		w.cfg.Log.Warn("sweep could not look after every account", "error", err)
+	}
+	w.remember(heads, suspects)
+}
+
+// remember keeps what this sweep found for the next one, and tells how often it
+// rang.
+func (w *Worker) remember(heads []job.Head, suspects []suspect) {
+	rung := 0
+	next := make(map[int64]suspect, len(heads))
+	for i, head := range heads {
+		if suspects[i].still > 0 && suspects[i].ticket != w.suspects[head.AccountID].ticket {
 			rung++
 		}
-		stuck[head.AccountID] = next
+		next[head.AccountID] = suspects[i]
 	}
-	w.stuck = stuck
+	w.suspects = next
 	if rung > 0 {
 		w.cfg.Metrics.swept.Add(float64(rung))
 		w.cfg.Log.Info("sweep rang for accounts that stood still", "accounts", rung)
@@ -87,10 +106,12 @@ func (w *Worker) heads(ctx context.Context) (heads []job.Head, err error) {
 }
 
 // lookAfter writes the next ticket of an account that stands still, unless its
-// last one waits in line.
+// last one waits in line. After longStill sweeps, and ever more rarely, it does
+// so even then: Redis may have lost the line and kept the ticket.
 func (w *Worker) lookAfter(ctx context.Context, known suspect) (suspect, error) {
+	known.still++
 	waiting, err := w.cfg.Tickets.Waiting(known.ticket)
-	if err != nil || waiting {
+	if err != nil || waiting && !isLongStill(known.still) {
 		return known, err
 	}
 	last, err := w.cfg.Backlog.Last(ctx, known.ticket.AccountID)
@@ -100,7 +121,16 @@ func (w *Worker) lookAfter(ctx context.Context, known suspect) (suspect, error) 
 	case err != nil:
 		return known, fmt.Errorf("look after account: %w", err)
 	}
-	known.ticket.JobID = last
-	known.ticket.Again++
-	return known, w.cfg.Tickets.Enqueue(ctx, known.ticket)
+	next := known
+	next.ticket.JobID = last
+	next.ticket.Again++
+	if err := w.cfg.Tickets.Enqueue(ctx, next.ticket); err != nil {
+		return known, err
+	}
+	return next, nil
+}
+
+// isLongStill is true at longStill sweeps, and at each doubling.
+func isLongStill(still int) bool {
+	return still >= longStill && bits.OnesCount(uint(still)) == 1
 }

@@ -44,13 +44,13 @@ type Config struct {
 // Worker applies what tickets name and sweeps for what none names.
 type Worker struct {
 	cfg      Config
-	stopping <-chan struct{} // closed when no new try should start
-	stuck    map[int64]suspect
+	stopping <-chan struct{}   // closed when no new try should start
+	suspects map[int64]suspect // by account id; the sweep's
 }
 
 // New makes a worker that gives up waiting for Postgres when stopping is closed.
 func New(cfg Config, stopping <-chan struct{}) *Worker {
-	return &Worker{cfg: cfg, stopping: stopping, stuck: map[int64]suspect{}}
+	return &Worker{cfg: cfg, stopping: stopping, suspects: map[int64]suspect{}}
 }
 
 // Run sweeps until ctx ends.

@@ -82,6 +82,17 @@ func (s *system) work() (stop func()) {
 	return stop
 }
 
+// sweeper is a worker that only sweeps, when it is told to.
+func (s *system) sweeper() *worker.Worker {
+	return worker.New(worker.Config{
+		Applier: ledger.NewApplier(s.pool),
+		Backlog: job.NewBacklog(s.pool),
+		Tickets: s.tickets,
+		Metrics: worker.NewMetrics(prometheus.NewRegistry()),
+		Log:     slog.New(slog.DiscardHandler),
+	}, nil)
+}
+
 func (s *system) ring(account ledger.Account, id uuid.UUID) {
 	s.t.Helper()
 	if err := s.tickets.Enqueue(s.t.Context(), queue.Ticket{AccountID: account.ID, JobID: id}); err != nil {
@@ -247,13 +258,7 @@ func TestSweepAddsNoTicketsWithoutEnd(t *testing.T) {
 			s.ring(account, ledgertest.Job(t, s.pool, account, ledger.Deposit, 1))
 		}
 	}
-	w := worker.New(worker.Config{
-		Applier: ledger.NewApplier(s.pool),
-		Backlog: job.NewBacklog(s.pool),
-		Tickets: s.tickets,
-		Metrics: worker.NewMetrics(prometheus.NewRegistry()),
-		Log:     slog.New(slog.DiscardHandler),
-	}, nil)
+	w := s.sweeper()
 	for range sweeps {
 		w.Sweep(t.Context())
 	}
@@ -268,6 +273,26 @@ func TestSweepAddsNoTicketsWithoutEnd(t *testing.T) {
 	}
 	if n := s.pendingTickets(); n != accounts {
 		t.Errorf("%d tickets in line after their loss and %d sweeps, want one an account", n, sweeps)
+	}
+}
+
+// A ticket whose line Redis has lost is not believed for ever.
+func TestSweepPassesALostLine(t *testing.T) {
+	t.Parallel()
+	s := newSystem(t, testenv.Pool(t), testenv.Redis(t))
+	account := ledgertest.Account(t, s.pool, s.user, 0)
+	s.ring(account, ledgertest.Job(t, s.pool, account, ledger.Deposit, 1))
+	line := "asynq:{" + queue.Name(queue.Partition(account.ID, partitions)) + "}:pending"
+	if err := s.redis.Del(t.Context(), line).Err(); err != nil {
+		t.Fatal(err)
+	}
+	w := s.sweeper()
+	const enough = 20
+	for range enough {
+		w.Sweep(t.Context())
+	}
+	if n := s.pendingTickets(); n != 1 {
+		t.Errorf("%d tickets in line after %d sweeps, want one", n, enough)
 	}
 }
 
