@@ -48,6 +48,7 @@ func serve(ctx context.Context, cfg config.API, log *slog.Logger) error {
 	if err := postgres.AwaitSchema(ctx, pool, schema, log); err != nil {
 		return err
 	}
+	queue.LogTo(log)
 	redisClient, err := queue.Connect(cfg.RedisURL)
 	if err != nil {
 		return err

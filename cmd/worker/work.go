@@ -47,6 +47,7 @@ func work(ctx context.Context, cfg config.Worker, log *slog.Logger) error {
 	if err := postgres.AwaitSchema(ctx, pool, schema, log); err != nil {
 		return err
 	}
+	queue.LogTo(log)
 	redisClient, err := queue.Connect(cfg.RedisURL)
 	if err != nil {
 		return err

@@ -42,8 +42,8 @@ type Request struct {
 	Key         string // Idempotency-Key
 }
 
-// Ringer tells the workers that an account has a job to do. It does not block
-// and may lose a ring: the sweep finds what was not rung for.
+// Ringer tells the workers that an account has jobs to do, up to one of them. It
+// does not block and may lose a ring: the sweep finds what was not rung for.
 type Ringer interface {
 	Ring(accountID int64, jobID uuid.UUID)
 }
@@ -250,14 +250,26 @@ func (a *Acceptor) insert(ctx context.Context, batch []*ask) (map[uuid.UUID]inse
 	if err := a.pool.SendBatch(ctx, &both).Close(); err != nil {
 		return nil, err
 	}
+	a.ring(rows)
 	inserted := make(map[uuid.UUID]insertedRow, len(rows))
 	for _, row := range rows {
 		inserted[row.ID] = row
-		if row.Position != nil {
-			a.ringer.Ring(row.AccountID, row.ID)
-		}
 	}
 	return inserted, nil
+}
+
+// ring rings once for each account that has new jobs, with the last of them: its
+// ticket brings all the others with it, in one go.
+func (a *Acceptor) ring(rows []insertedRow) {
+	last := make(map[int64]insertedRow, len(rows))
+	for _, row := range rows {
+		if row.Position != nil && (last[row.AccountID].Position == nil || *row.Position > *last[row.AccountID].Position) {
+			last[row.AccountID] = row
+		}
+	}
+	for accountID, row := range last {
+		a.ringer.Ring(accountID, row.ID)
+	}
 }
 
 func (a *Acceptor) columns(batch []*ask) []any {

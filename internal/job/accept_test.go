@@ -238,6 +238,40 @@ func TestAcceptOverlappingBatches(t *testing.T) {
 	}
 }
 
+// However many jobs of an account share an insert, the last of them is rung for:
+// then every job is the rung one or before it.
+func TestAcceptRingsForTheLast(t *testing.T) {
+	t.Parallel()
+	pool := testenv.Pool(t)
+	user := ledgertest.User(t, pool)
+	accounts := []ledger.Account{ledgertest.Account(t, pool, user, 0), ledgertest.Account(t, pool, user, 0)}
+	a, rung := acceptor(t, pool, manyQueued)
+	const each = 100
+	var group errgroup.Group
+	for i := range each * len(accounts) {
+		group.Go(func() error {
+			_, _, err := a.Accept(t.Context(), deposit(user, accounts[i%len(accounts)], fmt.Sprint("key", i)))
+			return err
+		})
+	}
+	if err := group.Wait(); err != nil {
+		t.Fatal(err)
+	}
+	rung.mu.Lock()
+	defer rung.mu.Unlock()
+	if len(rung.rings) >= each*len(accounts) {
+		t.Errorf("%d rings for %d jobs, many of which came together", len(rung.rings), each*len(accounts))
+	}
+	for id := range rung.rings {
+		if _, _, err := ledger.NewApplier(pool).Apply(t.Context(), id, manyQueued); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if found := ledgertest.Check(t, pool); found.Transactions != each*int64(len(accounts)) {
+		t.Errorf("the rings brought on %d jobs, want all %d", found.Transactions, each*len(accounts))
+	}
+}
+
 // B sent after A's answer has the higher position, whichever processes took
 // them.
 func TestAcceptOrder(t *testing.T) {

@@ -1,10 +1,17 @@
 package queue
 
 import (
+	"context"
 	"fmt"
+	"log/slog"
 	"time"
 
 	"github.com/redis/go-redis/v9"
+)
+
+const (
+	dialTimeout = time.Second
+	callTimeout = 3 * time.Second
 )
 
 // Connect makes a client for redis:// and rediss:// URLs. It does not wait for
@@ -14,8 +21,21 @@ func Connect(url string) (redis.UniversalClient, error) {
 	if err != nil {
 		return nil, fmt.Errorf("parse Redis URL: %w", err)
 	}
-	const dialTimeout, callTimeout = time.Second, 3 * time.Second
 	opt.DialTimeout, opt.ReadTimeout, opt.WriteTimeout = dialTimeout, callTimeout, callTimeout
 	opt.ContextTimeoutEnabled = true
 	return redis.NewClient(opt), nil
+}
+
+// LogTo sends what go-redis has to say to log, for the whole process. Call it
+// before the first Connect.
+func LogTo(log *slog.Logger) {
+	redis.SetLogger(redisLogger{log})
+}
+
+// redisLogger takes the messages of go-redis, one for each failed dial.
+type redisLogger struct{ log *slog.Logger }
+
+// Printf logs a message.
+func (l redisLogger) Printf(ctx context.Context, format string, args ...any) {
+	l.log.DebugContext(ctx, fmt.Sprintf(format, args...))
 }
