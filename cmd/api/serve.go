@@ -36,18 +36,17 @@ const (
 // through it: first the requests, then the accepts, then the rings, so that
 // each finds what it needs to the end.
 func serve(ctx context.Context, cfg config.API, log *slog.Logger) error {
-	pool, err := postgres.Open(ctx, postgres.Config{URL: cfg.DatabaseURL, MaxConns: maxConns, Application: "passbook-api", Serving: true})
-	if err != nil {
-		return err
-	}
-	defer pool.Close()
 	schema, err := migrations.Version()
 	if err != nil {
 		return err
 	}
-	if err := postgres.AwaitSchema(ctx, pool, schema, log); err != nil {
+	pool, err := postgres.OpenServing(ctx, postgres.Config{
+		URL: cfg.DatabaseURL, MaxConns: maxConns, Application: "passbook-api",
+	}, schema, log)
+	if err != nil {
 		return err
 	}
+	defer pool.Close()
 	queue.LogTo(log)
 	redisClient, err := queue.Connect(cfg.RedisURL)
 	if err != nil {

@@ -35,18 +35,17 @@ const (
 // work serves the queues and sweeps until ctx ends, lets the tickets in hand
 // finish, and returns.
 func work(ctx context.Context, cfg config.Worker, log *slog.Logger) error {
-	pool, err := postgres.Open(ctx, postgres.Config{URL: cfg.DatabaseURL, MaxConns: maxConns, Application: "passbook-worker", Serving: true})
-	if err != nil {
-		return err
-	}
-	defer pool.Close()
 	schema, err := migrations.Version()
 	if err != nil {
 		return err
 	}
-	if err := postgres.AwaitSchema(ctx, pool, schema, log); err != nil {
+	pool, err := postgres.OpenServing(ctx, postgres.Config{
+		URL: cfg.DatabaseURL, MaxConns: maxConns, Application: "passbook-worker",
+	}, schema, log)
+	if err != nil {
 		return err
 	}
+	defer pool.Close()
 	queue.LogTo(log)
 	redisClient, err := queue.Connect(cfg.RedisURL)
 	if err != nil {

@@ -84,12 +84,8 @@ func (a *API) logIn(c *fiber.Ctx, _ *query) error {
 }
 
 func (a *API) refresh(c *fiber.Ctx, _ *query) error {
-	b, err := readBody(c)
+	token, err := readRefreshToken(c)
 	if err != nil {
-		return err
-	}
-	token := b.text("refresh_token")
-	if err := b.err(); err != nil {
 		return err
 	}
 	tokens, err := a.cfg.Auth.Refresh(c.UserContext(), token)
@@ -100,18 +96,22 @@ func (a *API) refresh(c *fiber.Ctx, _ *query) error {
 }
 
 func (a *API) revoke(c *fiber.Ctx, _ *query) error {
-	b, err := readBody(c)
+	token, err := readRefreshToken(c)
 	if err != nil {
-		return err
-	}
-	token := b.text("refresh_token")
-	if err := b.err(); err != nil {
 		return err
 	}
 	if err := a.cfg.Auth.Revoke(c.UserContext(), token); err != nil {
 		return err
 	}
 	return c.SendStatus(http.StatusNoContent)
+}
+
+func readRefreshToken(c *fiber.Ctx) (string, error) {
+	b, err := readBody(c)
+	if err != nil {
+		return "", err
+	}
+	return b.text("refresh_token"), b.err()
 }
 
 // authenticate reads the access token: Authorization: Bearer TOKEN (RFC 6750).

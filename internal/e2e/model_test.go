@@ -41,6 +41,7 @@ func TestSequentialClients(t *testing.T) {
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
 			s := newSystem(t, 2, 2)
 			c := newClient(t, s)
 			var (

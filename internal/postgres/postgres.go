@@ -6,6 +6,7 @@ package postgres
 import (
 	"context"
 	"fmt"
+	"log/slog"
 	"strings"
 	"time"
 
@@ -58,6 +59,22 @@ func Open(ctx context.Context, cfg Config) (*pgxpool.Pool, error) {
 	pool, err := pgxpool.NewWithConfig(ctx, poolConfig)
 	if err != nil {
 		return nil, fmt.Errorf("open database: %w", err)
+	}
+	return pool, nil
+}
+
+// OpenServing makes the pool of a process that answers clients or applies jobs.
+// It waits for a server that is not there yet, and answers ErrSchema where that
+// has another schema than this build was written for.
+func OpenServing(ctx context.Context, cfg Config, schema int64, log *slog.Logger) (*pgxpool.Pool, error) {
+	cfg.Serving = true
+	pool, err := Open(ctx, cfg)
+	if err != nil {
+		return nil, err
+	}
+	if err := AwaitSchema(ctx, pool, schema, log); err != nil {
+		pool.Close()
+		return nil, err
 	}
 	return pool, nil
 }
