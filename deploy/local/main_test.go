@@ -16,7 +16,9 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// session is one `make run`, on ports and a folder of its own.
+// session is one `make run`, on ports and a folder of its own. Its tests don't
+// run side by side: a child that one forks holds, until it is another program,
+// every port that the others only try.
 type session struct {
 	plan
 	out    string // the file that it writes to

@@ -13,7 +13,6 @@ import (
 
 // The whole life of a `make run`: up, a first request, Ctrl-C.
 func TestUp(t *testing.T) {
-	t.Parallel()
 	s := start(t, testPlan(t))
 	s.awaitRunning(t)
 	if got := signUp(t, s.plan); got != http.StatusCreated {
@@ -45,7 +44,6 @@ func TestUp(t *testing.T) {
 }
 
 func TestUp_StopsAllWhenOneEnds(t *testing.T) {
-	t.Parallel()
 	s := start(t, testPlan(t))
 	s.awaitRunning(t)
 	if err := syscall.Kill(s.pid(t, "worker"), syscall.SIGKILL); err != nil {
@@ -60,7 +58,6 @@ func TestUp_StopsAllWhenOneEnds(t *testing.T) {
 }
 
 func TestUp_NamesEveryTakenPort(t *testing.T) {
-	t.Parallel()
 	p := testPlan(t)
 	var lc net.ListenConfig
 	l, err := lc.Listen(t.Context(), "tcp4", p.api.value)
