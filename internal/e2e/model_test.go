@@ -182,6 +182,7 @@ func crashPostgres(t *testing.T, s *system) {
 
 // Two requests with one key at the same instant, at two APIs, make one job.
 func TestOneKeyAtOnce(t *testing.T) {
+	t.Parallel()
 	s := newSystem(t, 2, 1)
 	c := newClient(t, s)
 	a := c.open(0)

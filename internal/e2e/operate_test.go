@@ -46,6 +46,7 @@ func databaseURL(t testing.TB, server, database string) string {
 // What an operator sees: health, metrics that follow the jobs, a failed job and
 // its replay.
 func TestOperating(t *testing.T) {
+	t.Parallel()
 	s := newSystem(t, 1, 1)
 	c := newClient(t, s)
 	a := c.open(100)
@@ -129,6 +130,7 @@ func TestOperating(t *testing.T) {
 
 // The dashboard, in a real browser: it shows the queues.
 func TestDashboard(t *testing.T) {
+	t.Parallel()
 	s := newSystem(t, 1, 1)
 	c := newClient(t, s)
 	a := c.open(0)
@@ -153,6 +155,7 @@ func TestDashboard(t *testing.T) {
 // A program that can't start says everything that is wrong with its settings,
 // and ends.
 func TestStartFaults(t *testing.T) {
+	t.Parallel()
 	server := testenv.PostgresServer(t)
 	s := &system{t: t, postgres: server, redis: testenv.RedisServer(t)}
 	env := func(changes ...string) []string { return append(s.env(), changes...) }
@@ -208,6 +211,7 @@ func TestStartFaults(t *testing.T) {
 // Readiness follows what a process stands on: without Redis the API is ready
 // and accepts, the worker is not; without Postgres neither is.
 func TestReadiness(t *testing.T) {
+	t.Parallel()
 	s := newSystem(t, 1, 1)
 	c := newClient(t, s)
 	a := c.open(0)
