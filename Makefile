@@ -22,7 +22,7 @@ build: ## Build api and worker into .local/bin
 .PHONY: test
 test: ## Run every test, with the race detector, on a Postgres and a Redis of its own
 	@deploy/local/install.sh test
-	go test -race -timeout 20m ./...
+	go test -race -count=1 -timeout 20m ./...
 
 .PHONY: lint
 lint: ## Check the style and the rules of the house; the first time builds the linter, for minutes
