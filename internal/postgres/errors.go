@@ -6,12 +6,6 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 )
 
-// IsUnique tells whether err is a breach of the named unique index.
-func IsUnique(err error, index string) bool {
-	var pg *pgconn.PgError
-	return errors.As(err, &pg) && pg.Code == "23505" && pg.ConstraintName == index
-}
-
 // IsDataFault tells whether Postgres refused what the statement said, so that
 // the same statement will be refused again: a constraint, a value out of range,
 // an exception raised by a trigger. Everything else (no connection, shutdown,
