@@ -3,6 +3,7 @@ package e2e_test
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -10,6 +11,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -22,20 +24,43 @@ import (
 // patience bounds every wait for a process.
 const patience = 30 * time.Second
 
-// binaries builds the programs once, with the race detector.
-var binaries = sync.OnceValues(func() (string, error) {
+// variant is one way to build the programs.
+type variant struct {
+	source string   // the folder of the sources; empty is this repository
+	flags  []string // for go build, beside -race
+}
+
+// binaries builds this repository's programs once and answers with their folder.
+func binaries() (string, error) { return variant{}.build() }
+
+var builds = struct {
+	sync.Mutex
+	dirs map[string]string // guarded by it; where each variant is
+}{dirs: map[string]string{}}
+
+// build builds the variant once, with the race detector, and answers with the
+// folder of its programs.
+func (v variant) build() (string, error) {
+	builds.Lock()
+	defer builds.Unlock()
+	key := fmt.Sprintf("%q", v)
+	if dir := builds.dirs[key]; dir != "" {
+		return dir, nil
+	}
 	dir, err := os.MkdirTemp("", "passbook-e2e-")
 	if err != nil {
 		return "", err
 	}
 	testenv.AtEnd(func() error { return os.RemoveAll(dir) })
-	build := exec.Command("go", "build", "-race", "-o", dir, "./cmd/api", "./cmd/worker")
-	build.Dir = filepath.Join("..", "..")
+	args := slices.Concat([]string{"build", "-race", "-buildvcs=false", "-o", dir}, v.flags, []string{"./cmd/api", "./cmd/worker"})
+	build := exec.Command("go", args...)
+	build.Dir = cmp.Or(v.source, filepath.Join("..", ".."))
 	if out, err := build.CombinedOutput(); err != nil {
-		return dir, fmt.Errorf("build: %w\n%s", err, out)
+		return "", fmt.Errorf("build: %w\n%s", err, out)
 	}
+	builds.dirs[key] = dir
 	return dir, nil
-})
+}
 
 // launcher starts programs from one thread that lives as long as we do: the
 // kernel kills them when that thread ends, so none survives the test process,
@@ -78,7 +103,13 @@ type process struct {
 // start starts a program and waits until it is ready.
 func start(t testing.TB, name string, env []string) *process {
 	t.Helper()
-	p := begin(t, name, env)
+	return startVariant(t, variant{}, name, env)
+}
+
+// startVariant does the same with a program that was built in another way.
+func startVariant(t testing.TB, v variant, name string, env []string) *process {
+	t.Helper()
+	p := beginVariant(t, v, name, env)
 	select {
 	case <-p.ready:
 	case <-p.done:
@@ -91,7 +122,12 @@ func start(t testing.TB, name string, env []string) *process {
 
 func begin(t testing.TB, name string, env []string, args ...string) *process {
 	t.Helper()
-	dir, err := binaries()
+	return beginVariant(t, variant{}, name, env, args...)
+}
+
+func beginVariant(t testing.TB, v variant, name string, env []string, args ...string) *process {
+	t.Helper()
+	dir, err := v.build()
 	if err != nil {
 		t.Fatal(err)
 	}
