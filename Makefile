@@ -24,6 +24,14 @@ test: ## Run every test, with the race detector, on a Postgres and a Redis of it
 	@deploy/local/install.sh test
 	go test -race -count=1 -timeout 20m ./...
 
+MINUTES ?= 2
+SEED ?= 0
+
+.PHONY: chaos
+chaos: ## Prove the promises under every fault: MINUTES=2, SEED=… repeats a schedule
+	@deploy/local/install.sh test
+	go test -count=1 -timeout 0 -v -run '^TestChaos$$' ./internal/e2e -chaos.for=$(MINUTES)m -chaos.seed=$(SEED)
+
 .PHONY: lint
 lint: ## Check the style and the rules of the house; the first time builds the linter, for minutes
 	$(LINT) run

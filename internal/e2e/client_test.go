@@ -17,8 +17,11 @@ type client struct {
 	t      testing.TB
 	system *system
 	http   *http.Client
+	email  string
 	token  string
 }
+
+const password = "a long enough password"
 
 type account struct {
 	Number  string `json:"number"`
@@ -27,11 +30,12 @@ type account struct {
 }
 
 type jobAnswer struct {
-	ID      string `json:"id"`
-	Type    string `json:"type"`
-	Amount  int64  `json:"amount"`
-	Status  string `json:"status"`
-	Failure *struct {
+	ID        string `json:"id"`
+	Type      string `json:"type"`
+	Amount    int64  `json:"amount"`
+	Status    string `json:"status"`
+	CreatedAt string `json:"created_at"`
+	Failure   *struct {
 		Code string `json:"code"`
 	} `json:"failure"`
 	Transaction *struct {
@@ -70,14 +74,20 @@ func newClient(t testing.TB, s *system) *client {
 	transport := &http.Transport{MaxIdleConnsPerHost: connections, MaxConnsPerHost: connections}
 	t.Cleanup(transport.CloseIdleConnections)
 	c := &client{t: t, system: s, http: &http.Client{Transport: transport, Timeout: patience}}
-	credentials := map[string]string{"email": fmt.Sprintf("%p@example.com", c), "password": "a long enough password"}
-	c.must(http.StatusCreated, http.MethodPost, "/v1/users", credentials, nil)
-	var tokens struct {
-		AccessToken string `json:"access_token"`
-	}
-	c.must(http.StatusCreated, http.MethodPost, "/v1/sessions", credentials, &tokens)
-	c.token = tokens.AccessToken
+	c.email = fmt.Sprintf("%p@example.com", c)
+	c.must(http.StatusCreated, http.MethodPost, "/v1/users", c.credentials(), nil)
+	var made tokens
+	c.must(http.StatusCreated, http.MethodPost, "/v1/sessions", c.credentials(), &made)
+	c.token = made.AccessToken
 	return c
+}
+
+type tokens struct {
+	AccessToken string `json:"access_token"`
+}
+
+func (c *client) credentials() map[string]string {
+	return map[string]string{"email": c.email, "password": password}
 }
 
 // must asks the first API and fails the test unless it answers with status.
@@ -95,15 +105,21 @@ func (c *client) must(status int, method, path string, body, answer any) {
 }
 
 func (c *client) ask(ctx context.Context, api, method, path, key string, body any) (status int, answer []byte, err error) {
+	status, _, answer, err = c.call(ctx, api, method, path, key, body)
+	return status, answer, err
+}
+
+// call is ask, with the answer's header.
+func (c *client) call(ctx context.Context, api, method, path, key string, body any) (status int, header http.Header, answer []byte, err error) {
 	var encoded []byte
 	if body != nil {
 		if encoded, err = json.Marshal(body); err != nil {
-			return 0, nil, err
+			return 0, nil, nil, err
 		}
 	}
 	req, err := http.NewRequestWithContext(ctx, method, api+path, bytes.NewReader(encoded))
 	if err != nil {
-		return 0, nil, err
+		return 0, nil, nil, err
 	}
 	if body != nil {
 		req.Header.Set("Content-Type", "application/json")
@@ -116,11 +132,11 @@ func (c *client) ask(ctx context.Context, api, method, path, key string, body an
 	}
 	resp, err := c.http.Do(req)
 	if err != nil {
-		return 0, nil, err
+		return 0, nil, nil, err
 	}
 	defer resp.Body.Close() //nolint:errcheck // it was read to its end
 	answer, err = io.ReadAll(resp.Body)
-	return resp.StatusCode, answer, err
+	return resp.StatusCode, resp.Header, answer, err
 }
 
 func (c *client) open(initialDeposit int64) account {

@@ -21,6 +21,9 @@ type system struct {
 	redis    *local.Redis
 	pool     *pgxpool.Pool // past the API, for what the API does not tell
 
+	// reach says how a process reaches the stores; nil is directly.
+	reach func(name string, n int) []string
+
 	mu      sync.Mutex // guards the rest
 	apis    []*process
 	workers []*process
@@ -49,6 +52,15 @@ func (s *system) connect() *pgxpool.Pool {
 	return pool
 }
 
+// envOf is the environment of the n-th process of a name.
+func (s *system) envOf(name string, n int) []string {
+	env := s.env()
+	if s.reach != nil {
+		env = append(env, s.reach(name, n)...)
+	}
+	return env
+}
+
 func (s *system) env() []string {
 	return []string{
 		"DATABASE_URL=" + s.postgres.URL(),
@@ -64,7 +76,7 @@ func (s *system) env() []string {
 func (s *system) api(n int) string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return "http://" + s.apis[n%len(s.apis)].addr
+	return "http://" + s.apis[n%len(s.apis)].address()
 }
 
 // crashAPI kills one API with SIGKILL and starts another in its place.

@@ -1,0 +1,257 @@
+package e2e_test
+
+import (
+	"cmp"
+	"encoding/json"
+	"fmt"
+	"math"
+	"net/http"
+	"os"
+	"path/filepath"
+	"slices"
+	"time"
+
+	"github.com/anishathalye/porcupine"
+	"golang.org/x/sync/errgroup"
+)
+
+// check holds what clients saw against what a bank with a single thread does:
+//
+//   - every order that got its 202 is one job, and there are no others
+//   - every job is finished, and as it was first seen finished
+//   - the orders of a client who sends one at a time end as one thread ends them
+//   - B, sent after A's 202 had arrived, comes after A, whichever APIs took them;
+//     a client who sends one order at a time gets the order that it sent
+//   - there is a bank with a single thread that would have answered every order
+//     and every look at a balance as they were answered: porcupine finds it
+//   - a key, sent once more, answers with its job
+//   - `worker verify` finds nothing, and Postgres never had to refuse anything
+func (c *chaos) check() {
+	c.t.Helper()
+	l := c.login()
+	for _, b := range c.load.books {
+		c.checkBook(l, b)
+	}
+	c.checkKeys(l)
+	c.system.verify()
+}
+
+func (c *chaos) login() *client {
+	l := c.load.login.Load()
+	l.t = c.t
+	return l
+}
+
+// ended is a job at the end of the run.
+type ended struct {
+	jobAnswer
+	text string
+	n    int // its place among the account's jobs
+}
+
+func (c *chaos) checkBook(l *client, b *book) {
+	c.t.Helper()
+	jobs := map[string]*ended{}
+	for n, text := range all[json.RawMessage](l, "/v1/accounts/"+b.number+"/jobs") {
+		job := &ended{text: string(text), n: n}
+		if err := json.Unmarshal(text, &job.jobAnswer); err != nil {
+			c.t.Fatal(err)
+		}
+		jobs[job.ID] = job
+	}
+	if len(jobs) != len(b.orders) {
+		c.violation("account %s has %d jobs for %d orders", b.number, len(jobs), len(b.orders))
+	}
+	for _, p := range b.orders {
+		if jobs[p.job] == nil {
+			c.violation("account %s: job %s got its 202 and is not there", b.number, p.job)
+			return
+		}
+		if p.finished != "" && p.finished != jobs[p.job].text {
+			c.violation("job %s was seen finished as %s and is now %s", p.job, p.finished, jobs[p.job].text)
+		}
+	}
+	c.checkModel(b, jobs)
+	c.checkRealTime(b, jobs)
+	c.checkTimes(b, jobs)
+	c.checkPorcupine(b, jobs)
+	l.checkHistory(b.number)
+}
+
+// checkModel does the orders of a client who sends one at a time once more, in
+// their order, with one thread.
+func (c *chaos) checkModel(b *book, jobs map[string]*ended) {
+	if !b.sequential {
+		return
+	}
+	bank := newBank(b.initial)
+	for i, p := range b.orders {
+		want, got := "", jobs[p.job].outcome()
+		if bank, want = bank.do(jobs[p.job].Type, p.amount); got != want {
+			c.violation("account %s, order %d (%s of %d): %s, a single thread makes it %s", b.number, i, p.entry, p.amount, got, want)
+			return
+		}
+	}
+}
+
+// checkRealTime holds the jobs' order against the times of their accepts.
+func (c *chaos) checkRealTime(b *book, jobs map[string]*ended) {
+	bySent := slices.SortedFunc(slices.Values(b.orders), func(x, y *placed) int { return cmp.Compare(x.sent, y.sent) })
+	byAccepted := slices.SortedFunc(slices.Values(b.orders), func(x, y *placed) int { return cmp.Compare(x.accepted, y.accepted) })
+	latest, next := -1, 0 // the latest place among the jobs accepted so far
+	for i, p := range bySent {
+		for ; next < len(byAccepted) && byAccepted[next].accepted < p.sent; next++ {
+			latest = max(latest, jobs[byAccepted[next].job].n)
+		}
+		if n := jobs[p.job].n; n < latest {
+			c.violation("account %s: job %s was sent after a later one's 202 had arrived, and comes before it", b.number, p.job)
+		}
+		if b.sequential && jobs[p.job].n != i {
+			c.violation("account %s: order %d of a client who sends one at a time is job %d", b.number, i, jobs[p.job].n)
+		}
+	}
+}
+
+// checkTimes holds the jobs' times against the test's clock, which is also
+// Postgres's: no other clock may get into them.
+func (c *chaos) checkTimes(b *book, jobs map[string]*ended) {
+	const slack = time.Second
+	for _, p := range b.orders {
+		created, err := time.Parse(time.RFC3339, jobs[p.job].CreatedAt)
+		at := created.Sub(c.load.started)
+		if err != nil || at < p.sent-slack || at > p.accepted+slack {
+			c.violation("job %s, sent %v and accepted %v after the start, is dated %s (%v)", p.job, p.sent, p.accepted, jobs[p.job].CreatedAt, err)
+			return
+		}
+	}
+}
+
+// bank is an account in a bank with a single thread.
+type bank struct {
+	balance, seq int64
+}
+
+func newBank(initial int64) bank {
+	if initial == 0 {
+		return bank{}
+	}
+	return bank{balance: initial, seq: 1}
+}
+
+// do does one job and says how it ended, as jobAnswer.outcome does.
+func (b bank) do(entry string, amount int64) (bank, string) {
+	if entry == "withdrawal" {
+		amount = -amount
+	}
+	if b.balance+amount < 0 {
+		return b, "rejected insufficient_funds"
+	}
+	b.balance += amount
+	b.seq++
+	return b, fmt.Sprintf("succeeded seq %d balance %d", b.seq, b.balance)
+}
+
+// What porcupine's operations ask: a job, or a look at the balance.
+type (
+	asked struct {
+		entry  string // empty for a look
+		amount int64
+	}
+	answered struct {
+		outcome string // of a job
+		seen    bank   // by a look
+	}
+)
+
+func bankModel(initial int64) porcupine.Model {
+	return porcupine.Model{
+		Init: func() any { return newBank(initial) },
+		Step: func(state, input, output any) (bool, any) {
+			now, in, out := state.(bank), input.(asked), output.(answered)
+			if in.entry == "" {
+				return now == out.seen, now
+			}
+			next, outcome := now.do(in.entry, in.amount)
+			return outcome == out.outcome, next
+		},
+		DescribeOperation: func(input, output any) string {
+			in, out := input.(asked), output.(answered)
+			if in.entry == "" {
+				return fmt.Sprintf("look: balance %d, seq %d", out.seen.balance, out.seen.seq)
+			}
+			return fmt.Sprintf("%s of %d: %s", in.entry, in.amount, out.outcome)
+		},
+		DescribeState: func(state any) string {
+			now := state.(bank)
+			return fmt.Sprintf("balance %d, seq %d", now.balance, now.seq)
+		},
+	}
+}
+
+// checkPorcupine asks whether there is an order of all that happened to the
+// account which explains every answer: once with the jobs between their first
+// try and their 202, which is when their order is settled, and once with them
+// between their first try and the moment somebody saw them finished, which is
+// when they take effect, and the looks at the balance among them.
+func (c *chaos) checkPorcupine(b *book, jobs map[string]*ended) {
+	var accepts, effects []porcupine.Operation
+	for i, p := range b.orders {
+		op := porcupine.Operation{
+			ClientId: i % crowd,
+			Input:    asked{jobs[p.job].Type, p.amount}, Output: answered{outcome: jobs[p.job].outcome()},
+			Call: int64(p.sent), Return: int64(p.accepted),
+		}
+		accepts = append(accepts, op)
+		op.Return = math.MaxInt64
+		if p.finished != "" {
+			op.Return = int64(p.seen)
+		}
+		effects = append(effects, op)
+	}
+	for _, s := range b.sights {
+		effects = append(effects, porcupine.Operation{
+			ClientId: crowd, Input: asked{}, Output: answered{seen: bank{s.balance, s.seq}},
+			Call: int64(s.asked), Return: int64(s.answered),
+		})
+	}
+	c.explain(b, "accepts", accepts)
+	c.explain(b, "effects", effects)
+}
+
+const explainWait = 30 * time.Second
+
+func (c *chaos) explain(b *book, what string, history []porcupine.Operation) {
+	model := bankModel(b.initial)
+	result, info := porcupine.CheckOperationsVerbose(model, history, explainWait)
+	if result == porcupine.Ok {
+		return
+	}
+	picture := filepath.Join(cmp.Or(*chaosKeep, os.TempDir()), fmt.Sprintf("passbook-%s-%s.html", what, b.number))
+	err := porcupine.VisualizePath(model, info, picture)
+	c.violation("account %s: no order of its %s explains the answers (%s); the picture: %s %v", b.number, what, result, picture, err)
+}
+
+// checkKeys sends every key once more.
+func (c *chaos) checkKeys(l *client) {
+	c.t.Helper()
+	const connections = 16
+	var group errgroup.Group
+	group.SetLimit(connections)
+	for _, b := range c.load.books {
+		for i, p := range b.orders {
+			group.Go(func() error {
+				status, header, answer, err := l.call(c.t.Context(), c.system.api(i), http.MethodPost,
+					"/v1/accounts/"+p.account+"/"+p.entry, p.key, map[string]any{"amount": p.amount})
+				var job jobAnswer
+				if err == nil {
+					err = json.Unmarshal(answer, &job)
+				}
+				if err != nil || status != http.StatusOK || header.Get("Idempotent-Replayed") != "true" || job.ID != p.job {
+					c.violation("key %s, of job %s, answers %d %s %v", p.key, p.job, status, answer, err)
+				}
+				return nil
+			})
+		}
+	}
+	_ = group.Wait() // what is wrong is noted
+}

@@ -1,0 +1,428 @@
+package e2e_test
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/hibiken/asynq"
+	"github.com/redis/go-redis/v9"
+
+	"github.com/passbook/passbook/internal/queue"
+)
+
+// fault is one kind of trouble. strike brings it about, lasts as long as it is
+// told, and mends it.
+type fault struct {
+	name              string
+	shortest, longest time.Duration
+	strike            func(r *rand.Rand, lasts time.Duration)
+}
+
+// strike is one fault at its time.
+type strike struct {
+	fault     fault
+	at, lasts time.Duration
+	seed      uint64
+}
+
+// The shape of a schedule.
+const (
+	aloneShare = 0.6                     // of the time, one kind at a time; the rest all together
+	aloneRound = 6 * time.Second         // how long one kind has, at least, before there is a second round
+	together   = 1200 * time.Millisecond // between two strikes when all strike together
+	pastLease  = 33 * time.Second        // Asynq's lease is 30
+)
+
+// plan draws a schedule: each kind alone, in rounds; then all together; and
+// from the start a worker that is frozen past Asynq's lease.
+func plan(seed uint64, total time.Duration, faults []fault) (strikes []strike) {
+	r := rand.New(rand.NewPCG(seed, 0))
+	add := func(f fault, at, lasts time.Duration) {
+		strikes = append(strikes, strike{f, at, lasts, r.Uint64()})
+	}
+	alone := time.Duration(float64(total) * aloneShare)
+	rounds := max(1, int(alone/(aloneRound*time.Duration(len(faults)))))
+	slot := alone / time.Duration(rounds*len(faults))
+	for round := range rounds {
+		for i, n := range r.Perm(len(faults)) {
+			at := time.Duration(round*len(faults)+i) * slot
+			add(faults[n], at, min(faults[n].drawn(r), slot*7/10))
+		}
+	}
+	for at := alone; at < total-together; at += together {
+		f := faults[r.IntN(len(faults))]
+		add(f, at, min(f.drawn(r), total-at))
+	}
+	for i, f := range faults {
+		if f.name == frozenWorker && total > pastLease {
+			add(faults[i], min(alone, total-pastLease), pastLease)
+		}
+	}
+	slices.SortStableFunc(strikes, func(x, y strike) int { return cmp.Compare(x.at, y.at) })
+	return strikes
+}
+
+func (f fault) drawn(r *rand.Rand) time.Duration {
+	return f.shortest + time.Duration(r.Int64N(int64(f.longest-f.shortest)+1))
+}
+
+const frozenWorker = "worker frozen"
+
+// faults are all the kinds, or those that were asked for.
+func (c *chaos) faults() []fault {
+	const s, ms = time.Second, time.Millisecond
+	all := []fault{
+		{"api killed", 0, s, c.killed(c.apis)},
+		{"worker killed", 0, s, c.killed(c.workers)},
+		{"api restarted in order", 0, s, c.restarted(c.apis)},
+		{"worker restarted in order", 0, s, c.restarted(c.workers)},
+		{"api frozen", s, 6 * s, c.frozen(c.apis)},
+		{frozenWorker, s, 8 * s, c.frozen(c.workers)},
+
+		{"postgres crashed", 0, 3 * s, c.postgresCrashed},
+		{"backends terminated", 100 * ms, s, c.backendsTerminated},
+		{"cut between COMMIT and its answer", 500 * ms, 3 * s, c.spoilt(toPostgres, cutBeforeAnswer)},
+		{"postgres slow", s, 5 * s, c.spoilt(toPostgres, slow)},
+		{"postgres connections reset", 500 * ms, 3 * s, c.spoilt(toPostgres, reset)},
+		{"postgres half-open", s, 8 * s, c.spoilt(toPostgres, halfOpen)},
+		{"postgres swallowed", s, 8 * s, c.spoilt(toPostgres, blackhole)},
+		{"postgres refused", s, 3 * s, c.refused(toPostgres)},
+
+		{"redis crashed, back with an old file", 500 * ms, 3 * s, c.redisAged},
+		{"redis flushed", 100 * ms, s, c.redisFlushed},
+		{"redis without keyspace events", s, 3 * s, c.redisSilent},
+		{"redis busy with a script", s, 4 * s, c.redisBusyScript},
+		{"redis slow", s, 5 * s, c.spoilt(toRedis, slow)},
+		{"redis connections reset", 500 * ms, 3 * s, c.spoilt(toRedis, reset)},
+		{"redis half-open", s, 8 * s, c.spoilt(toRedis, halfOpen)},
+		{"redis swallowed", s, 8 * s, c.spoilt(toRedis, blackhole)},
+		{"redis refused", s, 3 * s, c.refused(toRedis)},
+
+		{"tickets doubled, and in other accounts' queues", 200 * ms, s, c.tickets(c.doubled)},
+		{"tickets reordered", 200 * ms, s, c.tickets(c.reordered)},
+		{"tickets delayed", 200 * ms, s, c.tickets(c.delayed)},
+		{"tickets forged, with another account's job", 200 * ms, s, c.tickets(c.swapped)},
+		{"tickets forged, of no job", 200 * ms, s, c.tickets(c.forged)},
+	}
+	return slices.DeleteFunc(all, func(f fault) bool { return !strings.Contains(f.name, *chaosFaults) })
+}
+
+type striker = func(r *rand.Rand, lasts time.Duration)
+
+func (c *chaos) last(d time.Duration) {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	<-timer.C
+}
+
+func drawn(r *rand.Rand, members []*member) *member { return members[r.IntN(len(members))] }
+
+func (c *chaos) killed(members []*member) striker {
+	return func(r *rand.Rand, lasts time.Duration) {
+		m := drawn(r, members)
+		m.busy.Lock()
+		defer m.busy.Unlock()
+		c.end(m, syscall.SIGKILL)
+		c.last(lasts)
+		c.begin(m)
+	}
+}
+
+func (c *chaos) restarted(members []*member) striker {
+	return func(r *rand.Rand, lasts time.Duration) {
+		m := drawn(r, members)
+		m.busy.Lock()
+		defer m.busy.Unlock()
+		c.end(m, syscall.SIGTERM)
+		c.last(lasts)
+		c.begin(m)
+	}
+}
+
+func (c *chaos) frozen(members []*member) striker {
+	return func(r *rand.Rand, lasts time.Duration) {
+		m := drawn(r, members)
+		m.busy.Lock()
+		defer m.busy.Unlock()
+		process := c.process(m).cmd.Process
+		_ = process.Signal(syscall.SIGSTOP)
+		c.last(lasts)
+		_ = process.Signal(syscall.SIGCONT)
+	}
+}
+
+// postgresCrashed is an immediate shutdown: no checkpoint, nobody is told.
+func (c *chaos) postgresCrashed(_ *rand.Rand, lasts time.Duration) {
+	c.postgresBusy.Lock()
+	defer c.postgresBusy.Unlock()
+	if err := c.system.postgres.Kill(); err != nil {
+		c.violation("crashing Postgres: %v", err)
+	}
+	c.last(lasts)
+	if err := c.system.postgres.Restart(c.t.Context()); err != nil {
+		c.violation("Postgres does not come back: %v", err)
+	}
+}
+
+func (c *chaos) backendsTerminated(_ *rand.Rand, lasts time.Duration) {
+	c.postgresBusy.Lock()
+	defer c.postgresBusy.Unlock()
+	const sql = `SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+		WHERE application_name LIKE 'passbook-%' AND random() < 0.5`
+	if _, err := c.system.pool.Exec(c.t.Context(), sql); err != nil { // the pool's connection is from before a crash
+		c.system.pool.Reset()
+	}
+	c.last(lasts)
+}
+
+func toPostgres(m *member) *link { return m.postgres }
+func toRedis(m *member) *link    { return m.redis }
+
+// spoilt lets the links of some processes, sometimes of all, go bad.
+func (c *chaos) spoilt(which func(*member) *link, toxics []toxic) striker {
+	return c.links(which, func(l *link) error { return l.spoil(toxics) })
+}
+
+func (c *chaos) refused(which func(*member) *link) striker {
+	return c.links(which, func(l *link) error {
+		l.refuse()
+		return nil
+	})
+}
+
+func (c *chaos) links(which func(*member) *link, do func(*link) error) striker {
+	return func(r *rand.Rand, lasts time.Duration) {
+		members := c.all()
+		if r.IntN(3) > 0 {
+			r.Shuffle(len(members), func(i, j int) { members[i], members[j] = members[j], members[i] })
+			members = members[:1+r.IntN(len(members))]
+			slices.SortFunc(members, func(x, y *member) int { return cmp.Compare(x.String(), y.String()) }) // one order of locks
+		}
+		for _, m := range members {
+			l := which(m)
+			l.busy.Lock()
+			defer l.busy.Unlock()
+			if err := do(l); err != nil {
+				c.violation("%v", err)
+			}
+		}
+		c.last(lasts)
+		for _, m := range members {
+			if err := which(m).mend(); err != nil {
+				c.violation("mending: %v", err)
+			}
+		}
+	}
+}
+
+// withRedis does something to the real Redis, past every link. A Redis that is
+// not there for it has trouble enough.
+func (c *chaos) withRedis(do func(context.Context, redis.UniversalClient) error) {
+	opt, err := redis.ParseURL(c.system.redis.URL())
+	if err != nil {
+		c.violation("%v", err)
+		return
+	}
+	client := redis.NewClient(opt)
+	defer client.Close() //nolint:errcheck // nothing is pending on it
+	ctx, cancel := context.WithTimeout(c.t.Context(), tryTimeout)
+	defer cancel()
+	if err := do(ctx, client); err != nil {
+		c.load.count("strikes that missed a Redis in trouble")
+	}
+}
+
+// redisAged crashes Redis and brings it back with the append-only file of a
+// while before: it knows tickets of jobs long done, and none of the new ones.
+func (c *chaos) redisAged(_ *rand.Rand, lasts time.Duration) {
+	c.redisBusy.Lock()
+	defer c.redisBusy.Unlock()
+	file := filepath.Join(c.system.redis.Dir(), "data", "appendonlydir")
+	old := file + ".old"
+	if err := copyFolder(c.t.Context(), file, old); err != nil {
+		c.violation("%v", err)
+		return
+	}
+	c.last(lasts)
+	err := c.system.redis.Kill()
+	if err == nil {
+		err = os.RemoveAll(file)
+	}
+	if err == nil {
+		err = os.Rename(old, file)
+	}
+	if err == nil {
+		err = c.system.redis.Restart(c.t.Context())
+	}
+	if err != nil {
+		c.violation("Redis does not come back with an old file: %v", err)
+	}
+}
+
+// copyFolder keeps the owners, who need not be us.
+func copyFolder(ctx context.Context, from, to string) error {
+	if out, err := exec.CommandContext(ctx, "cp", "-a", from, to).CombinedOutput(); err != nil {
+		return fmt.Errorf("copy %s: %w\n%s", from, err, out)
+	}
+	return nil
+}
+
+func (c *chaos) redisFlushed(_ *rand.Rand, lasts time.Duration) {
+	c.withRedis(func(ctx context.Context, r redis.UniversalClient) error { return r.FlushAll(ctx).Err() })
+	c.last(lasts)
+}
+
+// redisSilent takes the bell away, for good: CONFIG REWRITE would keep it so
+// over a restart.
+func (c *chaos) redisSilent(_ *rand.Rand, lasts time.Duration) {
+	c.withRedis(func(ctx context.Context, r redis.UniversalClient) error {
+		if err := r.ConfigSet(ctx, "notify-keyspace-events", "").Err(); err != nil {
+			return err
+		}
+		return r.ConfigRewrite(ctx).Err()
+	})
+	c.last(lasts)
+}
+
+// redisBusyScript keeps Redis from everything else, and lets it answer BUSY.
+func (c *chaos) redisBusyScript(_ *rand.Rand, lasts time.Duration) {
+	c.redisBusy.Lock()
+	defer c.redisBusy.Unlock()
+	started := make(chan struct{})
+	go func() {
+		defer close(started)
+		c.withRedis(func(ctx context.Context, r redis.UniversalClient) error {
+			_ = r.Eval(ctx, "while true do end", nil).Err() // it is killed
+			return nil
+		})
+	}()
+	c.last(lasts)
+	c.withRedis(func(ctx context.Context, r redis.UniversalClient) error { return r.ScriptKill(ctx).Err() })
+	<-started
+}
+
+// tickets does something to tickets, again and again.
+func (c *chaos) tickets(do func(context.Context, *rand.Rand, redis.UniversalClient) error) striker {
+	return func(r *rand.Rand, lasts time.Duration) {
+		const times = 5
+		for range times {
+			c.withRedis(func(ctx context.Context, client redis.UniversalClient) error { return do(ctx, r, client) })
+			c.last(lasts / times)
+		}
+	}
+}
+
+const partitions = 16
+
+// someJobs are jobs that clients know, finished or not.
+func (c *chaos) someJobs(r *rand.Rand, n int) (ids []string) {
+	c.load.mu.Lock()
+	books := slices.Clone(c.load.books)
+	c.load.mu.Unlock()
+	for range n {
+		b := books[r.IntN(len(books))]
+		b.mu.Lock()
+		if len(b.orders) > 0 {
+			ids = append(ids, b.orders[len(b.orders)-1-r.IntN(min(len(b.orders), 50))].job)
+		}
+		b.mu.Unlock()
+	}
+	return ids
+}
+
+// ring writes a ticket as Passbook does, but under a name of its own and into
+// any queue.
+func ring(ctx context.Context, client redis.UniversalClient, partition int, payload string, opts ...asynq.Option) error {
+	opts = append([]asynq.Option{asynq.Queue(queue.Name(partition)), asynq.TaskID(uuid.NewString())}, opts...)
+	_, err := asynq.NewClientFromRedisClient(client).EnqueueContext(ctx, asynq.NewTask("job:apply", []byte(payload)), opts...)
+	return err
+}
+
+// doubled writes tickets of jobs that have theirs, or had it, into any queue:
+// that of another account's, mostly.
+func (c *chaos) doubled(ctx context.Context, r *rand.Rand, client redis.UniversalClient) error {
+	for _, id := range c.someJobs(r, 10) {
+		for range 4 {
+			if err := ring(ctx, client, r.IntN(partitions), id); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// swapped writes tickets that have one job's name and another one's payload:
+// the name is taken then.
+func (c *chaos) swapped(ctx context.Context, r *rand.Rand, client redis.UniversalClient) error {
+	ids := c.someJobs(r, 20)
+	for i, id := range ids {
+		err := ring(ctx, client, r.IntN(partitions), id, asynq.TaskID(ids[(i+1)%len(ids)]))
+		if err != nil && !errors.Is(err, asynq.ErrTaskIDConflict) {
+			return err
+		}
+	}
+	return nil
+}
+
+// forged writes tickets of jobs that there are not, and what is no ticket.
+func (c *chaos) forged(ctx context.Context, r *rand.Rand, client redis.UniversalClient) error {
+	for _, payload := range []string{uuid.NewString(), uuid.Nil.String(), "", "{}", "'; DROP TABLE jobs; --", strings.Repeat("9", 36)} {
+		if err := ring(ctx, client, r.IntN(partitions), payload); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// reorderScript turns a line of tickets round.
+var reorderScript = redis.NewScript(`
+	local ids = redis.call("LRANGE", KEYS[1], 0, -1)
+	redis.call("DEL", KEYS[1])
+	for _, id in ipairs(ids) do redis.call("LPUSH", KEYS[1], id) end
+	return #ids`)
+
+func (c *chaos) reordered(ctx context.Context, _ *rand.Rand, client redis.UniversalClient) error {
+	for partition := range partitions {
+		prefix := "asynq:{" + queue.Name(partition) + "}:"
+		if err := reorderScript.Run(ctx, client, []string{prefix + "pending"}).Err(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// delayScript moves a line of tickets to those that are due later.
+//
+// KEYS[1] the line, KEYS[2] what is due later; ARGV[1] when, in Unix seconds,
+// ARGV[2] the prefix of the tickets' keys.
+var delayScript = redis.NewScript(`
+	local ids = redis.call("LRANGE", KEYS[1], 0, -1)
+	redis.call("DEL", KEYS[1])
+	for _, id in ipairs(ids) do
+		redis.call("ZADD", KEYS[2], ARGV[1], id)
+		redis.call("HSET", ARGV[2] .. id, "state", "scheduled")
+	end
+	return #ids`)
+
+func (c *chaos) delayed(ctx context.Context, r *rand.Rand, client redis.UniversalClient) error {
+	for partition := range partitions {
+		prefix := "asynq:{" + queue.Name(partition) + "}:"
+		due := time.Now().Add(time.Duration(r.IntN(60)) * time.Second).Unix()
+		err := delayScript.Run(ctx, client, []string{prefix + "pending", prefix + "scheduled"}, due, prefix+"t:").Err()
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
