@@ -21,7 +21,7 @@ import (
 
 const (
 	postgresUser = "passbook"
-	unfinished   = "data.unfinished-" // what an initdb is still at, or was when it was killed
+	unfinished   = "data.unfinished-" // data that is still being made, or was when its maker was killed
 )
 
 // PostgresConfig says where a private Postgres keeps its data, and how well.
@@ -44,11 +44,24 @@ type Postgres struct {
 	cfg      PostgresConfig
 	bin      string // the folder of its binaries
 	password string
+	fill     func(ctx context.Context, dir string) error // makes the data in dir
 }
 
 // StartPostgres starts a private Postgres and returns when it answers. The
 // first start on a folder makes its data, which takes a second or two.
 func StartPostgres(ctx context.Context, cfg PostgresConfig) (*Postgres, error) {
+	pg, err := newPostgres(ctx, cfg)
+	if err != nil {
+		return nil, err
+	}
+	pg.fill = pg.initdb
+	if err := pg.start(ctx); err != nil {
+		return nil, errors.Join(err, pg.folder.abandon())
+	}
+	return pg, nil
+}
+
+func newPostgres(ctx context.Context, cfg PostgresConfig) (*Postgres, error) {
 	f, err := openFolder(ctx, cfg.Dir, cfg.Say)
 	if err != nil {
 		return nil, fmt.Errorf("start postgres: %w", err)
@@ -61,9 +74,6 @@ func StartPostgres(ctx context.Context, cfg PostgresConfig) (*Postgres, error) {
 		prepare:    pg.prepare,
 		command:    pg.command,
 		ping:       pg.ping,
-	}
-	if err := pg.start(ctx); err != nil {
-		return nil, errors.Join(err, f.abandon())
 	}
 	return pg, nil
 }
@@ -122,9 +132,9 @@ func (pg *Postgres) command(port int) ([]string, error) {
 	return command, nil
 }
 
-// prepare makes the data where there is none yet. initdb works beside data/,
-// and a rename makes its work count: one that was killed half-way leaves
-// nothing that the next start takes for a database.
+// prepare makes the data where there is none yet. That is done beside data/,
+// and a rename makes the work count: one that was killed half-way leaves nothing
+// that the next start takes for a database.
 func (pg *Postgres) prepare(ctx context.Context) (err error) {
 	if pg.bin, err = findPostgres(ctx, pg.folder); err != nil {
 		return err
@@ -139,7 +149,7 @@ func (pg *Postgres) prepare(ctx context.Context) (err error) {
 	pg.folder.clear(unfinished)
 	pg.say.f("Making a Postgres database in %s.", pg.folder.path)
 	next := unfinished + strconv.Itoa(os.Getpid())
-	if err := pg.initdb(ctx, filepath.Join(pg.folder.path, next)); err != nil {
+	if err := pg.fill(ctx, filepath.Join(pg.folder.path, next)); err != nil {
 		return err
 	}
 	return pg.folder.root.Rename(next, "data")
@@ -154,11 +164,16 @@ func (pg *Postgres) initdb(ctx context.Context, dir string) error {
 	if !pg.cfg.Durable {
 		command = append(command, "--no-sync")
 	}
+	return pg.run(ctx, command)
+}
+
+// run runs a command that ends by itself, as the folder's owner.
+func (pg *Postgres) run(ctx context.Context, command []string) error {
 	log, err := pg.folder.openLog()
 	if err != nil {
 		return err
 	}
-	defer log.Close() //nolint:errcheck // initdb wrote to its own copy
+	defer log.Close() //nolint:errcheck // the command wrote to its own copy
 	p, err := pg.folder.start(ctx, log.File, syscall.SIGTERM, command)
 	if err != nil {
 		return err
@@ -169,7 +184,7 @@ func (pg *Postgres) initdb(ctx context.Context, dir string) error {
 		return errors.Join(ctx.Err(), p.end(context.WithoutCancel(ctx), syscall.SIGTERM, syscall.SIGKILL))
 	}
 	if p.err != nil {
-		return &startError{cause: fmt.Errorf("initdb: %w", p.err), path: log.Name(), said: log.tail()}
+		return &startError{cause: fmt.Errorf("%s: %w", filepath.Base(command[0]), p.err), path: log.Name(), said: log.tail()}
 	}
 	return nil
 }

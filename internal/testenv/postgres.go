@@ -67,15 +67,34 @@ func Pool(t testing.TB) *pgxpool.Pool {
 // will. Its one database has the whole schema.
 func PostgresServer(t testing.TB) *local.Postgres {
 	t.Helper()
+	server := EmptyPostgresServer(t)
+	if err := migrations.Up(t.Context(), server.URL()); err != nil {
+		t.Fatalf("testenv: %v", err)
+	}
+	return server
+}
+
+// EmptyPostgresServer is the same without any schema.
+func EmptyPostgresServer(t testing.TB) *local.Postgres {
+	t.Helper()
 	server, err := local.StartPostgres(t.Context(), local.PostgresConfig{})
 	if err != nil {
 		t.Fatalf("testenv: %v", err)
 	}
 	removeAfter(t, server.Remove)
-	if err := migrations.Up(t.Context(), server.URL()); err != nil {
+	return server
+}
+
+// PostgresStandby is a standby of the test's own server: every commit there
+// waits for it.
+func PostgresStandby(t testing.TB, primary *local.Postgres) *local.Postgres {
+	t.Helper()
+	standby, err := local.StartStandby(t.Context(), primary, local.PostgresConfig{})
+	if err != nil {
 		t.Fatalf("testenv: %v", err)
 	}
-	return server
+	removeAfter(t, standby.Remove)
+	return standby
 }
 
 func removeAfter(t testing.TB, remove func(context.Context) error) {

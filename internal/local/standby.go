@@ -1,0 +1,136 @@
+package local
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+)
+
+// standbyName is what a standby calls itself to its primary, who has one.
+const standbyName = "standby"
+
+// StartStandby starts a server that follows primary, and returns when primary
+// acknowledges no commit any more that the standby has not written down: from
+// then on a promoted standby has all that the primary ever said yes to, and a
+// primary whose standby is gone says yes to nothing.
+//
+// The folder must be new: what is in it is the primary's data. A primary has one
+// standby.
+func StartStandby(ctx context.Context, primary *Postgres, cfg PostgresConfig) (*Postgres, error) {
+	pg, err := newPostgres(ctx, cfg)
+	if err != nil {
+		return nil, err
+	}
+	pg.name = "standby"
+	pg.fill = func(ctx context.Context, dir string) error { return pg.follow(ctx, primary, dir) }
+	if err := pg.start(ctx); err != nil {
+		return nil, errors.Join(err, pg.folder.abandon())
+	}
+	if err := primary.waitForStandby(ctx); err != nil {
+		stop, cancel := context.WithTimeout(context.WithoutCancel(ctx), killWait)
+		defer cancel()
+		return nil, errors.Join(fmt.Errorf("start standby: %w", err), pg.Stop(stop), pg.folder.abandon())
+	}
+	return pg, nil
+}
+
+// Promote makes a standby take writes. It waits for nobody then, and its old
+// primary must not run any more.
+func (pg *Postgres) Promote(ctx context.Context) error {
+	conn, err := pgx.Connect(ctx, pg.URL())
+	if err != nil {
+		return fmt.Errorf("promote standby: %w", err)
+	}
+	defer conn.Close(ctx) //nolint:errcheck // it has been answered
+	var promoted bool
+	if err := conn.QueryRow(ctx, `SELECT pg_promote()`).Scan(&promoted); err != nil {
+		return fmt.Errorf("promote standby: %w", err)
+	}
+	if !promoted {
+		return errors.New("promote standby: it did not come about in time")
+	}
+	return nil
+}
+
+// follow copies the primary's data to dir, with the order to follow it. The
+// password goes by a file: a command line is no place for it.
+func (pg *Postgres) follow(ctx context.Context, primary *Postgres, dir string) error {
+	primary.mu.Lock()
+	port := strconv.Itoa(primary.port)
+	primary.mu.Unlock()
+	pg.password = primary.password // it is in the data
+	if err := pg.folder.write("password", pg.password+"\n"); err != nil {
+		return err
+	}
+	const passFile = "primary.pass"
+	if err := pg.folder.write(passFile, fmt.Sprintf("127.0.0.1:%s:*:%s:%s\n", port, postgresUser, pg.password)); err != nil {
+		return err
+	}
+	command := []string{
+		filepath.Join(pg.bin, "pg_basebackup"), "--pgdata=" + dir, "--write-recovery-conf", "--checkpoint=fast", "--no-password",
+		"--dbname=host=127.0.0.1 port=" + port + " user=" + postgresUser + " sslmode=disable application_name=" + standbyName +
+			" passfile=" + quoteConnInfo(filepath.Join(pg.folder.path, passFile)),
+	}
+	if !pg.cfg.Durable {
+		command = append(command, "--no-sync")
+	}
+	return pg.run(ctx, command)
+}
+
+// quoteConnInfo quotes a value of a libpq connection string.
+func quoteConnInfo(value string) string {
+	return "'" + strings.NewReplacer(`\`, `\\`, `'`, `\'`).Replace(value) + "'"
+}
+
+// waitForStandby has the primary wait for the standby at every commit. It says
+// so only when the standby streams: before that every commit would hang.
+func (pg *Postgres) waitForStandby(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, readyWait)
+	defer cancel()
+	conn, err := pgx.Connect(ctx, pg.URL())
+	if err != nil {
+		return err
+	}
+	defer conn.Close(ctx) //nolint:errcheck // it has been answered
+	if err := awaitReplication(ctx, conn, "state = 'streaming'"); err != nil {
+		return err
+	}
+	for _, sql := range []string{
+		`ALTER SYSTEM SET synchronous_standby_names = '` + standbyName + `'`,
+		`SELECT pg_reload_conf()`,
+	} {
+		if _, err := conn.Exec(ctx, sql); err != nil {
+			return err
+		}
+	}
+	if err := awaitReplication(ctx, conn, "sync_state = 'sync'"); err != nil {
+		return err
+	}
+	// That was the sender's word. Whether commits wait is in the hands of the
+	// checkpointer, who reads the new settings before it does what it is asked.
+	_, err = conn.Exec(ctx, `CHECKPOINT`)
+	return err
+}
+
+func awaitReplication(ctx context.Context, conn *pgx.Conn, condition string) error {
+	sql := `SELECT EXISTS (SELECT FROM pg_stat_replication WHERE application_name = '` + standbyName + `' AND ` + condition + `)`
+	tick := time.NewTicker(readyTick)
+	defer tick.Stop()
+	for {
+		var holds bool
+		if err := conn.QueryRow(ctx, sql).Scan(&holds); err != nil || holds {
+			return err
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return fmt.Errorf("%w before replication had %s", context.Cause(ctx), condition)
+		}
+	}
+}
