@@ -6,6 +6,10 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 )
 
+// readOnly is read_only_sql_transaction: a standby, or a server that was told to
+// take no writes.
+const readOnly = "25006"
+
 // IsDataFault tells whether Postgres refused what the statement said, so that
 // the same statement will be refused again: a constraint, a value out of range,
 // an exception raised by a trigger. Everything else (no connection, shutdown,
@@ -43,7 +47,7 @@ func IsDown(err error) bool {
 	switch pg.Code {
 	case "57014": // query_canceled: a statement that took too long
 		return false
-	case "25006": // read_only_sql_transaction: a standby
+	case readOnly:
 		return true
 	}
 	switch pg.Code[:2] {

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
 )
 
@@ -46,6 +47,7 @@ func Open(ctx context.Context, cfg Config) (*pgxpool.Pool, error) {
 	}
 	conn := poolConfig.ConnConfig
 	conn.ConnectTimeout = connectTimeout
+	conn.OnPgError = leaveStandby(conn.OnPgError)
 	params := conn.RuntimeParams
 	params["application_name"] = cfg.Application
 	params["timezone"] = "UTC"
@@ -77,6 +79,15 @@ func OpenServing(ctx context.Context, cfg Config, schema int64, log *slog.Logger
 		return nil, err
 	}
 	return pool, nil
+}
+
+// leaveStandby closes a connection that turns out to lead to a server which takes
+// no writes any more: the next one finds the server that does, where the URL
+// names both. Kept, it would fail every write for as long as it lives.
+func leaveStandby(next pgconn.PgErrorHandler) pgconn.PgErrorHandler {
+	return func(conn *pgconn.PgConn, err *pgconn.PgError) (keep bool) {
+		return err.Code != readOnly && next(conn, err)
+	}
 }
 
 // demandDurability turns synchronous_commit on where the server, the database

@@ -72,6 +72,23 @@ func TestOpenMaxConns(t *testing.T) {
 	}
 }
 
+// A server that takes no writes any more, be it that its operators fence it off
+// for a failover, is left for the one that does.
+func TestOpenLeavesAStandby(t *testing.T) {
+	t.Parallel()
+	pool := open(t, testenv.Postgres(t)+"&pool_max_conns=1")
+	if _, err := pool.Exec(t.Context(), `SET default_transaction_read_only = on`); err != nil {
+		t.Fatal(err)
+	}
+	const write = `CREATE TABLE written (id int)`
+	if _, err := pool.Exec(t.Context(), write); !postgres.IsDown(err) {
+		t.Errorf("a write where none is taken: %v", err)
+	}
+	if _, err := pool.Exec(t.Context(), write); err != nil {
+		t.Errorf("the next one went to the same server: %v", err)
+	}
+}
+
 func TestInTx(t *testing.T) {
 	t.Parallel()
 	pool := open(t, testenv.Postgres(t))
