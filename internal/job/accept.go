@@ -346,7 +346,8 @@ type jobKey struct {
 
 // answerRepeated answers asks that inserted nothing: the key is there already,
 // or the account has no room. It reads after the insert, so it sees the job
-// whose commit the insert waited for.
+// whose commit the insert waited for. What it answers for is as safe as an
+// insert: the job's own accept may have ended without knowing.
 func (a *Acceptor) answerRepeated(ctx context.Context, asks []*ask, inserted map[uuid.UUID]insertedRow) {
 	var users []uuid.UUID
 	var keys []string
@@ -357,8 +358,14 @@ func (a *Acceptor) answerRepeated(ctx context.Context, asks []*ask, inserted map
 		jobKey
 		Job
 	}
-	rows, _ := a.pool.Query(ctx, repeatedSQL, users, keys) // CollectRows returns its error
-	found, err := pgx.CollectRows(rows, pgx.RowToStructByPos[keyedJob])
+	var found []keyedJob
+	var both pgx.Batch
+	both.Queue(postgres.ConfirmSQL)
+	both.Queue(repeatedSQL, users, keys).Query(func(r pgx.Rows) (err error) {
+		found, err = pgx.CollectRows(r, pgx.RowToStructByPos[keyedJob])
+		return err
+	})
+	err := a.pool.SendBatch(ctx, &both).Close()
 	jobs := make(map[jobKey]Job, len(found))
 	for _, row := range found {
 		jobs[row.jobKey] = row.Job

@@ -123,6 +123,9 @@ func openedBefore(ctx context.Context, tx pgx.Tx, opening Opening) (Account, boo
 	case !bytes.Equal(request, opening.fingerprint()):
 		return Account{}, false, ErrKeyReused
 	}
+	if _, err := tx.Exec(ctx, postgres.ConfirmSQL); err != nil {
+		return Account{}, false, fmt.Errorf("confirm opening: %w", err)
+	}
 	const sql = `SELECT ` + accountColumns + ` FROM accounts WHERE user_id = $1 AND open_key = $2`
 	account, err := queryAccount(ctx, tx, sql, opening.UserID, opening.Key)
 	return account, true, err

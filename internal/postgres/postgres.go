@@ -102,6 +102,16 @@ func demandDurability(ctx context.Context, conn *pgx.Conn) error {
 	return nil
 }
 
+// ConfirmSQL, in a transaction that reads, makes its commit wait as a writer's
+// does, for the disk and for a synchronous standby, and so for all that it has
+// read. A row can be seen before it is safe: where the standby was away, the
+// writer was cut off while it waited, and the row is there for as long as this
+// primary lives.
+//
+// It writes an empty message to the log, which nobody reads: a transaction that
+// writes nothing there waits for nothing.
+const ConfirmSQL = `SELECT pg_logical_emit_message(true, 'passbook', '')`
+
 func milliseconds(d time.Duration) string {
 	return fmt.Sprint(d.Milliseconds())
 }

@@ -7,6 +7,7 @@ import (
 	"io"
 	"log/slog"
 	"testing"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
@@ -86,6 +87,31 @@ func TestOpenLeavesAStandby(t *testing.T) {
 	}
 	if _, err := pool.Exec(t.Context(), write); err != nil {
 		t.Errorf("the next one went to the same server: %v", err)
+	}
+}
+
+// What is read together with ConfirmSQL has been waited for like a write.
+func TestConfirmSQL(t *testing.T) {
+	t.Parallel()
+	primary := testenv.PostgresServer(t)
+	standby := testenv.PostgresStandby(t, primary)
+	pool := open(t, primary.URL())
+	if err := standby.Stop(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	for name, sql := range map[string]string{"read": `SELECT`, "confirm": postgres.ConfirmSQL} {
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		_, err := pool.Exec(ctx, sql)
+		cancel()
+		if confirms := sql == postgres.ConfirmSQL; confirms != errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("%s, without the standby: %v", name, err)
+		}
+	}
+	if err := standby.Restart(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := pool.Exec(t.Context(), postgres.ConfirmSQL); err != nil {
+		t.Errorf("with the standby back: %v", err)
 	}
 }
 
