@@ -51,8 +51,8 @@ type book struct {
 	sights []sight
 }
 
-// load is the clients and what they saw: nothing else do the checkers believe.
-type load struct {
+// chaosLoad is the clients and what they saw: nothing else do the checkers believe.
+type chaosLoad struct {
 	t       *chaos
 	started time.Time
 	stop    chan struct{} // closed when no new order shall be placed
@@ -65,8 +65,8 @@ type load struct {
 	tries map[string]int // answers, by kind
 }
 
-func newLoad(c *chaos, login *client) *load {
-	l := &load{
+func newLoad(c *chaos, login *client) *chaosLoad {
+	l := &chaosLoad{
 		t: c, started: time.Now(), stop: make(chan struct{}), watch: make(chan *placed, maxWatched),
 		tries: map[string]int{},
 	}
@@ -74,7 +74,7 @@ func newLoad(c *chaos, login *client) *load {
 	return l
 }
 
-func (l *load) now() time.Duration { return time.Since(l.started) }
+func (l *chaosLoad) now() time.Duration { return time.Since(l.started) }
 
 // What the clients count, beside what their functions name.
 const (
@@ -83,19 +83,19 @@ const (
 	noAnswer      = "requests without an answer, tried again"
 )
 
-func (l *load) tally(what string) int {
+func (l *chaosLoad) tally(what string) int {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.tries[what]
 }
 
-func (l *load) count(what string) {
+func (l *chaosLoad) count(what string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.tries[what]++
 }
 
-func (l *load) stopped() bool {
+func (l *chaosLoad) stopped() bool {
 	select {
 	case <-l.stop:
 		return true
@@ -105,7 +105,7 @@ func (l *load) stopped() bool {
 }
 
 // pause waits, or less when the load stops.
-func (l *load) pause(d time.Duration) {
+func (l *chaosLoad) pause(d time.Duration) {
 	timer := time.NewTimer(d)
 	defer timer.Stop()
 	select {
@@ -116,7 +116,7 @@ func (l *load) pause(d time.Duration) {
 
 // settleAnywhere sends a request until it is answered for good: to the next API
 // after each try. Only a 503 that says so, and silence, may be tried again.
-func (l *load) settleAnywhere(api int, path, key string, body any) (status int, header http.Header, answer []byte, err error) {
+func (l *chaosLoad) settleAnywhere(api int, path, key string, body any) (status int, header http.Header, answer []byte, err error) {
 	deadline, cancel := context.WithTimeout(context.Background(), settleTimeout)
 	defer cancel()
 	for try := api; ; try++ {
@@ -151,11 +151,11 @@ func problemCode(answer []byte) string {
 
 // place sends an order and keeps what came of it. It answers false when the
 // client can't go on.
-func (l *load) place(b *book, api int, o order) bool {
+func (l *chaosLoad) place(b *book, api int, o order) bool {
 	return l.placeSince(l.now(), b, api, o)
 }
 
-func (l *load) placeSince(sent time.Duration, b *book, api int, o order) bool {
+func (l *chaosLoad) placeSince(sent time.Duration, b *book, api int, o order) bool {
 	p := &placed{order: o, sent: sent}
 	status, _, answer, err := l.settleAnywhere(api, "/v1/accounts/"+o.account+"/"+o.entry, o.key, map[string]any{"amount": o.amount})
 	p.accepted = l.now()
@@ -198,7 +198,7 @@ func (p *placed) saw(job string, at time.Duration) bool {
 }
 
 // open opens an account, with a key, so that whatever crashes there is one.
-func (l *load) open(api int, random *rand.Rand, sequential bool) *book {
+func (l *chaosLoad) open(api int, random *rand.Rand, sequential bool) *book {
 	b := &book{initial: random.Int64N(2000), sequential: sequential}
 	request := map[string]any{}
 	if b.initial > 0 {
@@ -217,13 +217,13 @@ func (l *load) open(api int, random *rand.Rand, sequential bool) *book {
 	return b
 }
 
-func (l *load) key(kind string) string {
+func (l *chaosLoad) key(kind string) string {
 	return fmt.Sprintf("%s-%d", kind, l.keys.Add(1))
 }
 
 // client places orders on one account after the other, of its own or shared
 // with the group's other clients.
-func (l *load) client(shared *sharedBook, random *rand.Rand) {
+func (l *chaosLoad) client(shared *sharedBook, random *rand.Rand) {
 	for api := random.IntN(2); !l.stopped(); api++ {
 		b := shared.book(l, api, random)
 		if b == nil {
@@ -257,7 +257,7 @@ type sharedBook struct {
 	now        *book
 }
 
-func (s *sharedBook) book(l *load, api int, random *rand.Rand) *book {
+func (s *sharedBook) book(l *chaosLoad, api int, random *rand.Rand) *book {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.now != nil {
@@ -273,7 +273,7 @@ func (s *sharedBook) book(l *load, api int, random *rand.Rand) *book {
 }
 
 // placeTwice sends one order to both APIs at once: they must agree on its job.
-func (l *load) placeTwice(b *book, api int, o order) bool {
+func (l *chaosLoad) placeTwice(b *book, api int, o order) bool {
 	type result struct {
 		job jobAnswer
 		err error
@@ -309,7 +309,7 @@ func (l *load) placeTwice(b *book, api int, o order) bool {
 }
 
 // reuse sends a used key with another amount: it must be refused.
-func (l *load) reuse(api int, o order) bool {
+func (l *chaosLoad) reuse(api int, o order) bool {
 	status, _, answer, err := l.settleAnywhere(api, "/v1/accounts/"+o.account+"/"+o.entry, o.key, map[string]any{"amount": o.amount + 1})
 	if err != nil || status != http.StatusUnprocessableEntity || problemCode(answer) != "idempotency_key_reused" {
 		l.t.violation("key %s used for something else: %d %s %v", o.key, status, answer, err)
@@ -320,7 +320,7 @@ func (l *load) reuse(api int, o order) bool {
 }
 
 // look reads the balance, once: what can't be read now is no sight.
-func (l *load) look(b *book, api int) {
+func (l *chaosLoad) look(b *book, api int) {
 	ctx, cancel := context.WithTimeout(context.Background(), tryTimeout)
 	defer cancel()
 	s := sight{asked: l.now()}
@@ -342,7 +342,7 @@ func (l *load) look(b *book, api int) {
 }
 
 // watcher polls for jobs until they are finished.
-func (l *load) watcher(api int) {
+func (l *chaosLoad) watcher(api int) {
 	for ; ; api++ {
 		var p *placed
 		select {
@@ -361,7 +361,7 @@ func (l *load) watcher(api int) {
 }
 
 // poll reads a job and tells whether it was finished.
-func (l *load) poll(p *placed, api int) bool {
+func (l *chaosLoad) poll(p *placed, api int) bool {
 	ctx, cancel := context.WithTimeout(context.Background(), tryTimeout)
 	defer cancel()
 	status, _, answer, err := l.login.Load().call(ctx, l.t.system.api(api), http.MethodGet, "/v1/jobs/"+p.job, "", nil)
@@ -384,7 +384,7 @@ func (l *load) poll(p *placed, api int) bool {
 }
 
 // stayLoggedIn logs in again before the access token expires.
-func (l *load) stayLoggedIn() {
+func (l *chaosLoad) stayLoggedIn() {
 	const every = 5 * time.Minute
 	for {
 		l.pause(every)
@@ -401,7 +401,7 @@ func (l *load) stayLoggedIn() {
 }
 
 // again logs the same user in once more.
-func (c *client) again(l *load) (*client, error) {
+func (c *client) again(l *chaosLoad) (*client, error) {
 	status, _, answer, err := l.settleAnywhere(0, "/v1/sessions", "", c.credentials())
 	if err != nil || status != http.StatusCreated {
 		return nil, fmt.Errorf("%d %s %w", status, answer, err)

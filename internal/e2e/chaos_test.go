@@ -64,7 +64,7 @@ type chaos struct {
 	t      *testing.T
 	seed   uint64
 	system *system
-	load   *load
+	load   *chaosLoad
 
 	apis, workers []*member
 	postgresBusy  sync.Mutex // held by the fault that has Postgres in hand
@@ -243,7 +243,7 @@ func (c *chaos) drain(mended time.Time) {
 }
 
 // start starts the clients; they end when the load stops.
-func (l *load) start(seed uint64) *sync.WaitGroup {
+func (l *chaosLoad) start(seed uint64) *sync.WaitGroup {
 	var group sync.WaitGroup
 	n := uint64(0)
 	clients := func(shared *sharedBook, count int) {

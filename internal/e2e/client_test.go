@@ -19,6 +19,17 @@ type client struct {
 	http   *http.Client
 	email  string
 	token  string
+	watch  func(seen) // where set, sees every answer
+}
+
+// seen is what came of a request.
+type seen struct {
+	method string
+	status int
+	header http.Header
+	body   []byte
+	took   time.Duration
+	err    error // no answer came
 }
 
 const password = "a long enough password"
@@ -130,13 +141,25 @@ func (c *client) call(ctx context.Context, api, method, path, key string, body a
 	if c.token != "" {
 		req.Header.Set("Authorization", "Bearer "+c.token)
 	}
+	saw := c.do(req)
+	if c.watch != nil {
+		c.watch(saw)
+	}
+	return saw.status, saw.header, saw.body, saw.err
+}
+
+func (c *client) do(req *http.Request) seen {
+	saw := seen{method: req.Method}
+	started := time.Now()
 	resp, err := c.http.Do(req)
 	if err != nil {
-		return 0, nil, nil, err
+		saw.err = err
+		return saw
 	}
 	defer resp.Body.Close() //nolint:errcheck // it was read to its end
-	answer, err = io.ReadAll(resp.Body)
-	return resp.StatusCode, resp.Header, answer, err
+	saw.body, saw.err = io.ReadAll(resp.Body)
+	saw.status, saw.header, saw.took = resp.StatusCode, resp.Header, time.Since(started)
+	return saw
 }
 
 func (c *client) open(initialDeposit int64) account {

@@ -85,36 +85,63 @@ type sentOrder struct {
 
 // sendInTurn sends n random orders on one account, one after the other.
 func sendInTurn(c *client, client int, number string, balance int64, n int, sent func()) ([]*sentOrder, error) {
-	random := rand.New(rand.NewPCG(uint64(client), 42))
-	orders := make([]*sentOrder, 0, n)
-	seq := int64(1) // the initial deposit
-	for i := range n {
-		o := &sentOrder{order: order{
-			account: number, entry: "deposits", amount: 1 + random.Int64N(400), key: fmt.Sprintf("turn-%s-%d", number, i),
-		}}
-		if random.IntN(2) == 0 {
-			o.entry = "withdrawals"
-		}
-		switch {
-		case o.entry == "withdrawals" && balance < o.amount:
-			o.want = "rejected insufficient_funds"
-		case o.entry == "withdrawals":
-			balance -= o.amount
-		default:
-			balance += o.amount
-		}
-		if o.want == "" {
-			seq++
-			o.want = fmt.Sprintf("succeeded seq %d balance %d", seq, balance)
-		}
-		var err error
-		if o.job, err = c.settle(client+i, o.order); err != nil {
+	t := takeTurns(c, client, number, balance)
+	for range n {
+		if err := t.next(); err != nil {
 			return nil, err
 		}
-		orders = append(orders, o)
 		sent()
 	}
-	return orders, nil
+	return t.orders, nil
+}
+
+// turns are one client's orders on one account, one at a time, and the single
+// thread's view of the account.
+type turns struct {
+	c            *client
+	client       int // a number of its own: its orders, and whom it asks first
+	number       string
+	balance, seq int64
+	random       *rand.Rand
+	orders       []*sentOrder
+}
+
+func takeTurns(c *client, client int, number string, balance int64) *turns {
+	return &turns{
+		c: c, client: client, number: number, balance: balance,
+		seq:    1, // the initial deposit
+		random: rand.New(rand.NewPCG(uint64(client), 42)),
+	}
+}
+
+// next sends a random order until it is accepted.
+func (t *turns) next() (err error) {
+	i := len(t.orders)
+	o := &sentOrder{order: order{
+		account: t.number, entry: "deposits", amount: 1 + t.random.Int64N(400), key: fmt.Sprintf("turn-%s-%d", t.number, i),
+	}}
+	if t.random.IntN(2) == 0 {
+		o.entry = "withdrawals"
+	}
+	o.want = t.predict(o.order)
+	if o.job, err = t.c.settle(t.client+i, o.order); err != nil {
+		return err
+	}
+	t.orders = append(t.orders, o)
+	return nil
+}
+
+func (t *turns) predict(o order) string {
+	switch {
+	case o.entry == "withdrawals" && t.balance < o.amount:
+		return "rejected insufficient_funds"
+	case o.entry == "withdrawals":
+		t.balance -= o.amount
+	default:
+		t.balance += o.amount
+	}
+	t.seq++
+	return fmt.Sprintf("succeeded seq %d balance %d", t.seq, t.balance)
 }
 
 // compare holds every outcome against the model's, and the account against its

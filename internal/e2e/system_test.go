@@ -1,6 +1,7 @@
 package e2e_test
 
 import (
+	"cmp"
 	"fmt"
 	"os/exec"
 	"path/filepath"
@@ -16,10 +17,12 @@ import (
 // system is Passbook as it is run: apis and workers on one Postgres and one
 // Redis, which are its own.
 type system struct {
-	t        testing.TB
-	postgres *local.Postgres
-	redis    *local.Redis
-	pool     *pgxpool.Pool // past the API, for what the API does not tell
+	t           testing.TB
+	postgres    *local.Postgres
+	databaseURL string // where everybody finds Postgres; where empty, that of postgres
+	redis       *local.Redis
+	pool        *pgxpool.Pool // past the API, for what the API does not tell
+	front       string        // where set, the load balancer that clients go through
 
 	// reach says how a process reaches the stores; nil is directly.
 	reach func(name string, n int) []string
@@ -32,19 +35,24 @@ type system struct {
 func newSystem(t testing.TB, apis, workers int) *system {
 	t.Helper()
 	s := &system{t: t, postgres: testenv.PostgresServer(t), redis: testenv.RedisServer(t)}
+	s.start(apis, workers)
+	return s
+}
+
+func (s *system) start(apis, workers int) {
+	s.t.Helper()
 	s.pool = s.connect()
 	for range apis {
-		s.apis = append(s.apis, start(t, "api", s.env()))
+		s.apis = append(s.apis, start(s.t, "api", s.env()))
 	}
 	for range workers {
-		s.workers = append(s.workers, start(t, "worker", s.env()))
+		s.workers = append(s.workers, start(s.t, "worker", s.env()))
 	}
-	return s
 }
 
 func (s *system) connect() *pgxpool.Pool {
 	s.t.Helper()
-	pool, err := pgxpool.New(s.t.Context(), s.postgres.URL())
+	pool, err := pgxpool.New(s.t.Context(), s.url())
 	if err != nil {
 		s.t.Fatal(err)
 	}
@@ -61,9 +69,13 @@ func (s *system) envOf(name string, n int) []string {
 	return env
 }
 
+func (s *system) url() string {
+	return cmp.Or(s.databaseURL, s.postgres.URL())
+}
+
 func (s *system) env() []string {
 	return []string{
-		"DATABASE_URL=" + s.postgres.URL(),
+		"DATABASE_URL=" + s.url(),
 		"REDIS_URL=" + s.redis.URL(),
 		"JWT_KEYS=k1:MDEyMzQ1Njc4OTAxMjM0NTY3ODkwMTIzNDU2Nzg5MDE=",
 		"HTTP_ADDR=127.0.0.1:0",
@@ -74,6 +86,9 @@ func (s *system) env() []string {
 
 // api is the address of one of the APIs, whichever process is that now.
 func (s *system) api(n int) string {
+	if s.front != "" {
+		return s.front
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return "http://" + s.apis[n%len(s.apis)].address()
