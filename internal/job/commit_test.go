@@ -1,0 +1,49 @@
+package job_test
+
+import (
+	"context"
+	"testing"
+
+	"github.com/passbook/passbook/internal/ledger/ledgertest"
+	"github.com/passbook/passbook/internal/testenv"
+)
+
+// The insert may have done all its work: until its commit has, nobody hears of
+// the job.
+func TestAcceptAnswersAfterTheCommit(t *testing.T) {
+	t.Parallel()
+	tests := []struct {
+		name     string
+		atCommit string // what Postgres does between the insert and its commit
+	}{
+		{"CommitRefused", `RAISE EXCEPTION 'refused at the commit'`},
+		{"CommitWaits", `PERFORM pg_advisory_xact_lock(1)`},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
+			pool := testenv.Pool(t)
+			user := ledgertest.User(t, pool)
+			account := ledgertest.Account(t, pool, user, 0)
+			ledgertest.Exec(t, pool, `CREATE FUNCTION at_commit() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN `+test.atCommit+`; RETURN NULL; END $$`)
+			ledgertest.Exec(t, pool, `CREATE CONSTRAINT TRIGGER at_commit AFTER INSERT ON jobs
+				DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION at_commit()`)
+			holder, err := pool.Begin(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer holder.Rollback(context.WithoutCancel(t.Context())) //nolint:errcheck // it is over by then
+			if _, err := holder.Exec(t.Context(), `SELECT pg_advisory_xact_lock(1)`); err != nil {
+				t.Fatal(err)
+			}
+			a, _ := acceptor(t, pool, manyQueued)
+			got, _, err := a.Accept(t.Context(), deposit(user, account, "k"))
+			if err == nil {
+				t.Errorf("answered with %+v before the commit", got)
+			}
+			if found := ledgertest.Check(t, pool); found.Jobs != 0 {
+				t.Errorf("%d jobs, want none", found.Jobs)
+			}
+		})
+	}
+}
