@@ -10,7 +10,6 @@ import (
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"golang.org/x/sync/errgroup"
-	"pgregory.net/rapid"
 
 	"github.com/passbook/passbook/internal/ledger"
 	"github.com/passbook/passbook/internal/ledger/ledgertest"
@@ -224,40 +223,6 @@ func model(balance, seq *int64, deposit bool, amount int64) string {
 	return fmt.Sprintf("succeeded seq %d balance %d failure -", *seq, *balance)
 }
 
-// Any sequence of jobs ends as the model says, with the largest amounts too.
-func TestApplyAsTheModel(t *testing.T) {
-	t.Parallel()
-	pool := testenv.Pool(t)
-	user := ledgertest.User(t, pool)
-	rapid.Check(t, func(rt *rapid.T) {
-		initial := rapid.Int64Range(1, 1000).Draw(rt, "initial")
-		account := ledgertest.Account(t, pool, user, initial)
-		balance, seq := initial, int64(1)
-		amounts := rapid.OneOf(rapid.Int64Range(1, 2000), rapid.Int64Range(ledger.MaxAmount-2000, ledger.MaxAmount))
-		var ids []uuid.UUID
-		var want []string
-		for range rapid.IntRange(1, 20).Draw(rt, "jobs") {
-			deposit := rapid.Bool().Draw(rt, "deposit")
-			amount := amounts.Draw(rt, "amount")
-			entry := ledger.Withdrawal
-			if deposit {
-				entry = ledger.Deposit
-			}
-			ids = append(ids, ledgertest.Job(t, pool, account, entry, amount))
-			want = append(want, model(&balance, &seq, deposit, amount))
-		}
-		ticket := rapid.SampledFrom(ids).Draw(rt, "ticket")
-		apply(t, pool, ticket)
-		apply(t, pool, ids[len(ids)-1])
-		for i, id := range ids {
-			if got := readJob(t, pool, id); got.String() != want[i] {
-				rt.Fatalf("job %d is %s, the model says %s", i, got, want[i])
-			}
-		}
-	})
-	ledgertest.Check(t, pool)
-}
-
 // A job that Postgres refuses for a reason of its own ends failed after
 // MaxAttempts, and its account goes on.
 func TestApplyRefusedJob(t *testing.T) {
@@ -321,38 +286,47 @@ func TestApplyRefusedJob(t *testing.T) {
 }
 
 // Trouble of Postgres's own spends no attempt: here a lock that is not granted
-// in time.
+// in time, before the attempt is counted or after.
 func TestApplySpendsNoAttemptOnPostgresTrouble(t *testing.T) {
 	t.Parallel()
-	pool := testenv.Pool(t)
-	account := ledgertest.Account(t, pool, ledgertest.User(t, pool), 1000)
-	id := ledgertest.Job(t, pool, account, ledger.Deposit, 1)
-	config := pool.Config()
-	config.ConnConfig.RuntimeParams["lock_timeout"] = "50"
-	impatient, err := pgxpool.NewWithConfig(t.Context(), config)
-	if err != nil {
-		t.Fatal(err)
+	tests := []struct{ name, lock string }{
+		{"AccountLocked", `SELECT FROM accounts FOR UPDATE`},
+		{"HistoryLocked", `LOCK TABLE transactions IN SHARE MODE`},
 	}
-	defer impatient.Close()
-	holder, err := pool.Begin(t.Context())
-	if err != nil {
-		t.Fatal(err)
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
+			pool := testenv.Pool(t)
+			account := ledgertest.Account(t, pool, ledgertest.User(t, pool), 1000)
+			id := ledgertest.Job(t, pool, account, ledger.Deposit, 1)
+			config := pool.Config()
+			config.ConnConfig.RuntimeParams["lock_timeout"] = "50"
+			impatient, err := pgxpool.NewWithConfig(t.Context(), config)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer impatient.Close()
+			holder, err := pool.Begin(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer holder.Rollback(t.Context()) //nolint:errcheck // it is over by then
+			if _, err := holder.Exec(t.Context(), test.lock); err != nil {
+				t.Fatal(err)
+			}
+			for range ledger.MaxAttempts + 1 {
+				if _, _, err := ledger.NewApplier(impatient).Apply(t.Context(), id, 64); err == nil || errors.Is(err, ledger.ErrRefused) {
+					t.Fatalf("under another's lock: %v, want Postgres's own error", err)
+				}
+			}
+			if err := holder.Rollback(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			if got := readJob(t, pool, id); got.Attempts != 0 || got.Status != "queued" {
+				t.Errorf("job is %s after %d attempts, want queued and none", got, got.Attempts)
+			}
+			apply(t, pool, id)
+			ledgertest.Check(t, pool)
+		})
 	}
-	defer holder.Rollback(t.Context()) //nolint:errcheck // it is over by then
-	if _, err := holder.Exec(t.Context(), `SELECT FROM accounts FOR UPDATE`); err != nil {
-		t.Fatal(err)
-	}
-	for range ledger.MaxAttempts + 1 {
-		if _, _, err := ledger.NewApplier(impatient).Apply(t.Context(), id, 64); err == nil || errors.Is(err, ledger.ErrRefused) {
-			t.Fatalf("under another's lock: %v, want Postgres's own error", err)
-		}
-	}
-	if err := holder.Rollback(t.Context()); err != nil {
-		t.Fatal(err)
-	}
-	if got := readJob(t, pool, id); got.Attempts != 0 || got.Status != "queued" {
-		t.Errorf("job is %s after %d attempts, want queued and none", got, got.Attempts)
-	}
-	apply(t, pool, id)
-	ledgertest.Check(t, pool)
 }

@@ -1,0 +1,664 @@
+package ledger_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+	"golang.org/x/sync/errgroup"
+	"pgregory.net/rapid"
+
+	"github.com/passbook/passbook/internal/ledger"
+	"github.com/passbook/passbook/internal/ledger/ledgertest"
+	"github.com/passbook/passbook/internal/testenv"
+)
+
+// Whatever is done to a few accounts, in whatever order, and whatever fails
+// meanwhile: after each step the database says of the account exactly what the
+// model does, to the last attempt. `make properties` tries for longer.
+func TestLedgerAsTheModel(t *testing.T) {
+	t.Parallel()
+	pool := testenv.Pool(t)
+	for _, sql := range faultSQL {
+		ledgertest.Exec(t, pool, sql)
+	}
+	users := []uuid.UUID{ledgertest.User(t, pool), ledgertest.User(t, pool)}
+	impatient := newImpatient(t, pool)
+	steps, started := 0, time.Now()
+	rapid.Check(t, func(rt *rapid.T) {
+		b := &bank{t: t, pool: pool, users: users, impatient: impatient, applier: ledger.NewApplier(pool), accounts: ledger.NewAccounts(pool)}
+		b.Open(rt)
+		b.Accept(rt)
+		actions := rapid.StateMachineActions(b)
+		actions["AcceptMore"], actions["ApplyMore"] = b.Accept, b.Apply // the most of what happens
+		rt.Repeat(actions)
+		steps += b.steps
+	})
+	took := time.Since(started)
+	t.Logf("%d steps in %v, %d a second", steps, took, steps*int(time.Second)/int(took))
+	ledgertest.Check(t, pool)
+}
+
+// What the faults of a test strike: a transaction of one of these amounts, in an
+// account that faults names.
+const (
+	refusedAmount = 13 // refused for as long as the account is broken
+	killedAmount  = 17 // its connection is killed
+)
+
+// faultSQL teaches a test's database to fail where it is told to.
+var faultSQL = []string{
+	`CREATE TABLE faults (account_id bigint PRIMARY KEY, amount bigint NOT NULL, at text NOT NULL)`,
+	`CREATE FUNCTION strike() RETURNS trigger LANGUAGE plpgsql AS $$
+	BEGIN
+		IF EXISTS (SELECT FROM faults WHERE account_id = NEW.account_id AND amount = NEW.amount AND at = TG_ARGV[0]) THEN
+			IF NEW.amount = 13 THEN
+				RAISE EXCEPTION 'an unlucky amount' USING ERRCODE = 'check_violation';
+			END IF;
+			PERFORM pg_terminate_backend(pg_backend_pid()), pg_sleep(60);
+		END IF;
+		RETURN NEW;
+	END $$`,
+	`CREATE TRIGGER strike BEFORE INSERT ON transactions FOR EACH ROW
+		WHEN (NEW.amount IN (13, 17)) EXECUTE FUNCTION strike('insert')`,
+	`CREATE CONSTRAINT TRIGGER strike_late AFTER INSERT ON transactions DEFERRABLE INITIALLY DEFERRED FOR EACH ROW
+		WHEN (NEW.amount IN (13, 17)) EXECUTE FUNCTION strike('commit')`,
+}
+
+// bank is the state machine: its exported methods are what may happen, and the
+// rest is the model.
+//
+// One that can't happen is skipped before it draws anything, which costs rapid
+// nothing; one that costs much happens rarely, and a plainer one in its place.
+type bank struct {
+	t         testing.TB
+	pool      *pgxpool.Pool
+	users     []uuid.UUID
+	applier   *ledger.Applier
+	accounts  *ledger.Accounts
+	impatient *impatient
+
+	opened  []*modelAccount
+	touched *modelAccount // by the step that has just been made
+	steps   int
+}
+
+type modelAccount struct {
+	id      int64
+	opening ledger.Opening
+	balance int64
+	history []string // as readSQL shows it
+	jobs    []*modelJob
+	broken  bool // refuses refusedAmount
+}
+
+type modelJob struct {
+	id       uuid.UUID
+	entry    ledger.EntryType
+	amount   int64
+	outcome  string // as readSQL shows it
+	attempts int
+}
+
+const queued = "queued seq - balance - failure -"
+
+// Open opens an account, or tries to with a number or a key that is used.
+func (b *bank) Open(rt *rapid.T) {
+	const maxAccounts = 4
+	o := ledger.Opening{
+		UserID:         rapid.SampledFrom(b.users).Draw(rt, "user"),
+		Number:         "N" + uuid.NewString()[:30],
+		Currency:       rapid.SampledFrom([]string{"KRW", "EUR"}).Draw(rt, "currency"),
+		InitialDeposit: rapid.SampledFrom([]int64{0, 1, 1000, refusedAmount, ledger.MaxAmount}).Draw(rt, "initial deposit"),
+	}
+	if rapid.Bool().Draw(rt, "with a key") {
+		o.Key = uuid.NewString()
+	}
+	if len(b.opened) > 0 {
+		other := rapid.SampledFrom(b.opened).Draw(rt, "other account")
+		switch rapid.SampledFrom([]string{"new", "same", "its number", "its key", "a job's key"}).Draw(rt, "reuse") {
+		case "same":
+			o = other.opening
+		case "its number":
+			o.Number = other.opening.Number
+		case "its key":
+			o.Key = other.opening.Key
+		case "a job's key":
+			if len(other.jobs) > 0 {
+				o.UserID, o.Key = other.opening.UserID, rapid.SampledFrom(other.jobs).Draw(rt, "job").id.String()
+			}
+		}
+	}
+	want, wantErr := b.opens(o)
+	if want == nil && wantErr == nil && len(b.opened) == maxAccounts {
+		o = b.opened[0].opening
+		want, wantErr = b.opens(o)
+	}
+	got, replayed, err := b.accounts.Open(b.t.Context(), o)
+	switch {
+	case !errors.Is(err, wantErr) || err == nil && replayed != (want != nil):
+		rt.Fatalf("open: replayed %t, %v; the model says %t, %v", replayed, err, want != nil, wantErr)
+	case err != nil:
+		return
+	case want == nil:
+		want = &modelAccount{id: got.ID, opening: o}
+		if o.InitialDeposit > 0 {
+			want.post(ledger.Deposit, o.InitialDeposit)
+		}
+		b.opened = append(b.opened, want)
+	}
+	if got.ID != want.id || got.Balance != want.balance || got.LastSeq != int64(len(want.history)) {
+		rt.Fatalf("opened %+v, the model says id %d, balance %d, seq %d", got, want.id, want.balance, len(want.history))
+	}
+	b.touched = want
+}
+
+// opens answers with the account that the opening's key has opened, or with why
+// it opens none.
+func (b *bank) opens(o ledger.Opening) (*modelAccount, error) {
+	var taken error
+	for _, a := range b.opened {
+		mine := a.opening.UserID == o.UserID && o.Key != ""
+		switch {
+		case mine && a.opening == o:
+			return a, nil
+		case mine && a.opening.Key == o.Key,
+			mine && slices.ContainsFunc(a.jobs, func(j *modelJob) bool { return j.id.String() == o.Key }):
+			return nil, ledger.ErrKeyReused
+		case a.opening.Number == o.Number:
+			taken = ledger.ErrNumberTaken
+		}
+	}
+	return nil, taken
+}
+
+var (
+	amounts = rapid.OneOf(
+		rapid.SampledFrom([]int64{1, refusedAmount, killedAmount}),
+		rapid.Int64Range(1, 2000),
+		rapid.Int64Range(ledger.MaxAmount-2000, ledger.MaxAmount),
+	)
+	entries = rapid.SampledFrom([]ledger.EntryType{ledger.Deposit, ledger.Withdrawal})
+)
+
+// acceptSQL inserts jobs in the order in which they are given.
+//
+// $1 the account, $2 ids, $3 types, $4 amounts, $5 the accepting clock's
+// advance in seconds.
+const acceptSQL = `
+	INSERT INTO jobs (id, account_id, user_id, type, amount, idempotency_key, created_at)
+	SELECT job.id, accounts.id, user_id, job.type, job.amount, job.id::text, statement_timestamp() + make_interval(secs => $5)
+	FROM accounts, unnest($2::uuid[], $3::entry_type[], $4::bigint[]) WITH ORDINALITY AS job (id, type, amount, n)
+	WHERE accounts.id = $1
+	ORDER BY job.n`
+
+// Accept puts jobs in line. The clock that dates them may be wrong.
+func (b *bank) Accept(rt *rapid.T) {
+	const maxJobs, most = 60, 6 // of an account, at once
+	a := b.account(rt, func(a *modelAccount) bool { return len(a.jobs)+most <= maxJobs })
+	var jobs []*modelJob
+	for range rapid.IntRange(1, most).Draw(rt, "jobs") {
+		jobs = append(jobs, newJob(entries.Draw(rt, "type"), amounts.Draw(rt, "amount")))
+	}
+	b.accept(rt, a, rapid.SampledFrom([]int{0, 0, -3600, 3600}).Draw(rt, "clock advance"), jobs...)
+}
+
+func newJob(entry ledger.EntryType, amount int64) *modelJob {
+	return &modelJob{id: uuid.New(), entry: entry, amount: amount, outcome: queued}
+}
+
+func (b *bank) accept(rt *rapid.T, a *modelAccount, advance int, jobs ...*modelJob) {
+	var (
+		ids     []uuid.UUID
+		types   []string
+		numbers []int64
+	)
+	for _, j := range jobs {
+		ids, types, numbers = append(ids, j.id), append(types, string(j.entry)), append(numbers, j.amount)
+	}
+	a.jobs = append(a.jobs, jobs...)
+	b.exec(rt, acceptSQL, a.id, ids, types, numbers, advance)
+}
+
+func hasJobs(a *modelAccount) bool { return len(a.jobs) > 0 }
+
+// works tells an account where no attempt fails: who would count it, of two, or
+// whether one that was cut off did, is anybody's race.
+func works(a *modelAccount) bool { return hasJobs(a) && !a.broken }
+
+func never(*modelJob) bool { return false }
+
+// Apply applies what any ticket asks for: old, new, doubled, in the middle.
+func (b *bank) Apply(rt *rapid.T) {
+	a, ticket := b.ticket(rt, hasJobs)
+	b.apply(rt, a, ticket, limits.Draw(rt, "limit"))
+}
+
+var limits = rapid.OneOf(rapid.Just(64), rapid.IntRange(1, 4))
+
+func (b *bank) apply(rt *rapid.T, a *modelAccount, ticket *modelJob, limit int) {
+	want, wantErr := a.apply(ticket, limit, never)
+	wantMore := wantErr != nil || len(want) == limit && want[limit-1] != ticket
+	applied, more, err := b.applier.Apply(b.t.Context(), ticket.id, limit)
+	if more != wantMore || !errors.Is(err, wantErr) {
+		rt.Fatalf("apply: more %t, %v; the model says %t, %v", more, err, wantMore, wantErr)
+	}
+	check(rt, applied, want)
+}
+
+// ApplyUnknown brings a ticket that names no job.
+func (b *bank) ApplyUnknown(rt *rapid.T) {
+	applied, _, err := b.applier.Apply(b.t.Context(), uuid.New(), 64)
+	if !errors.Is(err, ledger.ErrJobNotFound) || len(applied) > 0 {
+		rt.Fatalf("a ticket of no job: applied %v, %v", applied, err)
+	}
+}
+
+// ApplyTwiceAtOnce brings two tickets of an account to two workers.
+func (b *bank) ApplyTwiceAtOnce(rt *rapid.T) {
+	a, one := b.ticket(rt, works)
+	tickets := []*modelJob{one, rapid.SampledFrom(a.jobs).Draw(rt, "other ticket")}
+	limit := limits.Draw(rt, "limit")
+	var (
+		group   errgroup.Group
+		applied [2][]ledger.Applied
+		more    [2]bool
+	)
+	for i, ticket := range tickets {
+		group.Go(func() (err error) {
+			applied[i], more[i], err = b.applier.Apply(b.t.Context(), ticket.id, limit)
+			return err
+		})
+	}
+	if err := group.Wait(); err != nil {
+		rt.Fatalf("apply at once: %v", err)
+	}
+	// They share what is in line between them as it comes; together it is the
+	// oldest of it, and a worker that says that it is done is.
+	last := tickets[0]
+	if slices.Index(a.jobs, tickets[1]) > slices.Index(a.jobs, last) {
+		last = tickets[1]
+	}
+	want, _ := a.apply(last, len(applied[0])+len(applied[1]), never)
+	check(rt, byPosition(a, applied[0], applied[1]), want)
+	for i, ticket := range tickets {
+		if more[i] && len(applied[i]) < limit {
+			rt.Fatalf("worker %d stopped at %d jobs of at most %d", i, len(applied[i]), limit)
+		}
+		if !more[i] && ticket.outcome == queued {
+			rt.Fatalf("worker %d is done, and its ticket's job is still queued", i)
+		}
+		if !slices.Equal(byPosition(a, applied[i]), applied[i]) {
+			rt.Fatalf("worker %d applied out of order", i)
+		}
+	}
+}
+
+// ApplyKilled applies while the connection dies at a certain job: before its
+// insert is done, or when it is done and not committed.
+func (b *bank) ApplyKilled(rt *rapid.T) {
+	a, ticket := b.ticket(rt, works)
+	if !rarely(rt) {
+		b.apply(rt, a, ticket, limits.Draw(rt, "limit"))
+		return
+	}
+	at := rapid.SampledFrom([]string{"insert", "commit"}).Draw(rt, "killed at")
+	const limit = 64
+	ticket = newJob(ledger.Deposit, 1)
+	b.accept(rt, a, 0, newJob(ledger.Deposit, killedAmount), ticket)
+	want, wantErr := a.apply(ticket, limit, func(j *modelJob) bool { return j.amount == killedAmount })
+	b.exec(rt, `INSERT INTO faults VALUES ($1, $2, $3)`, a.id, killedAmount, at)
+	applied, more, err := b.applier.Apply(b.t.Context(), ticket.id, limit)
+	b.exec(rt, `DELETE FROM faults WHERE account_id = $1`, a.id)
+	if wantErr == nil {
+		if err != nil || more {
+			rt.Fatalf("apply that met no fault: more %t, %v", more, err)
+		}
+		check(rt, applied, want)
+		return
+	}
+	if err == nil || !more || errors.Is(err, ledger.ErrRefused) {
+		rt.Fatalf("apply whose connection died: more %t, %v", more, err)
+	}
+	// What was committed before may be lost on the way, and nothing else.
+	check(rt, applied, want[:min(len(applied), len(want))])
+}
+
+// ApplyCancelled applies until an impatient caller gives up, whenever that is.
+func (b *bank) ApplyCancelled(rt *rapid.T) {
+	a, ticket := b.ticket(rt, works)
+	patience := time.Duration(rapid.IntRange(0, 20).Draw(rt, "patience")) * time.Millisecond / 2
+	if !rarely(rt) {
+		b.apply(rt, a, ticket, limits.Draw(rt, "limit"))
+		return
+	}
+	applied, err := b.impatient.apply(b.t, ticket.id, patience)
+	const doneSQL = `SELECT count(*) FROM jobs WHERE account_id = $1 AND status <> 'queued'`
+	var done int
+	if err := b.pool.QueryRow(b.t.Context(), doneSQL, a.id).Scan(&done); err != nil {
+		rt.Fatal(err)
+	}
+	for _, j := range a.jobs {
+		if j.outcome != queued {
+			done--
+		}
+	}
+	want, _ := a.apply(ticket, done, never)
+	if err != nil { // what was committed at last may not have been answered
+		want = want[:min(len(applied), len(want))]
+	}
+	check(rt, applied, want)
+}
+
+// Break has Postgres refuse an amount in one account, and puts it in line.
+func (b *bank) Break(rt *rapid.T) {
+	if slices.ContainsFunc(b.opened, func(a *modelAccount) bool { return a.broken }) {
+		rt.Skip("one at a time")
+	}
+	a := b.account(rt, func(*modelAccount) bool { return true })
+	a.broken = true
+	b.exec(rt, `INSERT INTO faults VALUES ($1, $2, 'insert')`, a.id, refusedAmount)
+	b.accept(rt, a, 0, newJob(ledger.Deposit, refusedAmount))
+}
+
+func isBroken(a *modelAccount) bool { return a.broken }
+
+// Mend ends what Break began.
+func (b *bank) Mend(rt *rapid.T) {
+	a := b.account(rt, isBroken)
+	a.broken = false
+	b.exec(rt, `DELETE FROM faults WHERE account_id = $1`, a.id)
+}
+
+// Exhaust brings one ticket as often as it takes for a refused job to fail.
+func (b *bank) Exhaust(rt *rapid.T) {
+	a, ticket := b.ticket(rt, isBroken)
+	for range ledger.MaxAttempts {
+		b.apply(rt, a, ticket, limits.Draw(rt, "limit"))
+	}
+}
+
+// Replay puts failed jobs back in line, also beside those that were behind them.
+func (b *bank) Replay(rt *rapid.T) {
+	a := b.account(rt, func(a *modelAccount) bool { return len(a.failed()) > 0 })
+	jobs := a.failed()
+	jobs = jobs[:rapid.IntRange(1, len(jobs)).Draw(rt, "failed ones")]
+	if rapid.IntRange(0, 3).Draw(rt, "and any other") == 0 {
+		if other := rapid.SampledFrom(a.jobs).Draw(rt, "other"); !slices.Contains(jobs, other) {
+			jobs = append(jobs, other)
+		}
+	}
+	var ids []uuid.UUID
+	var wantErr error
+	for _, j := range jobs {
+		ids = append(ids, j.id)
+		if !j.failed() {
+			wantErr = ledger.ErrNotFailed
+		}
+	}
+	if err := b.applier.Replay(b.t.Context(), ids); !errors.Is(err, wantErr) {
+		rt.Fatalf("replay: %v, the model says %v", err, wantErr)
+	}
+	if wantErr == nil {
+		for _, j := range jobs {
+			j.outcome, j.attempts = queued, 0
+		}
+	}
+}
+
+// crimes are attempts on the ledger, past its code. $1 is the account; each is
+// refused, if there is what it changes.
+var crimes = map[string]struct{ sql, needs string }{
+	"ChangeHistory":     {`UPDATE transactions SET amount = amount + 1 WHERE account_id = $1`, ""},
+	"DeleteHistory":     {`DELETE FROM transactions WHERE account_id = $1`, ""},
+	"DeleteJobs":        {`DELETE FROM jobs WHERE account_id = $1`, ""},
+	"NegativeBalance":   {`UPDATE accounts SET balance = -1, last_seq = last_seq + 1, last_at = last_at + interval '1 hour' WHERE id = $1`, ""},
+	"BalanceByItself":   {`UPDATE accounts SET balance = 12345 WHERE id = $1`, ""},
+	"TimeGoesBack":      {`UPDATE accounts SET last_seq = last_seq + 1, last_at = last_at - interval '1 s' WHERE id = $1`, ""},
+	"PostTwice":         {`INSERT INTO transactions SELECT account_id, seq + 1000, amount, balance_after, created_at + interval '1 day', job_id, type FROM transactions WHERE account_id = $1 AND job_id IS NOT NULL LIMIT 1`, "succeeded"},
+	"PostAgainInPlace":  {`INSERT INTO transactions SELECT account_id, seq, amount, balance_after, created_at + interval '1 day', gen_random_uuid(), type FROM transactions WHERE account_id = $1 AND job_id IS NOT NULL`, "succeeded"},
+	"RequeueSucceeded":  {`UPDATE jobs SET status = 'queued', seq = NULL, balance_after = NULL, finished_at = NULL WHERE account_id = $1 AND status = 'succeeded'`, "succeeded"},
+	"FailSucceeded":     {`UPDATE jobs SET status = 'failed', failure = 'internal_error', seq = NULL, balance_after = NULL WHERE account_id = $1 AND status = 'succeeded'`, "succeeded"},
+	"RequeueRejected":   {`UPDATE jobs SET status = 'queued', failure = NULL, finished_at = NULL WHERE account_id = $1 AND status = 'rejected'`, "rejected"},
+	"RejectFailed":      {`UPDATE jobs SET status = 'rejected' WHERE account_id = $1 AND status = 'failed'`, "failed"},
+	"ChangeWhatIsAsked": {`UPDATE jobs SET amount = 99999 WHERE account_id = $1 AND status = 'queued'`, "queued"},
+	"JumpTheQueue":      {`UPDATE jobs SET position = -position WHERE account_id = $1 AND status = 'queued'`, "queued"},
+	"SucceedByItself":   {`UPDATE jobs SET status = 'succeeded', finished_at = now() WHERE account_id = $1 AND status = 'queued'`, "queued"},
+}
+
+// Crime tries to break the database's own rules.
+func (b *bank) Crime(rt *rapid.T) {
+	a := b.account(rt, func(*modelAccount) bool { return true })
+	var names []string
+	for name, crime := range crimes {
+		if crime.needs == "" || slices.ContainsFunc(a.jobs, func(j *modelJob) bool { return strings.HasPrefix(j.outcome, crime.needs) }) {
+			names = append(names, name)
+		}
+	}
+	slices.Sort(names)
+	name := rapid.SampledFrom(names).Draw(rt, "crime")
+	if _, err := b.pool.Exec(b.t.Context(), crimes[name].sql, a.id); err == nil {
+		rt.Fatalf("%s: the database let it through", name)
+	}
+}
+
+// readSQL is all that the database says of an account, in the model's words.
+// History stands in the order of its dates, which must be that of its seq.
+const readSQL = `
+	SELECT concat_ws(E'\n',
+		format('balance %s seq %s', balance, last_seq),
+		(SELECT string_agg(format('%s %s %s is %s attempts %s%s', id, type, amount, concat_ws(' ',
+				status, 'seq', coalesce(seq::text, '-'), 'balance', coalesce(balance_after::text, '-'), 'failure', coalesce(failure, '-')),
+				attempts, CASE WHEN finished_at < created_at THEN ' before it was accepted' END), E'\n' ORDER BY position)
+			FROM jobs WHERE account_id = $1),
+		(SELECT string_agg(format('%s: %s %s makes %s', seq, type, amount, balance_after), E'\n' ORDER BY created_at)
+			FROM transactions WHERE account_id = $1))
+	FROM accounts WHERE id = $1`
+
+// Check compares the account that the last step touched.
+func (b *bank) Check(rt *rapid.T) {
+	if b.steps++; b.touched == nil {
+		return
+	}
+	var got string
+	if err := b.pool.QueryRow(b.t.Context(), readSQL, b.touched.id).Scan(&got); err != nil {
+		rt.Fatalf("read account: %v", err)
+	}
+	if want := b.touched.String(); got != want {
+		rt.Fatalf("account %d is\n%s\nthe model says\n%s", b.touched.id, got, want)
+	}
+	b.touched = nil
+}
+
+func (a *modelAccount) String() string {
+	lines := []string{fmt.Sprintf("balance %d seq %d", a.balance, len(a.history))}
+	for _, j := range a.jobs {
+		lines = append(lines, fmt.Sprintf("%s %s %d is %s attempts %d", j.id, j.entry, j.amount, j.outcome, j.attempts))
+	}
+	return strings.Join(append(lines, a.history...), "\n")
+}
+
+// apply is what ledger.Applier.Apply must do: the jobs that it finishes, and
+// ErrRefused or, at a job where it is killed, errKilled.
+func (a *modelAccount) apply(ticket *modelJob, limit int, kills func(*modelJob) bool) (applied []*modelJob, err error) {
+	for _, j := range a.jobs {
+		if len(applied) == limit {
+			return applied, nil
+		}
+		if j.outcome == queued {
+			if kills(j) && a.verdict(j) == "" {
+				return applied, errKilled
+			}
+			if a.finish(j); j.outcome == queued {
+				return applied, ledger.ErrRefused
+			}
+			applied = append(applied, j)
+		}
+		if j == ticket {
+			return applied, nil
+		}
+	}
+	return applied, nil
+}
+
+var errKilled = errors.New("connection killed")
+
+// verdict is why the bank rejects a job; empty where it does not.
+func (a *modelAccount) verdict(j *modelJob) string {
+	switch {
+	case j.entry == ledger.Withdrawal && a.balance < j.amount:
+		return ledger.InsufficientFunds
+	case j.entry == ledger.Deposit && a.balance > ledger.MaxAmount-j.amount:
+		return ledger.BalanceLimitExceeded
+	}
+	return ""
+}
+
+// finish tries a queued job once, and leaves it queued where Postgres refuses
+// it and may be asked again.
+func (a *modelAccount) finish(j *modelJob) {
+	failure := a.verdict(j)
+	switch {
+	case failure != "":
+		j.outcome = "rejected seq - balance - failure " + failure
+	case a.broken && j.amount == refusedAmount:
+		if j.attempts++; j.attempts == ledger.MaxAttempts {
+			j.outcome = "failed seq - balance - failure " + ledger.InternalError
+		}
+	default:
+		a.post(j.entry, j.amount)
+		j.outcome = fmt.Sprintf("succeeded seq %d balance %d failure -", len(a.history), a.balance)
+	}
+}
+
+func (a *modelAccount) post(entry ledger.EntryType, amount int64) {
+	if entry == ledger.Withdrawal {
+		a.balance -= amount
+	} else {
+		a.balance += amount
+	}
+	a.history = append(a.history, fmt.Sprintf("%d: %s %d makes %d", len(a.history)+1, entry, amount, a.balance))
+}
+
+func (j *modelJob) failed() bool { return strings.HasPrefix(j.outcome, "failed") }
+
+func (a *modelAccount) failed() (jobs []*modelJob) {
+	for _, j := range a.jobs {
+		if j.failed() {
+			jobs = append(jobs, j)
+		}
+	}
+	return jobs
+}
+
+// check holds what Apply answered against the model.
+func check(rt *rapid.T, applied []ledger.Applied, want []*modelJob) {
+	var got, wanted []string
+	for _, job := range applied {
+		got = append(got, fmt.Sprint(job.JobID, job.Type, job.Outcome))
+		if job.FinishedAt.Before(job.CreatedAt) {
+			rt.Fatalf("job %s finished before it was accepted", job.JobID)
+		}
+	}
+	for _, j := range want {
+		outcome, _, _ := strings.Cut(j.outcome, " ")
+		wanted = append(wanted, fmt.Sprint(j.id, j.entry, outcome))
+	}
+	if !slices.Equal(got, wanted) {
+		rt.Fatalf("applied\n%s\nthe model says\n%s", strings.Join(got, "\n"), strings.Join(wanted, "\n"))
+	}
+}
+
+// byPosition puts what was applied into the order of the account's jobs.
+func byPosition(a *modelAccount, applied ...[]ledger.Applied) []ledger.Applied {
+	all := slices.Concat(applied...)
+	slices.SortStableFunc(all, func(x, y ledger.Applied) int {
+		place := func(id uuid.UUID) int { return slices.IndexFunc(a.jobs, func(j *modelJob) bool { return j.id == id }) }
+		return place(x.JobID) - place(y.JobID)
+	})
+	return all
+}
+
+// rarely tells whether a step that costs much is made.
+func rarely(rt *rapid.T) bool {
+	const oneIn = 8
+	return rapid.IntRange(1, oneIn).Draw(rt, "rarely") == oneIn
+}
+
+// account chooses the account that a step touches.
+func (b *bank) account(rt *rapid.T, suits func(*modelAccount) bool) *modelAccount {
+	var suitable []*modelAccount
+	for _, a := range b.opened {
+		if suits(a) {
+			suitable = append(suitable, a)
+		}
+	}
+	if len(suitable) == 0 {
+		rt.Skip("no such account")
+	}
+	b.touched = suitable[rapid.IntRange(0, len(suitable)-1).Draw(rt, "account")]
+	return b.touched
+}
+
+// ticket chooses a job of an account that has some.
+func (b *bank) ticket(rt *rapid.T, suits func(*modelAccount) bool) (*modelAccount, *modelJob) {
+	a := b.account(rt, suits)
+	return a, a.jobs[rapid.IntRange(0, len(a.jobs)-1).Draw(rt, "ticket")]
+}
+
+func (b *bank) exec(rt *rapid.T, sql string, args ...any) {
+	if _, err := b.pool.Exec(b.t.Context(), sql, args...); err != nil {
+		rt.Fatalf("%s: %v", sql, err)
+	}
+}
+
+// impatient applies on one connection, and knows which.
+type impatient struct {
+	pool *pgxpool.Pool
+	pid  uint32 // of the connection's backend
+}
+
+func newImpatient(t testing.TB, like *pgxpool.Pool) *impatient {
+	t.Helper()
+	p := &impatient{}
+	cfg := like.Config()
+	cfg.MaxConns = 1
+	cfg.AfterConnect = func(_ context.Context, conn *pgx.Conn) error {
+		p.pid = conn.PgConn().PID()
+		return nil
+	}
+	var err error
+	if p.pool, err = pgxpool.NewWithConfig(t.Context(), cfg); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(p.pool.Close)
+	return p
+}
+
+// apply answers once Postgres is done too: a backend whose client is gone works
+// off what it was sent.
+func (p *impatient) apply(t testing.TB, ticket uuid.UUID, patience time.Duration) ([]ledger.Applied, error) {
+	t.Helper()
+	if err := p.pool.Ping(t.Context()); err != nil { // it is connected when the time starts
+		t.Fatal(err)
+	}
+	pid := p.pid
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	applied, _, err := ledger.NewApplier(p.pool).Apply(ctx, ticket, 64)
+	const goneSQL = `SELECT NOT EXISTS (SELECT FROM pg_stat_activity WHERE pid = $1 AND pid <> pg_backend_pid())`
+	testenv.Eventually(t, "the backend is gone, or ours still", func() (gone bool) {
+		if err := p.pool.QueryRow(t.Context(), goneSQL, pid).Scan(&gone); err != nil {
+			t.Fatal(err)
+		}
+		return gone
+	})
+	return applied, err
+}
