@@ -24,13 +24,34 @@ test: ## Run every test, with the race detector, on a Postgres and a Redis of it
 	@deploy/local/install.sh test
 	go test -race -count=1 -timeout 20m ./...
 
-MINUTES ?= 2
-SEED ?= 0
-
+MINUTES := 2
+SEED := 0
 .PHONY: chaos
 chaos: ## Prove the promises under every fault: MINUTES=2, SEED=… repeats a schedule
 	@deploy/local/install.sh test
 	go test -count=1 -timeout 0 -v -run '^TestChaos$$' ./internal/e2e -chaos.for=$(MINUTES)m -chaos.seed=$(SEED)
+
+FUZZ_TIME := 30s
+.PHONY: fuzz
+fuzz: ## Try every fuzz test on new inputs, one after another, for FUZZ_TIME (30s) each
+	@deploy/local/install.sh test
+	@grep -rHo --include='*_test.go' '^func Fuzz[A-Za-z0-9]*' internal | sort | while IFS=': ' read -r file _ name; do \
+		echo "$$name in $$(dirname "$$file")"; \
+		go test -run '^$$' -fuzz "^$$name\$$" -fuzztime $(FUZZ_TIME) "./$$(dirname "$$file")" || exit 1; \
+	done
+
+CHECKS := 3000
+.PHONY: properties
+properties: ## Hold the ledger against its model for CHECKS (3000) sequences of steps
+	@deploy/local/install.sh test
+	go test -count=1 -timeout 2h -v -run '^TestLedgerAsTheModel$$' ./internal/ledger -rapid.checks=$(CHECKS)
+
+ROUNDS := 1
+ONLY :=
+.PHONY: mutants
+mutants: ## Take each promise's guard away and see its tests fail, ROUNDS times each; ONLY='no sweep' for one
+	@deploy/local/install.sh test
+	go -C internal/mutants test -tags mutants -count=1 -timeout 6h -run '^TestMutants$$/$(ONLY)' -rounds $(ROUNDS)
 
 .PHONY: lint
 lint: ## Check the style and the rules of the house; the first time builds the linter, for minutes

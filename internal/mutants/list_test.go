@@ -1,0 +1,251 @@
+package mutants_test
+
+// mutation takes one of the guards of a promise away.
+type mutation struct {
+	name     string
+	promise  string // that it breaks
+	edits    []edit
+	checkers []string // what must fail then, each every time: arguments of go test
+}
+
+// edit replaces a text that stands exactly once in its file. Texts are short,
+// so that they outlive what changes around them.
+type edit struct{ file, from, to string }
+
+// Where the guards are.
+const (
+	accept   = "internal/job/accept.go"
+	accounts = "internal/ledger/accounts.go"
+	apply    = "internal/ledger/apply.go"
+	open     = "internal/postgres/postgres.go"
+	pgErrors = "internal/postgres/errors.go"
+	schema   = "migrations/00001_passbook.sql"
+	sweep    = "internal/worker/sweep.go"
+	tickets  = "internal/queue/client.go"
+	work     = "internal/worker/worker.go"
+)
+
+// The promises, as shared by several guards.
+const (
+	durable    = "a 202 is durable"
+	once       = "a job finishes exactly once"
+	inOrder    = "jobs take effect in order"
+	balanced   = "a balance equals its history"
+	alone      = "each job has its own transaction"
+	disposable = "Redis is disposable"
+	ownTrouble = "an account's trouble stays its own"
+	keyForGood = "a key is an answer for good"
+)
+
+// mutations are all that some test must notice. An accident may make a mutant
+// harmless (a plan that happens to sort, an index that happens to refuse), so
+// each is written to do harm whenever its guard would have mattered.
+var mutations = []mutation{
+	{
+		"answer, then insert", durable,
+		[]edit{{accept, `inserted, err := a.insert(ctx, batch)`, `for _, asked := range batch {
+			asked.answer <- answer{job: Job{ID: asked.id, Account: asked.req.Account, Type: asked.req.Type, Amount: asked.req.Amount, Status: Queued}}
+		}
+		inserted, err := a.insert(ctx, batch)`}},
+		[]string{
+			"-run=^TestAcceptAnswersAfterTheCommit$ ./internal/job",
+			"-run=^TestAcceptWhilePostgresIsDown$ ./internal/job",
+			"-run=^TestNoAnswerBeforeTheCommit$ ./internal/e2e",
+		},
+	},
+	{
+		"insert, answer, then commit", durable,
+		[]edit{{accept, `if err := a.pool.SendBatch(ctx, &both).Close(); err != nil {`, `tx, err := a.pool.Begin(ctx)
+		if err != nil {
+			return nil, err
+		}
+		defer func() { go tx.Commit(context.WithoutCancel(ctx)) }()
+		if err := tx.SendBatch(ctx, &both).Close(); err != nil {`}},
+		[]string{"-run=^TestAcceptAnswersAfterTheCommit$ ./internal/job"},
+	},
+	{
+		"a server may answer before its disk", durable,
+		[]edit{{open, `poolConfig.AfterConnect = demandDurability`, `_ = demandDurability`}},
+		[]string{"-run=^TestOpenDemandsDurability$ ./internal/postgres"},
+	},
+
+	{
+		"no lock on the account", once,
+		[]edit{{apply, `FOR NO KEY UPDATE`, ``}},
+		[]string{"-run=^TestApplyConcurrently$ ./internal/ledger"},
+	},
+	{
+		"finished jobs are applied too", once,
+		[]edit{{apply, `AND status = 'queued'`, ``}},
+		[]string{"-run=^TestApply$ ./internal/ledger", machine},
+	},
+	{
+		"a job may be posted twice", once,
+		[]edit{{schema, `CREATE UNIQUE INDEX transactions_job`, `CREATE INDEX transactions_job`}},
+		[]string{refuses("JobPostedTwice"), machine},
+	},
+	{
+		"a finished job may change", once,
+		[]edit{{schema, `NOT (OLD.status = 'queued' OR OLD.status = 'failed' AND NEW.status = 'queued')`, `false`}},
+		[]string{refuses("SucceededJobQueuedAgain"), machine},
+	},
+	{
+		"what is not committed is answered", once,
+		[]edit{{apply, `applied, uncommitted = append(applied, uncommitted...), nil`, ``},
+			{apply, `pgx.CollectRows(pgx.RowsFromResultReader(types, r), pgx.RowToStructByPos[Applied])`,
+				`pgx.CollectRows(pgx.RowsFromResultReader(types, r), pgx.RowToStructByPos[Applied])
+				applied = append(applied, uncommitted...)`}},
+		[]string{machine},
+	},
+	{
+		"any job may be replayed", once,
+		[]edit{{apply, `WHERE id = $1 AND status = 'failed'`, `WHERE id = $1`}},
+		[]string{"-run=^TestApplyRefusedJob$ ./internal/ledger", machine},
+	},
+
+	{
+		"the newest job first", inOrder,
+		[]edit{{apply, `ORDER BY position`, `ORDER BY position DESC`}},
+		[]string{"-run=^TestApplyInOrderUpToTheTicket$ ./internal/ledger", machine, "-run=^TestSequentialClients/Undisturbed$ ./internal/e2e"},
+	},
+	{
+		"jobs after the ticket's too", inOrder,
+		[]edit{{apply, `AND position <= (SELECT position FROM jobs WHERE id = $1)`, ``}},
+		[]string{"-run=^TestApplyInOrderUpToTheTicket$ ./internal/ledger", machine},
+	},
+	{
+		"connections draw positions ahead", inOrder,
+		[]edit{{schema, `job_positions AS bigint CACHE 1;`, `job_positions AS bigint CACHE 20;`}},
+		[]string{"-run=^TestPositionsAreNotCached$ ./internal/ledger", "-run=^TestAcceptOrder$ ./internal/job"},
+	},
+	{
+		"a position may change", inOrder,
+		[]edit{{schema, `CREATE TRIGGER jobs_terms BEFORE UPDATE ON jobs`, `CREATE TRIGGER jobs_terms BEFORE UPDATE OF description ON jobs`}},
+		[]string{refuses("PositionChanged")},
+	},
+
+	{
+		"a withdrawal takes what is not there", balanced,
+		[]edit{{apply, `WHEN after < 0 THEN`, `WHEN false THEN`}},
+		[]string{"-run=^TestApply$ ./internal/ledger", machine},
+	},
+	{
+		"a balance may pass the limit", balanced,
+		[]edit{{apply, `WHEN after > $2 THEN`, `WHEN after > 2 * $2 THEN`}},
+		[]string{"-run=^TestApply$ ./internal/ledger", machine},
+	},
+	{
+		"a balance may be negative", balanced,
+		[]edit{{schema, `CREATE DOMAIN balance AS bigint CHECK (VALUE BETWEEN 0 AND`, `CREATE DOMAIN balance AS bigint CHECK (VALUE <`}},
+		[]string{refuses("NegativeBalance"), machine},
+	},
+	{
+		"a balance moves without its history", balanced,
+		[]edit{{schema, `CREATE TRIGGER accounts_move BEFORE UPDATE ON accounts`, `CREATE TRIGGER accounts_move BEFORE UPDATE OF number ON accounts`}},
+		[]string{refuses("BalanceWithoutHistory"), machine},
+	},
+	{
+		"history may be rewritten", balanced,
+		[]edit{{schema, `BEFORE UPDATE OR DELETE OR TRUNCATE ON transactions`, `BEFORE TRUNCATE ON transactions`}},
+		[]string{refuses("History(Changed|Deleted)"), machine},
+	},
+	{
+		"time goes back within an account", balanced,
+		[]edit{{apply, `greatest(clock_timestamp(), head.created_at, account.last_at + interval '1 microsecond')`, `clock_timestamp()`}},
+		[]string{machine},
+	},
+
+	{
+		"one transaction a batch", alone,
+		[]edit{{apply, `for range n {`, `for i := range n {`},
+			{apply, `pipeline.SendPipelineSync()`, `if i == n-1 { pipeline.SendPipelineSync() }`}},
+		[]string{"-run=^TestApplyRefusedJob$ ./internal/ledger", machine},
+	},
+	{
+		"one accept at fault undoes its batch", alone,
+		[]edit{{accept, `case postgres.IsDataFault(err) && len(batch) > 1:`, `case postgres.IsDataFault(err) && len(batch) > maxBatch:`}},
+		[]string{"-run=^TestAcceptOneAtFault$ ./internal/job"},
+	},
+
+	{
+		"no sweep", disposable,
+		[]edit{{work, `w.sweep(ctx)`, ``}},
+		[]string{"-run=^TestSweep(FindsWhatNobodyRangFor|AfterFlushAll)$ ./internal/worker", "-run=^TestRecovery$/^FlushAll$ ./internal/e2e"},
+	},
+	{
+		"the sweep waits for a dead worker's ticket", disposable,
+		[]edit{{sweep, `next.ticket.Again++`, ``}},
+		[]string{"-run=^TestSweepPassesADeadWorkersTicket$ ./internal/worker"},
+	},
+	{
+		"a ticket in a worker's hands rings for certain", disposable,
+		[]edit{{tickets, `asynq.TaskStatePending, asynq.TaskStateRetry`, `asynq.TaskStatePending, asynq.TaskStateActive, asynq.TaskStateRetry`}},
+		[]string{"-run=^TestSweepPassesADeadWorkersTicket$ ./internal/worker"},
+	},
+	{
+		"a ticket is believed for ever", disposable,
+		[]edit{{sweep, `waiting && !isLongStill(known.still)`, `waiting`}},
+		[]string{"-run=^TestSweepPassesALostLine$ ./internal/worker"},
+	},
+	{
+		"the ring names the first of a batch", disposable,
+		[]edit{{accept, `*row.Position > *last[row.AccountID].Position`, `*row.Position < *last[row.AccountID].Position`}},
+		[]string{"-run=^TestAcceptRingsForTheLast$ ./internal/job"},
+	},
+
+	{
+		"attempts never end", ownTrouble,
+		[]edit{{apply, `attempts < MaxAttempts`, `attempts < 1000*MaxAttempts`}},
+		[]string{"-run=^TestApplyRefusedJob$ ./internal/ledger", machine, "-run=^TestFailedJob$ ./internal/worker"},
+	},
+	{
+		"a lock not granted spends an attempt", ownTrouble,
+		[]edit{{pgErrors, `"21", "22", "23",`, `"21", "22", "23", "55", "57",`}},
+		[]string{"-run=^TestErrors$ ./internal/postgres", "-run=^TestApplySpendsNoAttemptOnPostgresTrouble$ ./internal/ledger"},
+	},
+
+	{
+		"a key makes any number of jobs", keyForGood,
+		[]edit{{schema, `jobs_key ON jobs (user_id, idempotency_key)`, `jobs_key ON jobs (user_id, idempotency_key, id)`},
+			{accept, `ON CONFLICT (user_id, idempotency_key) DO NOTHING`, `ON CONFLICT DO NOTHING`}},
+		[]string{
+			refuses("KeyTwice"),
+			"-run=^TestAccept(OneKeyAtOnce|OverlappingBatches)?$ ./internal/job",
+			"-run=^TestOneKeyAtOnce$ ./internal/e2e",
+		},
+	},
+	{
+		"a key may be used for another amount", keyForGood,
+		[]edit{{accept, `job.Amount == r.Amount`, `job.Amount > 0`}},
+		[]string{"-run=^TestAccept$ ./internal/job"},
+	},
+	{
+		"an opening's key takes jobs", keyForGood,
+		[]edit{{accept, `AND NOT opened`, ``}},
+		[]string{"-run=^TestAccept$ ./internal/job"},
+	},
+	{
+		"a job's key opens accounts", keyForGood,
+		[]edit{{accounts, `WHERE NOT EXISTS (SELECT FROM jobs WHERE user_id = $1 AND idempotency_key = $4)`, ``}},
+		[]string{machine},
+	},
+	{
+		"a key is not locked against openings", keyForGood,
+		[]edit{{accept, `SELECT pg_advisory_xact_lock_shared(key)`, `SELECT key`}},
+		[]string{"-run=^TestAcceptOneKeyForTwoThings$ ./internal/job"},
+	},
+	{
+		"jobs may be deleted, and their keys with them", keyForGood,
+		[]edit{{schema, `CREATE TRIGGER jobs_are_kept BEFORE DELETE OR TRUNCATE ON jobs`, `CREATE TRIGGER jobs_are_kept BEFORE TRUNCATE ON jobs`}},
+		[]string{refuses("JobDeleted"), machine},
+	},
+}
+
+// machine is the ledger's state machine against its model. Its failing examples
+// are the mutant's, not ours to keep.
+const machine = "-run=^TestLedgerAsTheModel$ ./internal/ledger -rapid.nofailfile -rapid.shrinktime=1s"
+
+// refuses is the database on its own, that a rule was taken from.
+func refuses(what string) string {
+	return "-run=^TestDatabaseRefuses$/^" + what + "$ ./internal/ledger"
+}
