@@ -2,6 +2,11 @@
 // the tokens that stand for a session. Its promise: once a session is revoked
 // none of its tokens opens anything, at once in the process that revoked it and
 // liveFor later in every other.
+//
+// All times are Postgres's: rows get its now(), a token is signed with what it
+// answers, and checked against the time that came with the last look at its
+// session. A process's own clock only measures how long ago that was, so apis
+// need not agree on the time of day.
 package auth
 
 import (
@@ -44,7 +49,7 @@ type Config struct {
 	Keys     []Key            // the first signs, all verify
 	Issuer   string           // the tokens' iss; "passbook" where empty
 	Audience string           // the tokens' aud; "passbook" where empty
-	Now      func() time.Time // time.Now where nil
+	Now      func() time.Time // time.Now where nil; for how much time has passed, never for the time of day
 }
 
 // Service signs users up, logs them in, and tells who holds a token.
@@ -89,35 +94,41 @@ type Identity struct {
 // wrong with the token, its session revoked included. Any other error says that
 // the session could not be looked up: the HTTP edge answers 503.
 func (s *Service) Authenticate(ctx context.Context, accessToken string) (Identity, error) {
-	identity, err := s.access.verify(accessToken)
+	claims, err := s.access.verify(accessToken)
 	if err != nil {
 		return Identity{}, fmt.Errorf("%w: %w", ErrUnauthenticated, err)
 	}
-	alive, err := s.isAlive(ctx, identity.SessionID)
+	alive, now, err := s.isAlive(ctx, claims.SessionID)
 	switch {
 	case err != nil:
 		return Identity{}, fmt.Errorf("authenticate: %w", err)
 	case !alive:
-		return Identity{}, fmt.Errorf("%w: session %s is revoked or unknown", ErrUnauthenticated, identity.SessionID)
+		return Identity{}, fmt.Errorf("%w: session %s is revoked or unknown", ErrUnauthenticated, claims.SessionID)
 	}
-	return identity, nil
+	if err := claims.checkTime(now); err != nil {
+		return Identity{}, fmt.Errorf("%w: %w", ErrUnauthenticated, err)
+	}
+	return claims.identity(), nil
 }
 
 // isAlive asks Postgres only about a session not seen alive in the last liveFor.
 // Requests that miss at the same time each ask for themselves: it is one read
 // of a primary key, and a shared answer could outlive a revocation.
-func (s *Service) isAlive(ctx context.Context, sessionID uuid.UUID) (bool, error) {
-	const sql = `SELECT EXISTS (SELECT FROM sessions WHERE id = $1 AND revoked_at IS NULL)`
-	now := s.now() // from before the read, so that the answer is never older than liveFor
-	alive, drops := s.live.has(sessionID, now)
+//
+// now is the time by Postgres's clock: as it was read, or that and what has
+// passed since.
+func (s *Service) isAlive(ctx context.Context, sessionID uuid.UUID) (alive bool, now time.Time, err error) {
+	const sql = `SELECT EXISTS (SELECT FROM sessions WHERE id = $1 AND revoked_at IS NULL), clock_timestamp()`
+	here := s.now() // from before the read, so that the answer is never older than liveFor
+	now, alive, drops := s.live.has(sessionID, here)
 	if alive {
-		return true, nil
+		return true, now, nil
 	}
-	if err := s.pool.QueryRow(ctx, sql, sessionID).Scan(&alive); err != nil {
-		return false, fmt.Errorf("read session %s: %w", sessionID, err)
+	if err := s.pool.QueryRow(ctx, sql, sessionID).Scan(&alive, &now); err != nil {
+		return false, time.Time{}, fmt.Errorf("read session %s: %w", sessionID, err)
 	}
 	if alive {
-		s.live.keep(sessionID, now.Add(liveFor), drops)
+		s.live.keep(sessionID, sighting{here: here, there: now}, drops)
 	}
-	return alive, nil
+	return alive, now, nil
 }

@@ -35,19 +35,83 @@ func TestAuthenticate(t *testing.T) {
 		wantUnauthenticated(t, s, tokens.RefreshToken)
 	})
 	t.Run("ErrUnauthenticated/UnknownSession", func(t *testing.T) {
-		token, err := s.access.sign(Identity{identity.UserID, uuid.New()}, clock.Now())
+		token, err := s.access.sign(Identity{identity.UserID, uuid.New()}, postgresNow(t, s))
 		if err != nil {
 			t.Fatal(err)
 		}
 		wantUnauthenticated(t, s, token)
 	})
 	t.Run("ErrUnauthenticated/Expired", func(t *testing.T) {
-		_, tokens := newSession(t, s)
-		clock.Advance(tokens.ExpiresIn - time.Second)
+		// While the session is not read again its time goes on by our clock.
 		wantAuthenticated(t, s, tokens.AccessToken)
-		clock.Advance(time.Second)
-		wantUnauthenticated(t, s, tokens.AccessToken)
+		now, _, _ := s.live.has(identity.SessionID, clock.Now())
+		const left = liveFor - time.Second
+		token, err := s.access.sign(identity, now.Add(left-accessTokenLife))
+		if err != nil {
+			t.Fatal(err)
+		}
+		wantAuthenticated(t, s, token)
+		clock.Advance(left)
+		wantUnauthenticated(t, s, token)
+		wantAuthenticated(t, s, tokens.AccessToken)
 	})
+	t.Run("ErrUnauthenticated/NotYet", func(t *testing.T) {
+		token, err := s.access.sign(identity, postgresNow(t, s).Add(2*maxClockSkew))
+		if err != nil {
+			t.Fatal(err)
+		}
+		wantUnauthenticated(t, s, token)
+	})
+}
+
+// Processes whose clocks are hours apart agree on every token, because the time
+// is Postgres's.
+func TestAuthenticate_ClocksApart(t *testing.T) {
+	t.Parallel()
+	pool := testenv.Pool(t)
+	skewed := func(skew time.Duration) *Service {
+		s, err := New(pool, Config{
+			Keys: []Key{{"k1", testSecret(1)}},
+			Now:  func() time.Time { return time.Now().Add(skew) },
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return s
+	}
+	services := map[string]*Service{"Ahead": skewed(time.Hour), "Right": skewed(0), "Behind": skewed(-time.Hour)}
+	for name, from := range services {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			identity, first := newSession(t, from)
+			second := refresh(t, from, first.RefreshToken)
+			expired, err := from.access.sign(identity, postgresNow(t, from).Add(-accessTokenLife))
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, to := range services {
+				wantAuthenticated(t, to, first.AccessToken)
+				wantAuthenticated(t, to, second.AccessToken)
+				wantUnauthenticated(t, to, expired) // also when the session is known there
+				second = refresh(t, to, second.RefreshToken)
+			}
+			claims, err := from.access.verify(first.AccessToken)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if age := postgresNow(t, from).Unix() - claims.IssuedAt; age < 0 || age > 60 {
+				t.Errorf("signed %d s ago by Postgres's clock", age)
+			}
+		})
+	}
+}
+
+func postgresNow(t *testing.T, s *Service) (now time.Time) {
+	t.Helper()
+	if err := s.pool.QueryRow(t.Context(), `SELECT clock_timestamp()`).Scan(&now); err != nil {
+		t.Fatal(err)
+	}
+	return now
 }
 
 func TestAuthenticate_Revoked(t *testing.T) {
@@ -146,12 +210,12 @@ func TestAuthenticate_PostgresDown(t *testing.T) {
 
 func TestLiveSessions_Bounded(t *testing.T) {
 	t.Parallel()
-	l, until := newLiveSessions(), time.Now().Add(liveFor)
+	l, now := newLiveSessions(), time.Now()
 	for range maxLive + 1 {
-		l.keep(uuid.New(), until, 0)
+		l.keep(uuid.New(), sighting{now, now}, 0)
 	}
-	if len(l.until) != 1 {
-		t.Errorf("%d sessions remembered, want 1 after forgetting", len(l.until))
+	if len(l.seen) != 1 {
+		t.Errorf("%d sessions remembered, want 1 after forgetting", len(l.seen))
 	}
 }
 
@@ -203,11 +267,11 @@ func newSession(t *testing.T, s *Service) (Identity, Tokens) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	identity, err := s.access.verify(tokens.AccessToken)
+	claims, err := s.access.verify(tokens.AccessToken)
 	if err != nil {
 		t.Fatal(err)
 	}
-	return identity, tokens
+	return claims.identity(), tokens
 }
 
 func refresh(t *testing.T, s *Service, refreshToken string) Tokens {

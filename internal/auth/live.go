@@ -12,7 +12,7 @@ const (
 	// a revocation by another process may go unnoticed.
 	liveFor = 5 * time.Second
 
-	// maxLive bounds the sessions remembered: some 100 bytes each.
+	// maxLive bounds the sessions remembered: some 150 bytes each.
 	maxLive = 50_000
 )
 
@@ -20,35 +20,43 @@ const (
 // that a busy session costs one read every liveFor instead of one a request.
 type liveSessions struct {
 	mu    sync.Mutex
-	until map[uuid.UUID]time.Time // guarded by mu; when each must be asked about again
-	drops uint64                  // guarded by mu; how often something was dropped
+	seen  map[uuid.UUID]sighting // guarded by mu
+	drops uint64                 // guarded by mu; how often something was dropped
+}
+
+// sighting is when a session was seen alive, by two clocks.
+type sighting struct {
+	here  time.Time // ours
+	there time.Time // Postgres's
 }
 
 func newLiveSessions() *liveSessions {
-	return &liveSessions{until: make(map[uuid.UUID]time.Time)}
+	return &liveSessions{seen: make(map[uuid.UUID]sighting)}
 }
 
-// has tells whether the session is known to be alive, and how many drops there
-// have been, for keep.
-func (l *liveSessions) has(sessionID uuid.UUID, now time.Time) (alive bool, drops uint64) {
+// has tells whether the session is known to be alive at a time of our clock,
+// what Postgres's shows then, and how many drops there have been, for keep.
+func (l *liveSessions) has(sessionID uuid.UUID, here time.Time) (there time.Time, alive bool, drops uint64) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return now.Before(l.until[sessionID]), l.drops
+	last := l.seen[sessionID]
+	passed := here.Sub(last.here)
+	return last.there.Add(passed), passed < liveFor, l.drops
 }
 
 // keep remembers a session that was read as alive after has counted drops. If
 // anything was dropped since, the answer may be older than that revocation: it
 // is then forgotten, and the next request asks again.
-func (l *liveSessions) keep(sessionID uuid.UUID, until time.Time, drops uint64) {
+func (l *liveSessions) keep(sessionID uuid.UUID, last sighting, drops uint64) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.drops != drops {
 		return
 	}
-	if len(l.until) >= maxLive { // forgetting costs a read each, and is simpler than choosing
-		clear(l.until)
+	if len(l.seen) >= maxLive { // forgetting costs a read each, and is simpler than choosing
+		clear(l.seen)
 	}
-	l.until[sessionID] = until
+	l.seen[sessionID] = last
 }
 
 // drop forgets a session. Call it after the revocation has been committed:
@@ -57,5 +65,5 @@ func (l *liveSessions) drop(sessionID uuid.UUID) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.drops++
-	delete(l.until, sessionID)
+	delete(l.seen, sessionID)
 }

@@ -79,17 +79,18 @@ func (s *Service) credentials(ctx context.Context, email string) (userID uuid.UU
 func (s *Service) startSession(ctx context.Context, userID uuid.UUID) (Tokens, error) {
 	const sql = `
 		WITH session AS (
-			INSERT INTO sessions (id, user_id, created_at) VALUES ($1, $2, $3) RETURNING id
+			INSERT INTO sessions (id, user_id) VALUES ($1, $2) RETURNING id
 		)
-		INSERT INTO refresh_tokens (hash, session_id, created_at, expires_at) SELECT $4, id, $3, $5 FROM session`
+		INSERT INTO refresh_tokens (hash, session_id, expires_at) SELECT $3, id, now() + $4::interval FROM session
+		RETURNING created_at`
 	sessionID, err := uuid.NewV7()
 	if err != nil {
 		return Tokens{}, fmt.Errorf("make session id: %w", err)
 	}
-	now := s.now()
 	refreshToken := newRefreshToken()
-	if _, err := s.pool.Exec(ctx, sql,
-		sessionID, userID, now, hashRefreshToken(refreshToken), now.Add(refreshTokenLife)); err != nil {
+	var now time.Time
+	row := s.pool.QueryRow(ctx, sql, sessionID, userID, hashRefreshToken(refreshToken), refreshTokenLife)
+	if err := row.Scan(&now); err != nil {
 		return Tokens{}, fmt.Errorf("start session: %w", err)
 	}
 	return s.tokens(Identity{UserID: userID, SessionID: sessionID}, refreshToken, now)
@@ -104,11 +105,10 @@ func (s *Service) startSession(ctx context.Context, userID uuid.UUID) (Tokens, e
 // answer the client holds only a spent token and must log in again: that can't
 // be told from a theft.
 func (s *Service) Refresh(ctx context.Context, refreshToken string) (Tokens, error) {
-	now := s.now()
 	next := newRefreshToken()
 	var held heldToken
 	err := pgx.BeginFunc(ctx, s.pool, func(tx pgx.Tx) (err error) {
-		held, err = use(ctx, tx, hashRefreshToken(refreshToken), hashRefreshToken(next), now)
+		held, err = use(ctx, tx, hashRefreshToken(refreshToken), hashRefreshToken(next))
 		return err
 	})
 	if held.Revoked || held.Spent {
@@ -117,37 +117,38 @@ func (s *Service) Refresh(ctx context.Context, refreshToken string) (Tokens, err
 	switch {
 	case err != nil:
 		return Tokens{}, fmt.Errorf("refresh: %w", err)
-	case !held.isGood(now):
+	case !held.isGood():
 		return Tokens{}, ErrInvalidRefreshToken
 	}
-	return s.tokens(held.Identity, next, now)
+	return s.tokens(held.Identity, next, held.Now)
 }
 
 // heldToken is a refresh token as it stands while its session is locked. The
 // zero value is an unknown one.
 type heldToken struct {
 	Identity
-	Revoked   bool // its session
-	Spent     bool
-	ExpiresAt time.Time
+	Revoked bool // its session
+	Spent   bool
+	InTime  bool
+	Now     time.Time // the transaction's
 }
 
-func (t heldToken) isGood(now time.Time) bool {
-	return !t.Revoked && !t.Spent && now.Before(t.ExpiresAt)
+func (t heldToken) isGood() bool {
+	return !t.Revoked && !t.Spent && t.InTime
 }
 
 // use does what using the token with the given hash entails, and answers how
 // the token stood before. It returns no error for a bad token: what it wrote
 // must be committed.
-func use(ctx context.Context, tx pgx.Tx, hash, nextHash []byte, now time.Time) (heldToken, error) {
+func use(ctx context.Context, tx pgx.Tx, hash, nextHash []byte) (heldToken, error) {
 	held, err := lockToken(ctx, tx, hash)
 	switch {
 	case err != nil:
 		return heldToken{}, err
 	case held.Spent && !held.Revoked:
-		err = revokeSession(ctx, tx, held.SessionID, now)
-	case held.isGood(now):
-		err = rotate(ctx, tx, held.SessionID, hash, nextHash, now)
+		err = revokeSession(ctx, tx, held.SessionID)
+	case held.isGood():
+		err = rotate(ctx, tx, held.SessionID, hash, nextHash)
 	}
 	return held, err
 }
@@ -160,7 +161,7 @@ func lockToken(ctx context.Context, tx pgx.Tx, hash []byte) (heldToken, error) {
 		SELECT id, user_id, revoked_at IS NOT NULL FROM sessions
 		WHERE id = (SELECT session_id FROM refresh_tokens WHERE hash = $1)
 		FOR UPDATE`
-	const tokenSQL = `SELECT spent_at IS NOT NULL, expires_at FROM refresh_tokens WHERE hash = $1`
+	const tokenSQL = `SELECT spent_at IS NOT NULL, now() < expires_at, now() FROM refresh_tokens WHERE hash = $1`
 	var held heldToken
 	err := tx.QueryRow(ctx, sessionSQL, hash).Scan(&held.SessionID, &held.UserID, &held.Revoked)
 	switch {
@@ -169,29 +170,29 @@ func lockToken(ctx context.Context, tx pgx.Tx, hash []byte) (heldToken, error) {
 	case err != nil:
 		return heldToken{}, fmt.Errorf("lock session: %w", err)
 	}
-	if err := tx.QueryRow(ctx, tokenSQL, hash).Scan(&held.Spent, &held.ExpiresAt); err != nil {
+	if err := tx.QueryRow(ctx, tokenSQL, hash).Scan(&held.Spent, &held.InTime, &held.Now); err != nil {
 		return heldToken{}, fmt.Errorf("read refresh token: %w", err)
 	}
 	return held, nil
 }
 
 // rotate spends the token with the given hash and gives the session the next.
-func rotate(ctx context.Context, tx pgx.Tx, sessionID uuid.UUID, hash, nextHash []byte, now time.Time) error {
+func rotate(ctx context.Context, tx pgx.Tx, sessionID uuid.UUID, hash, nextHash []byte) error {
 	const sql = `
 		WITH spent AS (
-			UPDATE refresh_tokens SET spent_at = $4 WHERE hash = $2
+			UPDATE refresh_tokens SET spent_at = now() WHERE hash = $2
 		)
-		INSERT INTO refresh_tokens (hash, session_id, created_at, expires_at) VALUES ($3, $1, $4, $5)`
-	_, err := tx.Exec(ctx, sql, sessionID, hash, nextHash, now, now.Add(refreshTokenLife))
+		INSERT INTO refresh_tokens (hash, session_id, expires_at) VALUES ($3, $1, now() + $4::interval)`
+	_, err := tx.Exec(ctx, sql, sessionID, hash, nextHash, refreshTokenLife)
 	if err != nil {
 		return fmt.Errorf("rotate refresh token of session %s: %w", sessionID, err)
 	}
 	return nil
 }
 
-func revokeSession(ctx context.Context, tx pgx.Tx, sessionID uuid.UUID, now time.Time) error {
-	const sql = `UPDATE sessions SET revoked_at = $2 WHERE id = $1`
-	if _, err := tx.Exec(ctx, sql, sessionID, now); err != nil {
+func revokeSession(ctx context.Context, tx pgx.Tx, sessionID uuid.UUID) error {
+	const sql = `UPDATE sessions SET revoked_at = now() WHERE id = $1`
+	if _, err := tx.Exec(ctx, sql, sessionID); err != nil {
 		return fmt.Errorf("revoke session %s: %w", sessionID, err)
 	}
 	return nil
@@ -201,11 +202,11 @@ func revokeSession(ctx context.Context, tx pgx.Tx, sessionID uuid.UUID, now time
 // nothing to end: an unknown token, a revoked session (RFC 7009, section 2.2).
 func (s *Service) Revoke(ctx context.Context, refreshToken string) error {
 	const sql = `
-		UPDATE sessions SET revoked_at = coalesce(revoked_at, $2)
+		UPDATE sessions SET revoked_at = coalesce(revoked_at, now())
 		WHERE id = (SELECT session_id FROM refresh_tokens WHERE hash = $1)
 		RETURNING id`
 	var sessionID uuid.UUID
-	err := s.pool.QueryRow(ctx, sql, hashRefreshToken(refreshToken), s.now()).Scan(&sessionID)
+	err := s.pool.QueryRow(ctx, sql, hashRefreshToken(refreshToken)).Scan(&sessionID)
 	switch {
 	case errors.Is(err, pgx.ErrNoRows):
 		return nil

@@ -6,6 +6,7 @@ import (
 	"maps"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/golang-jwt/jwt/v5"
 	"github.com/google/uuid"
@@ -69,7 +70,7 @@ func TestVerify(t *testing.T) {
 				tt.key = testSecret(1)
 			}
 			token := sign(t, tt.method, tt.key, changed(testHeader(), tt.header), changed(testClaims(), tt.claims))
-			got, err := s.verify(token)
+			got, err := s.verifyAt(token, now)
 			switch {
 			case tt.ok && (err != nil || got != identity):
 				t.Errorf("got %v, %v, want %v", got, err, identity)
@@ -106,7 +107,7 @@ func TestVerify_Mangled(t *testing.T) {
 	for name, token := range tests {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			if got, err := s.verify(token); err == nil || got != (Identity{}) {
+			if got, err := s.verifyAt(token, newClock().Now()); err == nil || got != (Identity{}) {
 				t.Errorf("got %v, %v, want a refusal", got, err)
 			}
 		})
@@ -150,7 +151,7 @@ func TestVerify_KeysRotate(t *testing.T) {
 	clock := newClock()
 	before, after := Key{"old", testSecret(1)}, Key{"new", testSecret(2)}
 	newSigner := func(keys ...Key) *signer {
-		s, err := newSigner(Config{Keys: keys, Now: clock.Now})
+		s, err := newSigner(Config{Keys: keys})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -176,7 +177,7 @@ func TestVerify_KeysRotate(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if _, err := tt.to.verify(token); (err == nil) != tt.ok {
+			if _, err := tt.to.verifyAt(token, clock.Now()); (err == nil) != tt.ok {
 				t.Errorf("got %v, want ok %v", err, tt.ok)
 			}
 		})
@@ -199,7 +200,7 @@ func FuzzVerify(f *testing.F) {
 	f.Add("bnVsbA.bnVsbA.bnVsbA")                                        // null.null.null
 	f.Add("eyJhbGciOiJub25lIiwidHlwIjoiYXQrand0Iiwia2lkIjoiazEifQ.e30.") // alg none
 	f.Fuzz(func(t *testing.T, token string) {
-		identity, err := s.verify(token)
+		identity, err := s.verifyAt(token, newClock().Now())
 		if (err == nil) != (token == good) || (err != nil && identity != Identity{}) {
 			t.Errorf("got %v, %v for %q", identity, err, token)
 		}
@@ -223,7 +224,7 @@ func FuzzVerifySigned(f *testing.F) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		identity, err := s.verify(text + "." + base64.RawURLEncoding.EncodeToString(signature))
+		identity, err := s.verifyAt(text+"."+base64.RawURLEncoding.EncodeToString(signature), newClock().Now())
 		if err == nil && (identity.UserID == uuid.Nil || identity.SessionID == uuid.Nil) {
 			t.Errorf("accepted %q as %v", claims, identity)
 		}
@@ -249,11 +250,24 @@ func BenchmarkVerify(b *testing.B) {
 
 func newTestSigner(tb testing.TB) *signer {
 	tb.Helper()
-	s, err := newSigner(Config{Keys: []Key{{"k1", testSecret(1)}, {"k2", testSecret(2)}}, Now: newClock().Now})
+	s, err := newSigner(Config{Keys: []Key{{"k1", testSecret(1)}, {"k2", testSecret(2)}}})
 	if err != nil {
 		tb.Fatal(err)
 	}
 	return s
+}
+
+// verifyAt does to a token all that Authenticate does before the session's
+// life counts.
+func (s *signer) verifyAt(accessToken string, now time.Time) (Identity, error) {
+	claims, err := s.verify(accessToken)
+	if err != nil {
+		return claims.identity(), err
+	}
+	if err := claims.checkTime(now); err != nil {
+		return Identity{}, err
+	}
+	return claims.identity(), nil
 }
 
 func testIdentity() Identity {

@@ -61,13 +61,13 @@ const userColumns = `id, email, created_at`
 
 func (s *Service) insertUser(ctx context.Context, email, hash string) (User, error) {
 	const sql = `
-		INSERT INTO users (id, email, password_hash, created_at) VALUES ($1, $2, $3, $4)
+		INSERT INTO users (id, email, password_hash) VALUES ($1, $2, $3)
 		RETURNING ` + userColumns
 	id, err := uuid.NewV7()
 	if err != nil {
 		return User{}, fmt.Errorf("make user id: %w", err)
 	}
-	user, err := s.queryUser(ctx, sql, id, email, hash, s.now())
+	user, err := s.queryUser(ctx, sql, id, email, hash)
 	var pg *pgconn.PgError
 	if errors.As(err, &pg) && pg.Code == "23505" && pg.ConstraintName == "users_email" {
 		return User{}, ErrEmailTaken
