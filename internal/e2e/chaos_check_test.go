@@ -86,8 +86,9 @@ func (c *chaos) checkModel(b *book, jobs map[string]*ended) {
 	}
 	bank := newBank(b.initial)
 	for i, p := range b.orders {
-		want, got := "", jobs[p.job].outcome()
-		if bank, want = bank.do(jobs[p.job].Type, p.amount); got != want {
+		next, want := bank.do(jobs[p.job].Type, p.amount)
+		bank = next
+		if got := jobs[p.job].outcome(); got != want {
 			c.violation("account %s, order %d (%s of %d): %s, a single thread makes it %s", b.number, i, p.entry, p.amount, got, want)
 			return
 		}

@@ -116,27 +116,28 @@ func (l *chaosLoad) pause(d time.Duration) {
 
 // settleAnywhere sends a request until it is answered for good: to the next API
 // after each try. Only a 503 that says so, and silence, may be tried again.
-func (l *chaosLoad) settleAnywhere(api int, path, key string, body any) (status int, header http.Header, answer []byte, err error) {
+func (l *chaosLoad) settleAnywhere(api int, path, key string, body any) (status int, answer []byte, err error) {
 	deadline, cancel := context.WithTimeout(context.Background(), settleTimeout)
 	defer cancel()
 	for try := api; ; try++ {
 		ctx, cancel := context.WithTimeout(deadline, tryTimeout)
+		var header http.Header
 		status, header, answer, err = l.login.Load().call(ctx, l.t.system.api(try), http.MethodPost, path, key, body)
 		cancel()
 		switch {
 		case err != nil:
 			l.count(noAnswer)
 		case status != http.StatusServiceUnavailable:
-			return status, header, answer, nil
+			return status, answer, nil
 		case problemCode(answer) != "unavailable" || header.Get("Retry-After") == "":
-			return status, header, answer, nil
+			return status, answer, nil
 		default:
 			l.count(refused503)
 		}
 		select {
 		case <-time.After(tryPause):
 		case <-deadline.Done():
-			return 0, nil, nil, fmt.Errorf("never settled: %d %s %w", status, answer, err)
+			return 0, nil, fmt.Errorf("never settled: %d %s %w", status, answer, err)
 		}
 	}
 }
@@ -157,7 +158,7 @@ func (l *chaosLoad) place(b *book, api int, o order) bool {
 
 func (l *chaosLoad) placeSince(sent time.Duration, b *book, api int, o order) bool {
 	p := &placed{order: o, sent: sent}
-	status, _, answer, err := l.settleAnywhere(api, "/v1/accounts/"+o.account+"/"+o.entry, o.key, map[string]any{"amount": o.amount})
+	status, answer, err := l.settleAnywhere(api, "/v1/accounts/"+o.account+"/"+o.entry, o.key, map[string]any{"amount": o.amount})
 	p.accepted = l.now()
 	var job jobAnswer
 	switch {
@@ -204,7 +205,7 @@ func (l *chaosLoad) open(api int, random *rand.Rand, sequential bool) *book {
 	if b.initial > 0 {
 		request["initial_deposit"] = b.initial
 	}
-	status, _, answer, err := l.settleAnywhere(api, "/v1/accounts", l.key("open"), request)
+	status, answer, err := l.settleAnywhere(api, "/v1/accounts", l.key("open"), request)
 	var opened account
 	if err != nil || status != http.StatusCreated || json.Unmarshal(answer, &opened) != nil {
 		l.t.violation("opening an account: %d %s %v", status, answer, err)
@@ -233,7 +234,7 @@ func (l *chaosLoad) client(shared *sharedBook, random *rand.Rand) {
 		if random.IntN(2) == 0 {
 			o.entry = "withdrawals"
 		}
-		ok := true
+		var ok bool
 		switch random.IntN(20) {
 		case 0:
 			ok = l.placeTwice(b, api, o)
@@ -284,7 +285,7 @@ func (l *chaosLoad) placeTwice(b *book, api int, o order) bool {
 		var r result
 		var status int
 		var answer []byte
-		status, _, answer, r.err = l.settleAnywhere(api+1, "/v1/accounts/"+o.account+"/"+o.entry, o.key, map[string]any{"amount": o.amount})
+		status, answer, r.err = l.settleAnywhere(api+1, "/v1/accounts/"+o.account+"/"+o.entry, o.key, map[string]any{"amount": o.amount})
 		if r.err == nil {
 			if r.err = json.Unmarshal(answer, &r.job); r.err == nil && r.job.ID == "" {
 				r.err = fmt.Errorf("%d %s", status, answer)
@@ -310,7 +311,7 @@ func (l *chaosLoad) placeTwice(b *book, api int, o order) bool {
 
 // reuse sends a used key with another amount: it must be refused.
 func (l *chaosLoad) reuse(api int, o order) bool {
-	status, _, answer, err := l.settleAnywhere(api, "/v1/accounts/"+o.account+"/"+o.entry, o.key, map[string]any{"amount": o.amount + 1})
+	status, answer, err := l.settleAnywhere(api, "/v1/accounts/"+o.account+"/"+o.entry, o.key, map[string]any{"amount": o.amount + 1})
 	if err != nil || status != http.StatusUnprocessableEntity || problemCode(answer) != "idempotency_key_reused" {
 		l.t.violation("key %s used for something else: %d %s %v", o.key, status, answer, err)
 		return false
@@ -402,7 +403,7 @@ func (l *chaosLoad) stayLoggedIn() {
 
 // again logs the same user in once more.
 func (c *client) again(l *chaosLoad) (*client, error) {
-	status, _, answer, err := l.settleAnywhere(0, "/v1/sessions", "", c.credentials())
+	status, answer, err := l.settleAnywhere(0, "/v1/sessions", "", c.credentials())
 	if err != nil || status != http.StatusCreated {
 		return nil, fmt.Errorf("%d %s %w", status, answer, err)
 	}

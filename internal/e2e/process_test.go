@@ -53,7 +53,7 @@ func (v variant) build() (string, error) {
 	}
 	testenv.AtEnd(func() error { return os.RemoveAll(dir) })
 	args := slices.Concat([]string{"build", "-race", "-buildvcs=false", "-o", dir}, v.flags, []string{"./cmd/api", "./cmd/worker"})
-	build := exec.Command("go", args...)
+	build := exec.CommandContext(context.Background(), "go", args...)
 	build.Dir = cmp.Or(v.source, filepath.Join("..", ".."))
 	if out, err := build.CombinedOutput(); err != nil {
 		return "", fmt.Errorf("build: %w\n%s", err, out)

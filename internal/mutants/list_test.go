@@ -91,10 +91,14 @@ var mutations = []mutation{
 	},
 	{
 		"what is not committed is answered", once,
-		[]edit{{apply, `applied, uncommitted = append(applied, uncommitted...), nil`, ``},
-			{apply, `pgx.CollectRows(pgx.RowsFromResultReader(types, r), pgx.RowToStructByPos[Applied])`,
+		[]edit{
+			{apply, `applied, uncommitted = append(applied, uncommitted...), nil`, ``},
+			{
+				apply, `pgx.CollectRows(pgx.RowsFromResultReader(types, r), pgx.RowToStructByPos[Applied])`,
 				`pgx.CollectRows(pgx.RowsFromResultReader(types, r), pgx.RowToStructByPos[Applied])
-				applied = append(applied, uncommitted...)`}},
+				applied = append(applied, uncommitted...)`,
+			},
+		},
 		[]string{machine},
 	},
 	{
@@ -157,8 +161,10 @@ var mutations = []mutation{
 
 	{
 		"one transaction a batch", alone,
-		[]edit{{apply, `for range n {`, `for i := range n {`},
-			{apply, `pipeline.SendPipelineSync()`, `if i == n-1 { pipeline.SendPipelineSync() }`}},
+		[]edit{
+			{apply, `for range n {`, `for i := range n {`},
+			{apply, `pipeline.SendPipelineSync()`, `if i == n-1 { pipeline.SendPipelineSync() }`},
+		},
 		[]string{"-run=^TestApplyRefusedJob$ ./internal/ledger", machine},
 	},
 	{
@@ -206,8 +212,10 @@ var mutations = []mutation{
 
 	{
 		"a key makes any number of jobs", keyForGood,
-		[]edit{{schema, `jobs_key ON jobs (user_id, idempotency_key)`, `jobs_key ON jobs (user_id, idempotency_key, id)`},
-			{accept, `ON CONFLICT (user_id, idempotency_key) DO NOTHING`, `ON CONFLICT DO NOTHING`}},
+		[]edit{
+			{schema, `jobs_key ON jobs (user_id, idempotency_key)`, `jobs_key ON jobs (user_id, idempotency_key, id)`},
+			{accept, `ON CONFLICT (user_id, idempotency_key) DO NOTHING`, `ON CONFLICT DO NOTHING`},
+		},
 		[]string{
 			refuses("KeyTwice"),
 			"-run=^TestAccept(OneKeyAtOnce|OverlappingBatches)?$ ./internal/job",
