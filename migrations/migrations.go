@@ -1,6 +1,13 @@
 // Package migrations holds the schema, one goose migration a file, and applies
 // them. Its promise: the schema moves forwards under an advisory lock, one
 // process at a time, whole migrations only.
+//
+// Expand before contract: while the schema moves, processes of the build before
+// are at work on it, and go on until they are replaced. So a migration only adds
+// what they can do without knowing (a table, an index, a column that may be
+// null or has a default), and what nobody uses any more goes in a later release
+// than the one that stopped using it. One that has been released is never
+// edited. The tests of a rolling upgrade hold both.
 package migrations
 
 import (

@@ -403,7 +403,7 @@ func (l *chaosLoad) stayLoggedIn() {
 
 // again logs the same user in once more.
 func (c *client) again(l *chaosLoad) (*client, error) {
-	status, answer, err := l.settleAnywhere(0, "/v1/sessions", "", c.credentials())
+	status, answer, err := l.settleAnywhere(0, "/v1/sessions", "", c.user)
 	if err != nil || status != http.StatusCreated {
 		return nil, fmt.Errorf("%d %s %w", status, answer, err)
 	}

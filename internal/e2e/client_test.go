@@ -17,9 +17,9 @@ type client struct {
 	t      testing.TB
 	system *system
 	http   *http.Client
-	email  string
 	token  string
-	watch  func(seen) // where set, sees every answer
+	user   map[string]string // whose it is: email and password
+	watch  func(seen)        // where set, sees every answer
 }
 
 // seen is what came of a request.
@@ -31,8 +31,6 @@ type seen struct {
 	took   time.Duration
 	err    error // no answer came
 }
-
-const password = "a long enough password"
 
 type account struct {
 	Number  string `json:"number"`
@@ -85,10 +83,10 @@ func newClient(t testing.TB, s *system) *client {
 	transport := &http.Transport{MaxIdleConnsPerHost: connections, MaxConnsPerHost: connections}
 	t.Cleanup(transport.CloseIdleConnections)
 	c := &client{t: t, system: s, http: &http.Client{Transport: transport, Timeout: patience}}
-	c.email = fmt.Sprintf("%p@example.com", c)
-	c.must(http.StatusCreated, http.MethodPost, "/v1/users", c.credentials(), nil)
+	c.user = map[string]string{"email": fmt.Sprintf("%p@example.com", c), "password": "a long enough password"}
+	c.must(http.StatusCreated, http.MethodPost, "/v1/users", c.user, nil)
 	var made tokens
-	c.must(http.StatusCreated, http.MethodPost, "/v1/sessions", c.credentials(), &made)
+	c.must(http.StatusCreated, http.MethodPost, "/v1/sessions", c.user, &made)
 	c.token = made.AccessToken
 	return c
 }
@@ -97,14 +95,16 @@ type tokens struct {
 	AccessToken string `json:"access_token"`
 }
 
-func (c *client) credentials() map[string]string {
-	return map[string]string{"email": c.email, "password": password}
-}
-
-// must asks the first API and fails the test unless it answers with status.
+// must asks the first API, and again while that says to try again, and fails the
+// test unless it answers with status.
 func (c *client) must(status int, method, path string, body, answer any) {
 	c.t.Helper()
-	got, text, err := c.ask(c.t.Context(), c.system.api(0), method, path, "", body)
+	deadline, cancel := context.WithTimeout(c.t.Context(), patience)
+	defer cancel()
+	got, text, err := c.ask(deadline, c.system.api(0), method, path, "", body)
+	for err == nil && got == http.StatusServiceUnavailable && status != got && c.pause(deadline) {
+		got, text, err = c.ask(deadline, c.system.api(0), method, path, "", body)
+	}
 	if err != nil || got != status {
 		c.t.Fatalf("%s %s: %d %s %v; want %d", method, path, got, text, err, status)
 	}
@@ -185,7 +185,6 @@ type order struct {
 // unknown or says to try again: to the next API after each try, so that it does
 // not depend on one. It answers with the job that the order made.
 func (c *client) settle(firstAPI int, o order) (jobAnswer, error) {
-	const pause = 20 * time.Millisecond
 	deadline, cancel := context.WithTimeout(c.t.Context(), patience)
 	defer cancel()
 	for try := firstAPI; ; try++ {
@@ -197,11 +196,20 @@ func (c *client) settle(firstAPI int, o order) (jobAnswer, error) {
 		case err == nil && status < http.StatusInternalServerError:
 			return jobAnswer{}, fmt.Errorf("%s: %d %s", o.key, status, answer)
 		}
-		select {
-		case <-time.After(pause):
-		case <-deadline.Done():
+		if !c.pause(deadline) {
 			return jobAnswer{}, fmt.Errorf("%s: never settled: %d %s %w", o.key, status, answer, err)
 		}
+	}
+}
+
+// pause is between two tries; false when the time for tries is over.
+func (c *client) pause(deadline context.Context) bool {
+	const pause = 20 * time.Millisecond
+	select {
+	case <-time.After(pause):
+		return true
+	case <-deadline.Done():
+		return false
 	}
 }
 
