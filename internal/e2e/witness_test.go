@@ -21,7 +21,7 @@ type witness struct {
 	accepted int        // 202s
 	refused  int        // 503s
 	slowest  time.Duration
-	faults   []string
+	unseemly string // the first answer that no client may see
 }
 
 func (w *witness) see(saw seen) {
@@ -38,8 +38,8 @@ func (w *witness) see(saw seen) {
 	case saw.err == nil && saw.status == http.StatusServiceUnavailable && saw.header.Get("Retry-After") != "" &&
 		json.Unmarshal(saw.body, &problem) == nil && problem.Code == "unavailable":
 		w.refused++
-	default:
-		w.faults = append(w.faults, fmt.Sprintf("%s: %d %s %v", saw.method, saw.status, saw.body, saw.err))
+	case w.unseemly == "":
+		w.unseemly = fmt.Sprintf("%s: %d %s %v", saw.method, saw.status, saw.body, saw.err)
 	}
 }
 
@@ -53,7 +53,7 @@ func (w *witness) count() (accepted, refused int) {
 func (w *witness) awaitAccepted(t testing.TB, n int) {
 	t.Helper()
 	from, _ := w.count()
-	testenv.Eventually(t, fmt.Sprintf("%d accepted jobs", n), func() bool {
+	w.await(t, fmt.Sprintf("%d accepted jobs", n), func() bool {
 		now, _ := w.count()
 		return now >= from+n
 	})
@@ -62,10 +62,25 @@ func (w *witness) awaitAccepted(t testing.TB, n int) {
 func (w *witness) awaitRefused(t testing.TB, n int) {
 	t.Helper()
 	_, from := w.count()
-	testenv.Eventually(t, fmt.Sprintf("%d refusals", n), func() bool {
+	w.await(t, fmt.Sprintf("%d refusals", n), func() bool {
 		_, now := w.count()
 		return now >= from+n
 	})
+}
+
+// await gives up at the first answer that no client may see.
+func (w *witness) await(t testing.TB, what string, holds func() bool) {
+	t.Helper()
+	testenv.Eventually(t, what, func() bool { return w.fault() != "" || holds() })
+	if fault := w.fault(); fault != "" {
+		t.Fatalf("no client may see %s", fault)
+	}
+}
+
+func (w *witness) fault() string {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.unseemly
 }
 
 // check fails the test for what it saw, and for an answer that took longer than
@@ -74,8 +89,8 @@ func (w *witness) check(t testing.TB, bound time.Duration) {
 	t.Helper()
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if n := len(w.faults); n > 0 {
-		t.Errorf("%d answers that no client may see; the first: %s", n, w.faults[0])
+	if w.unseemly != "" {
+		t.Errorf("no client may see %s", w.unseemly)
 	}
 	if w.slowest > bound {
 		t.Errorf("an answer took %v, want %v at most", w.slowest, bound)
