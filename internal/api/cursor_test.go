@@ -3,6 +3,8 @@ package api
 import (
 	"bytes"
 	"encoding/base64"
+	"errors"
+	"math"
 	"net/http"
 	"net/url"
 	"strings"
@@ -99,28 +101,42 @@ func TestCursors_Keys(t *testing.T) {
 	}
 }
 
-// A cursor that is not ours is never taken, nor ours for another list.
+// A cursor of ours says in its list where it ended and nothing elsewhere; any
+// other text is none. An accident that hits the seal is one in 2^128.
 func FuzzCursor(f *testing.F) {
 	ours, others := newCursors([][]byte{firstKey.Secret}), newCursors([][]byte{secondKey.Secret})
-	const list = "transactions of 1"
-	for _, cursors := range []cursors{ours, others} {
-		for _, place := range []int64{0, 1, 1 << 40, -1} {
-			for _, of := range []string{list, "transactions of 2", ""} {
-				text := cursors.encode(of, place)
-				f.Add(text)
-				f.Add(text[:len(text)-1] + "A")
-				f.Add("B" + text[1:])
-			}
+	const mine, another = "transactions of 1", "transactions of 2"
+	for _, place := range []int64{0, 1, 1 << 40, -1, math.MaxInt64, math.MinInt64} {
+		text := ours.encode(mine, place)
+		for _, seed := range []string{text, text[:len(text)-1] + "A", "B" + text[1:], others.encode(mine, place), text[:5] + "\n" + text[5:], text + "=", ""} {
+			f.Add(mine, another, place, seed)
 		}
 	}
-	f.Add("")
-	f.Add(base64.RawURLEncoding.EncodeToString(make([]byte, placeBytes+sealBytes)))
-	f.Fuzz(func(t *testing.T, text string) {
-		place, err := ours.decode(list, text)
-		if err == nil && text != ours.encode(list, place) {
-			t.Errorf("took %q as %d", text, place)
+	f.Add("", "\x00", int64(7), base64.RawURLEncoding.EncodeToString(make([]byte, placeBytes+sealBytes)))
+	f.Fuzz(func(t *testing.T, list, other string, place int64, text string) {
+		cursor := ours.encode(list, place)
+		if got, err := ours.decode(list, cursor); err != nil || got != place {
+			t.Errorf("%q of %q: %d, %v; want %d", cursor, list, got, err, place)
+		}
+		if got, err := ours.decode(other, cursor); other != list && !isInvalidCursor(err) {
+			t.Errorf("%q of %q was taken in %q as %d, %v", cursor, list, other, got, err)
+		}
+		if got, err := others.decode(list, cursor); !isInvalidCursor(err) {
+			t.Errorf("another's key took %q as %d, %v", cursor, got, err)
+		}
+		got, err := ours.decode(list, text)
+		switch {
+		case err == nil && text != ours.encode(list, got):
+			t.Errorf("took %q as %d", text, got)
+		case err != nil && (!isInvalidCursor(err) || got != 0):
+			t.Errorf("refused %q with %d, %v", text, got, err)
 		}
 	})
+}
+
+func isInvalidCursor(err error) bool {
+	var p *problem
+	return errors.As(err, &p) && p.Status == http.StatusBadRequest && p.Code == "invalid_cursor"
 }
 
 func BenchmarkCursorEncode(b *testing.B) {

@@ -1,6 +1,7 @@
 package api
 
 import (
+	"bytes"
 	"encoding/json"
 	"fmt"
 	"net/http"
@@ -162,28 +163,37 @@ func TestBodyTooLarge(t *testing.T) {
 		"10001\r\n"+body(0x10001)+"\r\n0\r\n\r\n").problem(http.StatusRequestEntityTooLarge, "body_too_large")
 }
 
-// What parseBody takes is JSON with each name once, and it loses nothing.
+// parseBody takes what encoding/json and a few rules more take, each name once,
+// and nothing else; it loses nothing, and names each field that nobody reads.
 func FuzzParseBody(f *testing.F) {
 	for _, seed := range []string{
 		`{}`, `{"amount":1,"description":"x"}`, `{"a":{"b":[1,{"c":null}]}}`, `{"a":1,"a":2}`, `{"a":{"b":1,"b":2}}`,
 		`{"a":1,"\u0061":2}`, `{"a":1} `, `{"a":1}x`, `[]`, `"a"`, `null`, ``, "{\"\xff\":1}", `{"":1,"~/":2}`, "\ufeff{}", `{"a":1e999}`,
+		`{"a":"\ud83d\ude00"}`, `{"a":"\ud83d"}`, `{"a":"\\ud83d"}`, `[{"a":1,"a":2}]`,
 	} {
 		f.Add([]byte(seed))
 	}
 	f.Fuzz(func(t *testing.T, data []byte) {
+		const deepest = 9000 // near ten thousand the two may differ by one
+		if bytes.Count(data, []byte("["))+bytes.Count(data, []byte("{")) > deepest {
+			return
+		}
 		b, err := parseBody(data)
+		if want := strictJSON(data); (err == nil) != want {
+			t.Fatalf("%q: %v, and it is well-formed: %t", data, err, want)
+		}
 		if err != nil {
 			return
 		}
-		if !json.Valid(data) || !utf8.Valid(data) {
-			t.Fatalf("took %q", data)
-		}
 		var want map[string]json.RawMessage
-		if err := json.Unmarshal(data, &want); err != nil {
-			if len(b.faults) == 0 {
-				t.Fatalf("took %q, which is no object", data)
+		if bytes.TrimLeft(data, " \t\r\n")[0] != '{' {
+			if len(b.faults) != 1 || len(b.fields) != 0 {
+				t.Fatalf("%q is no object: faults %v, fields %v", data, b.faults, b.fields)
 			}
 			return
+		}
+		if err := json.Unmarshal(data, &want); err != nil {
+			t.Fatal(err)
 		}
 		for name, value := range want {
 			if string(b.fields[name]) != string(value) {
@@ -193,7 +203,58 @@ func FuzzParseBody(f *testing.F) {
 		if len(b.fields) != len(want) {
 			t.Errorf("%q: %d fields, want %d", data, len(b.fields), len(want))
 		}
+		if unread := b.err(); (unread != nil) != (len(want) > 0) || len(b.faults) != len(want) {
+			t.Errorf("%q: %v, %d faults, want one for each of %d fields", data, unread, len(b.faults), len(want))
+		}
+		unescaped := strings.NewReplacer("~1", "/", "~0", "~") // one pass, as RFC 6901, section 4, asks
+		for _, fault := range b.faults {
+			if _, ok := want[unescaped.Replace(strings.TrimPrefix(*fault.Pointer, "/"))]; !ok {
+				t.Errorf("%q: pointer %q names no field", data, *fault.Pointer)
+			}
+		}
 	})
+}
+
+// strictJSON tells whether data is one JSON value as we want it, by the
+// standard library, which is laxer in three points.
+func strictJSON(data []byte) bool {
+	if !json.Valid(data) || !utf8.Valid(data) || loneSurrogate.Match(pairs.ReplaceAll(data, []byte(" "))) {
+		return false
+	}
+	decoder := json.NewDecoder(bytes.NewReader(data))
+	decoder.UseNumber()
+	return namesOnce(decoder)
+}
+
+var (
+	// pairs are what is no lone surrogate: escaped backslashes, so that what
+	// follows one is not read as an escape, and surrogates in pairs.
+	pairs         = regexp.MustCompile(`\\\\|(?i:\\u[dD][89ab][0-9a-f]{2}\\u[dD][c-f][0-9a-f]{2})`)
+	loneSurrogate = regexp.MustCompile(`(?i)\\u[d][89a-f][0-9a-f]{2}`)
+)
+
+// namesOnce reads a valid value and tells whether every name in it, at any
+// depth, stands once in its object.
+func namesOnce(decoder *json.Decoder) bool {
+	token, err := decoder.Token()
+	if err != nil {
+		return false
+	}
+	once, names := true, map[string]bool{}
+	for delim := token; delim == json.Delim('{') || delim == json.Delim('['); {
+		if !decoder.More() {
+			_, err := decoder.Token() // the closing one
+			return once && err == nil
+		}
+		if delim == json.Delim('{') {
+			name, err := decoder.Token()
+			text, _ := name.(string)
+			once = once && err == nil && !names[text]
+			names[text] = true
+		}
+		once = namesOnce(decoder) && once
+	}
+	return once
 }
 
 // An amount is a JSON integer written as one, from 1 to the largest, and

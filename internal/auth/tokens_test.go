@@ -1,8 +1,10 @@
 package auth
 
 import (
+	"bytes"
 	"encoding/base64"
 	"encoding/json"
+	"fmt"
 	"maps"
 	"strings"
 	"testing"
@@ -207,8 +209,8 @@ func FuzzVerify(f *testing.F) {
 	})
 }
 
-// FuzzVerifySigned: whatever a key has signed, what is good names a user and a
-// session.
+// FuzzVerifySigned: of what our key has signed, only a token of ours is good,
+// held against a reading of it by plain maps.
 func FuzzVerifySigned(f *testing.F) {
 	s := newTestSigner(f)
 	header, _ := json.Marshal(testHeader()) // maps of what JSON has: no error
@@ -217,7 +219,15 @@ func FuzzVerifySigned(f *testing.F) {
 	f.Add(header, []byte(`null`))
 	f.Add(header, []byte(`{"exp":1e308,"nbf":-1e308,"aud":[null],"sub":{}}`))
 	f.Add([]byte(`{"alg":"HS256","typ":"at+jwt","kid":{}}`), claims)
+	f.Add([]byte(`{"alg":"HS256","typ":"at+jwt","kid":"k2"}`), claims)
+	f.Add([]byte(`{"alg":"HS256","typ":"at+jwt","kid":"k1","crit":[]}`), claims)
+	f.Add([]byte(`{"alg":"none","typ":"at+jwt","kid":"k1"}`), claims)
 	f.Add([]byte(`null`), claims)
+	now := newClock().Now().Unix()
+	for _, change := range []object{{"exp": now}, {"nbf": now + 1}, {"iss": "x"}, {"aud": nil}, {"sub": uuid.Nil}, {"sid": 7}, {"jti": ""}, {"iat": 0}} {
+		changed, _ := json.Marshal(changed(testClaims(), change))
+		f.Add(header, changed)
+	}
 	f.Fuzz(func(t *testing.T, header, claims []byte) {
 		text := base64.RawURLEncoding.EncodeToString(header) + "." + base64.RawURLEncoding.EncodeToString(claims)
 		signature, err := signingMethod.Sign(text, testSecret(1))
@@ -225,13 +235,58 @@ func FuzzVerifySigned(f *testing.F) {
 			t.Fatal(err)
 		}
 		identity, err := s.verifyAt(text+"."+base64.RawURLEncoding.EncodeToString(signature), newClock().Now())
-		if err == nil && (identity.UserID == uuid.Nil || identity.SessionID == uuid.Nil) {
-			t.Errorf("accepted %q as %v", claims, identity)
-		}
-		if err != nil && identity != (Identity{}) {
+		switch {
+		case err != nil && identity != Identity{}:
 			t.Errorf("refused %q, yet it is %v", claims, identity)
+		case err == nil && (identity.UserID == uuid.Nil || identity.SessionID == uuid.Nil):
+			t.Errorf("accepted %q as %v", claims, identity)
+		case err == nil:
+			if wrong := whatIsWrong(header, claims, identity, now); wrong != "" {
+				t.Errorf("accepted %q %q, though %s", header, claims, wrong)
+			}
 		}
 	})
+}
+
+// whatIsWrong tells why a token signed with k1 must not pass at the time now.
+// Names that encoding/json reads in any case are beyond it.
+func whatIsWrong(header, claims []byte, identity Identity, now int64) string {
+	var h, c object
+	if json.Unmarshal(header, &h) != nil || !maps.Equal(h, testHeader()) {
+		return "its header is another"
+	}
+	decoder := json.NewDecoder(bytes.NewReader(claims))
+	decoder.UseNumber()
+	if decoder.Decode(&c) != nil {
+		return "its claims are no object"
+	}
+	for name := range c {
+		if strings.ContainsFunc(name, func(r rune) bool { return r >= 'A' && r <= 'Z' || r > '~' }) {
+			return ""
+		}
+	}
+	for name, want := range map[string]uuid.UUID{"sub": identity.UserID, "sid": identity.SessionID} {
+		text, _ := c[name].(string)
+		if got, err := uuid.Parse(text); err != nil || got != want {
+			return fmt.Sprintf("%s is %q, read as %s", name, text, want)
+		}
+	}
+	times := map[string]int64{}
+	for _, name := range []string{"iat", "nbf", "exp"} {
+		number, _ := c[name].(json.Number)
+		times[name], _ = number.Int64() // 0 is never good
+	}
+	switch {
+	case c["iss"] != "passbook" || c["aud"] != "passbook":
+		return "it is another's or for another"
+	case c["jti"] == nil || c["jti"] == "":
+		return "it has no jti"
+	case times["iat"] == 0 || times["nbf"] == 0 || times["exp"] == 0:
+		return "a time is missing"
+	case times["exp"] <= now || times["nbf"] > now:
+		return "its time has passed, or not come"
+	}
+	return ""
 }
 
 func BenchmarkVerify(b *testing.B) {

@@ -2,6 +2,7 @@ package queue
 
 import (
 	"errors"
+	"regexp"
 	"strings"
 	"testing"
 
@@ -51,17 +52,29 @@ func TestTicketNames(t *testing.T) {
 	}
 }
 
+// A ticket's payload is a UUID in its one form, read digit for digit; anything
+// else is a bad ticket. Whatever a ticket is called, another follows it.
 func FuzzParse(f *testing.F) {
-	for _, seed := range []string{"", "x", uuid.NewString(), strings.ToUpper(uuid.NewString()), "{" + uuid.NewString() + "}", "urn:uuid:" + uuid.NewString()} {
+	const id = "01900000-0000-7000-8000-000000000001"
+	for _, seed := range []string{
+		"", "x", id, strings.ToUpper(id), "{" + id + "}", "urn:uuid:" + id, strings.ReplaceAll(id, "-", ""), id[:35], id + "0",
+		strings.Replace(id, "-", "0", 1), strings.Replace(id, "1", "g", 1), id + ".1", id + ".9223372036854775808", "{" + id[:34] + "}",
+	} {
 		f.Add([]byte(seed))
 	}
+	form := regexp.MustCompile(`^[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}$`)
 	f.Fuzz(func(t *testing.T, payload []byte) {
-		id, err := parse(payload)
+		got, err := parse(payload)
 		switch {
-		case err != nil && !errors.Is(err, ErrBadTicket):
-			t.Errorf("%q: %v, want ErrBadTicket", payload, err)
-		case err == nil && !strings.EqualFold(id.String(), string(payload)):
-			t.Errorf("%q was read as %s", payload, id)
+		case form.Match(payload) != (err == nil):
+			t.Errorf("%q: %v", payload, err)
+		case err != nil && (!errors.Is(err, ErrBadTicket) || got != uuid.Nil):
+			t.Errorf("%q: %s, %v; want ErrBadTicket", payload, got, err)
+		case err == nil && got.String() != strings.ToLower(string(payload)):
+			t.Errorf("%q was read as %s", payload, got)
+		}
+		if next := nextID(string(payload)); next == string(payload) || next == nextID(next) {
+			t.Errorf("after %q comes %q, and then %q", payload, next, nextID(next))
 		}
 	})
 }
