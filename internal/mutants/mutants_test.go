@@ -13,10 +13,12 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"regexp"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -38,20 +40,23 @@ func TestMutants(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	sound := map[string]verdict{} // what each checker says without a mutation
+	ctx, stop := signal.NotifyContext(t.Context(), os.Interrupt, syscall.SIGTERM) // to clean up all the same
+	defer stop()
+	plain := goTree{folder: folder, temp: t.TempDir()}
+	unmutated := map[string]outcome{} // by checker
 	for _, m := range mutations {
 		t.Run(m.name, func(t *testing.T) {
-			mutant := m.plant(t, folder)
+			mutant := m.plant(ctx, t, folder)
 			for _, c := range m.checkers {
-				if _, known := sound[c]; !known {
-					sound[c] = goTree{folder: folder, temp: t.TempDir()}.check(t.Context(), c).verdict
+				if _, known := unmutated[c]; !known {
+					unmutated[c] = plain.check(ctx, c)
 				}
-				if sound[c] != passed {
-					m.report(t, c, outcome{verdict: sound[c], said: "without the mutation"})
+				if o := unmutated[c]; o.verdict != passed {
+					m.report(t, c, outcome{verdict: unsound, said: fmt.Sprintf("%s without the mutation: %s", o.verdict, o.said), took: o.took})
 					continue
 				}
 				for range *rounds {
-					if o := mutant.check(t.Context(), c); !m.report(t, c, o) {
+					if o := mutant.check(ctx, c); !m.report(t, c, o) {
 						break
 					}
 				}
@@ -65,7 +70,8 @@ func (m mutation) report(t *testing.T, checker string, o outcome) bool {
 	t.Helper()
 	fmt.Printf("%-10s %5.1fs  %-50s %-36s %s\n", o.verdict, o.took.Seconds(), m.name, m.promise, shortened(checker))
 	if o.verdict == noticed {
-		fmt.Printf("%18s %s\n", "", o.said)
+		const width = 120
+		fmt.Printf("%18s %.*s\n", "", width, o.said)
 		return true
 	}
 	t.Errorf("%s: %s: %s\n%s", m.name, checker, o.verdict, o.said)
@@ -87,6 +93,7 @@ const (
 	unbuilt  verdict = "UNBUILT"   // it does not compile, or what it tests does not start
 	tooLate  verdict = "TOO LATE"  // noticeBound passed first
 	unstable verdict = "NO ANSWER" // it failed, and no test of it did
+	unsound  verdict = "UNSOUND"   // it does not pass without a mutation
 )
 
 // outcome is what one run of a checker came to.
@@ -105,7 +112,7 @@ type goTree struct {
 
 // plant writes the mutant beside the repository and has it built: one that does
 // not compile would fail every test.
-func (m mutation) plant(t *testing.T, folder string) goTree {
+func (m mutation) plant(ctx context.Context, t *testing.T, folder string) goTree {
 	t.Helper()
 	texts, err := m.mutate()
 	if err != nil {
@@ -127,11 +134,8 @@ func (m mutation) plant(t *testing.T, folder string) goTree {
 	if err := os.WriteFile(mutant.overlay, overlay, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	args := []string{"build"}
-	if strings.Contains(strings.Join(m.checkers, " "), "/e2e") {
-		args = append(args, "-race") // as its programs are: not in its checker's time
-	}
-	if out, err := mutant.run(t.Context(), append(args, "./cmd/...", "./internal/...")...).CombinedOutput(); err != nil {
+	// As the tests of the whole system build it, within their own time.
+	if out, err := mutant.run(ctx, "build", "-race", "./cmd/...").CombinedOutput(); err != nil {
 		t.Fatalf("the mutant does not build: %v\n%s", err, out)
 	}
 	return mutant
@@ -157,7 +161,7 @@ func (g goTree) run(ctx context.Context, args ...string) *exec.Cmd {
 func (g goTree) check(ctx context.Context, checker string) outcome {
 	ctx, cancel := context.WithTimeout(ctx, checkBound)
 	defer cancel()
-	args := []string{"test", "-json", "-vet=off", "-count=1", fmt.Sprintf("-timeout=%v", noticeBound)}
+	args := []string{"test", "-json", "-race", "-vet=off", "-count=1", fmt.Sprintf("-timeout=%v", noticeBound)}
 	cmd := g.run(ctx, append(args, strings.Fields(checker)...)...)
 	var stderr bytes.Buffer
 	cmd.Stderr = &stderr
