@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"slices"
 	"time"
 
 	"github.com/google/uuid"
@@ -139,17 +138,44 @@ func enqueue(ctx context.Context, client *asynq.Client, queue, id string, jobID 
 	return nil
 }
 
-// Waiting tells whether the ticket is in Redis and going to ring: in line, or in
-// line for another try. One in a worker's hands is not: the worker may be dead.
-func (c *Client) Waiting(ticket Ticket) (bool, error) {
+// Place is where a ticket is in Redis.
+type Place struct {
+	Position
+	// Due is when one that is PutOff comes back in line, to the second and by
+	// the clock of the worker that wrote it: that can be an hour from the truth,
+	// so it only tells one try from the next.
+	Due time.Time
+}
+
+// Position is what can be said of a ticket.
+type Position int
+
+// The positions.
+const (
+	Gone Position = iota
+	InLine
+	InHand // of a worker, which may be dead
+	PutOff // until its next try
+)
+
+// Find looks for a ticket.
+func (c *Client) Find(ticket Ticket) (Place, error) {
 	inspector := asynq.NewInspectorFromRedisClient(c.redis)
 	info, err := inspector.GetTaskInfo(Name(Partition(ticket.AccountID, c.partitions)), ticket.id())
 	switch {
 	case errors.Is(err, asynq.ErrQueueNotFound), errors.Is(err, asynq.ErrTaskNotFound):
-		return false, nil
+		return Place{}, nil
 	case err != nil:
-		return false, fmt.Errorf("look for ticket of job %s: %w", ticket.JobID, err)
+		return Place{}, fmt.Errorf("look for ticket of job %s: %w", ticket.JobID, err)
 	}
-	waiting := []asynq.TaskState{asynq.TaskStatePending, asynq.TaskStateRetry, asynq.TaskStateScheduled}
-	return slices.Contains(waiting, info.State), nil
+	switch info.State {
+	case asynq.TaskStatePending:
+		return Place{Position: InLine}, nil
+	case asynq.TaskStateActive:
+		return Place{Position: InHand}, nil
+	case asynq.TaskStateRetry, asynq.TaskStateScheduled:
+		return Place{Position: PutOff, Due: info.NextProcessAt}, nil
+	default: // archived: it will not ring
+		return Place{}, nil
+	}
 }

@@ -21,7 +21,9 @@ const (
 	forwardEvery = time.Second
 	// firstPause doubles with each try of a ticket, up to longestPause.
 	firstPause   = 250 * time.Millisecond
-	longestPause = 4 * time.Second
+	longestPause = 2 * time.Second
+	// LongestPutOff is how long a ticket that is to be tried again is out of line.
+	LongestPutOff = longestPause + forwardEvery
 )
 
 // Handler works a ticket off. more asks for another turn, behind the tickets

@@ -215,41 +215,41 @@ func TestBadTicketsAreArchived(t *testing.T) {
 	}
 }
 
-func TestWaiting(t *testing.T) {
+func TestFind(t *testing.T) {
 	t.Parallel()
 	client := connect(t, testenv.Redis(t))
 	tickets := writer(client)
 	ticket := Ticket{AccountID: 1, JobID: uuid.New()}
-	want := func(when string, want bool) {
+	want := func(when string, want Position) {
 		t.Helper()
-		if got, err := tickets.Waiting(ticket); err != nil || got != want {
-			t.Errorf("%s: waiting %t, %v; want %t", when, got, err, want)
+		if got, err := tickets.Find(ticket); err != nil || got != (Place{Position: want}) {
+			t.Errorf("%s: %v, %v; want %v", when, got, err, want)
 		}
 	}
-	want("before anything was written", false)
+	want("before anything was written", Gone)
 	for range 2 {
 		if err := tickets.Enqueue(t.Context(), ticket); err != nil {
 			t.Fatalf("a ticket that is there is a success: %v", err)
 		}
 	}
-	want("in line", true)
+	want("in line", InLine)
 	hold, held := make(chan error), make(chan struct{}, 1)
 	serve(t, client, func(context.Context, uuid.UUID) (bool, error) {
 		held <- struct{}{}
 		return false, <-hold
 	}, asIs)
 	receive(t, held)
-	want("in a worker's hands", false)
+	want("in a worker's hands", InHand)
 	hold <- errors.New("again")
 	testenv.Eventually(t, "the ticket to wait for its next try", func() bool {
-		waiting, err := tickets.Waiting(ticket)
-		return err == nil && waiting
+		place, err := tickets.Find(ticket)
+		return err == nil && place.Position == PutOff && time.Until(place.Due).Abs() < LongestPutOff
 	})
 	receive(t, held)
 	hold <- nil
 	testenv.Eventually(t, "the ticket to be gone", func() bool {
-		waiting, err := tickets.Waiting(ticket)
-		return err == nil && !waiting
+		place, err := tickets.Find(ticket)
+		return err == nil && place.Position == Gone
 	})
 }
 
@@ -291,7 +291,7 @@ func TestRingWhileRedisIsDown(t *testing.T) {
 	ticket := Ticket{AccountID: 1, JobID: uuid.New()}
 	tickets.Ring(1, ticket.JobID)
 	testenv.Eventually(t, "the ring to arrive", func() bool {
-		waiting, err := tickets.Waiting(ticket)
-		return err == nil && waiting
+		place, err := tickets.Find(ticket)
+		return err == nil && place.Position == InLine
 	})
 }

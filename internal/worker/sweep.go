@@ -15,9 +15,20 @@ import (
 )
 
 const (
-	// sweepEvery is the time between two sweeps. An account that stands still
-	// from one to the next is looked after, so nothing waits for more than two.
-	sweepEvery = 2 * time.Second
+	// sweepEvery is the pause between two sweeps. An account that stands still
+	// from one to the next is looked after, so nothing waits for more than two,
+	// and a bell: that is most of how long a recovery takes. A sweep that finds
+	// nothing is one probe of an index, some 100 µs of Postgres's, so even a
+	// dozen workers cost it less than 1 % of a core.
+	sweepEvery = 500 * time.Millisecond
+	// sweepShare makes a sweep that takes its time, because there is a long
+	// backlog, take no more than a fifth of it: the pause is so many times as
+	// long, up to longestSweepPause.
+	sweepShare        = 4
+	longestSweepPause = 4 * time.Second
+	// stepTimeout bounds the reading of a page of accounts and the looking after
+	// one: a connection that swallows everything must not end the sweeps.
+	stepTimeout = 5 * time.Second
 	// sweepPage is how many accounts one query reads.
 	sweepPage = 1000
 	// maxSwept bounds the accounts that one sweep looks at, and so its memory.
@@ -25,9 +36,19 @@ const (
 	maxSwept = 100_000
 	// sweepers is how many accounts a sweep looks after at once.
 	sweepers = 16
-	// longStill is after how many sweeps a ticket that waits in line is no
-	// longer believed; a power of two.
-	longStill = 16
+)
+
+// After how many sweeps a ticket is no longer believed to bring its account on.
+const (
+	// longInHand passes over a worker that waits for the account's lock, and is
+	// soon enough for one that is dead.
+	longInHand = 3
+	// longPutOff passes over the pause between two tries. It counts sweeps and
+	// does not read the time of the next try, which a worker with a wrong clock
+	// wrote an hour too late.
+	longPutOff = int(queue.LongestPutOff/sweepEvery) + 2
+	// longInLine is for a line that Redis has lost; a power of two.
+	longInLine = 32
 )
 
 // suspect is an account with queued jobs: the oldest of them, the ticket that
@@ -36,14 +57,17 @@ type suspect struct {
 	head   uuid.UUID
 	ticket queue.Ticket
 	still  int
+	place  queue.Place // of the ticket
+	same   int         // for how many sweeps it has been there
 }
 
 // sweep rings for the accounts that nothing is going to ring for: those whose
 // oldest queued job is the same as a sweep ago, while the ticket that should
-// have brought it on is gone, or in the hands of a worker that got nowhere with
-// it in all that time. One ticket an account is enough, for its newest job: it
-// applies all before it. An account that moves is left alone, and so is one
-// whose ticket waits in line; so a long backlog adds next to no tickets.
+// have brought it on is gone, or has been where it is for too long. One ticket
+// an account is enough, for its newest job: it applies all before it. An account
+// that moves is left alone, and so is one whose ticket waits in line or for
+// another try; so a long backlog adds next to no tickets, and a refused job has
+// its pause.
 func (w *Worker) sweep(ctx context.Context) {
 	heads, err := w.heads(ctx)
 	if err != nil {
@@ -54,16 +78,18 @@ func (w *Worker) sweep(ctx context.Context) {
 	}
 	w.cfg.Metrics.backlog(heads)
 	suspects := make([]suspect, len(heads))
-	var group errgroup.Group
+	group, looking := errgroup.WithContext(ctx) // one failure is Redis's or Postgres's: the rest would fare no better
 	group.SetLimit(sweepers)
 	for i, head := range heads {
 		known := w.suspects[head.AccountID]
-		if known.head != head.JobID {
+		if suspects[i] = known; known.head != head.JobID {
 			suspects[i] = suspect{head: head.JobID, ticket: queue.Ticket{AccountID: head.AccountID, JobID: head.JobID}}
 			continue
 		}
 		group.Go(func() (err error) {
-			suspects[i], err = w.lookAfter(ctx, known)
+			if looking.Err() == nil {
+				suspects[i], err = w.lookAfter(ctx, known)
+			}
 			return err
 		})
 	}
@@ -93,7 +119,7 @@ func (w *Worker) remember(heads []job.Head, suspects []suspect) {
 
 func (w *Worker) heads(ctx context.Context) (heads []job.Head, err error) {
 	for after := int64(0); len(heads) < maxSwept; after = heads[len(heads)-1].AccountID {
-		page, err := w.cfg.Backlog.Heads(ctx, after, sweepPage)
+		page, err := w.page(ctx, after)
 		if err != nil {
 			return nil, err
 		}
@@ -105,14 +131,23 @@ func (w *Worker) heads(ctx context.Context) (heads []job.Head, err error) {
 	return heads, nil
 }
 
+func (w *Worker) page(ctx context.Context, after int64) ([]job.Head, error) {
+	ctx, cancel := context.WithTimeout(ctx, stepTimeout)
+	defer cancel()
+	return w.cfg.Backlog.Heads(ctx, after, sweepPage)
+}
+
 // lookAfter writes the next ticket of an account that stands still, unless its
-// last one waits in line. After longStill sweeps, and ever more rarely, it does
-// so even then: Redis may have lost the line and kept the ticket.
+// last one is going to ring.
 func (w *Worker) lookAfter(ctx context.Context, known suspect) (suspect, error) {
-	known.still++
-	waiting, err := w.cfg.Tickets.Waiting(known.ticket)
-	if err != nil || waiting && !isLongStill(known.still) {
+	ctx, cancel := context.WithTimeout(ctx, stepTimeout)
+	defer cancel()
+	place, err := w.cfg.Tickets.Find(known.ticket)
+	if err != nil {
 		return known, err
+	}
+	if known.stand(place) {
+		return known, nil
 	}
 	last, err := w.cfg.Backlog.Last(ctx, known.ticket.AccountID)
 	switch {
@@ -121,7 +156,7 @@ func (w *Worker) lookAfter(ctx context.Context, known suspect) (suspect, error) 
 	case err != nil:
 		return known, fmt.Errorf("look after account: %w", err)
 	}
-	next := known
+	next := suspect{head: known.head, ticket: known.ticket, still: known.still}
 	next.ticket.JobID = last
 	next.ticket.Again++
 	if err := w.cfg.Tickets.Enqueue(ctx, next.ticket); err != nil {
@@ -130,7 +165,28 @@ func (w *Worker) lookAfter(ctx context.Context, known suspect) (suspect, error) 
 	return next, nil
 }
 
-// isLongStill is true at longStill sweeps, and at each doubling.
-func isLongStill(still int) bool {
-	return still >= longStill && bits.OnesCount(uint(still)) == 1
+// stand counts one more sweep in which the account stood still, and tells
+// whether its ticket, in that place, is still believed to ring.
+func (s *suspect) stand(place queue.Place) (believed bool) {
+	s.still++
+	s.same++
+	if place != s.place {
+		s.place, s.same = place, 1
+	}
+	switch place.Position {
+	case queue.InLine:
+		return !isLongInLine(s.still)
+	case queue.InHand:
+		return s.same < longInHand
+	case queue.PutOff:
+		return s.same < longPutOff
+	default:
+		return false
+	}
+}
+
+// isLongInLine is true at longInLine sweeps, and at each doubling: should the
+// line be only long, then ever fewer tickets join it.
+func isLongInLine(still int) bool {
+	return still >= longInLine && bits.OnesCount(uint(still)) == 1
 }

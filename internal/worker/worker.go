@@ -29,7 +29,7 @@ type Backlog interface {
 // Tickets writes tickets and looks for them.
 type Tickets interface {
 	Enqueue(ctx context.Context, ticket queue.Ticket) error
-	Waiting(ticket queue.Ticket) (bool, error)
+	Find(ticket queue.Ticket) (queue.Place, error)
 }
 
 // Config is what a worker works with.
@@ -55,12 +55,12 @@ func New(cfg Config, stopping <-chan struct{}) *Worker {
 
 // Run sweeps until ctx ends.
 func (w *Worker) Run(ctx context.Context) error {
-	tick := time.NewTicker(sweepEvery)
-	defer tick.Stop()
 	for {
+		started := time.Now()
 		w.sweep(ctx)
+		pause := max(sweepEvery, min(sweepShare*time.Since(started), longestSweepPause))
 		select {
-		case <-tick.C:
+		case <-time.After(pause):
 		case <-ctx.Done():
 			return nil
 		}

@@ -287,12 +287,68 @@ func TestSweepPassesALostLine(t *testing.T) {
 		t.Fatal(err)
 	}
 	w := s.sweeper()
-	const enough = 20
+	const enough = 40
 	for range enough {
 		w.Sweep(t.Context())
 	}
 	if n := s.pendingTickets(); n != 1 {
 		t.Errorf("%d tickets in line after %d sweeps, want one", n, enough)
+	}
+}
+
+// Workers whose clocks are an hour apart write each other tickets that are due in
+// an hour, or were an hour ago and nobody's forwarder has come by. The sweep asks
+// no clock: such a ticket has its pause, and no more.
+func TestSweepPassesAPutOffTicket(t *testing.T) {
+	t.Parallel()
+	const often = 2 * worker.LongPutOff
+	tests := []struct {
+		name  string
+		due   func(sweep int) time.Duration // of the next try, from now, by the ticket's word
+		after int                           // sweeps that add no ticket
+	}{
+		{"DueInAnHour", func(int) time.Duration { return time.Hour }, worker.LongPutOff},
+		{"DueAnHourAgo", func(int) time.Duration { return -time.Hour }, worker.LongPutOff},
+		{"TriedAgain", func(sweep int) time.Duration { return time.Duration(sweep/4) * time.Second }, often},
+		{"TriedAgainByAClockAhead", func(sweep int) time.Duration { return time.Hour + time.Duration(sweep/4)*time.Second }, often},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
+			s := newSystem(t, testenv.Pool(t), testenv.Redis(t))
+			account := ledgertest.Account(t, s.pool, s.user, 0)
+			id := ledgertest.Job(t, s.pool, account, ledger.Deposit, 1)
+			s.ring(account, id)
+			started, w := time.Now(), s.sweeper()
+			for sweep := range test.after {
+				s.putOff(account, id, started.Add(test.due(sweep)))
+				w.Sweep(t.Context())
+			}
+			if n := s.pendingTickets(); n != 0 {
+				t.Errorf("%d tickets in line after %d sweeps, want none", n, test.after)
+			}
+			for range worker.LongPutOff + 1 {
+				w.Sweep(t.Context())
+			}
+			if n := s.pendingTickets(); n != 1 {
+				t.Errorf("%d tickets in line after %d more sweeps, want one", n, worker.LongPutOff+1)
+			}
+		})
+	}
+}
+
+// putOff makes the account's first ticket wait for another try, as Asynq does.
+func (s *system) putOff(account ledger.Account, id uuid.UUID, due time.Time) {
+	s.t.Helper()
+	key := "asynq:{" + queue.Name(queue.Partition(account.ID, partitions)) + "}:"
+	_, err := s.redis.Pipelined(s.t.Context(), func(p redis.Pipeliner) error {
+		p.LRem(s.t.Context(), key+"pending", 0, id.String())
+		p.HSet(s.t.Context(), key+"t:"+id.String(), "state", "retry")
+		p.ZAdd(s.t.Context(), key+"retry", redis.Z{Score: float64(due.Unix()), Member: id.String()})
+		return nil
+	})
+	if err != nil {
+		s.t.Fatal(err)
 	}
 }
 
