@@ -143,8 +143,15 @@ func (a *Applier) Apply(ctx context.Context, ticket uuid.UUID, limit int) (appli
 const maxBatch = 32
 
 // applyBatch sends n transactions in one flush: a Sync ends each, so that each
-// commits or fails by itself, in order.
+// commits or fails by itself, in order. It waits for each answer for
+// postgres.RoundTripTimeout, not for all of them: n locks that are not granted
+// take Postgres longer. Then it leaves the connection, and what was sent may
+// still be applied, once.
 func (a *Applier) applyBatch(ctx context.Context, ticket uuid.UUID, n int) (applied []Applied, err error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	silence := time.AfterFunc(postgres.RoundTripTimeout, cancel)
+	defer silence.Stop()
 	err = a.pool.AcquireFunc(ctx, func(conn *pgxpool.Conn) error {
 		lock, err := conn.Conn().Prepare(ctx, "apply_lock", lockSQL) // asks the server once a connection
 		if err != nil {
@@ -164,7 +171,7 @@ func (a *Applier) applyBatch(ctx context.Context, ticket uuid.UUID, n int) (appl
 		}
 		err = pipeline.Flush()
 		if err == nil {
-			applied, err = readApplied(conn.Conn().TypeMap(), pipeline)
+			applied, err = readApplied(conn.Conn().TypeMap(), pipeline, func() { silence.Reset(postgres.RoundTripTimeout) })
 		}
 		return errors.Join(err, pipeline.Close())
 	})
@@ -181,12 +188,14 @@ var (
 	maxAmount      = binary.BigEndian.AppendUint64(nil, uint64(MaxAmount))
 )
 
-// readApplied reads what applyBatch asked for. A row counts only once its Sync
-// is answered: that is when Postgres says that the transaction is committed.
-func readApplied(types *pgtype.Map, pipeline *pgconn.Pipeline) (applied []Applied, err error) {
+// readApplied reads what applyBatch asked for, and tells heard of each answer. A
+// row counts only once its Sync is answered: that is when Postgres says that the
+// transaction is committed.
+func readApplied(types *pgtype.Map, pipeline *pgconn.Pipeline, heard func()) (applied []Applied, err error) {
 	var uncommitted []Applied
 	for {
 		results, resultErr := pipeline.GetResults()
+		heard()
 		switch r := results.(type) {
 		case *pgconn.ResultReader:
 			if len(r.FieldDescriptions()) == 0 { // the lock's
@@ -209,11 +218,16 @@ func readApplied(types *pgtype.Map, pipeline *pgconn.Pipeline) (applied []Applie
 	}
 }
 
+// tryTimeout bounds a tryHead, which takes several round trips.
+const tryTimeout = 2 * postgres.RoundTripTimeout
+
 // tryHead counts an attempt of the account's oldest queued job and applies it
 // once more, to learn whether it is that job that Postgres refuses. When it is,
 // the last of MaxAttempts ends it failed, and it is answered. The lock is held
 // throughout, so the attempt is counted for the job that was tried.
 func (a *Applier) tryHead(ctx context.Context, ticket uuid.UUID) (tried []Applied, err error) {
+	ctx, cancel := context.WithTimeout(ctx, tryTimeout)
+	defer cancel()
 	var refusal error
 	err = postgres.InTx(ctx, a.pool, func(tx pgx.Tx) error {
 		if _, err := tx.Exec(ctx, lockSQL, ticket); err != nil {
@@ -283,6 +297,8 @@ func queryApplied(ctx context.Context, tx pgx.Tx, sql string, args ...any) ([]Ap
 
 func (a *Applier) checkExists(ctx context.Context, id uuid.UUID) error {
 	const sql = `SELECT FROM jobs WHERE id = $1`
+	ctx, cancel := context.WithTimeout(ctx, postgres.RoundTripTimeout)
+	defer cancel()
 	err := a.pool.QueryRow(ctx, sql, id).Scan()
 	if errors.Is(err, pgx.ErrNoRows) {
 		return fmt.Errorf("apply job %s: %w", id, ErrJobNotFound)

@@ -24,6 +24,23 @@ const (
 	connectTimeout   = 2 * time.Second
 )
 
+// The same for serving connections, whose statements take milliseconds: what
+// takes this long is stuck, and so is everybody behind it.
+const (
+	servingStatementTimeout = 3 * time.Second
+	servingIdleTimeout      = 5 * time.Second
+)
+
+// RoundTripTimeout is how long a client waits for the next answer, before it
+// takes the connection for one that swallows everything and leaves it. It is
+// longer than Postgres's own time-outs on a serving connection, so that a
+// statement which is only slow is ended by Postgres, and its error is heard.
+const RoundTripTimeout = lockTimeout + servingStatementTimeout + 1500*time.Millisecond
+
+// pingTimeout is the same for a connection that was idle and is asked whether it
+// still works: an accept that meets a dead one still has time for another.
+const pingTimeout = time.Second
+
 // Config says which database to open and how wide.
 type Config struct {
 	URL         string
@@ -56,7 +73,10 @@ func Open(ctx context.Context, cfg Config) (*pgxpool.Pool, error) {
 	params["idle_in_transaction_session_timeout"] = milliseconds(idleTimeout)
 	if cfg.Serving {
 		params["enable_seqscan"] = "off"
+		params["statement_timeout"] = milliseconds(servingStatementTimeout)
+		params["idle_in_transaction_session_timeout"] = milliseconds(servingIdleTimeout)
 	}
+	poolConfig.PingTimeout = pingTimeout
 	poolConfig.AfterConnect = demandDurability
 	pool, err := pgxpool.NewWithConfig(ctx, poolConfig)
 	if err != nil {
@@ -96,6 +116,8 @@ func leaveStandby(next pgconn.PgErrorHandler) pgconn.PgErrorHandler {
 func demandDurability(ctx context.Context, conn *pgx.Conn) error {
 	const sql = `SELECT set_config('synchronous_commit', 'on', false)
 		WHERE current_setting('synchronous_commit') NOT IN ('on', 'remote_apply')`
+	ctx, cancel := context.WithTimeout(ctx, connectTimeout) // the pool itself would wait for ever
+	defer cancel()
 	if _, err := conn.Exec(ctx, sql); err != nil {
 		return fmt.Errorf("set synchronous_commit: %w", err)
 	}

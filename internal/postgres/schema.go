@@ -39,7 +39,7 @@ func AwaitSchema(ctx context.Context, pool *pgxpool.Pool, want int64, log *slog.
 	tick := time.NewTicker(awaitPause)
 	defer tick.Stop()
 	for {
-		err := CheckSchema(ctx, pool, want)
+		err := checkSchemaInTime(ctx, pool, want)
 		if errors.Is(err, ErrSchema) || !IsDown(err) {
 			return err
 		}
@@ -50,6 +50,12 @@ func AwaitSchema(ctx context.Context, pool *pgxpool.Pool, want int64, log *slog.
 			return err
 		}
 	}
+}
+
+func checkSchemaInTime(ctx context.Context, pool *pgxpool.Pool, want int64) error {
+	ctx, cancel := context.WithTimeout(ctx, RoundTripTimeout)
+	defer cancel()
+	return CheckSchema(ctx, pool, want)
 }
 
 // CheckReady answers nil when Postgres answers and has at least the schema that

@@ -5,8 +5,10 @@ import (
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
+	"os"
 	"slices"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -20,6 +22,7 @@ import (
 	"github.com/passbook/passbook/internal/job"
 	"github.com/passbook/passbook/internal/ledger"
 	"github.com/passbook/passbook/internal/ledger/ledgertest"
+	"github.com/passbook/passbook/internal/postgres"
 	"github.com/passbook/passbook/internal/queue"
 	"github.com/passbook/passbook/internal/testenv"
 	"github.com/passbook/passbook/internal/worker"
@@ -403,6 +406,66 @@ func TestPostgresDown(t *testing.T) {
 		if info, err := inspector.GetQueueInfo(queue.Name(partition)); err == nil && info.FailedTotal != 0 {
 			t.Errorf("%d failures counted in %s, want none", info.FailedTotal, info.Queue)
 		}
+	}
+}
+
+// A connection that swallows everything, as a lost network does: here its server
+// process is frozen. It holds a partition up for one round trip, not for as long
+// as a ticket may be worked on.
+func TestConnectionThatSwallows(t *testing.T) {
+	t.Parallel()
+	server := testenv.PostgresServer(t)
+	connect := func() *pgxpool.Pool {
+		cfg, err := pgxpool.ParseConfig(server.URL())
+		if err != nil {
+			t.Fatal(err)
+		}
+		cfg.MaxConns = 16
+		cfg.ShouldPing = func(context.Context, pgxpool.ShouldPingParams) bool { return false } // as for one just used
+		pool, err := pgxpool.NewWithConfig(t.Context(), cfg)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(pool.Close)
+		return pool
+	}
+	redisURL := testenv.Redis(t)
+	ours, theirs := newSystem(t, connect(), redisURL), newSystem(t, connect(), redisURL)
+	theirs.work()
+	account := ledgertest.Account(t, ours.pool, ours.user, 0)
+	ours.ring(account, ledgertest.Job(t, ours.pool, account, ledger.Deposit, 1))
+	ours.drained()
+
+	freeze(t, theirs.pool)
+	started := time.Now()
+	ours.ring(account, ledgertest.Job(t, ours.pool, account, ledger.Deposit, 1))
+	ours.drained()
+	if took := time.Since(started); took > 2*postgres.RoundTripTimeout {
+		t.Errorf("took %v, want no more than %v", took, 2*postgres.RoundTripTimeout)
+	}
+}
+
+// freeze stops the server's side of a pool's idle connections until the test
+// ends.
+func freeze(t *testing.T, pool *pgxpool.Pool) {
+	t.Helper()
+	var frozen []*pgxpool.Conn
+	for _, conn := range pool.AcquireAllIdle(t.Context()) {
+		frozen = append(frozen, conn)
+		process, err := os.FindProcess(int(conn.Conn().PgConn().PID()))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := process.Signal(syscall.SIGSTOP); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = process.Signal(syscall.SIGCONT) })
+	}
+	for _, conn := range frozen {
+		conn.Release()
+	}
+	if len(frozen) == 0 {
+		t.Fatal("no connection was idle")
 	}
 }
 
