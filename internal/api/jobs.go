@@ -8,6 +8,7 @@ import (
 	"github.com/gofiber/fiber/v2"
 	"github.com/google/uuid"
 
+	"github.com/passbook/passbook/internal/crash"
 	"github.com/passbook/passbook/internal/job"
 	"github.com/passbook/passbook/internal/ledger"
 )
@@ -104,6 +105,7 @@ func (a *API) accept(entry ledger.EntryType) func(*fiber.Ctx, *query) error {
 		if err != nil {
 			return err
 		}
+		crash.At(crash.AnswerUnwritten)
 		a.metrics.job(accepted, replayed)
 		if replayed {
 			c.Set(headerReplay, "true")

@@ -12,6 +12,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/passbook/passbook/internal/crash"
 	"github.com/passbook/passbook/internal/ledger"
 	"github.com/passbook/passbook/internal/postgres"
 )
@@ -91,8 +92,9 @@ type answer struct {
 // happened. After any other error the job may be committed or not; the same
 // request with the same key tells.
 //
-// A kill before the insert commits leaves nothing, and the caller has no
-// answer. One after it, and before the ring, leaves a job that the sweep finds.
+// A kill before the insert is sent leaves nothing, and the caller has no answer.
+// One while Postgres has it leaves what Postgres makes of it. One after its
+// commit, and before the ring is written, leaves a job that the sweep finds.
 func (a *Acceptor) Accept(ctx context.Context, req Request) (job Job, replayed bool, err error) {
 	ctx, cancel := context.WithTimeout(ctx, acceptTimeout)
 	defer cancel()
@@ -125,6 +127,7 @@ func (a *Acceptor) Run(ctx context.Context) error {
 				if len(batch) == 0 {
 					return nil
 				}
+				crash.At(crash.AcceptCollected)
 				a.commit(ctx, batch)
 			}
 		})
@@ -250,7 +253,9 @@ func (a *Acceptor) insert(ctx context.Context, batch []*ask) (map[uuid.UUID]inse
 	if err := a.pool.SendBatch(ctx, &both).Close(); err != nil {
 		return nil, err
 	}
+	crash.At(crash.AcceptCommitted)
 	a.ring(rows)
+	crash.At(crash.AcceptRung)
 	inserted := make(map[uuid.UUID]insertedRow, len(rows))
 	for _, row := range rows {
 		inserted[row.ID] = row

@@ -14,6 +14,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 
+	"github.com/passbook/passbook/internal/crash"
 	"github.com/passbook/passbook/internal/postgres"
 )
 
@@ -54,6 +55,7 @@ func (a *Accounts) Open(ctx context.Context, opening Opening) (account Account, 
 		}
 		err = postgres.InTx(ctx, a.pool, func(tx pgx.Tx) error {
 			account, replayed, err = open(ctx, tx, opening, number)
+			crash.At(crash.OpenUncommitted)
 			return err
 		})
 		if opening.Number != "" || !errors.Is(err, ErrNumberTaken) {
@@ -63,6 +65,7 @@ func (a *Accounts) Open(ctx context.Context, opening Opening) (account Account, 
 	if err != nil {
 		return Account{}, false, fmt.Errorf("open account: %w", err)
 	}
+	crash.At(crash.OpenCommitted)
 	return account, replayed, nil
 }
 

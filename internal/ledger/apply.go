@@ -14,6 +14,7 @@ import (
 	"github.com/jackc/pgx/v5/pgtype"
 	"github.com/jackc/pgx/v5/pgxpool"
 
+	"github.com/passbook/passbook/internal/crash"
 	"github.com/passbook/passbook/internal/postgres"
 )
 
@@ -147,6 +148,10 @@ const maxBatch = 32
 // postgres.RoundTripTimeout, not for all of them: n locks that are not granted
 // take Postgres longer. Then it leaves the connection, and what was sent may
 // still be applied, once.
+//
+// A kill once they are sent stops none of them: Postgres holds the lock and
+// commits while nobody listens, until it notices that the connection is gone.
+// The transactions from there on leave their jobs queued.
 func (a *Applier) applyBatch(ctx context.Context, ticket uuid.UUID, n int) (applied []Applied, err error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -171,6 +176,7 @@ func (a *Applier) applyBatch(ctx context.Context, ticket uuid.UUID, n int) (appl
 		}
 		err = pipeline.Flush()
 		if err == nil {
+			crash.At(crash.ApplySent)
 			applied, err = readApplied(conn.Conn().TypeMap(), pipeline, func() { silence.Reset(postgres.RoundTripTimeout) })
 		}
 		return errors.Join(err, pipeline.Close())
@@ -178,6 +184,7 @@ func (a *Applier) applyBatch(ctx context.Context, ticket uuid.UUID, n int) (appl
 	if err != nil {
 		return applied, fmt.Errorf("apply job %s: %w", ticket, err)
 	}
+	crash.At(crash.ApplyCommitted)
 	return applied, nil
 }
 
@@ -204,6 +211,7 @@ func readApplied(types *pgtype.Map, pipeline *pgconn.Pipeline, heard func()) (ap
 			uncommitted, resultErr = pgx.CollectRows(pgx.RowsFromResultReader(types, r), pgx.RowToStructByPos[Applied])
 		case *pgconn.PipelineSync:
 			applied, uncommitted = append(applied, uncommitted...), nil
+			crash.At(crash.ApplySynced)
 		}
 		switch {
 		case resultErr != nil:
@@ -225,6 +233,9 @@ const tryTimeout = 2 * postgres.RoundTripTimeout
 // once more, to learn whether it is that job that Postgres refuses. When it is,
 // the last of MaxAttempts ends it failed, and it is answered. The lock is held
 // throughout, so the attempt is counted for the job that was tried.
+//
+// A kill before the commit leaves the attempt uncounted and the job as it was;
+// one after it leaves it counted, and the job queued or failed.
 func (a *Applier) tryHead(ctx context.Context, ticket uuid.UUID) (tried []Applied, err error) {
 	ctx, cancel := context.WithTimeout(ctx, tryTimeout)
 	defer cancel()
@@ -233,18 +244,22 @@ func (a *Applier) tryHead(ctx context.Context, ticket uuid.UUID) (tried []Applie
 		if _, err := tx.Exec(ctx, lockSQL, ticket); err != nil {
 			return err
 		}
+		crash.At(crash.TryLocked)
 		var attempts int
 		if err := tx.QueryRow(ctx, countSQL, ticket).Scan(&attempts); err != nil {
 			return err
 		}
+		crash.At(crash.TryCounted)
 		refusal = pgx.BeginFunc(ctx, tx, func(savepoint pgx.Tx) (err error) {
 			tried, err = queryApplied(ctx, savepoint, applySQL, ticket, MaxAmount)
 			return err
 		})
+		crash.At(crash.TryTried)
 		if !postgres.IsDataFault(refusal) || attempts < MaxAttempts {
 			return notRefusal(refusal)
 		}
 		tried, err = queryApplied(ctx, tx, failSQL, ticket)
+		crash.At(crash.TryFailed)
 		return err
 	})
 	switch {
@@ -252,7 +267,9 @@ func (a *Applier) tryHead(ctx context.Context, ticket uuid.UUID) (tried []Applie
 		return nil, nil
 	case err != nil:
 		return nil, fmt.Errorf("try job %s once more: %w", ticket, err)
-	case refusal != nil && len(tried) == 0:
+	}
+	crash.At(crash.TryCommitted)
+	if refusal != nil && len(tried) == 0 {
 		return nil, fmt.Errorf("apply job %s: %w: %w", ticket, ErrRefused, refusal)
 	}
 	return tried, nil

@@ -11,6 +11,8 @@ import (
 	"github.com/hibiken/asynq"
 	"github.com/redis/go-redis/v9"
 	"golang.org/x/sync/errgroup"
+
+	"github.com/passbook/passbook/internal/crash"
 )
 
 // Bounds of the client.
@@ -112,7 +114,9 @@ func (c *Client) writeRest(ctx context.Context, client *asynq.Client) {
 func (c *Client) write(ctx context.Context, client *asynq.Client, ticket Ticket) bool {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), ringTimeout)
 	defer cancel()
+	crash.At(crash.RingTaken)
 	err := c.enqueue(ctx, client, ticket)
+	crash.At(crash.RingWritten)
 	if err != nil {
 		c.lost()
 		c.log.Debug("ring lost, the sweep will find the job", "job_id", ticket.JobID, "error", err)

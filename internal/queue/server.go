@@ -11,6 +11,8 @@ import (
 	"github.com/hibiken/asynq"
 	"github.com/redis/go-redis/v9"
 	"golang.org/x/sync/errgroup"
+
+	"github.com/passbook/passbook/internal/crash"
 )
 
 const (
@@ -106,6 +108,9 @@ func (s *Server) process(ctx context.Context, task *asynq.Task) error {
 		return fmt.Errorf("%w: %w", err, asynq.SkipRetry)
 	}
 	more, err := s.cfg.Handler(ctx, jobID)
+	// A kill before the acknowledgement leaves the ticket in a dead worker's
+	// hands until its lease ends. Its jobs are finished, or the sweep's to find.
+	crash.At(crash.TicketWorkedOff)
 	switch {
 	case errors.Is(err, ErrBadTicket):
 		return fmt.Errorf("%w: %w", err, asynq.SkipRetry)
@@ -113,10 +118,14 @@ func (s *Server) process(ctx context.Context, task *asynq.Task) error {
 		return err
 	}
 	// A kill before the next ticket is written leaves this one to its lease,
-	// and the jobs to the sweep.
+	// and the jobs to the sweep. One after it leaves both; when this one comes
+	// back it finds its jobs finished.
+	crash.At(crash.MoreUnwritten)
 	queue, _ := asynq.GetQueueName(ctx)
 	id, _ := asynq.GetTaskID(ctx)
-	return enqueue(ctx, s.client, queue, nextID(id), jobID)
+	err = enqueue(ctx, s.client, queue, nextID(id), jobID)
+	crash.At(crash.MoreWritten)
+	return err
 }
 
 func pause(tries int, _ error, _ *asynq.Task) time.Duration {

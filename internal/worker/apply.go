@@ -8,6 +8,7 @@ import (
 
 	"github.com/google/uuid"
 
+	"github.com/passbook/passbook/internal/crash"
 	"github.com/passbook/passbook/internal/ledger"
 	"github.com/passbook/passbook/internal/postgres"
 	"github.com/passbook/passbook/internal/queue"
@@ -24,7 +25,11 @@ const (
 
 // Apply is the queue's handler: it applies the ticket's account up to the
 // ticket's job, a turn at most, and asks for more where that was not enough.
+//
+// A kill before Postgres has heard of it leaves the jobs queued; the account's
+// next ticket takes them, or the sweep's does.
 func (w *Worker) Apply(ctx context.Context, jobID uuid.UUID) (more bool, err error) {
+	crash.At(crash.TicketTaken)
 	for {
 		applied, more, err := w.cfg.Applier.Apply(ctx, jobID, turn)
 		for _, job := range applied {

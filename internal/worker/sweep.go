@@ -10,6 +10,7 @@ import (
 	"github.com/google/uuid"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/passbook/passbook/internal/crash"
 	"github.com/passbook/passbook/internal/job"
 	"github.com/passbook/passbook/internal/queue"
 )
@@ -159,9 +160,13 @@ func (w *Worker) lookAfter(ctx context.Context, known suspect) (suspect, error) 
 	next := suspect{head: known.head, ticket: known.ticket, still: known.still}
 	next.ticket.JobID = last
 	next.ticket.Again++
+	// A kill before the ticket is written leaves the account to the sweeps of
+	// others. One after it leaves it to the ticket; they leave one in line alone.
+	crash.At(crash.SweepUnwritten)
 	if err := w.cfg.Tickets.Enqueue(ctx, next.ticket); err != nil {
 		return known, err
 	}
+	crash.At(crash.SweepWritten)
 	return next, nil
 }
 
