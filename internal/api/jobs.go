@@ -105,18 +105,22 @@ func (a *API) accept(entry ledger.EntryType) func(*fiber.Ctx, *query) error {
 		if err != nil {
 			return err
 		}
-		crash.At(crash.AnswerUnwritten)
-		a.metrics.job(accepted, replayed)
-		if replayed {
-			c.Set(headerReplay, "true")
-		}
-		c.Location("/v1/jobs/" + accepted.ID.String())
-		c.Status(http.StatusOK)
-		if accepted.Status == job.Queued {
-			c.Status(http.StatusAccepted)
-		}
-		return sendJob(c, accepted)
+		return a.sendAccepted(c, accepted, replayed)
 	}
+}
+
+func (a *API) sendAccepted(c *fiber.Ctx, accepted job.Job, replayed bool) error {
+	crash.At(crash.AnswerUnwritten)
+	a.metrics.job(accepted, replayed)
+	if replayed {
+		c.Set(headerReplay, "true")
+	}
+	c.Location("/v1/jobs/" + accepted.ID.String())
+	c.Status(http.StatusOK)
+	if accepted.Status == job.Queued {
+		c.Status(http.StatusAccepted)
+	}
+	return sendJob(c, accepted)
 }
 
 func sendJob(c *fiber.Ctx, j job.Job) error {
