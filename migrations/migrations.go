@@ -12,12 +12,12 @@ package migrations
 
 import (
 	"context"
-	"database/sql"
 	"embed"
 	"fmt"
 	"io/fs"
 
-	_ "github.com/jackc/pgx/v5/stdlib" // the "pgx" driver that goose works through
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/jackc/pgx/v5/stdlib"
 	"github.com/pressly/goose/v3"
 	"github.com/pressly/goose/v3/lock"
 )
@@ -28,10 +28,13 @@ var files embed.FS
 // Up applies every migration that the database does not have yet. Processes
 // that start it together wait for one another.
 func Up(ctx context.Context, databaseURL string) error {
-	db, err := sql.Open("pgx", databaseURL)
+	// A pool's settings may be in the URL, which only a pool's parser knows from
+	// the server's.
+	cfg, err := pgxpool.ParseConfig(databaseURL)
 	if err != nil {
 		return fmt.Errorf("migrate: %w", err)
 	}
+	db := stdlib.OpenDB(*cfg.ConnConfig)
 	defer db.Close()                                                           //nolint:errcheck // nothing is pending on it
 	locker, err := lock.NewPostgresSessionLocker(lock.WithLockTimeout(1, 300)) // asks each second, for five minutes
 	if err != nil {

@@ -42,6 +42,14 @@ func TestUpAtOnce(t *testing.T) {
 	}
 }
 
+// The migration takes the URL that the processes take.
+func TestUpPoolURL(t *testing.T) {
+	t.Parallel()
+	if err := migrations.Up(t.Context(), testenv.Postgres(t)+"&pool_max_conns=4"); err != nil {
+		t.Error(err)
+	}
+}
+
 func connect(t testing.TB, url string) *pgx.Conn {
 	t.Helper()
 	conn, err := pgx.Connect(t.Context(), url)
