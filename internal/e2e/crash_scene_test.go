@@ -25,6 +25,9 @@ import (
 // openingDeposit is what every account of these tests starts with.
 const openingDeposit = 500
 
+// crashPartitions are few: there is one account, and there are many workers.
+const crashPartitions = 2
+
 // crashScene is what happens in: a system with one API and no worker, one
 // account, and what a single thread makes of the orders so far.
 type crashScene struct {
@@ -52,11 +55,16 @@ func setCrashScene(t *testing.T, s *system, row crashRow) *crashScene {
 	t.Helper()
 	s.redis = testenv.RedisServer(t)
 	s.pool = s.connect()
-	s.apis = []*process{start(t, "api", s.env())}
-	sc := &crashScene{t: t, system: s, c: newCrashClient(t, s), row: row, balance: openingDeposit, seq: 1}
+	sc := &crashScene{t: t, system: s, row: row, balance: openingDeposit, seq: 1}
+	s.apis = []*process{start(t, "api", sc.env())}
+	sc.c = newCrashClient(t, s)
 	t.Cleanup(sc.openGate)
 	sc.number = sc.c.open(openingDeposit).Number
 	return sc
+}
+
+func (sc *crashScene) env() []string {
+	return append(sc.system.env(), fmt.Sprint("QUEUE_PARTITIONS=", crashPartitions))
 }
 
 // crashUser is the user of every scene, in each database the same: passwords are
@@ -279,14 +287,13 @@ func (sc *crashScene) ticketed(n int) {
 // enqueueLast writes a ticket for the newest job.
 func (sc *crashScene) enqueueLast() {
 	sc.t.Helper()
-	const partitions = 16
 	ticket := queue.Ticket{JobID: uuid.MustParse(sc.orders[len(sc.orders)-1].job.ID)}
 	err := sc.pool.QueryRow(sc.t.Context(), `SELECT id FROM accounts WHERE number = $1`, sc.number).Scan(&ticket.AccountID)
 	if err != nil {
 		sc.t.Fatal(err)
 	}
 	sc.withRedis(func(r *redis.Client) error {
-		return queue.NewClient(r, partitions, slog.New(slog.DiscardHandler), func() {}).Enqueue(sc.t.Context(), ticket)
+		return queue.NewClient(r, crashPartitions, slog.New(slog.DiscardHandler), func() {}).Enqueue(sc.t.Context(), ticket)
 	})
 }
 
