@@ -1,7 +1,6 @@
 package e2e_test
 
 import (
-	"cmp"
 	"fmt"
 	"os/exec"
 	"path/filepath"
@@ -70,7 +69,10 @@ func (s *system) envOf(name string, n int) []string {
 }
 
 func (s *system) url() string {
-	return cmp.Or(s.databaseURL, s.postgres.URL())
+	if s.databaseURL != "" {
+		return s.databaseURL
+	}
+	return s.postgres.URL()
 }
 
 func (s *system) env() []string {
