@@ -47,11 +47,12 @@ properties: ## Hold the ledger against its model for CHECKS (3000) sequences of 
 	go test -count=1 -timeout 2h -v -run '^TestLedgerAsTheModel$$' ./internal/ledger -rapid.checks=$(CHECKS)
 
 ROUNDS := 1
+BOUND := 1m
 ONLY :=
 .PHONY: mutants
 mutants: ## Take each promise's guard away and see its tests fail, ROUNDS times each; ONLY='no sweep' for one
 	@deploy/local/install.sh test
-	go -C internal/mutants test -tags mutants -count=1 -timeout 6h -run '^TestMutants$$/$(ONLY)' -rounds $(ROUNDS)
+	go -C internal/mutants test -tags mutants -count=1 -timeout 6h -run '^TestMutants$$/$(ONLY)' -rounds $(ROUNDS) -bound $(BOUND)
 
 .PHONY: lint
 lint: ## Check the style and the rules of the house; the first time builds the linter, for minutes

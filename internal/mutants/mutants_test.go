@@ -23,18 +23,20 @@ import (
 	"time"
 )
 
-var rounds = flag.Int("rounds", 1, "how often each checker has to notice each mutant")
+var (
+	rounds = flag.Int("rounds", 1, "how often each checker has to notice each mutant")
+	bound  = flag.Duration("bound", time.Minute, "how long a checker may take to notice, its build apart")
+)
 
 const (
-	// noticeBound is how long a checker may take to notice, what it is built of
-	// apart.
-	noticeBound = time.Minute
-	// checkBound is for both.
-	checkBound = 10 * time.Minute
+	// passBound is how long a checker may take where there is nothing to notice.
+	passBound = 5 * time.Minute
+	// checkBound is for a checker and its build.
+	checkBound = 20 * time.Minute
 )
 
 // Every checker passes without a mutation, and fails with it, every time, within
-// noticeBound.
+// the bound.
 func TestMutants(t *testing.T) {
 	folder, err := filepath.Abs(root)
 	if err != nil {
@@ -49,14 +51,14 @@ func TestMutants(t *testing.T) {
 			mutant := m.plant(ctx, t, folder)
 			for _, c := range m.checkers {
 				if _, known := unmutated[c]; !known {
-					unmutated[c] = plain.check(ctx, c)
+					unmutated[c] = plain.check(ctx, c, passBound)
 				}
 				if o := unmutated[c]; o.verdict != passed {
 					m.report(t, c, outcome{verdict: unsound, said: fmt.Sprintf("%s without the mutation: %s", o.verdict, o.said), took: o.took})
 					continue
 				}
 				for range *rounds {
-					if o := mutant.check(ctx, c); !m.report(t, c, o) {
+					if o := mutant.check(ctx, c, *bound); !m.report(t, c, o) {
 						break
 					}
 				}
@@ -91,7 +93,7 @@ const (
 	passed   verdict = "SURVIVED"  // all passed, which is well without a mutation only
 	idle     verdict = "NO TEST"   // none ran: the checker is misspelt
 	unbuilt  verdict = "UNBUILT"   // it does not compile, or what it tests does not start
-	tooLate  verdict = "TOO LATE"  // noticeBound passed first
+	tooLate  verdict = "TOO LATE"  // the bound passed first
 	unstable verdict = "NO ANSWER" // it failed, and no test of it did
 	unsound  verdict = "UNSOUND"   // it does not pass without a mutation
 )
@@ -157,11 +159,11 @@ func (g goTree) run(ctx context.Context, args ...string) *exec.Cmd {
 	return cmd
 }
 
-// check runs a checker.
-func (g goTree) check(ctx context.Context, checker string) outcome {
+// check runs a checker, which has that long.
+func (g goTree) check(ctx context.Context, checker string, within time.Duration) outcome {
 	ctx, cancel := context.WithTimeout(ctx, checkBound)
 	defer cancel()
-	args := []string{"test", "-json", "-race", "-vet=off", "-count=1", fmt.Sprintf("-timeout=%v", noticeBound)}
+	args := []string{"test", "-json", "-race", "-vet=off", "-count=1", fmt.Sprintf("-timeout=%v", within)}
 	cmd := g.run(ctx, append(args, strings.Fields(checker)...)...)
 	var stderr bytes.Buffer
 	cmd.Stderr = &stderr
@@ -235,7 +237,7 @@ func judge(lines io.Reader) outcome {
 	switch {
 	case !ran:
 		o.verdict = idle
-	case timed || o.took > noticeBound:
+	case timed:
 		o.verdict = tooLate
 	case len(failed) > 0:
 		o.verdict = noticed

@@ -1,0 +1,74 @@
+package ledger_test
+
+import (
+	"errors"
+	"testing"
+
+	"github.com/passbook/passbook/internal/ledger"
+	"github.com/passbook/passbook/internal/ledger/ledgertest"
+	"github.com/passbook/passbook/internal/testenv"
+)
+
+// A job whose row has come back from Postgres, and whose commit has not, is not
+// answered: here the connection dies between the two.
+func TestApplyAnswersOnlyWhatIsCommitted(t *testing.T) {
+	t.Parallel()
+	pool := testenv.Pool(t)
+	for _, sql := range faultSQL {
+		ledgertest.Exec(t, pool, sql)
+	}
+	account := ledgertest.Account(t, pool, ledgertest.User(t, pool), 0)
+	ledgertest.Exec(t, pool, `INSERT INTO faults VALUES ($1, $2, 'commit')`, account.ID, killedAmount)
+	id := ledgertest.Job(t, pool, account, ledger.Deposit, killedAmount)
+	applied, more, err := ledger.NewApplier(pool).Apply(t.Context(), id, 64)
+	if err == nil || !more || len(applied) > 0 {
+		t.Errorf("answered with %+v, more %t, %v before the commit", applied, more, err)
+	}
+	if got, want := readJob(t, pool, id).String(), queued; got != want {
+		t.Errorf("job is %s, want %s", got, want)
+	}
+	ledgertest.Exec(t, pool, `DELETE FROM faults`)
+	apply(t, pool, id)
+	ledgertest.Check(t, pool)
+}
+
+// Jobs that were dated by clocks that were ahead, or have been set back since,
+// move the account forwards in time and spend no attempt.
+func TestApplyTimeNeverGoesBack(t *testing.T) {
+	t.Parallel()
+	pool := testenv.Pool(t)
+	account := ledgertest.Account(t, pool, ledgertest.User(t, pool), 0)
+	var last string
+	for _, clock := range []string{"1 hour", "0", "-1 hour", "1 day", "0"} {
+		id := ledgertest.Job(t, pool, account, ledger.Deposit, 1)
+		// The trigger that keeps a job's date is told to look away.
+		ledgertest.Exec(t, pool, `SET session_replication_role = replica;
+			UPDATE jobs SET created_at = now() + '`+clock+`' WHERE id = '`+id.String()+`'; SET session_replication_role = origin`)
+		for _, job := range apply(t, pool, id) {
+			if job.FinishedAt.Before(job.CreatedAt) {
+				t.Errorf("clock %s: finished at %v, accepted at %v", clock, job.FinishedAt, job.CreatedAt)
+			}
+			if at := job.FinishedAt.UTC().Format("2006-01-02 15:04:05.000000"); at <= last {
+				t.Errorf("clock %s: finished at %s, after %s", clock, at, last)
+			} else {
+				last = at
+			}
+		}
+	}
+	if n := attempts(t, pool); n != 0 {
+		t.Errorf("Postgres refused %d attempts", n)
+	}
+	ledgertest.Check(t, pool)
+}
+
+// A key that has made a job opens no account.
+func TestOpenWithAJobsKey(t *testing.T) {
+	t.Parallel()
+	pool := testenv.Pool(t)
+	user := ledgertest.User(t, pool)
+	key := ledgertest.Job(t, pool, ledgertest.Account(t, pool, user, 0), ledger.Deposit, 1).String()
+	got, replayed, err := ledger.NewAccounts(pool).Open(t.Context(), ledger.Opening{UserID: user, Currency: "KRW", Key: key})
+	if !errors.Is(err, ledger.ErrKeyReused) {
+		t.Errorf("opened %+v, replayed %t, %v; want ErrKeyReused", got, replayed, err)
+	}
+}
