@@ -54,6 +54,17 @@ mutants: ## Take each promise's guard away and see its tests fail, ROUNDS times 
 	@deploy/local/install.sh test
 	go -C internal/mutants test -tags mutants -count=1 -timeout 6h -run '^TestMutants$$/$(ONLY)' -rounds $(ROUNDS) -bound $(BOUND)
 
+RUNS := 5
+.PHONY: recovery
+recovery: ## Measure how long each recovery takes, RUNS times (5), and print the median and the worst
+	@deploy/local/install.sh test
+	@go test -race -count=$(RUNS) -timeout 120m -v -run '^TestRecovery' ./internal/e2e | awk -f internal/e2e/recovery.awk
+
+.PHONY: clocks
+clocks: ## Test the whole system with clocks an hour apart; the first time compiles Go itself, for minutes
+	@deploy/local/install.sh test
+	go test -race -count=1 -timeout 30m -tags clocks -run '^TestClocksApart' ./internal/e2e
+
 .PHONY: lint
 lint: ## Check the style and the rules of the house; the first time builds the linter, for minutes
 	$(LINT) run

@@ -23,7 +23,7 @@ const (
 	forwardEvery = time.Second
 	// firstPause doubles with each try of a ticket, up to longestPause.
 	firstPause   = 250 * time.Millisecond
-	longestPause = 2 * time.Second
+	longestPause = time.Second
 	// LongestPutOff is how long a ticket that is to be tried again is out of line.
 	LongestPutOff = longestPause + forwardEvery
 )
