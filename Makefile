@@ -27,9 +27,9 @@ test: ## Run every test, with the race detector, on a Postgres and a Redis of it
 MINUTES := 2
 SEED := 0
 .PHONY: chaos
-chaos: ## Prove the promises under every fault: MINUTES=2, SEED=… repeats a schedule
+chaos: ## Prove the promises under every fault, for MINUTES (2); SEED=… repeats a schedule
 	@deploy/local/install.sh test
-	go test -count=1 -timeout 0 -v -run '^TestChaos$$' ./internal/e2e -chaos.for=$(MINUTES)m -chaos.seed=$(SEED)
+	go test -count=1 -timeout 0 -v -run '^TestChaos$$' ./internal/e2e -chaos.clocks -chaos.for=$(MINUTES)m -chaos.seed=$(SEED)
 
 FUZZ_TIME := 30s
 .PHONY: fuzz

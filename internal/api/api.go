@@ -29,10 +29,10 @@ import (
 // Bounds on a request.
 const (
 	maxBody        = 64 << 10
-	maxRead        = 4 * maxBody // of a body that is too large: a client that is cut off may not hear why
-	maxHead        = 16 << 10    // request line and headers, in bytes
+	maxRead        = 4 * maxBody             // of a body that is too large: a client that is cut off may not hear why
+	maxHead        = 16 << 10                // request line and headers, in bytes
 	requestTimeout = 1700 * time.Millisecond // a 503 within 2 s, also from a busy machine
-	readTimeout    = 10 * time.Second // for a slow client to send its request
+	readTimeout    = 10 * time.Second        // for a slow client to send its request
 	writeTimeout   = 30 * time.Second
 	idleTimeout    = 2 * time.Minute
 )

@@ -22,6 +22,7 @@ var (
 	chaosFor    = flag.Duration("chaos.for", time.Minute, "how long TestChaos strikes")
 	chaosSeed   = flag.Uint64("chaos.seed", 0, "repeats a schedule; 0 draws one")
 	chaosFaults = flag.String("chaos.faults", "", "only the faults whose names contain this")
+	chaosClocks = flag.Bool("chaos.clocks", false, "let an api's and two workers' clocks be wrong by an hour; the first time compiles Go itself, for minutes")
 	chaosKeep   = flag.String("chaos.keep", "", "where the pictures of what is wrong go; empty is the system's folder for temporary files")
 )
 
@@ -64,6 +65,7 @@ type chaos struct {
 	t      *testing.T
 	seed   uint64
 	system *system
+	build  variant // of its programs
 	load   *chaosLoad
 
 	apis, workers []*member
@@ -85,7 +87,8 @@ type member struct {
 	n               int
 	busy            sync.Mutex // held by the fault that has the process in hand
 	postgres, redis *link
-	leaving         atomic.Bool // it has been told to end
+	skew            time.Duration // by which its clock is wrong
+	leaving         atomic.Bool   // it has been told to end
 }
 
 func newChaos(t *testing.T) *chaos {
@@ -98,6 +101,9 @@ func newChaos(t *testing.T) *chaos {
 	c.system.pool = c.system.connect()
 	c.apis, c.workers = c.members("api", chaosAPIs), c.members("worker", chaosWorkers)
 	c.system.apis, c.system.workers = make([]*process, chaosAPIs), make([]*process, chaosWorkers)
+	if *chaosClocks {
+		c.setClocks()
+	}
 	for _, m := range c.all() {
 		c.begin(m)
 	}
@@ -106,6 +112,16 @@ func newChaos(t *testing.T) *chaos {
 	login.http.Timeout = 0 // each try has its own
 	c.load = newLoad(c, login)
 	return c
+}
+
+// setClocks lets an api run an hour ahead, a worker too, and one behind.
+func (c *chaos) setClocks() {
+	c.t.Helper()
+	var err error
+	if c.build, err = skewed(); err != nil {
+		c.t.Fatal(err)
+	}
+	c.apis[1].skew, c.workers[1].skew, c.workers[2].skew = time.Hour, time.Hour, -time.Hour
 }
 
 // chaosRedis keeps an append-only file, as in production, and gives in to a
@@ -166,7 +182,7 @@ func (c *chaos) process(m *member) *process {
 // begin starts the member's next process. One that ends though nobody told it
 // to is a fault of ours.
 func (c *chaos) begin(m *member) {
-	p := begin(c.t, m.name, c.system.envOf(m.name, m.n))
+	p := beginVariant(c.t, c.build, m.name, append(c.system.envOf(m.name, m.n), skewEnv(m.skew)))
 	c.system.mu.Lock()
 	*c.place(m) = p
 	c.system.mu.Unlock()

@@ -14,8 +14,6 @@ import (
 const (
 	// failoverBound is how soon after a promotion an order is accepted and done.
 	failoverBound = 15 * time.Second
-	// refusalBound is how long a client waits to hear that Postgres is away.
-	refusalBound = 2 * time.Second
 	// loadBound is what a loaded machine may add to that.
 	loadBound = time.Second
 )

@@ -170,7 +170,7 @@ func TestRecoveryWithoutRedis(t *testing.T) {
 			warm(t, c, numbers)
 			s.drained()
 			mend := test.fail(t, s)
-			took := load(t, c, numbers)
+			took := acceptAll(t, c, numbers)
 			measured(t, "202 p99", took[len(took)*99/100], acceptP99)
 			mend()
 			over := time.Now()
@@ -201,9 +201,9 @@ func warm(t *testing.T, c *client, numbers []string) {
 	}
 }
 
-// load has some hundreds of deposits accepted, every one at its first try, and
+// acceptAll has some hundreds of deposits accepted, every one at its first try, and
 // answers how long each took, the quickest first.
-func load(t *testing.T, c *client, numbers []string) (took []time.Duration) {
+func acceptAll(t *testing.T, c *client, numbers []string) (took []time.Duration) {
 	t.Helper()
 	const accepts, connections = 600, 16
 	took = make([]time.Duration, accepts)
