@@ -13,12 +13,12 @@ import (
 
 // Bounds of the load.
 const (
-	tryTimeout    = 4 * time.Second        // of one request; the next try goes to the other API
-	settleTimeout = 3 * time.Minute        // of an order, through every fault
-	tryPause      = 20 * time.Millisecond  // between two tries
-	longestThink  = 100 * time.Millisecond // between a client's orders
-	bookLength    = 1500                   // orders, before the clients turn to a fresh account
-	watchers      = 4                      // who look how jobs end
+	tryTimeout    = 4 * time.Second       // of one request; the next try goes to the other API
+	settleTimeout = 3 * time.Minute       // of an order, through every fault
+	tryPause      = 20 * time.Millisecond // between two tries
+	longestThink  = 60 * time.Millisecond // between a client's orders
+	bookLength    = 1500                  // orders, before the clients turn to a fresh account
+	watchers      = 4                     // who look how jobs end
 	maxWatched    = 4096
 )
 

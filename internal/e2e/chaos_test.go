@@ -30,9 +30,9 @@ var (
 const (
 	chaosAPIs    = 2
 	chaosWorkers = 3
-	loners       = 8 // accounts of one client each, who sends one order at a time
-	crowds       = 3 // accounts that several clients work on at once
-	crowd        = 4
+	loners       = 16 // accounts of one client each, who sends one order at a time
+	crowds       = 4  // accounts that several clients work on at once
+	crowd        = 6
 )
 
 // Under every fault that we can think of, one kind at a time and then all

@@ -1,13 +1,11 @@
 package e2e_test
 
 import (
-	"context"
 	"fmt"
 	"net/url"
 	"strings"
 	"sync"
 	"testing"
-	"time"
 
 	"github.com/Shopify/toxiproxy/v2"
 	"github.com/prometheus/client_golang/prometheus"
@@ -17,9 +15,9 @@ import (
 // link is the network between one process and one store: a proxy that can be
 // made to delay, cut, swallow and refuse.
 type link struct {
-	proxy *toxiproxy.Proxy
-	busy  sync.Mutex // held by the fault that has the link in hand
-	url   string     // the store's, through here
+	proxy *toxiproxy.Proxy // who has busy may change it
+	busy  sync.Mutex       // held by the fault that has the link in hand
+	url   string           // the store's, through here
 }
 
 // newLink starts a proxy before the store at target, a URL.
@@ -29,14 +27,19 @@ func newLink(t testing.TB, name, target string) *link {
 	if err != nil {
 		t.Fatal(err)
 	}
-	server := toxiproxy.NewServer(toxiproxy.NewMetricsContainer(prometheus.NewRegistry()), zerolog.Nop())
-	proxy := toxiproxy.NewProxy(server, name, "127.0.0.1:0", u.Host)
-	if err := proxy.Start(); err != nil {
+	l := &link{proxy: newProxy(name, "127.0.0.1:0", u.Host)}
+	if err := l.proxy.Start(); err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(proxy.Stop)
-	u.Host = proxy.Listen
-	return &link{proxy: proxy, url: u.String()}
+	t.Cleanup(func() { l.proxy.Stop() })
+	u.Host = l.proxy.Listen
+	l.url = u.String()
+	return l
+}
+
+func newProxy(name, listen, store string) *toxiproxy.Proxy {
+	server := toxiproxy.NewServer(toxiproxy.NewMetricsContainer(prometheus.NewRegistry()), zerolog.Nop())
+	return toxiproxy.NewProxy(server, name, listen, store)
 }
 
 // toxic is one way in which a link goes bad. Its stream is upstream, to the
@@ -74,15 +77,15 @@ func (l *link) spoil(toxics []toxic) error {
 	return nil
 }
 
-const mendWait = 20 * time.Second
-
-// mend restarts the proxy, so that no connection keeps a toxic of before.
+// mend puts a new proxy in the old one's place: to take a toxic out of
+// connections that nobody reads from any more takes Toxiproxy seconds each.
 func (l *link) mend() error {
 	l.proxy.Stop()
-	ctx, cancel := context.WithTimeout(context.Background(), mendWait)
-	defer cancel()
-	l.proxy.Toxics.ResetToxics(ctx)
-	return l.proxy.Start()
+	l.proxy = newProxy(l.proxy.Name, l.proxy.Listen, l.proxy.Upstream)
+	if err := l.proxy.Start(); err != nil {
+		return fmt.Errorf("mend %s: %w", l.proxy.Name, err)
+	}
+	return nil
 }
 
 // refuse takes no connections any more and cuts those that are there.

@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"os"
+	"syscall"
 	"testing"
 	"time"
 
@@ -87,6 +89,37 @@ func TestOpenLeavesAStandby(t *testing.T) {
 	}
 	if _, err := pool.Exec(t.Context(), write); err != nil {
 		t.Errorf("the next one went to the same server: %v", err)
+	}
+}
+
+// A connection that swallows everything, here because its server process is
+// frozen, gives its place in the pool up soon.
+func TestLeaveSoon(t *testing.T) {
+	t.Parallel()
+	const soon = 5 * time.Second // pgx alone takes 15
+	pool := open(t, testenv.PostgresServer(t).URL()+"&pool_max_conns=1")
+	var pid int
+	if err := pool.QueryRow(t.Context(), `SELECT pg_backend_pid()`).Scan(&pid); err != nil {
+		t.Fatal(err)
+	}
+	process, err := os.FindProcess(pid)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := process.Signal(syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = process.Signal(syscall.SIGCONT) })
+	for _, try := range []struct {
+		patience time.Duration
+		want     error
+	}{{200 * time.Millisecond, context.DeadlineExceeded}, {soon, nil}} {
+		ctx, cancel := context.WithTimeout(t.Context(), try.patience)
+		_, err := pool.Exec(ctx, `SELECT`)
+		cancel()
+		if !errors.Is(err, try.want) {
+			t.Errorf("within %v: %v, want %v", try.patience, err, try.want)
+		}
 	}
 }
 
