@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/redis/go-redis/v9"
 	"golang.org/x/sync/errgroup"
 )
 
@@ -43,6 +44,7 @@ func TestClocksApart(t *testing.T) {
 			var (
 				sent    atomic.Int64
 				midway  = make(chan struct{})
+				strike  = sync.OnceFunc(func() { close(midway) })
 				clients errgroup.Group
 				results [accounts][]*sentOrder
 			)
@@ -51,9 +53,12 @@ func TestClocksApart(t *testing.T) {
 				clients.Go(func() (err error) {
 					results[i], err = sendInTurn(c, i, number, initial, orders, func() {
 						if sent.Add(1) == accounts*orders/3 {
-							close(midway)
+							strike()
 						}
 					})
+					if err != nil {
+						strike() // or nobody would hear of it
+					}
 					return err
 				})
 			}
@@ -85,7 +90,15 @@ func TestClocksApart_PutOffByTheDead(t *testing.T) {
 	s.apis = append(s.apis, startSkewed(t, s, "api", 0))
 	s.workers = append(s.workers, startSkewed(t, s, "worker", time.Hour))
 	c := newClient(t, s)
-	_, release := queueBehindLock(t, s, c)
+	_, release := queueBehindLock(t, s, c, 1)
+	testenv.Eventually(t, "tickets that are put off when the worker dies", func() bool {
+		thaw := freeze(t, s.workers[0].cmd.Process.Pid)
+		if putOff(t, s) > 0 {
+			return true
+		}
+		thaw()
+		return false
+	})
 	s.workers[0].kill()
 	s.workers[0] = startSkewed(t, s, "worker", 0)
 	release()
@@ -95,6 +108,25 @@ func TestClocksApart_PutOffByTheDead(t *testing.T) {
 		t.Errorf("took %v, want at most %v", took, afterWorker)
 	}
 	s.verify()
+}
+
+// putOff counts the tickets that wait for another try.
+func putOff(t *testing.T, s *system) (n int64) {
+	t.Helper()
+	opt, err := redis.ParseURL(s.redis.URL())
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := redis.NewClient(opt)
+	defer r.Close() //nolint:errcheck // nothing is pending on it
+	lines, err := r.Keys(t.Context(), "asynq:{tx:*}:retry").Result()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, line := range lines {
+		n += r.ZCard(t.Context(), line).Val()
+	}
+	return n
 }
 
 // checkTimes checks what the API says of an account's times: they are near to

@@ -78,7 +78,7 @@ func TestRecovery(t *testing.T) {
 		t.Run(test.name, func(t *testing.T) {
 			s := newDurableSystem(t, 1, test.workers)
 			c := newClient(t, s)
-			numbers, release := queueBehindLock(t, s, c)
+			numbers, release := queueBehindLock(t, s, c, queuedEach)
 			test.strike(t, s)
 			release()
 			over := time.Now()
@@ -99,8 +99,8 @@ const (
 	queuedEach     = 25
 )
 
-// queueBehindLock has jobs accepted whose accounts stay locked until release.
-func queueBehindLock(t *testing.T, s *system, c *client) (numbers []string, release func()) {
+// queueBehindLock has some jobs of each account accepted whose accounts stay locked until release.
+func queueBehindLock(t *testing.T, s *system, c *client, each int) (numbers []string, release func()) {
 	t.Helper()
 	for range queuedAccounts {
 		numbers = append(numbers, c.open(0).Number)
@@ -118,7 +118,7 @@ func queueBehindLock(t *testing.T, s *system, c *client) (numbers []string, rele
 	var group errgroup.Group
 	for _, number := range numbers {
 		group.Go(func() error {
-			for i := range queuedEach {
+			for i := range each {
 				if _, err := c.settle(0, order{number, "deposits", 1, fmt.Sprint(number, "-", i)}); err != nil {
 					return err
 				}
@@ -129,8 +129,8 @@ func queueBehindLock(t *testing.T, s *system, c *client) (numbers []string, rele
 	if err := group.Wait(); err != nil {
 		t.Fatal(err)
 	}
-	if n := s.queued(); n != queuedAccounts*queuedEach {
-		t.Fatalf("%d jobs are queued before the fault, want all %d", n, queuedAccounts*queuedEach)
+	if n := s.queued(); n != queuedAccounts*each {
+		t.Fatalf("%d jobs are queued before the fault, want all %d", n, queuedAccounts*each)
 	}
 	return numbers, release
 }
