@@ -3,6 +3,7 @@
 package e2e_test
 
 import (
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -10,6 +11,8 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/redis/go-redis/v9"
 	"golang.org/x/sync/errgroup"
+
+	"github.com/passbook/passbook/internal/testenv"
 )
 
 // An api an hour ahead beside one that is right; a worker ahead, one behind, one
