@@ -58,7 +58,7 @@ RUNS := 5
 .PHONY: recovery
 recovery: ## Measure how long each recovery takes, RUNS times (5), and print the median and the worst
 	@deploy/local/install.sh test
-	@go test -race -count=$(RUNS) -timeout 120m -v -run '^TestRecovery' ./internal/e2e | awk -f internal/e2e/recovery.awk
+	@go test -race -count=$(RUNS) -timeout 120m -v -run '^TestRecovery' ./internal/e2e -recovery.strict | awk -f internal/e2e/recovery.awk
 
 .PHONY: clocks
 clocks: ## Test the whole system with clocks an hour apart; the first time compiles Go itself, for minutes

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"flag"
 	"fmt"
 	"net/http"
 	"os"
@@ -40,10 +41,18 @@ const (
 // is waited for.
 const frozenFor = 7 * time.Second
 
+var strict = flag.Bool("recovery.strict", false, "hold the recoveries to their bounds exactly, as befits a machine that does nothing else")
+
+// slack is what a machine that runs other tests beside may add.
+const slack = 3
+
 // measured logs a line of which `make recovery` makes a table, and fails the
 // test where the bound is passed.
 func measured(t *testing.T, what string, took, bound time.Duration) {
 	t.Helper()
+	if !*strict {
+		bound *= slack
+	}
 	row := strings.Trim(strings.TrimPrefix(t.Name(), "TestRecovery"), "/")
 	t.Logf("measured\t%s %s\t%.3f\t%.3f", row, what, took.Seconds(), bound.Seconds())
 	if took > bound {
