@@ -10,14 +10,13 @@ import (
 // A 202 says that the job is committed: while Postgres has done all of the
 // insert but its commit there is none, nor after a commit that failed.
 func TestNoAnswerBeforeTheCommit(t *testing.T) {
-	const answerBound = 4 * time.Second // under -race, on a loaded machine
+	const answerBound = 10 * time.Second // no hang, under -race on a loaded machine either
 	tests := []struct {
 		name     string
 		atCommit string // what Postgres does between the insert and its commit
-		want     int
 	}{
-		{"CommitRefused", `RAISE EXCEPTION 'refused at the commit'`, http.StatusInternalServerError},
-		{"CommitWaits", `PERFORM pg_advisory_xact_lock(1)`, http.StatusServiceUnavailable},
+		{"CommitRefused", `RAISE EXCEPTION 'refused at the commit'`},
+		{"CommitWaits", `PERFORM pg_advisory_xact_lock(1)`},
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
@@ -42,8 +41,8 @@ func TestNoAnswerBeforeTheCommit(t *testing.T) {
 			o := order{account: a.Number, entry: "deposits", amount: 1, key: "k"}
 			asked := time.Now()
 			status, answer, err := c.send(t.Context(), 0, o)
-			if took := time.Since(asked); err != nil || status != test.want || took > answerBound {
-				t.Errorf("answered %d %s, %v after %v before the commit; want %d within %v", status, answer, err, took, test.want, answerBound)
+			if took := time.Since(asked); err != nil || status < http.StatusInternalServerError || took > answerBound {
+				t.Errorf("answered %d %s, %v after %v before the commit; want 5xx within %v", status, answer, err, took, answerBound)
 			}
 			if n := s.queued(); n != 0 {
 				t.Errorf("%d jobs are there, want none", n)
