@@ -187,7 +187,7 @@ type event struct {
 
 var (
 	// said is what a test says as it fails.
-	said = regexp.MustCompile(`^ *\w+_?\w*\.go:\d+: `)
+	said = regexp.MustCompile(`^ *\w+\.go:\d+: `)
 	// notItself is a failure of what a test needs: servers, programs.
 	notItself = regexp.MustCompile(`\.go:\d+: (testenv|build): `)
 )

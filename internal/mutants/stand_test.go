@@ -1,7 +1,7 @@
 // Package mutants takes the guards of Passbook's promises away, one at a time,
-// and checks that a test notices: a promise that no test holds is prose. The
-// list is short of nothing that the promises in README.md stand on. What runs
-// it is behind a build tag, for it takes minutes: make mutants.
+// and checks that a test notices: a promise that no test holds is prose. Running
+// the list takes minutes and is behind a build tag (make mutants); that it still
+// stands is tested with everything else.
 package mutants_test
 
 import (
