@@ -176,7 +176,7 @@ var mutations = []mutation{
 	{
 		"no sweep", disposable,
 		[]edit{{work, `w.sweep(ctx)`, ``}},
-		[]string{"-run=^TestSweep(FindsWhatNobodyRangFor|AfterFlushAll)$ ./internal/worker", "-run=^TestRecovery$/^FlushAll$ ./internal/e2e"},
+		[]string{"-run=^TestSweepFindsWhatNobodyRangFor$ ./internal/worker", "-run=^TestSweepAfterFlushAll$ ./internal/worker"},
 	},
 	{
 		"the sweep waits for a dead worker's ticket", disposable,
