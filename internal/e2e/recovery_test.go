@@ -43,6 +43,14 @@ const frozenFor = 7 * time.Second
 
 var strict = flag.Bool("recovery.strict", false, "hold the recoveries to their bounds exactly, as befits a machine that does nothing else")
 
+// besideOthers lets a test run beside others, unless it is strict about time.
+func besideOthers(t *testing.T) {
+	t.Helper()
+	if !*strict {
+		t.Parallel()
+	}
+}
+
 // slack is what a machine that runs other tests beside may add.
 const slack = 3
 
@@ -85,6 +93,7 @@ func TestRecovery(t *testing.T) {
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
+			besideOthers(t)
 			s := newDurableSystem(t, 1, test.workers)
 			c := newClient(t, s)
 			numbers, release := queueBehindLock(t, s, c, queuedEach)
@@ -170,6 +179,7 @@ func TestRecoveryWithoutRedis(t *testing.T) {
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
+			besideOthers(t)
 			s := newSystem(t, 2, 3)
 			c := newClient(t, s)
 			var numbers []string
@@ -266,6 +276,7 @@ func TestRecoveryWithoutPostgres(t *testing.T) {
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
+			besideOthers(t)
 			s := newSystem(t, 2, 3)
 			c := newClient(t, s)
 			a := c.open(0)
