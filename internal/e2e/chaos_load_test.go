@@ -17,7 +17,7 @@ const (
 	settleTimeout = 3 * time.Minute       // of an order, through every fault
 	tryPause      = 20 * time.Millisecond // between two tries
 	longestThink  = 60 * time.Millisecond // between a client's orders
-	bookLength    = 1500                  // orders, before the clients turn to a fresh account
+	bookLength    = 250                   // orders, before the clients turn to a fresh account: porcupine is quick with so many
 	watchers      = 4                     // who look how jobs end
 	maxWatched    = 4096
 )
