@@ -23,11 +23,6 @@ func TestSequentialClients(t *testing.T) {
 		strike           func(*testing.T, *system)
 	}{
 		{"Undisturbed", 12, 300, func(*testing.T, *system) {}},
-		{"FlushAll", 8, 100, flushAll},
-		{"WorkerKilled", 8, 100, func(_ *testing.T, s *system) { s.crashWorker(0) }},
-		{"APIKilled", 8, 100, func(_ *testing.T, s *system) { s.crashAPI(0) }},
-		{"RedisKilled", 8, 100, crashRedis},
-		{"PostgresKilled", 8, 100, crashPostgres},
 		{"EverythingKilled", 8, 150, func(t *testing.T, s *system) {
 			t.Helper()
 			crashRedis(t, s)
