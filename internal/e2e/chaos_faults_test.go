@@ -83,10 +83,10 @@ const frozenWorker = "worker frozen"
 func (c *chaos) faults() []fault {
 	const s, ms = time.Second, time.Millisecond
 	all := []fault{
-		{"api killed", 0, s, c.killed(c.apis)},
-		{"worker killed", 0, s, c.killed(c.workers)},
-		{"api restarted in order", 0, s, c.restarted(c.apis)},
-		{"worker restarted in order", 0, s, c.restarted(c.workers)},
+		{"api killed", 0, s, c.ended(c.apis, syscall.SIGKILL)},
+		{"worker killed", 0, s, c.ended(c.workers, syscall.SIGKILL)},
+		{"api restarted in order", 0, s, c.ended(c.apis, syscall.SIGTERM)},
+		{"worker restarted in order", 0, s, c.ended(c.workers, syscall.SIGTERM)},
 		{"api frozen", s, 6 * s, c.frozen(c.apis)},
 		{frozenWorker, s, 8 * s, c.frozen(c.workers)},
 
@@ -128,23 +128,13 @@ func (c *chaos) last(d time.Duration) {
 
 func drawn(r *rand.Rand, members []*member) *member { return members[r.IntN(len(members))] }
 
-func (c *chaos) killed(members []*member) striker {
+// ended ends a process by a signal, and starts the next in its place.
+func (c *chaos) ended(members []*member, by syscall.Signal) striker {
 	return func(r *rand.Rand, lasts time.Duration) {
 		m := drawn(r, members)
 		m.busy.Lock()
 		defer m.busy.Unlock()
-		c.end(m, syscall.SIGKILL)
-		c.last(lasts)
-		c.begin(m)
-	}
-}
-
-func (c *chaos) restarted(members []*member) striker {
-	return func(r *rand.Rand, lasts time.Duration) {
-		m := drawn(r, members)
-		m.busy.Lock()
-		defer m.busy.Unlock()
-		c.end(m, syscall.SIGTERM)
+		c.end(m, by)
 		c.last(lasts)
 		c.begin(m)
 	}

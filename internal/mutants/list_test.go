@@ -21,7 +21,6 @@ const (
 	pgErrors = "internal/postgres/errors.go"
 	schema   = "migrations/00001_passbook.sql"
 	sweep    = "internal/worker/sweep.go"
-	tickets  = "internal/queue/client.go"
 	work     = "internal/worker/worker.go"
 )
 
@@ -185,13 +184,18 @@ var mutations = []mutation{
 	},
 	{
 		"a ticket in a worker's hands rings for certain", disposable,
-		[]edit{{tickets, `asynq.TaskStatePending, asynq.TaskStateRetry`, `asynq.TaskStatePending, asynq.TaskStateActive, asynq.TaskStateRetry`}},
+		[]edit{{sweep, `return s.same < longInHand`, `return true`}},
 		[]string{"-run=^TestSweepPassesADeadWorkersTicket$ ./internal/worker"},
 	},
 	{
 		"a ticket is believed for ever", disposable,
-		[]edit{{sweep, `waiting && !isLongStill(known.still)`, `waiting`}},
+		[]edit{{sweep, `return !isLongInLine(s.still)`, `return true`}},
 		[]string{"-run=^TestSweepPassesALostLine$ ./internal/worker"},
+	},
+	{
+		"a ticket that is put off is believed for ever", disposable,
+		[]edit{{sweep, `return s.same < longPutOff`, `return true`}},
+		[]string{"-run=^TestSweepPassesAPutOffTicket$ ./internal/worker"},
 	},
 	{
 		"the ring names the first of a batch", disposable,
