@@ -28,6 +28,10 @@ import (
 //   - `worker verify` finds nothing, and Postgres never had to refuse anything
 func (c *chaos) check() {
 	c.t.Helper()
+	const fewest = 100
+	if n := c.load.tally(acceptedOrder); n < fewest {
+		c.violation("only %d orders were accepted: that proves nothing", n)
+	}
 	l := c.login()
 	for _, b := range c.load.books {
 		c.checkBook(l, b)
