@@ -21,6 +21,12 @@ func TestDatabaseRefuses(t *testing.T) {
 	ledgertest.Job(t, pool, account, ledger.Deposit, 6)
 
 	const post = `INSERT INTO transactions (account_id, seq, type, amount, balance_after, job_id, created_at) `
+	keyed := func(key string) string {
+		return `INSERT INTO jobs (id, account_id, user_id, type, amount, idempotency_key) SELECT gen_random_uuid(), id, user_id, 'deposit', 1, ` + key + ` FROM accounts`
+	}
+	numbered := func(number string) string {
+		return `INSERT INTO accounts (user_id, number, currency, last_at, created_at) SELECT user_id, ` + number + `, currency, now(), now() FROM accounts`
+	}
 	tests := []struct{ name, sql, want string }{
 		{"NegativeBalance", `UPDATE accounts SET balance = -1, last_seq = last_seq + 1, last_at = now() + interval '1 hour'`, "balance_check"},
 		{"BalancePastTheLimit", `UPDATE accounts SET balance = 9007199254740992, last_seq = last_seq + 1, last_at = now() + interval '1 hour'`, "balance_check"},
@@ -52,6 +58,15 @@ func TestDatabaseRefuses(t *testing.T) {
 		{"PositionChanged", `UPDATE jobs SET position = 0 WHERE status = 'queued'`, "what was asked never changes"},
 		{"JobDeleted", `DELETE FROM jobs`, "answer for good"},
 		{"JobBornFinished", `INSERT INTO jobs (id, account_id, user_id, type, amount, idempotency_key, status, failure, finished_at) SELECT gen_random_uuid(), id, user_id, 'deposit', 1, 'k', 'rejected', 'x', now() FROM accounts`, "starts queued"},
+		{"KeyMissing", keyed(`''`), "jobs_idempotency_key_form"},
+		{"KeyTooLong", keyed(`repeat('k', 256)`), "jobs_idempotency_key_form"},
+		{"KeyWithASpace", keyed(`'a b'`), "jobs_idempotency_key_form"},
+		{"KeyWithALineBreak", keyed(`E'ab\n'`), "jobs_idempotency_key_form"},
+		{"KeyInAnotherScript", keyed(`'ключ'`), "jobs_idempotency_key_form"},
+		{"NumberTooShort", numbered(`'abc'`), "accounts_number_form"},
+		{"NumberTooLong", numbered(`repeat('1', 35)`), "accounts_number_form"},
+		{"NumberWithASpace", numbered(`'12 34'`), "accounts_number_form"},
+		{"NumberWithALineBreak", numbered(`E'1234\n'`), "accounts_number_form"},
 		{"KeyTwice", `INSERT INTO jobs (id, account_id, user_id, type, amount, idempotency_key) SELECT gen_random_uuid(), account_id, user_id, type, amount, idempotency_key FROM jobs`, "jobs_key"},
 	}
 	for _, test := range tests {
