@@ -61,7 +61,7 @@ type settings struct {
 
 type silentRinger struct{}
 
-func (silentRinger) Ring(int64, uuid.UUID) {}
+func (silentRinger) Ring(int64, int64, uuid.UUID) {}
 
 func start(t *testing.T, edits ...func(*settings)) *server {
 	t.Helper()

@@ -43,10 +43,10 @@ type Request struct {
 	Key         string // Idempotency-Key
 }
 
-// Ringer tells the workers that an account has jobs to do, up to one of them. It
-// does not block and may lose a ring: the sweep finds what was not rung for.
+// Ringer tells the workers that an account has jobs to do, up to the one at a
+// position. It does not block and may lose a ring: the sweep finds what was not rung for.
 type Ringer interface {
-	Ring(accountID int64, jobID uuid.UUID)
+	Ring(accountID, position int64, jobID uuid.UUID)
 }
 
 // Acceptor commits jobs. Accepts that arrive together share an insert; none
@@ -273,7 +273,7 @@ func (a *Acceptor) ring(rows []insertedRow) {
 		}
 	}
 	for accountID, row := range last {
-		a.ringer.Ring(accountID, row.ID)
+		a.ringer.Ring(accountID, *row.Position, row.ID)
 	}
 }
 

@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/google/uuid"
@@ -68,13 +69,27 @@ const headSQL = `
 		ORDER BY position
 		LIMIT 1`
 
+// leftSQL counts the jobs up to the ticket's that stay queued when one is
+// finished.
+//
+// $1 the ticket's job, $2 how far to count.
+const leftSQL = `
+		CASE WHEN jobs.id = $1 THEN 0 ELSE (
+			SELECT count(*) FROM (
+				SELECT FROM jobs line
+				WHERE line.account_id = jobs.account_id AND line.status = 'queued' AND line.position > jobs.position
+					AND line.position <= (SELECT position FROM jobs WHERE id = $1)
+				LIMIT $2
+			) line
+		) END`
+
 // applySQL applies the account's oldest queued job, if that is the ticket's or
 // an older one: it decides, moves the balance, writes the history and finishes
 // the job, in one statement. All times come from Postgres's clock; created_at
 // never goes back within an account, even where that clock does.
 //
-// $1 the ticket's job, $2 MaxAmount. One row, the job that was finished; none
-// where no job up to the ticket's is queued.
+// $1 the ticket's job, $2 how far to count, $3 MaxAmount. One row: the job that
+// was finished and leftSQL; none where no job up to the ticket's was queued.
 const applySQL = `
 	WITH head AS (` + headSQL + `
 	), sums AS (
@@ -84,7 +99,7 @@ const applySQL = `
 			greatest(clock_timestamp(), head.created_at, account.last_at + interval '1 microsecond') AS at
 		FROM head JOIN accounts account ON account.id = head.account_id
 	), verdict AS (
-		SELECT *, CASE WHEN after < 0 THEN 'insufficient_funds' WHEN after > $2 THEN 'balance_limit_exceeded' END AS failure
+		SELECT *, CASE WHEN after < 0 THEN 'insufficient_funds' WHEN after > $3 THEN 'balance_limit_exceeded' END AS failure
 		FROM sums
 	), moved AS (
 		UPDATE accounts SET balance = after, last_seq = seq, last_at = at
@@ -101,7 +116,7 @@ const applySQL = `
 		balance_after = CASE WHEN verdict.failure IS NULL THEN after END,
 		finished_at = at
 	FROM verdict WHERE jobs.id = verdict.id
-	RETURNING jobs.id, jobs.type, jobs.status, jobs.created_at, jobs.finished_at`
+	RETURNING jobs.id, jobs.type, jobs.status, jobs.created_at, jobs.finished_at,` + leftSQL
 
 // Apply applies the queued jobs of the ticket's account in order of position,
 // up to the ticket's own job and at most limit of them, each in a transaction of
@@ -116,26 +131,67 @@ const applySQL = `
 // is Postgres's trouble and counts for nobody.
 func (a *Applier) Apply(ctx context.Context, ticket uuid.UUID, limit int) (applied []Applied, more bool, err error) {
 	// Most tickets find just their own job in line: one transaction, one round
-	// trip. Only when an older job was first do several share the next.
-	for n := 1; ; n = min(limit-len(applied), maxBatch) {
-		batch, err := a.applyBatch(ctx, ticket, n)
-		if postgres.IsDataFault(err) {
-			var tried []Applied
-			tried, err = a.tryHead(ctx, ticket)
-			batch = append(batch, tried...)
-		}
+	// trip. Only when an older job was first do the others share the next.
+	for n := 1; n > 0; n = min(n, limit-len(applied), maxBatch) {
+		var batch []Applied
+		batch, n, err = a.next(ctx, ticket, n)
 		applied = append(applied, batch...)
 		switch {
 		case err != nil:
 			return applied, true, err
-		case len(applied) == 0:
+		case len(applied) == 0 && n == 0:
 			return nil, false, a.checkExists(ctx, ticket)
-		case len(batch) == 0 || batch[len(batch)-1].JobID == ticket:
-			return applied, false, nil
 		case len(applied) >= limit:
-			return applied, true, nil
+			return applied, n > 0, nil
 		}
 	}
+	return applied, false, nil
+}
+
+// next applies the n oldest of the account's queued jobs up to the ticket's and
+// tells how many are left, maxBatch standing for that and more.
+func (a *Applier) next(ctx context.Context, ticket uuid.UUID, n int) (applied []Applied, left int, err error) {
+	batch, err := a.applyBatch(ctx, slices.Repeat([]uuid.UUID{ticket}, n))
+	if postgres.IsDataFault(err) {
+		left = 1 // unless it turns out to be the last
+		var tried []step
+		tried, err = a.tryHead(ctx, ticket)
+		batch = append(batch, tried...)
+		if len(tried) > 0 {
+			left = 0
+		}
+	}
+	for _, step := range batch {
+		applied, left = append(applied, step.Applied), max(left, step.Left)
+	}
+	return applied, left, err
+}
+
+// ApplyHeads applies, in one flush, the oldest queued job of the account of each
+// ticket, each in a transaction of its own, and answers with those that it
+// finished. left are the tickets whose account may have more up to their job:
+// Apply goes on with them, and finds out what is wrong with those at fault.
+//
+// An error is Postgres's trouble, as Apply's is; a kill leaves what one in Apply
+// does.
+func (a *Applier) ApplyHeads(ctx context.Context, tickets []uuid.UUID) (applied []Applied, left []uuid.UUID, err error) {
+	for batch := range slices.Chunk(tickets, maxBatch) {
+		steps, err := a.applyBatch(ctx, batch)
+		done := map[uuid.UUID]bool{}
+		for _, step := range steps {
+			applied = append(applied, step.Applied)
+			done[step.JobID] = true
+		}
+		if err != nil && !postgres.IsDataFault(err) {
+			return applied, nil, err
+		}
+		for _, ticket := range batch {
+			if !done[ticket] {
+				left = append(left, ticket)
+			}
+		}
+	}
+	return applied, left, nil
 }
 
 // maxBatch bounds how many transactions share a round trip, and so how long one
@@ -143,16 +199,22 @@ func (a *Applier) Apply(ctx context.Context, ticket uuid.UUID, limit int) (appli
 // each of them waits for it until Postgres's lock_timeout.
 const maxBatch = 32
 
-// applyBatch sends n transactions in one flush: a Sync ends each, so that each
-// commits or fails by itself, in order. It waits for each answer for
-// postgres.RoundTripTimeout, not for all of them: n locks that are not granted
-// take Postgres longer. Then it leaves the connection, and what was sent may
-// still be applied, once.
+// step is what one transaction did.
+type step struct {
+	Applied
+	Left int // jobs up to the ticket's that are still queued, as far as they were counted
+}
+
+// applyBatch sends a transaction for each ticket in one flush: a Sync ends each,
+// so that each commits or fails by itself, in order. It waits for each answer
+// for postgres.RoundTripTimeout, not for all of them: so many locks that are not
+// granted take Postgres longer. Then it leaves the connection, and what was sent
+// may still be applied, once.
 //
 // A kill once they are sent stops none of them: Postgres holds the lock and
 // commits while nobody listens, until it notices that the connection is gone.
 // The transactions from there on leave their jobs queued.
-func (a *Applier) applyBatch(ctx context.Context, ticket uuid.UUID, n int) (applied []Applied, err error) {
+func (a *Applier) applyBatch(ctx context.Context, tickets []uuid.UUID) (applied []step, err error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	silence := time.AfterFunc(postgres.RoundTripTimeout, cancel)
@@ -167,11 +229,15 @@ func (a *Applier) applyBatch(ctx context.Context, ticket uuid.UUID, n int) (appl
 			return err
 		}
 		pipeline := conn.Conn().PgConn().StartPipeline(ctx)
-		for range n {
+		for n, ticket := range tickets {
+			count := uncounted
+			if n == len(tickets)-1 { // nobody asks how many the others leave
+				count = counted
+			}
 			// By name: pgx 5.12 loses count of statements sent by their
 			// description, when one of them fails.
 			pipeline.SendQueryPrepared(lock.Name, [][]byte{ticket[:]}, inBinary, nil)
-			pipeline.SendQueryPrepared(apply.Name, [][]byte{ticket[:], maxAmount}, inBinary, appliedFormats)
+			pipeline.SendQueryPrepared(apply.Name, [][]byte{ticket[:], count, maxAmount}, inBinary, stepFormats)
 			pipeline.SendPipelineSync()
 		}
 		err = pipeline.Flush()
@@ -182,7 +248,7 @@ func (a *Applier) applyBatch(ctx context.Context, ticket uuid.UUID, n int) (appl
 		return errors.Join(err, pipeline.Close())
 	})
 	if err != nil {
-		return applied, fmt.Errorf("apply job %s: %w", ticket, err)
+		return applied, fmt.Errorf("apply job %s: %w", tickets[0], err)
 	}
 	crash.At(crash.ApplyCommitted)
 	return applied, nil
@@ -190,16 +256,18 @@ func (a *Applier) applyBatch(ctx context.Context, ticket uuid.UUID, n int) (appl
 
 // How parameters and results go over the wire: enums as text, the rest binary.
 var (
-	inBinary       = []int16{1}
-	appliedFormats = []int16{1, 0, 0, 1, 1}
-	maxAmount      = binary.BigEndian.AppendUint64(nil, uint64(MaxAmount))
+	inBinary    = []int16{1}
+	stepFormats = []int16{1, 0, 0, 1, 1, 1}
+	maxAmount   = binary.BigEndian.AppendUint64(nil, uint64(MaxAmount))
+	counted     = binary.BigEndian.AppendUint64(nil, maxBatch)
+	uncounted   = binary.BigEndian.AppendUint64(nil, 0)
 )
 
 // readApplied reads what applyBatch asked for, and tells heard of each answer. A
 // row counts only once its Sync is answered: that is when Postgres says that the
 // transaction is committed.
-func readApplied(types *pgtype.Map, pipeline *pgconn.Pipeline, heard func()) (applied []Applied, err error) {
-	var uncommitted []Applied
+func readApplied(types *pgtype.Map, pipeline *pgconn.Pipeline, heard func()) (applied []step, err error) {
+	var uncommitted []step
 	for {
 		results, resultErr := pipeline.GetResults()
 		heard()
@@ -208,7 +276,7 @@ func readApplied(types *pgtype.Map, pipeline *pgconn.Pipeline, heard func()) (ap
 			if len(r.FieldDescriptions()) == 0 { // the lock's
 				continue
 			}
-			uncommitted, resultErr = pgx.CollectRows(pgx.RowsFromResultReader(types, r), pgx.RowToStructByPos[Applied])
+			uncommitted, resultErr = pgx.CollectRows(pgx.RowsFromResultReader(types, r), pgx.RowToStructByPos[step])
 		case *pgconn.PipelineSync:
 			applied, uncommitted = append(applied, uncommitted...), nil
 			crash.At(crash.ApplySynced)
@@ -236,7 +304,7 @@ const tryTimeout = 2 * postgres.RoundTripTimeout
 //
 // A kill before the commit leaves the attempt uncounted and the job as it was;
 // one after it leaves it counted, and the job queued or failed.
-func (a *Applier) tryHead(ctx context.Context, ticket uuid.UUID) (tried []Applied, err error) {
+func (a *Applier) tryHead(ctx context.Context, ticket uuid.UUID) (tried []step, err error) {
 	ctx, cancel := context.WithTimeout(ctx, tryTimeout)
 	defer cancel()
 	var refusal error
@@ -251,14 +319,14 @@ func (a *Applier) tryHead(ctx context.Context, ticket uuid.UUID) (tried []Applie
 		}
 		crash.At(crash.TryCounted)
 		refusal = pgx.BeginFunc(ctx, tx, func(savepoint pgx.Tx) (err error) {
-			tried, err = queryApplied(ctx, savepoint, applySQL, ticket, MaxAmount)
+			tried, err = queryStep(ctx, savepoint, applySQL, ticket, maxBatch, MaxAmount)
 			return err
 		})
 		crash.At(crash.TryTried)
 		if !postgres.IsDataFault(refusal) || attempts < MaxAttempts {
 			return notRefusal(refusal)
 		}
-		tried, err = queryApplied(ctx, tx, failSQL, ticket)
+		tried, err = queryStep(ctx, tx, failSQL, ticket, maxBatch)
 		crash.At(crash.TryFailed)
 		return err
 	})
@@ -296,7 +364,7 @@ const countSQL = `
 
 // failSQL ends the account's oldest queued job failed. Money does not move.
 //
-// $1 the ticket's job. One row, the job.
+// $1 the ticket's job, $2 how far to count. One row, the job and leftSQL.
 const failSQL = `
 	WITH head AS (` + headSQL + `
 	)
@@ -305,11 +373,11 @@ const failSQL = `
 		failure = 'internal_error',
 		finished_at = greatest(clock_timestamp(), head.created_at)
 	FROM head WHERE jobs.id = head.id
-	RETURNING jobs.id, jobs.type, jobs.status, jobs.created_at, jobs.finished_at`
+	RETURNING jobs.id, jobs.type, jobs.status, jobs.created_at, jobs.finished_at,` + leftSQL
 
-func queryApplied(ctx context.Context, tx pgx.Tx, sql string, args ...any) ([]Applied, error) {
+func queryStep(ctx context.Context, tx pgx.Tx, sql string, args ...any) ([]step, error) {
 	rows, _ := tx.Query(ctx, sql, args...) // CollectRows returns its error
-	return pgx.CollectRows(rows, pgx.RowToStructByPos[Applied])
+	return pgx.CollectRows(rows, pgx.RowToStructByPos[step])
 }
 
 func (a *Applier) checkExists(ctx context.Context, id uuid.UUID) error {

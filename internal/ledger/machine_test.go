@@ -103,7 +103,7 @@ type bank struct {
 	impatient *impatient
 
 	opened  []*modelAccount
-	touched *modelAccount // by the step that has just been made
+	touched []*modelAccount // by the step that has just been made
 	steps   int
 }
 
@@ -174,7 +174,7 @@ func (b *bank) Open(rt *rapid.T) {
 	if got.ID != want.id || got.Balance != want.balance || got.LastSeq != int64(len(want.history)) {
 		rt.Fatalf("opened %+v, the model says id %d, balance %d, seq %d", got, want.id, want.balance, len(want.history))
 	}
-	b.touched = want
+	b.touched = append(b.touched, want)
 }
 
 // opens answers with the account that the opening's key has opened, or with why
@@ -262,10 +262,38 @@ var limits = rapid.SampledFrom([]int{1, 2, 3, 4, 6, 6, 10, 64}) // each costs a 
 
 func (b *bank) apply(rt *rapid.T, a *modelAccount, ticket *modelJob, limit int) {
 	want, wantErr := a.apply(ticket, limit, never)
-	wantMore := wantErr != nil || len(want) == limit && want[limit-1] != ticket
+	wantMore := wantErr != nil || a.head(ticket) != nil
 	applied, more, err := b.applier.Apply(b.t.Context(), ticket.id, limit)
 	if more != wantMore || !errors.Is(err, wantErr) {
 		rt.Fatalf("apply: more %t, %v; the model says %t, %v", more, err, wantMore, wantErr)
+	}
+	check(rt, applied, want)
+}
+
+// ApplyHeads brings one ticket for several accounts, or for one of them twice.
+func (b *bank) ApplyHeads(rt *rapid.T) {
+	var (
+		tickets, wantLeft []uuid.UUID
+		brought, want     []*modelJob
+	)
+	for range rapid.IntRange(1, 4).Draw(rt, "tickets") {
+		a, ticket := b.ticket(rt, hasJobs)
+		tickets, brought = append(tickets, ticket.id), append(brought, ticket)
+		head := a.head(ticket)
+		if head == nil || a.refuses(head) { // no attempt is counted: that is Apply's
+			continue
+		}
+		a.finish(head)
+		want = append(want, head)
+	}
+	for _, ticket := range brought {
+		if !slices.Contains(want, ticket) {
+			wantLeft = append(wantLeft, ticket.id)
+		}
+	}
+	applied, left, err := b.applier.ApplyHeads(b.t.Context(), tickets)
+	if err != nil || !slices.Equal(left, wantLeft) {
+		rt.Fatalf("apply heads: left %v, %v; the model says %v", left, err, wantLeft)
 	}
 	check(rt, applied, want)
 }
@@ -481,19 +509,19 @@ const readSQL = `
 			FROM transactions WHERE account_id = $1))
 	FROM accounts WHERE id = $1`
 
-// Check compares the account that the last step touched.
+// Check compares the accounts that the last step touched.
 func (b *bank) Check(rt *rapid.T) {
-	if b.steps++; b.touched == nil {
-		return
+	b.steps++
+	for _, a := range b.touched {
+		var got string
+		if err := b.pool.QueryRow(b.t.Context(), readSQL, a.id).Scan(&got); err != nil {
+			rt.Fatalf("read account: %v", err)
+		}
+		if want := a.String(); got != want {
+			rt.Fatalf("account %d is\n%s\nthe model says\n%s", a.id, got, want)
+		}
 	}
-	var got string
-	if err := b.pool.QueryRow(b.t.Context(), readSQL, b.touched.id).Scan(&got); err != nil {
-		rt.Fatalf("read account: %v", err)
-	}
-	if want := b.touched.String(); got != want {
-		rt.Fatalf("account %d is\n%s\nthe model says\n%s", b.touched.id, got, want)
-	}
-	b.touched = nil
+	b.touched = b.touched[:0]
 }
 
 func (a *modelAccount) String() string {
@@ -527,6 +555,21 @@ func (a *modelAccount) apply(ticket *modelJob, limit int, kills func(*modelJob) 
 	return applied, nil
 }
 
+// head is the oldest queued job up to the ticket's.
+func (a *modelAccount) head(ticket *modelJob) *modelJob {
+	for _, j := range a.jobs[:slices.Index(a.jobs, ticket)+1] {
+		if j.outcome == queued {
+			return j
+		}
+	}
+	return nil
+}
+
+// refuses tells whether Postgres refuses the job for a reason of its own.
+func (a *modelAccount) refuses(j *modelJob) bool {
+	return a.broken && j.amount == refusedAmount && a.verdict(j) == ""
+}
+
 var errKilled = errors.New("connection killed")
 
 // verdict is why the bank rejects a job; empty where it does not.
@@ -547,7 +590,7 @@ func (a *modelAccount) finish(j *modelJob) {
 	switch {
 	case failure != "":
 		j.outcome = "rejected seq - balance - failure " + failure
-	case a.broken && j.amount == refusedAmount:
+	case a.refuses(j):
 		if j.attempts++; j.attempts == ledger.MaxAttempts {
 			j.outcome = "failed seq - balance - failure " + ledger.InternalError
 		}
@@ -623,8 +666,9 @@ func (b *bank) account(rt *rapid.T, suits func(*modelAccount) bool) *modelAccoun
 	if len(suitable) == 0 {
 		rt.Skip("no such account")
 	}
-	b.touched = suitable[rapid.IntRange(0, len(suitable)-1).Draw(rt, "account")]
-	return b.touched
+	chosen := suitable[rapid.IntRange(0, len(suitable)-1).Draw(rt, "account")]
+	b.touched = append(b.touched, chosen)
+	return chosen
 }
 
 // ticket chooses a job of an account that has some.

@@ -19,8 +19,12 @@ import (
 const (
 	// maxRings is how many rings wait to be written; more are lost to the sweep.
 	maxRings = 65536
-	// writers is how many rings are being written at once.
-	writers = 8
+	// writers is how many tickets are being written at once. While they wait for
+	// Redis more rings come together, and share the next ones.
+	writers = 2
+	// maxCollected bounds how many rings are looked at, before what they come to
+	// is written.
+	maxCollected = 1024
 	// ringTimeout bounds one write, so that a Redis that hangs is noticed.
 	ringTimeout = time.Second
 	// drainTimeout bounds what is written after the end was announced.
@@ -43,22 +47,30 @@ type Client struct {
 	redis      redis.UniversalClient
 	partitions int
 	log        *slog.Logger
-	rings      chan Ticket
+	rings      chan ring
 	lost       func() // told of each ring that was not written
+}
+
+// ring is what Ring was asked for.
+type ring struct {
+	accountID, position int64
+	jobID               uuid.UUID
 }
 
 // NewClient writes tickets to partitions queues. lost is called for each ring
 // that could not be written. Run must run for Ring to work.
 func NewClient(r redis.UniversalClient, partitions int, log *slog.Logger, lost func()) *Client {
-	return &Client{redis: r, partitions: partitions, log: log, rings: make(chan Ticket, maxRings), lost: lost}
+	return &Client{redis: r, partitions: partitions, log: log, rings: make(chan ring, maxRings), lost: lost}
 }
 
-// Ring writes the first ticket of an accepted job, soon and without making its
-// caller wait: a Redis that is slow or down must not hold an accept up. A ring
-// that is lost, or that a kill takes with the process, the sweep makes good.
-func (c *Client) Ring(accountID int64, jobID uuid.UUID) {
+// Ring writes a ticket for an accepted job and those of its account before it,
+// soon and without making its caller wait: a Redis that is slow or down must not
+// hold an accept up. Accounts of a partition that are rung for together share
+// the ticket. A ring that is lost, or that a kill takes with the process, the
+// sweep makes good.
+func (c *Client) Ring(accountID, position int64, jobID uuid.UUID) {
 	select {
-	case c.rings <- Ticket{AccountID: accountID, JobID: jobID}:
+	case c.rings <- ring{accountID: accountID, position: position, jobID: jobID}:
 	default:
 		c.lost()
 	}
@@ -83,8 +95,8 @@ func (c *Client) writeUntil(ctx context.Context) {
 	client := asynq.NewClientFromRedisClient(c.redis)
 	for {
 		select {
-		case ticket := <-c.rings:
-			c.write(ctx, client, ticket)
+		case first := <-c.rings:
+			c.write(ctx, client, c.collect(first))
 		case <-renew.C:
 			client = asynq.NewClientFromRedisClient(c.redis)
 		case <-ctx.Done():
@@ -99,8 +111,8 @@ func (c *Client) writeRest(ctx context.Context, client *asynq.Client) {
 	defer enough.Stop()
 	for {
 		select {
-		case ticket := <-c.rings:
-			if !c.write(ctx, client, ticket) {
+		case first := <-c.rings:
+			if !c.write(ctx, client, c.collect(first)) {
 				return
 			}
 		case <-enough.C:
@@ -111,30 +123,84 @@ func (c *Client) writeRest(ctx context.Context, client *asynq.Client) {
 	}
 }
 
-func (c *Client) write(ctx context.Context, client *asynq.Client, ticket Ticket) bool {
+// collect takes the rings that are there with the first: the last one of each
+// account.
+func (c *Client) collect(first ring) (rings []ring) {
+	last := map[int64]int{first.accountID: 0}
+	rings = append(rings, first)
+	for range maxCollected {
+		var next ring
+		select {
+		case next = <-c.rings:
+		default:
+			return rings
+		}
+		i, known := last[next.accountID]
+		switch {
+		case !known:
+			last[next.accountID] = len(rings)
+			rings = append(rings, next)
+		case next.position > rings[i].position:
+			rings[i] = next
+		}
+	}
+	return rings
+}
+
+// share sorts rings into tickets: the jobs of up to maxShared accounts of a
+// partition each, the first accounts first.
+func (c *Client) share(rings []ring) (tickets []shared) {
+	open := map[int]int{} // by partition: the ticket that has room
+	for _, ring := range rings {
+		partition := Partition(ring.accountID, c.partitions)
+		i, known := open[partition]
+		if !known || len(tickets[i].jobs) == maxShared {
+			i = len(tickets)
+			open[partition] = i
+			tickets = append(tickets, shared{partition: partition})
+		}
+		tickets[i].jobs = append(tickets[i].jobs, ring.jobID)
+	}
+	return tickets
+}
+
+// shared is a ticket for several accounts of a partition.
+type shared struct {
+	partition int
+	jobs      []uuid.UUID
+}
+
+func (c *Client) write(ctx context.Context, client *asynq.Client, rings []ring) (written bool) {
+	written = true
+	crash.At(crash.RingTaken)
+	for _, ticket := range c.share(rings) {
+		if err := c.writeOne(ctx, client, ticket); err != nil {
+			written = false
+			for range ticket.jobs {
+				c.lost()
+			}
+			c.log.Debug("ring lost, the sweep will find the job", "job_id", ticket.jobs[0], "error", err)
+		}
+	}
+	return written
+}
+
+func (c *Client) writeOne(ctx context.Context, client *asynq.Client, ticket shared) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), ringTimeout)
 	defer cancel()
-	crash.At(crash.RingTaken)
-	err := c.enqueue(ctx, client, ticket)
+	err := enqueue(ctx, client, Name(ticket.partition), ticket.jobs[0].String(), ticket.jobs)
 	crash.At(crash.RingWritten)
-	if err != nil {
-		c.lost()
-		c.log.Debug("ring lost, the sweep will find the job", "job_id", ticket.JobID, "error", err)
-	}
-	return err == nil
+	return err
 }
 
 // Enqueue writes a ticket now. One that is there already is a success.
 func (c *Client) Enqueue(ctx context.Context, ticket Ticket) error {
-	return c.enqueue(ctx, asynq.NewClientFromRedisClient(c.redis), ticket)
+	client := asynq.NewClientFromRedisClient(c.redis)
+	return enqueue(ctx, client, Name(Partition(ticket.AccountID, c.partitions)), ticket.id(), []uuid.UUID{ticket.JobID})
 }
 
-func (c *Client) enqueue(ctx context.Context, client *asynq.Client, ticket Ticket) error {
-	return enqueue(ctx, client, Name(Partition(ticket.AccountID, c.partitions)), ticket.id(), ticket.JobID)
-}
-
-func enqueue(ctx context.Context, client *asynq.Client, queue, id string, jobID uuid.UUID) error {
-	_, err := client.EnqueueContext(ctx, asynq.NewTask(taskType, []byte(jobID.String())),
+func enqueue(ctx context.Context, client *asynq.Client, queue, id string, jobs []uuid.UUID) error {
+	_, err := client.EnqueueContext(ctx, newTask(jobs),
 		asynq.TaskID(id), asynq.Queue(queue), asynq.MaxRetry(maxRetry), asynq.Timeout(ticketTimeout))
 	if err != nil && !errors.Is(err, asynq.ErrTaskIDConflict) {
 		return fmt.Errorf("enqueue ticket %s: %w", id, err)

@@ -14,6 +14,7 @@ import (
 	"strings"
 
 	"github.com/google/uuid"
+	"github.com/hibiken/asynq"
 )
 
 // taskType is what the dashboard shows tickets as.
@@ -60,15 +61,41 @@ func nextID(id string) string {
 	return fmt.Sprintf("%s.%d", job, n+1)
 }
 
-// parse reads the job's id from a ticket's payload.
-func parse(payload []byte) (uuid.UUID, error) {
-	const length = 36 // Parse takes other forms too; ours is this one
-	if len(payload) != length {
-		return uuid.UUID{}, fmt.Errorf("%w: %d bytes", ErrBadTicket, len(payload))
+const (
+	// maxShared is how many accounts share a ticket. It bounds how long their
+	// partition waits for the next one.
+	maxShared = 32
+	// alsoHeader names the jobs that a ticket is for beside its payload's, which
+	// is all that builds before it know of.
+	alsoHeader = "also"
+	idLength   = 36
+)
+
+// newTask is a ticket for one job each of several accounts.
+func newTask(jobs []uuid.UUID) *asynq.Task {
+	payload := []byte(jobs[0].String())
+	if len(jobs) == 1 {
+		return asynq.NewTask(taskType, payload)
 	}
-	id, err := uuid.ParseBytes(payload)
-	if err != nil {
-		return uuid.UUID{}, fmt.Errorf("%w: %w", ErrBadTicket, err)
+	var also strings.Builder
+	for _, id := range jobs[1:] {
+		also.WriteString(id.String())
 	}
-	return id, nil
+	return asynq.NewTaskWithHeaders(taskType, payload, map[string]string{alsoHeader: also.String()})
+}
+
+// parse reads what newTask wrote.
+func parse(task *asynq.Task) (jobs []uuid.UUID, err error) {
+	ids := string(task.Payload()) + task.Headers()[alsoHeader]
+	if len(task.Payload()) != idLength || len(ids)%idLength != 0 || len(ids) > maxShared*idLength {
+		return nil, fmt.Errorf("%w: %d bytes", ErrBadTicket, len(ids))
+	}
+	for ; ids != ""; ids = ids[idLength:] {
+		id, err := uuid.Parse(ids[:idLength])
+		if err != nil {
+			return nil, fmt.Errorf("%w: %w", ErrBadTicket, err)
+		}
+		jobs = append(jobs, id)
+	}
+	return jobs, nil
 }

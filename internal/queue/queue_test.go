@@ -2,11 +2,14 @@ package queue
 
 import (
 	"errors"
+	"log/slog"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 
 	"github.com/google/uuid"
+	"github.com/hibiken/asynq"
 
 	"github.com/passbook/passbook/internal/testenv"
 )
@@ -52,26 +55,103 @@ func TestTicketNames(t *testing.T) {
 	}
 }
 
-// A ticket's payload is a UUID in its one form, read digit for digit; anything
-// else is a bad ticket. Whatever a ticket is called, another follows it.
+// What newTask writes parse reads, for any number of accounts that may share a
+// ticket.
+func TestSharedTickets(t *testing.T) {
+	t.Parallel()
+	var jobs []uuid.UUID
+	for range maxShared {
+		jobs = append(jobs, uuid.New())
+		if got, err := parse(newTask(jobs)); err != nil || !slices.Equal(got, jobs) {
+			t.Errorf("%d jobs: read %v, %v; wrote %v", len(jobs), got, err, jobs)
+		}
+	}
+	if got, err := parse(newTask(append(jobs, uuid.New()))); !errors.Is(err, ErrBadTicket) {
+		t.Errorf("a ticket for too many: %v, %v", got, err)
+	}
+}
+
+// Rings of an account that are collected together come to one, for the job with
+// the highest position; those of a partition share a ticket, up to its bound.
+func TestRingsShareTickets(t *testing.T) {
+	t.Parallel()
+	const accounts = 100
+	tickets := NewClient(nil, 1, slog.New(slog.DiscardHandler), func() { t.Error("a ring was lost") })
+	last := make([]uuid.UUID, accounts)
+	for _, position := range []int64{2, 3, 1} {
+		for n := range last {
+			id := uuid.New()
+			tickets.Ring(int64(n), position, id)
+			if position == 3 {
+				last[n] = id
+			}
+		}
+	}
+	var got []uuid.UUID
+	for _, ticket := range tickets.share(tickets.collect(<-tickets.rings)) {
+		if len(ticket.jobs) > maxShared {
+			t.Errorf("%d accounts share a ticket", len(ticket.jobs))
+		}
+		got = append(got, ticket.jobs...)
+	}
+	if !slices.Equal(got, last) {
+		t.Errorf("rung for %v, want the last job of each account, %v", got, last)
+	}
+}
+
+// A ticket is for accounts of one partition, and in that one's queue.
+func TestTicketsKeepToTheirPartition(t *testing.T) {
+	t.Parallel()
+	tickets := NewClient(nil, partitions, slog.New(slog.DiscardHandler), func() { t.Error("a ring was lost") })
+	want := map[uuid.UUID]int{}
+	for n := range int64(200) {
+		id := uuid.New()
+		want[id] = Partition(n, partitions)
+		tickets.Ring(n, n, id)
+	}
+	for _, ticket := range tickets.share(tickets.collect(<-tickets.rings)) {
+		for _, id := range ticket.jobs {
+			if want[id] != ticket.partition {
+				t.Errorf("job of partition %d is in the queue of %d", want[id], ticket.partition)
+			}
+			delete(want, id)
+		}
+	}
+	if len(want) > 0 {
+		t.Errorf("%d jobs have no ticket", len(want))
+	}
+}
+
+// A ticket names jobs by UUIDs in their one form, one after another, read digit
+// for digit; anything else is a bad ticket. Whatever a ticket is called, another
+// follows it.
 func FuzzParse(f *testing.F) {
 	const id = "01900000-0000-7000-8000-000000000001"
 	for _, seed := range []string{
 		"", "x", id, strings.ToUpper(id), "{" + id + "}", "urn:uuid:" + id, strings.ReplaceAll(id, "-", ""), id[:35], id + "0",
 		strings.Replace(id, "-", "0", 1), strings.Replace(id, "1", "g", 1), id + ".1", id + ".9223372036854775808", "{" + id[:34] + "}",
 	} {
-		f.Add([]byte(seed))
+		f.Add([]byte(seed), "")
+		f.Add([]byte(id), seed)
 	}
-	form := regexp.MustCompile(`^[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}$`)
-	f.Fuzz(func(t *testing.T, payload []byte) {
-		got, err := parse(payload)
+	f.Add([]byte(id), strings.Repeat(id, maxShared-1))
+	f.Add([]byte(id), strings.Repeat(id, maxShared))
+	const one = `[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}`
+	form, also := regexp.MustCompile(`^`+one+`$`), regexp.MustCompile(`^(?:`+one+`)*$`)
+	f.Fuzz(func(t *testing.T, payload []byte, header string) {
+		got, err := parse(asynq.NewTaskWithHeaders(taskType, payload, map[string]string{alsoHeader: header}))
+		good := form.Match(payload) && also.MatchString(header) && len(header) < maxShared*idLength
+		var read strings.Builder
+		for _, id := range got {
+			read.WriteString(id.String())
+		}
 		switch {
-		case form.Match(payload) != (err == nil):
-			t.Errorf("%q: %v", payload, err)
-		case err != nil && (!errors.Is(err, ErrBadTicket) || got != uuid.Nil):
-			t.Errorf("%q: %s, %v; want ErrBadTicket", payload, got, err)
-		case err == nil && got.String() != strings.ToLower(string(payload)):
-			t.Errorf("%q was read as %s", payload, got)
+		case good != (err == nil):
+			t.Errorf("%q, %q: %v", payload, header, err)
+		case err != nil && (!errors.Is(err, ErrBadTicket) || got != nil):
+			t.Errorf("%q, %q: %s, %v; want ErrBadTicket", payload, header, got, err)
+		case err == nil && read.String() != strings.ToLower(string(payload)+header):
+			t.Errorf("%q, %q was read as %s", payload, header, got)
 		}
 		if next := nextID(string(payload)); next == string(payload) || next == nextID(next) {
 			t.Errorf("after %q comes %q, and then %q", payload, next, nextID(next))

@@ -1,6 +1,7 @@
 package queue
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -28,10 +29,11 @@ const (
 	LongestPutOff = longestPause + forwardEvery
 )
 
-// Handler works a ticket off. more asks for another turn, behind the tickets
-// that wait. An error brings the ticket back after a pause; one that is
-// ErrBadTicket archives it, where an operator sees it.
-type Handler func(ctx context.Context, jobID uuid.UUID) (more bool, err error)
+// Handler works a ticket off: applies each job's account up to the job. rest are
+// those that need another turn, behind the tickets that wait. An error brings the
+// whole ticket back after a pause, the rest beside it; one that is ErrBadTicket
+// archives it, where an operator sees it.
+type Handler func(ctx context.Context, jobs []uuid.UUID) (rest []uuid.UUID, err error)
 
 // ServerConfig says how to serve the partitions.
 type ServerConfig struct {
@@ -103,28 +105,27 @@ func (s *Server) Run(ctx context.Context) error {
 }
 
 func (s *Server) process(ctx context.Context, task *asynq.Task) error {
-	jobID, err := parse(task.Payload())
+	jobs, err := parse(task)
 	if err != nil {
 		return fmt.Errorf("%w: %w", err, asynq.SkipRetry)
 	}
-	more, err := s.cfg.Handler(ctx, jobID)
+	rest, err := s.cfg.Handler(ctx, jobs)
 	// A kill before the acknowledgement leaves the ticket in a dead worker's
 	// hands until its lease ends. Its jobs are finished, or the sweep's to find.
 	crash.At(crash.TicketWorkedOff)
-	switch {
-	case errors.Is(err, ErrBadTicket):
-		return fmt.Errorf("%w: %w", err, asynq.SkipRetry)
-	case err != nil || !more:
-		return err
+	if len(rest) > 0 {
+		// A kill before the next ticket is written leaves this one to its lease,
+		// and the jobs to the sweep. One after it leaves both; when this one
+		// comes back it finds its jobs finished.
+		crash.At(crash.MoreUnwritten)
+		queue, _ := asynq.GetQueueName(ctx)
+		id, _ := asynq.GetTaskID(ctx)
+		err = cmp.Or(err, enqueue(ctx, s.client, queue, nextID(id), rest))
+		crash.At(crash.MoreWritten)
 	}
-	// A kill before the next ticket is written leaves this one to its lease,
-	// and the jobs to the sweep. One after it leaves both; when this one comes
-	// back it finds its jobs finished.
-	crash.At(crash.MoreUnwritten)
-	queue, _ := asynq.GetQueueName(ctx)
-	id, _ := asynq.GetTaskID(ctx)
-	err = enqueue(ctx, s.client, queue, nextID(id), jobID)
-	crash.At(crash.MoreWritten)
+	if errors.Is(err, ErrBadTicket) {
+		return fmt.Errorf("%w: %w", err, asynq.SkipRetry)
+	}
 	return err
 }
 

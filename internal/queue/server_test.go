@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"slices"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -94,9 +95,9 @@ func TestBellKnowsAsynq(t *testing.T) {
 	dequeues := new(countDequeues)
 	client.AddHook(dequeues)
 	handled := make(chan uuid.UUID, 1)
-	handler := func(_ context.Context, id uuid.UUID) (bool, error) {
-		handled <- id
-		return false, nil
+	handler := func(_ context.Context, jobs []uuid.UUID) ([]uuid.UUID, error) {
+		handled <- jobs[0]
+		return nil, nil
 	}
 	serve(t, client, handler, func(s *Server) { s.bell.withBell = time.Hour })
 	const tickets = 20
@@ -127,9 +128,9 @@ func TestServeWithoutEvents(t *testing.T) {
 	client := redis.NewClient(&redis.Options{Addr: opt.Addr, Username: "app", Password: "secret"})
 	t.Cleanup(func() { _ = client.Close() })
 	handled := make(chan uuid.UUID, 1)
-	serve(t, client, func(_ context.Context, id uuid.UUID) (bool, error) {
-		handled <- id
-		return false, nil
+	serve(t, client, func(_ context.Context, jobs []uuid.UUID) ([]uuid.UUID, error) {
+		handled <- jobs[0]
+		return nil, nil
 	}, asIs)
 	for n := range int64(3) {
 		ticket := Ticket{AccountID: n, JobID: uuid.New()}
@@ -147,9 +148,9 @@ func TestServeThroughRestart(t *testing.T) {
 	client := connect(t, server.URL())
 	handled := make(chan uuid.UUID, 1)
 	var theBell *bell
-	serve(t, client, func(_ context.Context, id uuid.UUID) (bool, error) {
-		handled <- id
-		return false, nil
+	serve(t, client, func(_ context.Context, jobs []uuid.UUID) ([]uuid.UUID, error) {
+		handled <- jobs[0]
+		return nil, nil
 	}, func(s *Server) { theBell = s.bell })
 	for range 2 {
 		ticket := Ticket{AccountID: 1, JobID: uuid.New()}
@@ -170,25 +171,29 @@ func TestServeThroughRestart(t *testing.T) {
 	}
 }
 
-// A ticket that asks for more has another turn, under another name.
+// What needs another turn has it, under another name and by itself.
 func TestMore(t *testing.T) {
 	t.Parallel()
 	client := connect(t, testenv.Redis(t))
-	handled := make(chan string, 3)
-	var turns atomic.Int64
-	serve(t, client, func(ctx context.Context, id uuid.UUID) (bool, error) {
+	type turn struct {
+		name string
+		jobs []uuid.UUID
+	}
+	handled := make(chan turn, 4)
+	serve(t, client, func(ctx context.Context, jobs []uuid.UUID) ([]uuid.UUID, error) {
 		name, _ := asynq.GetTaskID(ctx)
-		handled <- name
-		return turns.Add(1) < 3, nil
+		handled <- turn{name, jobs}
+		return jobs[1:], nil
 	}, asIs)
-	ticket := Ticket{AccountID: 1, JobID: uuid.New()}
-	if err := writer(client).Enqueue(t.Context(), ticket); err != nil {
+	jobs := []uuid.UUID{uuid.New(), uuid.New(), uuid.New()}
+	ticket := shared{partition: 3, jobs: jobs}
+	if err := writer(client).writeOne(t.Context(), asynq.NewClientFromRedisClient(client), ticket); err != nil {
 		t.Fatal(err)
 	}
 	for again := range 3 {
-		want := Ticket{JobID: ticket.JobID, Again: again}.id()
-		if got := receive(t, handled); got != want {
-			t.Errorf("turn %d was that of %s, want %s", again, got, want)
+		want := Ticket{JobID: jobs[0], Again: again}.id()
+		if got := receive(t, handled); got.name != want || !slices.Equal(got.jobs, jobs[again:]) {
+			t.Errorf("turn %d was that of %s for %v, want %s for %v", again, got.name, got.jobs, want, jobs[again:])
 		}
 	}
 }
@@ -197,7 +202,7 @@ func TestMore(t *testing.T) {
 func TestBadTicketsAreArchived(t *testing.T) {
 	t.Parallel()
 	client := connect(t, testenv.Redis(t))
-	serve(t, client, func(context.Context, uuid.UUID) (bool, error) { return false, ErrBadTicket }, asIs)
+	serve(t, client, func(context.Context, []uuid.UUID) ([]uuid.UUID, error) { return nil, ErrBadTicket }, asIs)
 	forged := asynq.NewTask(taskType, []byte("not an id"))
 	if _, err := asynq.NewClientFromRedisClient(client).Enqueue(forged, asynq.Queue(Name(0)), asynq.TaskID("forged")); err != nil {
 		t.Fatal(err)
@@ -234,9 +239,9 @@ func TestFind(t *testing.T) {
 	}
 	want("in line", InLine)
 	hold, held := make(chan error), make(chan struct{}, 1)
-	serve(t, client, func(context.Context, uuid.UUID) (bool, error) {
+	serve(t, client, func(context.Context, []uuid.UUID) ([]uuid.UUID, error) {
 		held <- struct{}{}
-		return false, <-hold
+		return nil, <-hold
 	}, asIs)
 	receive(t, held)
 	want("in a worker's hands", InHand)
@@ -259,7 +264,7 @@ func TestRingTooOften(t *testing.T) {
 	lost := 0
 	tickets := NewClient(nil, partitions, slog.New(slog.DiscardHandler), func() { lost++ })
 	for range maxRings + 3 {
-		tickets.Ring(1, uuid.New())
+		tickets.Ring(1, 1, uuid.New())
 	}
 	if lost != 3 {
 		t.Errorf("%d rings lost, want 3", lost)
@@ -283,13 +288,13 @@ func TestRingWhileRedisIsDown(t *testing.T) {
 	if err := server.Kill(); err != nil {
 		t.Fatal(err)
 	}
-	tickets.Ring(1, uuid.New())
+	tickets.Ring(1, 1, uuid.New())
 	receive(t, lost)
 	if err := server.Restart(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	ticket := Ticket{AccountID: 1, JobID: uuid.New()}
-	tickets.Ring(1, ticket.JobID)
+	tickets.Ring(1, 1, ticket.JobID)
 	testenv.Eventually(t, "the ring to arrive", func() bool {
 		place, err := tickets.Find(ticket)
 		return err == nil && place.Position == InLine

@@ -15,8 +15,10 @@ import (
 )
 
 // Applier applies an account's queued jobs in order, up to the ticket's and at
-// most limit of them; more where it did not get that far.
+// most limit of them; more where it did not get that far. ApplyHeads does so for
+// several accounts, one job each, and tells which tickets are left.
 type Applier interface {
+	ApplyHeads(ctx context.Context, tickets []uuid.UUID) (applied []ledger.Applied, left []uuid.UUID, err error)
 	Apply(ctx context.Context, ticket uuid.UUID, limit int) (applied []ledger.Applied, more bool, err error)
 }
 
