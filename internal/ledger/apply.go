@@ -169,29 +169,24 @@ func (a *Applier) next(ctx context.Context, ticket uuid.UUID, n int) (applied []
 
 // ApplyHeads applies, in one flush, the oldest queued job of the account of each
 // ticket, each in a transaction of its own, and answers with those that it
-// finished. left are the tickets whose account may have more up to their job:
-// Apply goes on with them, and finds out what is wrong with those at fault.
+// finished. left are the tickets whose own job is not among them: Apply goes on
+// with each, and meets what went wrong with it.
 //
-// An error is Postgres's trouble, as Apply's is; a kill leaves what one in Apply
-// does.
-func (a *Applier) ApplyHeads(ctx context.Context, tickets []uuid.UUID) (applied []Applied, left []uuid.UUID, err error) {
+// A kill leaves what one in Apply does.
+func (a *Applier) ApplyHeads(ctx context.Context, tickets []uuid.UUID) (applied []Applied, left []uuid.UUID) {
+	finished := map[uuid.UUID]bool{}
 	for batch := range slices.Chunk(tickets, maxBatch) {
-		steps, err := a.applyBatch(ctx, batch)
-		done := map[uuid.UUID]bool{}
+		steps, _ := a.applyBatch(ctx, batch) // one account's error is its own; Apply meets it
 		for _, step := range steps {
-			applied = append(applied, step.Applied)
-			done[step.JobID] = true
-		}
-		if err != nil && !postgres.IsDataFault(err) {
-			return applied, nil, err
-		}
-		for _, ticket := range batch {
-			if !done[ticket] {
-				left = append(left, ticket)
-			}
+			applied, finished[step.JobID] = append(applied, step.Applied), true
 		}
 	}
-	return applied, left, nil
+	for _, ticket := range tickets {
+		if !finished[ticket] {
+			left = append(left, ticket)
+		}
+	}
+	return applied, left
 }
 
 // maxBatch bounds how many transactions share a round trip, and so how long one

@@ -243,8 +243,8 @@ func TestApplyRefusedJob(t *testing.T) {
 		if got := readJob(t, pool, unlucky); got.Status != "queued" || got.Attempts != attempt {
 			t.Fatalf("attempt %d: job is %s after %d attempts", attempt, got, got.Attempts)
 		}
-		if got := readJob(t, pool, beside); got.Status != "succeeded" {
-			t.Fatalf("attempt %d: the job before it is %s, undone by another's fault", attempt, got)
+		if got := readJob(t, pool, beside); got.Status != "succeeded" || got.Attempts != 0 {
+			t.Fatalf("attempt %d: the job before it is %s after %d attempts, undone by another's fault", attempt, got, got.Attempts)
 		}
 		if got := readJob(t, pool, after); got.Status != "queued" {
 			t.Fatalf("attempt %d: the job behind is %s, out of order", attempt, got)

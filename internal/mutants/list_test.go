@@ -22,6 +22,8 @@ const (
 	schema   = "migrations/00001_passbook.sql"
 	sweep    = "internal/worker/sweep.go"
 	work     = "internal/worker/worker.go"
+	handler  = "internal/worker/apply.go"
+	tickets  = "internal/queue/client.go"
 )
 
 // The promises, as shared by several guards.
@@ -93,8 +95,8 @@ var mutations = []mutation{
 		[]edit{
 			{apply, `applied, uncommitted = append(applied, uncommitted...), nil`, ``},
 			{
-				apply, `pgx.CollectRows(pgx.RowsFromResultReader(types, r), pgx.RowToStructByPos[Applied])`,
-				`pgx.CollectRows(pgx.RowsFromResultReader(types, r), pgx.RowToStructByPos[Applied])
+				apply, `pgx.CollectRows(pgx.RowsFromResultReader(types, r), pgx.RowToStructByPos[step])`,
+				`pgx.CollectRows(pgx.RowsFromResultReader(types, r), pgx.RowToStructByPos[step])
 				applied = append(applied, uncommitted...)`,
 			},
 		},
@@ -134,7 +136,7 @@ var mutations = []mutation{
 	},
 	{
 		"a balance may pass the limit", balanced,
-		[]edit{{apply, `WHEN after > $2 THEN`, `WHEN after > 2 * $2 THEN`}},
+		[]edit{{apply, `WHEN after > $3 THEN`, `WHEN after > 2 * $3 THEN`}},
 		[]string{"-run=^TestApply$ ./internal/ledger"},
 	},
 	{
@@ -161,11 +163,32 @@ var mutations = []mutation{
 	{
 		"one transaction a batch", alone,
 		[]edit{
-			{apply, `for range n {`, `for i := range n {`},
-			{apply, `pipeline.SendPipelineSync()`, `if i == n-1 { pipeline.SendPipelineSync() }`},
+			{apply, `pipeline.SendPipelineSync()`, `if n == len(tickets)-1 { pipeline.SendPipelineSync() }`},
 		},
 		[]string{"-run=^TestApplyRefusedJob$ ./internal/ledger"},
 	},
+	{
+		"an account's trouble holds up those that share its ticket", ownTrouble,
+		[]edit{{handler, `case oneErr != nil:`, `case oneErr != nil:
+			return nil, oneErr`}},
+		[]string{"-run=^TestSharedTicket$ ./internal/worker"},
+	},
+	{
+		"a ring forgets those that share its ticket", disposable,
+		[]edit{{tickets, `tickets[i].jobs = append(tickets[i].jobs, ring.jobID)`, `tickets[i].jobs = []uuid.UUID{ring.jobID}`}},
+		[]string{"-run=^TestRingsShareTickets$ ./internal/queue", "-run=^TestTicketsKeepToTheirPartition$ ./internal/queue"},
+	},
+	{
+		"a shared ring names an older job", disposable,
+		[]edit{{tickets, `next.position > rings[i].position`, `next.position < rings[i].position`}},
+		[]string{"-run=^TestRingsShareTickets$ ./internal/queue"},
+	},
+	{
+		"jobs left in line are not counted", disposable,
+		[]edit{{apply, `max(left, step.Left)`, `left`}},
+		[]string{"-run=^TestApplyInOrderUpToTheTicket$ ./internal/ledger", machine},
+	},
+
 	{
 		"one accept at fault undoes its batch", alone,
 		[]edit{{accept, `case postgres.IsDataFault(err) && len(batch) > 1:`, `case postgres.IsDataFault(err) && len(batch) > maxBatch:`}},

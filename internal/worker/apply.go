@@ -34,13 +34,9 @@ func (w *Worker) Apply(ctx context.Context, jobs []uuid.UUID) (rest []uuid.UUID,
 	crash.At(crash.TicketTaken)
 	left := jobs
 	if len(jobs) > 1 {
-		err := w.untilPostgresIsUp(ctx, func() (applied []ledger.Applied, err error) {
-			applied, left, err = w.cfg.Applier.ApplyHeads(ctx, jobs)
-			return applied, err
-		})
-		if err != nil {
-			return nil, err
-		}
+		var applied []ledger.Applied
+		applied, left = w.cfg.Applier.ApplyHeads(ctx, jobs)
+		w.tell(applied)
 	}
 	var bad error
 	for _, id := range left {
@@ -48,10 +44,10 @@ func (w *Worker) Apply(ctx context.Context, jobs []uuid.UUID) (rest []uuid.UUID,
 		switch {
 		case errors.Is(oneErr, queue.ErrBadTicket):
 			bad = oneErr
-		case errors.Is(oneErr, ledger.ErrRefused):
-			err = oneErr
-		case oneErr != nil:
+		case postgres.IsDown(oneErr): // and we are told to stop
 			return nil, oneErr // the ticket comes back, with all its jobs
+		case oneErr != nil: // this account's own
+			err = oneErr
 		case more:
 			rest = append(rest, id)
 		}
@@ -60,41 +56,37 @@ func (w *Worker) Apply(ctx context.Context, jobs []uuid.UUID) (rest []uuid.UUID,
 }
 
 // applyOne applies the job's account up to the job, and at most limit jobs.
+// While Postgres is down it waits and applies again.
 func (w *Worker) applyOne(ctx context.Context, id uuid.UUID, limit int) (more bool, err error) {
-	err = w.untilPostgresIsUp(ctx, func() (applied []ledger.Applied, err error) {
-		applied, more, err = w.cfg.Applier.Apply(ctx, id, limit)
-		return applied, err
-	})
-	switch {
-	case errors.Is(err, ledger.ErrJobNotFound):
-		err = fmt.Errorf("%w: %w", queue.ErrBadTicket, err)
-	case errors.Is(err, ledger.ErrRefused):
-		w.cfg.Log.Warn("job refused; it will be tried again", "ticket", id, "error", err)
-	}
-	return more, err
-}
-
-// untilPostgresIsUp applies, and while that fails because Postgres is down, it
-// waits and applies again. It tells of all that was finished.
-func (w *Worker) untilPostgresIsUp(ctx context.Context, apply func() ([]ledger.Applied, error)) error {
 	for {
-		applied, err := apply()
-		for _, job := range applied {
-			w.cfg.Metrics.finished(job)
-			if job.Outcome == ledger.Failed {
-				w.cfg.Log.Error("job failed; mend the reason, then replay it", "job_id", job.JobID)
-			}
-		}
-		if !postgres.IsDown(err) {
-			return err
+		applied, more, err := w.cfg.Applier.Apply(ctx, id, limit)
+		w.tell(applied)
+		switch {
+		case errors.Is(err, ledger.ErrJobNotFound):
+			return false, fmt.Errorf("%w: %w", queue.ErrBadTicket, err)
+		case errors.Is(err, ledger.ErrRefused):
+			w.cfg.Log.Warn("job refused; it will be tried again", "ticket", id, "error", err)
+			return false, err
+		case !postgres.IsDown(err):
+			return more, err
 		}
 		w.cfg.Metrics.postgresDown.Inc()
 		select {
 		case <-time.After(downPause):
 		case <-ctx.Done():
-			return err
+			return false, err
 		case <-w.stopping:
-			return err
+			return false, err
+		}
+	}
+}
+
+// tell counts what was finished, and says what failed.
+func (w *Worker) tell(applied []ledger.Applied) {
+	for _, job := range applied {
+		w.cfg.Metrics.finished(job)
+		if job.Outcome == ledger.Failed {
+			w.cfg.Log.Error("job failed; mend the reason, then replay it", "job_id", job.JobID)
 		}
 	}
 }

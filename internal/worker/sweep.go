@@ -68,7 +68,8 @@ type suspect struct {
 // an account is enough, for its newest job: it applies all before it. An account
 // that moves is left alone, and so is one whose ticket waits in line or for
 // another try; so a long backlog adds next to no tickets, and a refused job has
-// its pause.
+// its pause. The tickets that accounts share are known by the first one's job
+// alone: the others have one more written, once.
 func (w *Worker) sweep(ctx context.Context) {
 	heads, err := w.heads(ctx)
 	if err != nil {

@@ -18,7 +18,7 @@ import (
 // most limit of them; more where it did not get that far. ApplyHeads does so for
 // several accounts, one job each, and tells which tickets are left.
 type Applier interface {
-	ApplyHeads(ctx context.Context, tickets []uuid.UUID) (applied []ledger.Applied, left []uuid.UUID, err error)
+	ApplyHeads(ctx context.Context, tickets []uuid.UUID) (applied []ledger.Applied, left []uuid.UUID)
 	Apply(ctx context.Context, ticket uuid.UUID, limit int) (applied []ledger.Applied, more bool, err error)
 }
 

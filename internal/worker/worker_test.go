@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"maps"
 	"math/rand/v2"
 	"os"
 	"slices"
@@ -14,6 +15,7 @@ import (
 
 	"github.com/google/uuid"
 	"github.com/hibiken/asynq"
+	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/redis/go-redis/v9"
@@ -486,6 +488,80 @@ func TestFailedJob(t *testing.T) {
 		t.Errorf("%d failed and %d succeeded, want one each", failed, succeeded)
 	}
 	s.inOrder(account, []uuid.UUID{after})
+}
+
+// Accounts that share a ticket share no trouble: one is locked by somebody else,
+// one has a job that Postgres refuses, one a job that is not there. In one turn
+// the others are done, or have theirs and are named for the next.
+func TestSharedTicket(t *testing.T) {
+	t.Parallel()
+	pool, err := postgres.Open(t.Context(), postgres.Config{URL: testenv.Postgres(t)}) // waits for locks as long as a worker's does
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(pool.Close)
+	s := newSystem(t, pool, testenv.Redis(t))
+	ledgertest.Exec(t, s.pool, `ALTER TABLE transactions ADD CONSTRAINT unlucky CHECK (amount <> 13)`)
+	type line struct {
+		account ledger.Account
+		jobs    []uuid.UUID
+	}
+	queued := func(amounts ...int64) (l line) {
+		l.account = ledgertest.Account(t, s.pool, s.user, 0)
+		for _, amount := range amounts {
+			l.jobs = append(l.jobs, ledgertest.Job(t, s.pool, l.account, ledger.Deposit, amount))
+		}
+		return l
+	}
+	locked, refused := queued(1), queued(1, 13, 1)
+	long, short, one := queued(slices.Repeat([]int64{1}, 150)...), queued(1, 1), queued(1)
+	ticket := []uuid.UUID{uuid.New()}
+	for _, line := range []line{locked, refused, long, short, one} {
+		ticket = append(ticket, line.jobs[len(line.jobs)-1])
+	}
+	lock, err := s.pool.Begin(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer lock.Rollback(context.WithoutCancel(t.Context())) //nolint:errcheck // it is over by then
+	if _, err := lock.Exec(t.Context(), `SELECT FROM accounts WHERE id = $1 FOR UPDATE`, locked.account.ID); err != nil {
+		t.Fatal(err)
+	}
+
+	rest, err := s.sweeper().Apply(t.Context(), ticket)
+	if !worker.IsFailure(err) || !slices.Equal(rest, long.jobs[149:]) {
+		t.Errorf("the first turn leaves %v, %v; want %v and a refusal", rest, err, long.jobs[149])
+	}
+	left := map[int64]int{}
+	rows, err := s.pool.Query(t.Context(), `SELECT account_id, count(*) FROM jobs WHERE status = 'queued' GROUP BY account_id`)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var account int64
+	var n int
+	if _, err := pgx.ForEachRow(rows, []any{&account, &n}, func() error {
+		left[account] = n
+		return nil
+	}); err != nil {
+		t.Fatal(err)
+	}
+	if got := left[long.account.ID]; got == 0 || got > 140 {
+		t.Errorf("%d jobs of the long line are left of 150", got)
+	}
+	delete(left, long.account.ID)
+	if want := map[int64]int{locked.account.ID: 1, refused.account.ID: 2}; !maps.Equal(left, want) {
+		t.Errorf("queued jobs by account are %v, want %v", left, want)
+	}
+
+	if err := lock.Rollback(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	s.work()
+	s.drained()
+	refused.jobs = slices.Delete(refused.jobs, 1, 2)
+	for _, line := range []line{locked, refused, long, short, one} {
+		s.inOrder(line.account, line.jobs)
+	}
 }
 
 // Stopping a worker in the middle of its work loses nothing.
