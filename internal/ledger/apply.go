@@ -249,6 +249,11 @@ func (a *Applier) applyBatch(ctx context.Context, tickets []uuid.UUID) (applied 
 	return applied, nil
 }
 
+// ApplyStatements are what applyBatch sends for one job, in the order in which
+// they share a transaction, for the benchmark to give to pgbench. Each takes what
+// its comment says.
+func ApplyStatements() []string { return []string{lockSQL, applySQL} }
+
 // How parameters and results go over the wire: enums as text, the rest binary.
 var (
 	inBinary    = []int16{1}
