@@ -85,6 +85,9 @@ func (pg *Postgres) URL() string {
 	return pg.url(pg.port)
 }
 
+// Bin is the folder of the server's binaries; pgbench stands beside them.
+func (pg *Postgres) Bin() string { return pg.bin }
+
 func (pg *Postgres) url(port int) string {
 	u := url.URL{
 		Scheme:   "postgres",
