@@ -61,6 +61,26 @@ recovery: ## Measure how long each recovery takes, RUNS times (5), and print the
 	@deploy/local/install.sh test
 	@go test -race -count=$(RUNS) -timeout 120m -v -run '^TestRecovery' ./internal/e2e -recovery.strict | awk -f internal/e2e/recovery.awk
 
+PARTS :=
+SCALE := 1
+.PHONY: bench
+bench: ROUNDS = 3
+bench: OUT = internal/bench/results
+bench: ## Measure speed against a synchronous peer and pgbench, ROUNDS (3) times; PARTS=light,hot for some; to OUT
+	@deploy/local/install.sh
+	@mkdir -p .local/bin
+	@go build -buildvcs=false -o .local/bin/bench ./internal/bench
+	@exec .local/bin/bench -rounds $(ROUNDS) -scale $(SCALE) -out $(OUT) -parts '$(PARTS)'
+
+ACCOUNTS := 1000
+.PHONY: profile
+profile: OUT = .local/profiles
+profile: ## Leave CPU profiles of api and worker under load in OUT; ACCOUNTS=1 for one hot account
+	@deploy/local/install.sh
+	@mkdir -p .local/bin
+	@go build -buildvcs=false -o .local/bin/bench ./internal/bench
+	@exec .local/bin/bench profile -accounts $(ACCOUNTS) -out $(OUT)
+
 .PHONY: clocks
 clocks: ## Test the whole system with clocks an hour apart; the first time compiles Go itself, for minutes
 	@deploy/local/install.sh test

@@ -1,0 +1,173 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"encoding/xml"
+	"errors"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+)
+
+// Every part measures something, and checks that all of its jobs are finished,
+// once: a benchmark that nobody runs for weeks still works when somebody does.
+func TestMeasure(t *testing.T) {
+	folder := t.TempDir()
+	s, err := readSettings([]string{"-rounds=1", "-scale=0.01", "-out=" + folder})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range s.parts {
+		if s.parts[i].name == "scale-out" { // two of its cells stand for all
+			s.parts[i].measure = scaleOut([]cell{{"plain", plain}, {"workers-4", cells[2].cast}})
+		}
+	}
+	var said strings.Builder
+	if err := measure(t.Context(), s, &said); err != nil {
+		t.Fatalf("%v\n%s", err, &said)
+	}
+	t.Log(said.String())
+	text, err := os.ReadFile(filepath.Join(folder, "latest.json"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got result
+	if err := json.Unmarshal(text, &got); err != nil {
+		t.Fatal(err)
+	}
+	mayBeNothing := []string{"rest-ours", "rest-api", "rest-worker", "rest-redis", "rest-postgres", "redis-bytes", "cpu-redis"}
+	unmeasured := []string{"workers-2", "apis-2", "partitions-4", "partitions-64"}
+	for _, want := range catalogue {
+		i := slices.IndexFunc(got.Figures, func(f figureResult) bool { return f.Part == want.part && f.Name == want.name })
+		switch {
+		case slices.Contains(unmeasured, want.name):
+		case i < 0:
+			t.Errorf("%s was not measured", want.key())
+		case got.Figures[i].Median <= 0 && !slices.Contains(mayBeNothing, want.name):
+			t.Errorf("%s is %v", want.key(), got.Figures[i].Median)
+		}
+	}
+	if len(got.Targets) != len(targets) {
+		t.Errorf("%d targets were looked at, not %d", len(got.Targets), len(targets))
+	}
+	checkXML(t, filepath.Join(folder, "latest.svg"))
+}
+
+func TestMeasure_EndsWhenItIsTold(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
+	s, err := readSettings([]string{"-rounds=1", "-scale=0.01", "-parts=light", "-out=" + t.TempDir()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	output, input := io.Pipe()
+	go func() { // until the pipe is closed
+		said := make([]byte, 1<<10)
+		for {
+			n, err := output.Read(said)
+			if err != nil {
+				return
+			}
+			if strings.Contains(string(said[:n]), "light") {
+				cancel()
+			}
+		}
+	}()
+	err = measure(ctx, s, input)
+	_ = input.Close()
+	if !errors.Is(err, context.Canceled) {
+		t.Errorf("got %v, want %v", err, context.Canceled)
+	}
+}
+
+func checkXML(t *testing.T, path string) {
+	t.Helper()
+	file, err := os.Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer file.Close() //nolint:errcheck // it was only read
+	for decoder := xml.NewDecoder(file); ; {
+		_, err := decoder.Token()
+		if errors.Is(err, io.EOF) {
+			return
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+func TestSpread(t *testing.T) {
+	t.Parallel()
+	tests := []struct {
+		values           []float64
+		median, min, max float64
+	}{
+		{[]float64{3}, 3, 3, 3},
+		{[]float64{5, 1, 3}, 3, 1, 5},
+		{[]float64{4, 1, 2, 9}, 3, 1, 9},
+	}
+	for _, test := range tests {
+		if got := spreadOf(test.values); got.Median != test.median || got.Min != test.min || got.Max != test.max {
+			t.Errorf("%v: got %+v", test.values, got)
+		}
+	}
+}
+
+func TestQuantiles(t *testing.T) {
+	t.Parallel()
+	var times []time.Duration
+	for i := range 100 {
+		times = append(times, time.Duration(100-i)*time.Millisecond)
+	}
+	if got := quantilesOf(times); got != (quantiles{p50: 50, p99: 99}) {
+		t.Errorf("got %+v", got)
+	}
+}
+
+// A ratio is of one round's figures, and its median decides.
+func TestTargets(t *testing.T) {
+	t.Parallel()
+	rounds := []figures{
+		{"end-to-end/applied": 260, "peer/applied": 100, "light/seen-p50": 5},
+		{"end-to-end/applied": 120, "peer/applied": 100, "light/seen-p50": 5},
+		{"end-to-end/applied": 13, "peer/applied": 10, "light/seen-p50": 4},
+	}
+	got := summarize(rounds).Targets
+	if len(got) != 2 {
+		t.Fatalf("got %+v", got)
+	}
+	if ratio := got[0]; ratio.Median != 1.3 || ratio.Min != 1.2 || ratio.Max != 2.6 || !ratio.Reached {
+		t.Errorf("ratio: got %+v", ratio)
+	}
+	if under := got[1]; under.Median != 5 || under.Reached || under.Target != "under 5 ms" {
+		t.Errorf("under: got %+v", under)
+	}
+}
+
+func TestNumber(t *testing.T) {
+	t.Parallel()
+	for value, want := range map[float64]string{0: "0", 0.123: "0.12", 3: "3", 12.34: "12.3", 123.4: "123", 1234.5: "1,235", 1000000: "1,000,000"} {
+		if got := number(value); got != want {
+			t.Errorf("%v: got %s, want %s", value, got, want)
+		}
+	}
+}
+
+func TestBind(t *testing.T) {
+	t.Parallel()
+	got, err := bind(`SELECT $2::text, $1, $2`, []string{"1", "'a'"})
+	if want := `SELECT 'a'::text, 1, 'a'`; err != nil || got != want {
+		t.Errorf("got %q, %v", got, err)
+	}
+	for _, params := range [][]string{{"1"}, {"1", "2", "3"}} {
+		if got, err := bind(`SELECT $1, $2`, params); err == nil {
+			t.Errorf("%d parameters: got %q, want an error", len(params), got)
+		}
+	}
+}

@@ -1,0 +1,307 @@
+package main
+
+import (
+	"context"
+	"math"
+	"slices"
+	"time"
+)
+
+// How large the loads are, at scale 1.
+const (
+	connections  = 64     // of every load but the light one
+	manyAccounts = 1_000  // of most loads
+	allAccounts  = 10_000 // in the template, and of the skewed loads
+	hottest      = 100    // accounts of a skewed load that don't count as cold
+
+	endToEndJobs = 20_000
+	hotJobs      = 5_000
+	skewJobs     = 20_000
+	scaleJobs    = 10_000 // in each cell
+	backlogJobs  = 100_000
+	warmJobs     = 512 // before those that are timed, where a load is warmed up
+
+	zipfS = 1.1
+	// paceShare of the end-to-end rate is what the paced loads of skew offer.
+	paceShare = 0.6
+
+	lightRate  = 20  // jobs a second
+	lightJobs  = 300 // 15 s
+	lightWarm  = 20  // more before them: connections and statements are made once
+	restSettle = 2 * time.Second
+	restSpan   = 10 * time.Second
+)
+
+// part is one thing to measure. Its figures are in the catalogue, under its name.
+type part struct {
+	name    string
+	measure func(ctx context.Context, r *round) error
+}
+
+func parts() []part {
+	return []part{
+		{"end-to-end", endToEnd},
+		{"peer", peerOnMany},
+		{"ceiling", ceiling},
+		{"hot", oneHotAccount},
+		{"peer-hot", peerOnOne},
+		{"skew", skew},
+		{"light", light},
+		{"scale-out", scaleOut(cells)},
+		{"backlog", backlog},
+	}
+}
+
+// plain is Passbook as `make run` starts it.
+var plain = cast{apis: 1, workers: 1, partitions: 16}
+
+// endToEnd is 20,000 jobs over 1,000 accounts as fast as 64 connections ask.
+func endToEnd(ctx context.Context, r *round) error {
+	const part = "end-to-end"
+	return r.onScene(ctx, plain, func(s *scene) error {
+		jobs := r.count(endToEndJobs)
+		went, err := s.put(ctx, evenOrders(r.seed(), jobs, r.count(manyAccounts)))
+		if err != nil {
+			return err
+		}
+		r.setFlow(part, went)
+		for name, spent := range went.cpu {
+			r.set(part, "cpu-"+name, spent.Seconds()*1e6/float64(jobs))
+		}
+		r.keepPace(went.applied)
+		return nil
+	})
+}
+
+func oneHotAccount(ctx context.Context, r *round) error {
+	return r.onScene(ctx, plain, func(s *scene) error {
+		went, err := s.put(ctx, evenOrders(r.seed(), r.count(hotJobs), 1))
+		if err != nil {
+			return err
+		}
+		r.setFlow("hot", went)
+		return nil
+	})
+}
+
+// The peer gets the same loads; what it has answered is applied.
+
+func peerOnMany(ctx context.Context, r *round) error {
+	return peerOn(ctx, r, "peer", r.count(endToEndJobs), r.count(manyAccounts))
+}
+
+func peerOnOne(ctx context.Context, r *round) error {
+	return peerOn(ctx, r, "peer-hot", r.count(hotJobs), 1)
+}
+
+func peerOn(ctx context.Context, r *round, part string, jobs, accounts int) error {
+	return r.onPeerScene(ctx, func(s *scene) error {
+		went, err := s.put(ctx, evenOrders(r.seed(), jobs, accounts))
+		if err != nil {
+			return err
+		}
+		r.set(part, "applied", went.accepted)
+		r.set(part, "post-p50", went.post.p50)
+		r.set(part, "post-p99", went.post.p99)
+		return nil
+	})
+}
+
+// skew tells how long cold accounts wait behind hot ones. As fast as 64
+// connections ask, every load is more than the machine can do: jobs then wait for
+// the backlog, however it is spread. So two loads of the same size are offered at
+// the same pace, 60 % of the first end-to-end rate of this run, whatever the
+// answers take: one over all accounts evenly, one by Zipf's law. The same
+// accounts, all but the hottest of the latter, count as cold in both.
+func skew(ctx context.Context, r *round) error {
+	const part = "skew"
+	if err := zipfFlood(ctx, r); err != nil {
+		return err
+	}
+	pace, err := r.pace(ctx)
+	if err != nil {
+		return err
+	}
+	pace *= paceShare
+	r.set(part, "pace", pace)
+	jobs, accounts := r.count(skewJobs), r.count(allAccounts)
+	loads := []struct {
+		name   string
+		orders []order
+	}{
+		{"uniform", evenOrders(r.seed(), jobs, accounts)},
+		{"zipf", zipfOrders(r.seed(), jobs, accounts)},
+	}
+	if r.number%2 == 1 {
+		loads[0], loads[1] = loads[1], loads[0]
+	}
+	for _, load := range loads {
+		err := r.onScene(ctx, plain, func(s *scene) error {
+			if _, err := s.putPaced(ctx, load.orders, pace); err != nil {
+				return err
+			}
+			cold, err := s.finishes(ctx, r.count(hottest))
+			if err != nil {
+				return err
+			}
+			r.set(part, load.name+"-cold-p50", cold.p50)
+			r.set(part, load.name+"-cold-p99", cold.p99)
+			return nil
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// zipfFlood is the skewed load as fast as 64 connections ask.
+func zipfFlood(ctx context.Context, r *round) error {
+	return r.onScene(ctx, plain, func(s *scene) error {
+		went, err := s.put(ctx, zipfOrders(r.seed(), r.count(skewJobs), r.count(allAccounts)))
+		if err != nil {
+			return err
+		}
+		r.set("skew", "zipf-applied", went.applied)
+		return nil
+	})
+}
+
+// keepPace keeps the run's first end-to-end rate, in jobs a second: every round
+// of skew offers the same.
+func (r *round) keepPace(applied float64) {
+	if r.endToEndRate == 0 {
+		r.endToEndRate = applied
+	}
+}
+
+func (r *round) pace(ctx context.Context) (float64, error) {
+	if r.endToEndRate == 0 { // its part is not among those to measure
+		aside := &round{rig: r.rig, number: r.number, figures: figures{}}
+		if err := endToEnd(ctx, aside); err != nil {
+			return 0, err
+		}
+	}
+	return r.endToEndRate, nil
+}
+
+// light is what a client sees of a quiet bank, and what the bank costs at rest.
+func light(ctx context.Context, r *round) error {
+	const part = "light"
+	return r.onScene(ctx, plain, func(s *scene) error {
+		accounts := r.count(manyAccounts)
+		if _, err := s.poll(ctx, evenOrders(r.seed(), r.count(lightWarm), accounts), lightRate); err != nil {
+			return err
+		}
+		seen, err := s.poll(ctx, evenOrders(r.seed(), r.count(lightJobs), accounts), lightRate)
+		if err != nil {
+			return err
+		}
+		r.set(part, "seen-p50", seen.p50)
+		r.set(part, "seen-p99", seen.p99)
+		if err := sleep(ctx, r.span(restSettle)); err != nil {
+			return err
+		}
+		spent, span, err := s.cpuDuring(ctx, r.span(restSpan))
+		if err != nil {
+			return err
+		}
+		percent := func(d time.Duration) float64 { return 100 * d.Seconds() / span.Seconds() }
+		r.set(part, "rest-ours", percent(spent["api"]+spent["worker"]+spent["redis"]))
+		r.set(part, "rest-api", percent(spent["api"]))
+		r.set(part, "rest-worker", percent(spent["worker"]))
+		r.set(part, "rest-redis", percent(spent["redis"]))
+		r.set(part, "rest-postgres", percent(spent["postgres"]))
+		return nil
+	})
+}
+
+// cell is one way to scale out.
+type cell struct {
+	name string
+	cast
+}
+
+var cells = []cell{
+	{"plain", plain},
+	{"workers-2", cast{apis: 1, workers: 2, partitions: 16}},
+	{"workers-4", cast{apis: 1, workers: 4, partitions: 16}},
+	{"apis-2", cast{apis: 2, workers: 1, partitions: 16}},
+	{"partitions-4", cast{apis: 1, workers: 1, partitions: 4}},
+	{"partitions-64", cast{apis: 1, workers: 1, partitions: 64}},
+}
+
+// scaleOut is the end-to-end load, half as many jobs, with more of one thing at a
+// time.
+func scaleOut(cells []cell) func(context.Context, *round) error {
+	return func(ctx context.Context, r *round) error {
+		cells := slices.Clone(cells)
+		if r.number%2 == 1 {
+			slices.Reverse(cells)
+		}
+		for _, cell := range cells {
+			err := r.onScene(ctx, cell.cast, func(s *scene) error {
+				went, err := s.put(ctx, evenOrders(r.seed(), r.count(scaleJobs), r.count(manyAccounts)))
+				r.set("scale-out", cell.name, went.applied)
+				return err
+			})
+			if err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+}
+
+// backlog is 100,000 jobs accepted while no worker is there, and then drained.
+func backlog(ctx context.Context, r *round) error {
+	const part = "backlog"
+	return r.onScene(ctx, cast{apis: 1, partitions: plain.partitions}, func(s *scene) error {
+		jobs := r.count(backlogJobs)
+		empty, err := s.redisMemory(ctx)
+		if err != nil {
+			return err
+		}
+		took, err := s.accept(ctx, evenOrders(r.seed(), jobs, r.count(manyAccounts)))
+		if err != nil {
+			return err
+		}
+		r.set(part, "accepted", perSecond(jobs, took))
+		full, err := s.redisMemory(ctx)
+		if err != nil {
+			return err
+		}
+		r.set(part, "redis-bytes", math.Max(0, float64(full-empty))/float64(jobs))
+		took, err = s.drain(ctx, plain)
+		if err != nil {
+			return err
+		}
+		r.set(part, "drained", perSecond(jobs, took))
+		return nil
+	})
+}
+
+func perSecond(n int, took time.Duration) float64 {
+	return float64(n) / took.Seconds()
+}
+
+// setFlow notes the figures of a load that went from POST to finished.
+func (r *round) setFlow(part string, went flow) {
+	r.set(part, "accepted", went.accepted)
+	r.set(part, "applied", went.applied)
+	r.set(part, "post-p50", went.post.p50)
+	r.set(part, "post-p99", went.post.p99)
+	r.set(part, "finish-p50", went.finish.p50)
+	r.set(part, "finish-p99", went.finish.p99)
+}
+
+func sleep(ctx context.Context, d time.Duration) error {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
