@@ -47,4 +47,4 @@ func BenchmarkAccept(b *testing.B) {
 // silence is a ringer for those who want no ring.
 type silence struct{}
 
-func (silence) Ring(int64, uuid.UUID) {}
+func (silence) Ring(int64, int64, uuid.UUID) {}
