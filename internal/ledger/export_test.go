@@ -1,10 +1,10 @@
 package ledger
 
-// Statements are those that run for every ticket, with the parameters that they
-// take beside the ticket's job.
+// Statements are those that run for every ticket, with what they take beside the
+// ticket's job.
 var Statements = map[string]struct{ SQL, More string }{
 	"lock":  {lockSQL, ""},
-	"apply": {applySQL, ", 100"},
+	"apply": {applySQL, ", 32, 100"},
 	"count": {countSQL, ""},
-	"fail":  {failSQL, ""},
+	"fail":  {failSQL, ", 32"},
 }
