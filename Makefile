@@ -59,7 +59,7 @@ RUNS := 5
 .PHONY: recovery
 recovery: ## Measure how long each recovery takes, RUNS times (5), and print the median and the worst
 	@deploy/local/install.sh test
-	@go test -race -count=$(RUNS) -timeout 120m -v -run '^TestRecovery' ./internal/e2e -recovery.strict | awk -f internal/e2e/recovery.awk
+	@go test -count=$(RUNS) -timeout 120m -v -run '^TestRecovery' ./internal/e2e -recovery.strict | awk -f internal/e2e/recovery.awk
 
 PARTS :=
 SCALE := 1

@@ -56,7 +56,7 @@ func setCrashScene(t *testing.T, s *system, row crashRow) *crashScene {
 	s.redis = testenv.RedisServer(t)
 	s.pool = s.connect()
 	sc := &crashScene{t: t, system: s, row: row, balance: openingDeposit, seq: 1}
-	s.apis = []*process{start(t, "api", sc.env())}
+	s.apis = []*process{startVariant(t, armed, "api", sc.env())}
 	sc.c = newCrashClient(t, s)
 	t.Cleanup(sc.openGate)
 	sc.number = sc.c.open(openingDeposit).Number
@@ -378,7 +378,7 @@ func (sc *crashScene) check() {
 	if got := sc.jobs(); !strings.HasPrefix(got, want) || strings.Count(got, "attempts") != 1 {
 		sc.t.Errorf("jobs ended %s, want %s and none of the others refused", got, want)
 	}
-	verify := begin(sc.t, "worker", sc.env(), "verify")
+	verify := beginVariant(sc.t, armed, "worker", sc.env(), "verify")
 	if err := verify.wait(); err != nil {
 		sc.t.Errorf("worker verify: %v\n%s", err, verify.log())
 	}

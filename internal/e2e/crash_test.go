@@ -14,8 +14,9 @@ import (
 	"github.com/passbook/passbook/internal/crash"
 )
 
-// armed is the build whose programs can be told where to die.
-var armed = variant{flags: []string{"-tags=crashpoints"}}
+// armed is the build whose programs can be told where to die. All of a scene are
+// of it, told or not.
+var armed = variant{flags: []string{"-tags=crashpoints"}, plain: true}
 
 // unsaid stands where the number of tickets may be one or the other.
 const unsaid = -1
@@ -82,7 +83,7 @@ func TestCrashPoints(t *testing.T) {
 			if !row.sweep {
 				sc.followUp()
 			}
-			sc.workers = append(sc.workers, start(t, "worker", sc.env()))
+			sc.workers = append(sc.workers, startVariant(t, armed, "worker", sc.env()))
 			sc.drained()
 			if row.sweep {
 				sc.followUp()

@@ -11,6 +11,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"runtime/debug"
 	"slices"
 	"strings"
 	"sync"
@@ -27,8 +28,17 @@ const patience = 30 * time.Second
 // variant is one way to build the programs.
 type variant struct {
 	source string   // the folder of the sources; empty is this repository
-	flags  []string // for go build, beside -race
+	flags  []string // for go build
+	plain  bool     // never with the race detector, which makes a start slow
 }
+
+// raceDetector is -race where the test has it: the programs have it then too.
+var raceDetector = sync.OnceValue(func() (flags []string) {
+	if info, ok := debug.ReadBuildInfo(); ok && slices.Contains(info.Settings, debug.BuildSetting{Key: "-race", Value: "true"}) {
+		flags = []string{"-race"}
+	}
+	return flags
+})
 
 // binaries builds this repository's programs once and answers with their folder.
 func binaries() (string, error) { return variant{}.build() }
@@ -38,12 +48,11 @@ var builds = struct {
 	dirs map[string]string // guarded by it; where each variant is
 }{dirs: map[string]string{}}
 
-// build builds the variant once, with the race detector, and answers with the
-// folder of its programs.
+// build builds the variant once and answers with the folder of its programs.
 func (v variant) build() (string, error) {
 	builds.Lock()
 	defer builds.Unlock()
-	key := fmt.Sprintf("%q", v)
+	key := fmt.Sprint(v)
 	if dir := builds.dirs[key]; dir != "" {
 		return dir, nil
 	}
@@ -52,7 +61,10 @@ func (v variant) build() (string, error) {
 		return "", err
 	}
 	testenv.AtEnd(func() error { return os.RemoveAll(dir) })
-	args := slices.Concat([]string{"build", "-race", "-buildvcs=false", "-o", dir}, v.flags, []string{"./cmd/api", "./cmd/worker"})
+	args := slices.Concat([]string{"build", "-buildvcs=false", "-o", dir}, v.flags, []string{"./cmd/api", "./cmd/worker"})
+	if !v.plain {
+		args = slices.Insert(args, 1, raceDetector()...)
+	}
 	build := exec.CommandContext(context.Background(), "go", args...)
 	build.Dir = cmp.Or(v.source, filepath.Join("..", ".."))
 	if out, err := build.CombinedOutput(); err != nil {

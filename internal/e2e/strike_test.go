@@ -31,7 +31,7 @@ func TestStruckInsideAnAccept(t *testing.T) {
 			sc := newStruckScene(t, row)
 			sc.sendOrders(2)
 			sc.closeGate(row.gate)
-			struck := start(t, "api", sc.env())
+			struck := startVariant(t, armed, "api", sc.env())
 			sc.mu.Lock()
 			sc.apis = append(sc.apis, struck)
 			sc.mu.Unlock()
@@ -48,7 +48,7 @@ func TestStruckInsideAnAccept(t *testing.T) {
 				t.Fatal(err)
 			}
 			sc.followUp()
-			sc.workers = append(sc.workers, start(t, "worker", sc.env()))
+			sc.workers = append(sc.workers, startVariant(t, armed, "worker", sc.env()))
 			sc.drained()
 			sc.check()
 		})
@@ -71,7 +71,7 @@ func TestStruckInsideAnApply(t *testing.T) {
 			sc.sendOrders(3)
 			sc.ticketed(3)
 			sc.closeGate(row.gate)
-			struck := start(t, "worker", sc.env())
+			struck := startVariant(t, armed, "worker", sc.env())
 			sc.held(1)
 			row.strike(sc, struck)
 			if got := sc.jobs(); !row.ownServer && got != "3 queued" { // with the server the gate is gone
@@ -100,7 +100,7 @@ func killed(sc *crashScene, struck *process) {
 	sc.t.Helper()
 	struck.kill()
 	if struck.name == "worker" {
-		sc.workers = append(sc.workers, start(sc.t, "worker", sc.env()))
+		sc.workers = append(sc.workers, startVariant(sc.t, armed, "worker", sc.env()))
 	}
 	sc.held(2)
 }

@@ -69,7 +69,7 @@ type upgrade struct {
 // newUpgrade starts a system of the old build, with its own schema.
 func newUpgrade(t *testing.T) *upgrade {
 	t.Helper()
-	old := variant{source: oldSource(t)}
+	old := variant{source: oldSource(t), plain: true}
 	for _, build := range []variant{old, {}} { // before anybody is at work
 		if _, err := build.build(); err != nil {
 			t.Fatal(err)

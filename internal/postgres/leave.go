@@ -2,8 +2,10 @@ package postgres
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
+	"sync/atomic"
 	"time"
 
 	"github.com/jackc/pgx/v5/pgconn"
@@ -17,14 +19,22 @@ import (
 // minute after it was mended.
 const leaveTimeout = time.Second
 
-// leaveSoon makes pgx keep to leaveTimeout. Nothing else that pgx does sets a
-// deadline in the future, or dials for longer than connectTimeout; should that
-// change, TestLeaveSoon fails.
-func leaveSoon(dial pgconn.DialFunc) pgconn.DialFunc {
+var errNothingToCancel = errors.New("nothing to cancel: the connection was never made")
+
+// leaveSoon makes pgx keep to leaveTimeout, and ask for no cancel where the
+// connection was not even made: one more that knocks, and that Postgres answers
+// with "invalid length of startup packet", while it has no time for either.
+//
+// Nothing else that pgx does sets a deadline in the future, or dials for longer
+// than connectTimeout; should that change, TestLeaveSoon fails.
+func leaveSoon(dial pgconn.DialFunc, made *atomic.Bool) pgconn.DialFunc {
 	return func(ctx context.Context, network, addr string) (net.Conn, error) {
 		deadline, bounded := ctx.Deadline()
 		cancels := bounded && time.Until(deadline) > connectTimeout
 		if cancels {
+			if !made.Load() {
+				return nil, errNothingToCancel
+			}
 			brief, cancel := context.WithTimeout(ctx, leaveTimeout)
 			defer cancel()
 			ctx = brief

@@ -65,7 +65,7 @@ func Open(ctx context.Context, cfg Config) (*pgxpool.Pool, error) {
 	conn := poolConfig.ConnConfig
 	conn.ConnectTimeout = connectTimeout
 	conn.OnPgError = leaveStandby(conn.OnPgError)
-	conn.DialFunc = leaveSoon(conn.DialFunc)
+	conn.Tracer = make(turnstile, maxConnecting)
 	params := conn.RuntimeParams
 	params["application_name"] = cfg.Application
 	params["timezone"] = "UTC"

@@ -6,7 +6,10 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net"
 	"os"
+	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -120,6 +123,49 @@ func TestLeaveSoon(t *testing.T) {
 		if !errors.Is(err, try.want) {
 			t.Errorf("within %v: %v, want %v", try.patience, err, try.want)
 		}
+	}
+}
+
+// When every place of a pool wants a connection at once, they knock a few at a
+// time: each of those that waits for its turn still has its whole time to connect.
+func TestConnectsAFewAtATime(t *testing.T) {
+	t.Parallel()
+	const wanted, atATime = 16, 4
+	const held = 700 * time.Millisecond // all of them, one after another, for longer than one may take
+	var lc net.ListenConfig
+	listener, err := lc.Listen(t.Context(), "tcp4", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = listener.Close() })
+	var knocked, here, most atomic.Int64
+	go func() { // a server that lets nobody in, and takes its time to say so
+		for {
+			conn, err := listener.Accept()
+			if err != nil {
+				return
+			}
+			knocked.Add(1)
+			most.Store(max(most.Load(), here.Add(1)))
+			time.AfterFunc(held, func() {
+				here.Add(-1)
+				_ = conn.Close()
+			})
+		}
+	}()
+	pool := open(t, fmt.Sprintf("postgres://anybody@%s/anything?sslmode=disable&pool_max_conns=%d", listener.Addr(), wanted))
+	var group sync.WaitGroup
+	for range wanted {
+		group.Go(func() {
+			_, err := pool.Exec(t.Context(), `SELECT`)
+			if timeout := new(net.Error); err == nil || errors.As(err, timeout) && (*timeout).Timeout() {
+				t.Errorf("a connection that the server closes in time: %v", err)
+			}
+		})
+	}
+	group.Wait()
+	if knocked.Load() != wanted || most.Load() != atATime {
+		t.Errorf("%d knocked, at most %d at a time; want %d and %d", knocked.Load(), most.Load(), wanted, atATime)
 	}
 }
 
