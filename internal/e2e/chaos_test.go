@@ -65,7 +65,6 @@ type chaos struct {
 	t      *testing.T
 	seed   uint64
 	system *system
-	build  variant // of its programs
 	load   *chaosLoad
 
 	apis, workers []*member
@@ -118,7 +117,7 @@ func newChaos(t *testing.T) *chaos {
 func (c *chaos) setClocks() {
 	c.t.Helper()
 	var err error
-	if c.build, err = skewed(); err != nil {
+	if c.system.build, err = skewed(); err != nil {
 		c.t.Fatal(err)
 	}
 	c.apis[1].skew, c.workers[1].skew, c.workers[2].skew = time.Hour, time.Hour, -time.Hour
@@ -182,7 +181,7 @@ func (c *chaos) process(m *member) *process {
 // begin starts the member's next process. One that ends though nobody told it
 // to is a fault of ours.
 func (c *chaos) begin(m *member) {
-	p := beginVariant(c.t, c.build, m.name, append(c.system.envOf(m.name, m.n), skewEnv(m.skew)))
+	p := beginVariant(c.t, c.system.build, m.name, append(c.system.envOf(m.name, m.n), skewEnv(m.skew)))
 	c.system.mu.Lock()
 	*c.place(m) = p
 	c.system.mu.Unlock()

@@ -21,7 +21,7 @@ func TestNoAnswerBeforeTheCommit(t *testing.T) {
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
-			s := newSystem(t, 1, 1)
+			s := newSystem(t, plain, 1, 1)
 			c := newClient(t, s)
 			a := c.open(0)
 			if _, err := s.pool.Exec(t.Context(), `

@@ -141,7 +141,9 @@ func (sc *crashScene) send(entry string, amount int64) {
 	}
 }
 
-// sendOrders sends n orders, one after the other, that all succeed.
+// sendOrders sends n orders, one after the other, that all succeed, while nobody
+// works. Each has its ticket before the next is sent: rings of one account that
+// wait together become one.
 func (sc *crashScene) sendOrders(n int) {
 	sc.t.Helper()
 	for i := range n {
@@ -150,6 +152,7 @@ func (sc *crashScene) sendOrders(n int) {
 		} else {
 			sc.send("withdrawals", int64(50+i))
 		}
+		sc.ticketed(len(sc.orders))
 	}
 }
 
@@ -278,7 +281,7 @@ func (sc *crashScene) tickets() (n int) {
 	return n
 }
 
-// ticketed waits until every ring has become a ticket.
+// ticketed waits until there are so many tickets.
 func (sc *crashScene) ticketed(n int) {
 	sc.t.Helper()
 	testenv.Eventually(sc.t, fmt.Sprint(n, " tickets"), func() bool { return sc.tickets() == n })

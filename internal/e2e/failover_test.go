@@ -22,7 +22,7 @@ const (
 // know both, and work with whichever takes writes.
 func newReplicatedSystem(t *testing.T, apis, workers int) (s *system, standby *local.Postgres) {
 	t.Helper()
-	s = &system{t: t, postgres: testenv.PostgresServer(t), redis: testenv.RedisServer(t)}
+	s = &system{t: t, postgres: testenv.PostgresServer(t), redis: testenv.RedisServer(t), build: plain}
 	standby = testenv.PostgresStandby(t, s.postgres)
 	s.databaseURL = eitherURL(t, s.postgres, standby)
 	s.start(apis, workers)

@@ -37,7 +37,7 @@ func TestSequentialClients(t *testing.T) {
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
-			s := newSystem(t, 2, 2)
+			s := newSystem(t, variant{}, 2, 2)
 			c := newClient(t, s)
 			var (
 				sent    atomic.Int64
@@ -205,7 +205,7 @@ func crashPostgres(t *testing.T, s *system) {
 // Two requests with one key at the same instant, at two APIs, make one job.
 func TestOneKeyAtOnce(t *testing.T) {
 	t.Parallel()
-	s := newSystem(t, 2, 1)
+	s := newSystem(t, variant{}, 2, 1)
 	c := newClient(t, s)
 	a := c.open(0)
 	const rounds = 200
@@ -241,7 +241,7 @@ func TestOneKeyAtOnce(t *testing.T) {
 // SIGTERM in the middle of the load: every 202 that was given is kept, and every
 // program ends well.
 func TestStopInOrder(t *testing.T) {
-	s := newSystem(t, 2, 2)
+	s := newSystem(t, variant{}, 2, 2)
 	c := newClient(t, s)
 	a := c.open(0)
 	const connections = 32

@@ -47,7 +47,7 @@ func databaseURL(t testing.TB, server, database string) string {
 // its replay.
 func TestOperating(t *testing.T) {
 	t.Parallel()
-	s := newSystem(t, 1, 1)
+	s := newSystem(t, variant{}, 1, 1)
 	c := newClient(t, s)
 	a := c.open(100)
 	apiOps, workerOps := "http://"+s.apis[0].opsAddr, "http://"+s.workers[0].opsAddr
@@ -131,7 +131,7 @@ func TestOperating(t *testing.T) {
 // The dashboard, in a real browser: it shows the queues.
 func TestDashboard(t *testing.T) {
 	t.Parallel()
-	s := newSystem(t, 1, 1)
+	s := newSystem(t, variant{}, 1, 1)
 	c := newClient(t, s)
 	a := c.open(0)
 	if _, err := c.settle(0, order{a.Number, "deposits", 5, "one"}); err != nil {
@@ -219,7 +219,7 @@ func TestStartFaults(t *testing.T) {
 // and accepts, the worker is not; without Postgres neither is.
 func TestReadiness(t *testing.T) {
 	t.Parallel()
-	s := newSystem(t, 1, 1)
+	s := newSystem(t, variant{}, 1, 1)
 	c := newClient(t, s)
 	a := c.open(0)
 	check := func(when, url string, want int) {

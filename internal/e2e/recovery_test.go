@@ -20,6 +20,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/passbook/passbook/internal/local"
+	"github.com/passbook/passbook/internal/testenv"
 )
 
 // How soon after a fault every queued job is finished, where there are some
@@ -180,7 +181,7 @@ func TestRecoveryWithoutRedis(t *testing.T) {
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
 			besideOthers(t)
-			s := newSystem(t, 2, 3)
+			s := newSystem(t, plain, 2, 3)
 			c := newClient(t, s)
 			var numbers []string
 			for range queuedAccounts {
@@ -277,7 +278,7 @@ func TestRecoveryWithoutPostgres(t *testing.T) {
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
 			besideOthers(t)
-			s := newSystem(t, 2, 3)
+			s := newSystem(t, plain, 2, 3)
 			c := newClient(t, s)
 			a := c.open(0)
 			warm(t, c, []string{a.Number})
@@ -393,18 +394,13 @@ func (c *client) askWhole(api int, method, path, key string, body any) (answer w
 // newDurableSystem is a system whose Redis keeps an append-only file.
 func newDurableSystem(t *testing.T, apis, workers int) *system {
 	t.Helper()
-	s := newSystem(t, 0, 0)
-	var err error
-	if s.redis, err = local.StartRedis(t.Context(), local.RedisConfig{Durable: true}); err != nil {
+	redis, err := local.StartRedis(t.Context(), local.RedisConfig{Durable: true})
+	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { _ = s.redis.Remove(context.WithoutCancel(t.Context())) })
-	for range apis {
-		s.apis = append(s.apis, start(t, "api", s.env()))
-	}
-	for range workers {
-		s.workers = append(s.workers, start(t, "worker", s.env()))
-	}
+	t.Cleanup(func() { _ = redis.Remove(context.WithoutCancel(t.Context())) })
+	s := &system{t: t, postgres: testenv.PostgresServer(t), redis: redis, build: plain}
+	s.start(apis, workers)
 	return s
 }
 

@@ -69,7 +69,6 @@ func TestStruckInsideAnApply(t *testing.T) {
 			t.Parallel()
 			sc := newStruckScene(t, row)
 			sc.sendOrders(3)
-			sc.ticketed(3)
 			sc.closeGate(row.gate)
 			struck := startVariant(t, armed, "worker", sc.env())
 			sc.held(1)

@@ -22,6 +22,7 @@ type system struct {
 	redis       *local.Redis
 	pool        *pgxpool.Pool // past the API, for what the API does not tell
 	front       string        // where set, the load balancer that clients go through
+	build       variant       // of its processes
 
 	// reach says how a process reaches the stores; nil is directly.
 	reach func(name string, n int) []string
@@ -31,9 +32,9 @@ type system struct {
 	workers []*process
 }
 
-func newSystem(t testing.TB, apis, workers int) *system {
+func newSystem(t testing.TB, build variant, apis, workers int) *system {
 	t.Helper()
-	s := &system{t: t, postgres: testenv.PostgresServer(t), redis: testenv.RedisServer(t)}
+	s := &system{t: t, postgres: testenv.PostgresServer(t), redis: testenv.RedisServer(t), build: build}
 	s.start(apis, workers)
 	return s
 }
@@ -42,10 +43,10 @@ func (s *system) start(apis, workers int) {
 	s.t.Helper()
 	s.pool = s.connect()
 	for range apis {
-		s.apis = append(s.apis, start(s.t, "api", s.env()))
+		s.apis = append(s.apis, startVariant(s.t, s.build, "api", s.env()))
 	}
 	for range workers {
-		s.workers = append(s.workers, start(s.t, "worker", s.env()))
+		s.workers = append(s.workers, startVariant(s.t, s.build, "worker", s.env()))
 	}
 }
 
@@ -109,7 +110,7 @@ func (s *system) crashWorker(n int) {
 }
 
 func (s *system) replace(processes []*process, n int, name string) {
-	next := start(s.t, name, s.env())
+	next := startVariant(s.t, s.build, name, s.env())
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	processes[n] = next
@@ -126,7 +127,7 @@ func (s *system) verify() {
 	if attempts > 0 {
 		s.t.Errorf("Postgres refused %d attempts", attempts)
 	}
-	dir, err := binaries()
+	dir, err := s.build.build()
 	if err != nil {
 		s.t.Fatal(err)
 	}
