@@ -2,7 +2,10 @@ package e2e_test
 
 import (
 	"fmt"
+	"math/rand/v2"
+	"net"
 	"net/url"
+	"os"
 	"strings"
 	"sync"
 	"testing"
@@ -27,7 +30,7 @@ func newLink(t testing.TB, name, target string) *link {
 	if err != nil {
 		t.Fatal(err)
 	}
-	l := &link{proxy: newProxy(name, "127.0.0.1:0", u.Host)}
+	l := &link{proxy: newProxy(name, lastingAddress(t), u.Host)}
 	if err := l.proxy.Start(); err != nil {
 		t.Fatal(err)
 	}
@@ -35,6 +38,32 @@ func newLink(t testing.TB, name, target string) *link {
 	u.Host = l.proxy.Listen
 	l.url = u.String()
 	return l
+}
+
+// lastingAddress is one that a proxy can leave and come back to: no connection
+// gets its port meanwhile, as it may one that the kernel gives out.
+func lastingAddress(t testing.TB) string {
+	t.Helper()
+	const tries, below = 100, 10000
+	text, err := os.ReadFile("/proc/sys/net/ipv4/ip_local_port_range")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var first, last int // of those that it gives out
+	if _, err := fmt.Sscan(string(text), &first, &last); err != nil {
+		t.Fatal(err)
+	}
+	var lc net.ListenConfig
+	for range tries {
+		address := fmt.Sprintf("127.0.0.1:%d", first-1-rand.IntN(min(below, first/2)))
+		l, err := lc.Listen(t.Context(), "tcp4", address)
+		if err == nil {
+			_ = l.Close() // it was only asked whether it is free
+			return address
+		}
+	}
+	t.Fatalf("none of %d ports below %d is free", tries, first)
+	return ""
 }
 
 func newProxy(name, listen, store string) *toxiproxy.Proxy {

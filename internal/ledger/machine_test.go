@@ -4,8 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"runtime"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -22,16 +24,34 @@ import (
 
 // Whatever is done to a few accounts, in whatever order, and whatever fails
 // meanwhile: after each step the database says of the account exactly what the
-// model does, to the last attempt. `make properties` tries for longer.
+// model does, to the last attempt. As many banks as there are processors try it
+// beside each other; `make properties` lets them for longer.
 func TestLedgerAsTheModel(t *testing.T) {
 	t.Parallel()
+	var steps atomic.Int64
+	started := time.Now()
+	t.Run("Banks", func(t *testing.T) {
+		for n := range runtime.GOMAXPROCS(0) {
+			t.Run(fmt.Sprint(n), func(t *testing.T) {
+				t.Parallel()
+				steps.Add(tryBank(t))
+			})
+		}
+	})
+	took := time.Since(started)
+	t.Logf("%d steps in %v, %.0f a second", steps.Load(), took, float64(steps.Load())/took.Seconds())
+}
+
+// tryBank lets rapid try a bank in a database of its own, and answers with how
+// many steps that took.
+func tryBank(t *testing.T) (steps int64) {
+	t.Helper()
 	pool := servingPool(t)
 	for _, sql := range faultSQL {
 		ledgertest.Exec(t, pool, sql)
 	}
 	users := []uuid.UUID{ledgertest.User(t, pool), ledgertest.User(t, pool)}
 	impatient := newImpatient(t, pool)
-	steps, started := 0, time.Now()
 	rapid.Check(t, func(rt *rapid.T) {
 		b := &bank{t: t, pool: pool, users: users, impatient: impatient, applier: ledger.NewApplier(pool), accounts: ledger.NewAccounts(pool)}
 		b.Open(rt)
@@ -41,9 +61,8 @@ func TestLedgerAsTheModel(t *testing.T) {
 		rt.Repeat(actions)
 		steps += b.steps
 	})
-	took := time.Since(started)
-	t.Logf("%d steps in %v, %d a second", steps, took, steps*int(time.Second)/int(took))
 	ledgertest.Check(t, pool)
+	return steps
 }
 
 // servingPool goes by index from the start, as a worker's does: the first plans
@@ -104,7 +123,7 @@ type bank struct {
 
 	opened  []*modelAccount
 	touched []*modelAccount // by the step that has just been made
-	steps   int
+	steps   int64
 }
 
 type modelAccount struct {
@@ -309,6 +328,10 @@ func (b *bank) ApplyUnknown(rt *rapid.T) {
 // ApplyTwiceAtOnce brings two tickets of an account to two workers.
 func (b *bank) ApplyTwiceAtOnce(rt *rapid.T) {
 	a, one := b.ticket(rt, works)
+	if !oneIn(rt, 4) {
+		b.apply(rt, a, one, limits.Draw(rt, "limit"))
+		return
+	}
 	tickets := []*modelJob{one, rapid.SampledFrom(a.jobs).Draw(rt, "other ticket")}
 	limit := limits.Draw(rt, "limit")
 	var (
@@ -350,7 +373,7 @@ func (b *bank) ApplyTwiceAtOnce(rt *rapid.T) {
 // insert is done, or when it is done and not committed.
 func (b *bank) ApplyKilled(rt *rapid.T) {
 	a, ticket := b.ticket(rt, works)
-	if !rarely(rt) {
+	if !oneIn(rt, 30) {
 		b.apply(rt, a, ticket, limits.Draw(rt, "limit"))
 		return
 	}
@@ -380,7 +403,7 @@ func (b *bank) ApplyKilled(rt *rapid.T) {
 func (b *bank) ApplyCancelled(rt *rapid.T) {
 	a, ticket := b.ticket(rt, works)
 	patience := time.Duration(rapid.IntRange(0, 20).Draw(rt, "patience")) * time.Millisecond / 2
-	if !rarely(rt) {
+	if !oneIn(rt, 100) {
 		b.apply(rt, a, ticket, limits.Draw(rt, "limit"))
 		return
 	}
@@ -648,11 +671,10 @@ func byPosition(a *modelAccount, applied ...[]ledger.Applied) []ledger.Applied {
 	return all
 }
 
-// rarely tells whether a step that costs a connection is made: as much as a
-// hundred others.
-func rarely(rt *rapid.T) bool {
-	const oneIn = 30
-	return rapid.IntRange(1, oneIn).Draw(rt, "rarely") == oneIn
+// oneIn tells whether a step that costs as much as n others is made, or a plainer
+// one in its place.
+func oneIn(rt *rapid.T, n int) bool {
+	return rapid.IntRange(1, n).Draw(rt, "one in") == n
 }
 
 // account chooses the account that a step touches.

@@ -136,9 +136,12 @@ func (m mutation) plant(ctx context.Context, t *testing.T, folder string) goTree
 	if err := os.WriteFile(mutant.overlay, overlay, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	// As the tests of the whole system build it, within their own time.
-	if out, err := mutant.run(ctx, "build", "-race", "./cmd/...").CombinedOutput(); err != nil {
-		t.Fatalf("the mutant does not build: %v\n%s", err, out)
+	// As the tests of the whole system build it, some with the race detector and
+	// some without, within their own time.
+	for _, build := range [][]string{{"build", "-race"}, {"build"}} {
+		if out, err := mutant.run(ctx, append(build, "./cmd/...")...).CombinedOutput(); err != nil {
+			t.Fatalf("the mutant does not build: %v\n%s", err, out)
+		}
 	}
 	return mutant
 }

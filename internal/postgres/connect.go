@@ -2,25 +2,49 @@ package postgres
 
 import (
 	"context"
+	"errors"
+	"fmt"
+	"net"
+	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 )
 
-// maxConnecting bounds how many connections a pool makes at a time.
+const (
+	// maxConnecting bounds how many connections a pool makes at a time.
+	maxConnecting = 4
+	// restAfterFailure is how long it makes none after one that came to nothing.
+	restAfterFailure = 500 * time.Millisecond
+)
+
+// errResting is what an attempt comes to that was not made.
+var errResting = errors.New("no new connection yet")
+
+// turnstile keeps a pool from storming a server in trouble.
 //
-// After a crash, or a cut network, every place in every pool wants a new one at
-// once. Postgres takes connections in the order in which they knocked, and forks
-// before it looks: once the line is longer than connectTimeout, all that it takes
-// have been given up, and those who gave up knock again. A busy machine did
-// nothing else for 46 s. A line that stays short is worked off.
-const maxConnecting = 4
+// After a crash, or a cut network, every place in every pool wants a new
+// connection at once, and again as soon as that fails. Postgres takes connections
+// in the order in which they knocked, and forks before it looks: once the line is
+// longer than connectTimeout, all that it takes have been given up, and those who
+// gave up knock again. On a busy machine that went on for 46 s after the network
+// was mended. A line that stays short is worked off.
+//
+// Who waits for a turn has not begun: connectTimeout starts afterwards.
+type turnstile struct {
+	turns chan struct{}
 
-// turnstile lets maxConnecting connections be made at a time. Who waits for a
-// turn has not begun: connectTimeout starts afterwards.
-type turnstile chan struct{}
+	mu     sync.Mutex // guards the rest
+	failed time.Time  // when an attempt last came to nothing
+	why    error
+}
 
-var _ pgx.ConnectTracer = turnstile(nil)
+var _ pgx.ConnectTracer = (*turnstile)(nil)
+
+func newTurnstile() *turnstile {
+	return &turnstile{turns: make(chan struct{}, maxConnecting)}
+}
 
 // attempt is one connection, while it is made and after.
 type attempt struct {
@@ -31,31 +55,48 @@ type attempt struct {
 type attemptKey struct{}
 
 // TraceConnectStart waits for a turn, or for the end of ctx, which ends the
-// attempt too.
-func (t turnstile) TraceConnectStart(ctx context.Context, data pgx.TraceConnectStartData) context.Context {
+// attempt too. Where it is no time to try, the attempt fails at once.
+func (t *turnstile) TraceConnectStart(ctx context.Context, data pgx.TraceConnectStartData) context.Context {
 	a := &attempt{}
-	data.ConnConfig.DialFunc = leaveSoon(data.ConnConfig.DialFunc, &a.made)
 	select {
-	case t <- struct{}{}:
+	case t.turns <- struct{}{}:
 		a.turn = true
 	case <-ctx.Done():
+	}
+	data.ConnConfig.DialFunc = leaveSoon(data.ConnConfig.DialFunc, &a.made)
+	if err := t.resting(); err != nil {
+		data.ConnConfig.DialFunc = func(context.Context, string, string) (net.Conn, error) { return nil, err }
 	}
 	return context.WithValue(ctx, attemptKey{}, a)
 }
 
+func (t *turnstile) resting() error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if time.Since(t.failed) >= restAfterFailure {
+		return nil
+	}
+	return fmt.Errorf("%w, after: %w", errResting, t.why)
+}
+
 // TraceConnectEnd gives the turn back.
-func (t turnstile) TraceConnectEnd(ctx context.Context, data pgx.TraceConnectEndData) {
+func (t *turnstile) TraceConnectEnd(ctx context.Context, data pgx.TraceConnectEndData) {
 	a, _ := ctx.Value(attemptKey{}).(*attempt)
 	a.made.Store(data.Err == nil)
+	if data.Err != nil && !errors.Is(data.Err, errResting) {
+		t.mu.Lock()
+		t.failed, t.why = time.Now(), data.Err
+		t.mu.Unlock()
+	}
 	if a.turn {
-		<-t
+		<-t.turns
 	}
 }
 
 // TraceQueryStart is there because pgx takes no tracer without it.
-func (turnstile) TraceQueryStart(ctx context.Context, _ *pgx.Conn, _ pgx.TraceQueryStartData) context.Context {
+func (*turnstile) TraceQueryStart(ctx context.Context, _ *pgx.Conn, _ pgx.TraceQueryStartData) context.Context {
 	return ctx
 }
 
 // TraceQueryEnd is there for the same reason.
-func (turnstile) TraceQueryEnd(context.Context, *pgx.Conn, pgx.TraceQueryEndData) {}
+func (*turnstile) TraceQueryEnd(context.Context, *pgx.Conn, pgx.TraceQueryEndData) {}

@@ -37,10 +37,6 @@ const (
 // statement which is only slow is ended by Postgres, and its error is heard.
 const RoundTripTimeout = lockTimeout + servingStatementTimeout + 1500*time.Millisecond
 
-// pingTimeout is the same for a connection that was idle and is asked whether it
-// still works: an accept that meets a dead one still has time for another.
-const pingTimeout = time.Second
-
 // Config says which database to open and how wide.
 type Config struct {
 	URL         string
@@ -65,7 +61,7 @@ func Open(ctx context.Context, cfg Config) (*pgxpool.Pool, error) {
 	conn := poolConfig.ConnConfig
 	conn.ConnectTimeout = connectTimeout
 	conn.OnPgError = leaveStandby(conn.OnPgError)
-	conn.Tracer = make(turnstile, maxConnecting)
+	conn.Tracer = newTurnstile()
 	params := conn.RuntimeParams
 	params["application_name"] = cfg.Application
 	params["timezone"] = "UTC"
@@ -77,13 +73,14 @@ func Open(ctx context.Context, cfg Config) (*pgxpool.Pool, error) {
 		params["statement_timeout"] = milliseconds(servingStatementTimeout)
 		params["idle_in_transaction_session_timeout"] = milliseconds(servingIdleTimeout)
 	}
-	poolConfig.PingTimeout = pingTimeout
 	poolConfig.AfterConnect = demandDurability
-	pool, err := pgxpool.NewWithConfig(ctx, poolConfig)
+	var p pinger
+	poolConfig.ShouldPing = p.isDead
+	p.pool, err = pgxpool.NewWithConfig(ctx, poolConfig)
 	if err != nil {
 		return nil, fmt.Errorf("open database: %w", err)
 	}
-	return pool, nil
+	return p.pool, nil
 }
 
 // OpenServing makes the pool of a process that answers clients or applies jobs.

@@ -126,47 +126,100 @@ func TestLeaveSoon(t *testing.T) {
 	}
 }
 
-// When every place of a pool wants a connection at once, they knock a few at a
-// time: each of those that waits for its turn still has its whole time to connect.
-func TestConnectsAFewAtATime(t *testing.T) {
+// Where one connection swallows what it is sent, the others that are as old are
+// not asked in turn.
+func TestLeavesAllThatSwallow(t *testing.T) {
 	t.Parallel()
-	const wanted, atATime = 16, 4
-	const held = 700 * time.Millisecond // all of them, one after another, for longer than one may take
+	const conns, patience = 8, 4 * time.Second // to ask one after another takes twice as long
+	pool := open(t, testenv.PostgresServer(t).URL()+fmt.Sprint("&pool_max_conns=", conns))
+	var all []*pgxpool.Conn
+	for range conns {
+		conn, err := pool.Acquire(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		all = append(all, conn)
+	}
+	for _, conn := range all {
+		process, err := os.FindProcess(int(conn.Conn().PgConn().PID()))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := process.Signal(syscall.SIGSTOP); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = process.Signal(syscall.SIGCONT) })
+		conn.Release()
+	}
+	<-time.After(1100 * time.Millisecond) // until they count as idle
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	if _, err := pool.Exec(ctx, `SELECT`); err != nil {
+		t.Errorf("within %v: %v", patience, err)
+	}
+}
+
+// A server that lets nobody in is not stormed: when every place of a pool wants a
+// connection at once, a few knock; when they are turned away, the others are told
+// so, and who asks meanwhile.
+func TestStormsNobody(t *testing.T) {
+	t.Parallel()
+	const wanted, atATime, rest = 16, 4, 500 * time.Millisecond
+	door := newDoor(t)
+	pool := open(t, fmt.Sprintf("postgres://anybody@%s/anything?sslmode=disable&pool_max_conns=%d", door.address, wanted))
+	began := time.Now()
+	var group sync.WaitGroup
+	for range wanted {
+		group.Go(func() {
+			if _, err := pool.Exec(t.Context(), `SELECT`); !postgres.IsDown(err) {
+				t.Errorf("a connection that nobody takes: %v", err)
+			}
+		})
+	}
+	group.Wait()
+	if door.knocked.Load() != atATime || door.most.Load() != atATime {
+		t.Errorf("%d knocked, %d at a time; want %d", door.knocked.Load(), door.most.Load(), atATime)
+	}
+	for time.Since(began) < 3*rest {
+		_, _ = pool.Exec(t.Context(), `SELECT`) // as above
+	}
+	knocked, most := door.knocked.Load(), atATime+int64(time.Since(began)/rest)
+	if knocked <= atATime || knocked > most {
+		t.Errorf("%d knocked in %v, want some more than %d, and at most %d", knocked, time.Since(began), atATime, most)
+	}
+}
+
+// door is a server that turns everybody away, after a while.
+type door struct {
+	address             string
+	knocked, here, most atomic.Int64
+}
+
+func newDoor(t *testing.T) *door {
+	t.Helper()
+	const held = 300 * time.Millisecond
 	var lc net.ListenConfig
 	listener, err := lc.Listen(t.Context(), "tcp4", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = listener.Close() })
-	var knocked, here, most atomic.Int64
-	go func() { // a server that lets nobody in, and takes its time to say so
+	d := &door{address: listener.Addr().String()}
+	go func() {
 		for {
 			conn, err := listener.Accept()
 			if err != nil {
 				return
 			}
-			knocked.Add(1)
-			most.Store(max(most.Load(), here.Add(1)))
+			d.knocked.Add(1)
+			d.most.Store(max(d.most.Load(), d.here.Add(1)))
 			time.AfterFunc(held, func() {
-				here.Add(-1)
+				d.here.Add(-1)
 				_ = conn.Close()
 			})
 		}
 	}()
-	pool := open(t, fmt.Sprintf("postgres://anybody@%s/anything?sslmode=disable&pool_max_conns=%d", listener.Addr(), wanted))
-	var group sync.WaitGroup
-	for range wanted {
-		group.Go(func() {
-			_, err := pool.Exec(t.Context(), `SELECT`)
-			if timeout := new(net.Error); err == nil || errors.As(err, timeout) && (*timeout).Timeout() {
-				t.Errorf("a connection that the server closes in time: %v", err)
-			}
-		})
-	}
-	group.Wait()
-	if knocked.Load() != wanted || most.Load() != atATime {
-		t.Errorf("%d knocked, at most %d at a time; want %d and %d", knocked.Load(), most.Load(), wanted, atATime)
-	}
+	return d
 }
 
 // What is read together with ConfirmSQL has been waited for like a write.
