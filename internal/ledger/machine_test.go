@@ -39,7 +39,7 @@ func TestLedgerAsTheModel(t *testing.T) {
 		}
 	})
 	took := time.Since(started)
-	t.Logf("%d steps in %v, %.0f a second", steps.Load(), took, float64(steps.Load())/took.Seconds())
+	t.Logf("%d steps in %v, %d a second", steps.Load(), took, steps.Load()*int64(time.Second)/int64(took))
 }
 
 // tryBank lets rapid try a bank in a database of its own, and answers with how
