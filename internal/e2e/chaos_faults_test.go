@@ -320,6 +320,9 @@ func (c *chaos) someJobs(r *rand.Rand, n int) (ids []string) {
 	c.load.mu.Lock()
 	books := slices.Clone(c.load.books)
 	c.load.mu.Unlock()
+	if len(books) == 0 { // the first accounts are still being opened
+		return nil
+	}
 	for range n {
 		b := books[r.IntN(len(books))]
 		b.mu.Lock()
