@@ -24,6 +24,7 @@ const (
 	work     = "internal/worker/worker.go"
 	handler  = "internal/worker/apply.go"
 	tickets  = "internal/queue/client.go"
+	serving  = "internal/queue/server.go"
 )
 
 // The promises, as shared by several guards.
@@ -182,6 +183,11 @@ var mutations = []mutation{
 		"a shared ring names an older job", disposable,
 		[]edit{{tickets, `next.position > rings[i].position`, `next.position < rings[i].position`}},
 		[]string{"-run=^TestRingsShareTickets$ ./internal/queue"},
+	},
+	{
+		"another turn takes another account's name", disposable,
+		[]edit{{serving, `nextID(job, id)`, `nextID(jobs[0], id)`}},
+		[]string{"-run=^TestMore$ ./internal/queue"},
 	},
 	{
 		"jobs left in line are not counted", disposable,

@@ -34,7 +34,8 @@ const (
 	// forgotten them, to the dashboard's and the metrics' harm.
 	announceEvery = 10 * time.Second
 	// ticketTimeout is when Asynq gives a ticket to somebody else though its
-	// worker still lives. Postgres's own time-outs end the work long before.
+	// worker still lives. Postgres's own time-outs end the work long before, but
+	// where very many accounts that share the ticket meet one each.
 	ticketTimeout = time.Minute
 	// maxRetry is Asynq's count of tries for a ticket. It only has to outlast
 	// the tries of the jobs before its own; what those run out of is counted
@@ -93,17 +94,16 @@ func (c *Client) writeUntil(ctx context.Context) {
 	renew := time.NewTicker(announceEvery)
 	defer renew.Stop()
 	client := asynq.NewClientFromRedisClient(c.redis)
-	for {
+	for ctx.Err() == nil {
 		select {
 		case first := <-c.rings:
 			c.write(ctx, client, c.collect(first))
 		case <-renew.C:
 			client = asynq.NewClientFromRedisClient(c.redis)
 		case <-ctx.Done():
-			c.writeRest(ctx, client)
-			return
 		}
 	}
+	c.writeRest(ctx, client)
 }
 
 func (c *Client) writeRest(ctx context.Context, client *asynq.Client) {
@@ -170,19 +170,25 @@ type shared struct {
 	jobs      []uuid.UUID
 }
 
+// write writes the rings' tickets, up to the first that Redis does not take within
+// ringTimeout: the others would fare no better, and somebody may wait for the end.
 func (c *Client) write(ctx context.Context, client *asynq.Client, rings []ring) (written bool) {
-	written = true
 	crash.At(crash.RingTaken)
+	var err error
 	for _, ticket := range c.share(rings) {
-		if err := c.writeOne(ctx, client, ticket); err != nil {
-			written = false
+		if err == nil {
+			err = c.writeOne(ctx, client, ticket)
+		}
+		if err != nil {
 			for range ticket.jobs {
 				c.lost()
 			}
-			c.log.Debug("ring lost, the sweep will find the job", "job_id", ticket.jobs[0], "error", err)
 		}
 	}
-	return written
+	if err != nil {
+		c.log.Debug("rings lost, the sweep will find their jobs", "error", err)
+	}
+	return err == nil
 }
 
 func (c *Client) writeOne(ctx context.Context, client *asynq.Client, ticket shared) error {

@@ -1,6 +1,6 @@
 // Package queue is the only place that knows Asynq. A ticket says that an
-// account has a job to do; it names the job and carries nothing else, so that
-// whoever writes to Redis can't mint money. Its promise: tickets may be lost,
+// account has a job to do, or several of a partition have; it names the jobs and
+// carries nothing else, so that whoever writes to Redis can't mint money. Its promise: tickets may be lost,
 // doubled or late, and then only time is lost, because the worker's sweep finds
 // in Postgres what nobody rings for.
 package queue
@@ -46,7 +46,8 @@ type Ticket struct {
 	Again int
 }
 
-// id is the ticket's name in Redis: enqueueing it twice is the same as once.
+// id is the ticket's name in Redis: enqueueing it twice is the same as once. That
+// of several accounts has the name of its first job's.
 func (t Ticket) id() string {
 	if t.Again == 0 {
 		return t.JobID.String()
@@ -54,11 +55,11 @@ func (t Ticket) id() string {
 	return fmt.Sprintf("%s.%d", t.JobID, t.Again)
 }
 
-// nextID names the ticket that goes on where the one called id stopped.
-func nextID(id string) string {
-	job, again, _ := strings.Cut(id, ".")
+// nextID names the job's ticket that goes on where the one called id stopped.
+func nextID(job uuid.UUID, id string) string {
+	_, again, _ := strings.Cut(id, ".")
 	n, _ := strconv.Atoi(again) // 0 for the first, and for a name that is not ours
-	return fmt.Sprintf("%s.%d", job, n+1)
+	return Ticket{JobID: job, Again: max(n, 0) + 1}.id()
 }
 
 const (

@@ -114,19 +114,31 @@ func (s *Server) process(ctx context.Context, task *asynq.Task) error {
 	// hands until its lease ends. Its jobs are finished, or the sweep's to find.
 	crash.At(crash.TicketWorkedOff)
 	if len(rest) > 0 {
-		// A kill before the next ticket is written leaves this one to its lease,
-		// and the jobs to the sweep. One after it leaves both; when this one
-		// comes back it finds its jobs finished.
+		// A kill before the next tickets are written leaves this one to its lease,
+		// and the jobs to the sweep. One after it leaves both; when this one comes
+		// back it finds nothing to do for those that the others have brought on.
 		crash.At(crash.MoreUnwritten)
 		queue, _ := asynq.GetQueueName(ctx)
 		id, _ := asynq.GetTaskID(ctx)
-		err = cmp.Or(err, enqueue(ctx, s.client, queue, nextID(id), rest))
+		err = cmp.Or(err, s.goOn(ctx, queue, id, rest))
 		crash.At(crash.MoreWritten)
 	}
 	if errors.Is(err, ErrBadTicket) {
 		return fmt.Errorf("%w: %w", err, asynq.SkipRetry)
 	}
 	return err
+}
+
+// goOn writes the tickets that go on where the one called id stopped: one for
+// each job, named by it. So a name that is taken is always a ticket for the same
+// job, the sweep's perhaps, and each account waits for its own trouble alone.
+func (s *Server) goOn(ctx context.Context, queue, id string, jobs []uuid.UUID) error {
+	for _, job := range jobs {
+		if err := enqueue(ctx, s.client, queue, nextID(job, id), []uuid.UUID{job}); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func pause(tries int, _ error, _ *asynq.Task) time.Duration {

@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"slices"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -171,7 +172,8 @@ func TestServeThroughRestart(t *testing.T) {
 	}
 }
 
-// What needs another turn has it, under another name and by itself.
+// What needs another turn has it, by itself and under a name of its own: where the
+// sweep has written a ticket of the same name meanwhile, it is one for the same job.
 func TestMore(t *testing.T) {
 	t.Parallel()
 	client := connect(t, testenv.Redis(t))
@@ -179,21 +181,28 @@ func TestMore(t *testing.T) {
 		name string
 		jobs []uuid.UUID
 	}
-	handled := make(chan turn, 4)
-	serve(t, client, func(ctx context.Context, jobs []uuid.UUID) ([]uuid.UUID, error) {
-		name, _ := asynq.GetTaskID(ctx)
-		handled <- turn{name, jobs}
-		return jobs[1:], nil
-	}, asIs)
+	const partition = 3
 	jobs := []uuid.UUID{uuid.New(), uuid.New(), uuid.New()}
-	ticket := shared{partition: 3, jobs: jobs}
-	if err := writer(client).writeOne(t.Context(), asynq.NewClientFromRedisClient(client), ticket); err != nil {
+	name := func(n, again int) string { return Ticket{JobID: jobs[n], Again: again}.id() }
+	rest := map[string][]uuid.UUID{name(0, 0): jobs[1:], name(1, 1): jobs[1:2]}
+	tickets := asynq.NewClientFromRedisClient(client)
+	handled := make(chan turn, 5)
+	serve(t, client, func(ctx context.Context, jobs []uuid.UUID) (_ []uuid.UUID, err error) {
+		id, _ := asynq.GetTaskID(ctx)
+		handled <- turn{id, jobs}
+		if id == name(0, 0) {
+			err = enqueue(ctx, tickets, Name(partition), name(0, 1), jobs[:1]) // the sweep does
+		}
+		return rest[id], err
+	}, asIs)
+	if err := writer(client).writeOne(t.Context(), tickets, shared{partition: partition, jobs: jobs}); err != nil {
 		t.Fatal(err)
 	}
-	for again := range 3 {
-		want := Ticket{JobID: jobs[0], Again: again}.id()
-		if got := receive(t, handled); got.name != want || !slices.Equal(got.jobs, jobs[again:]) {
-			t.Errorf("turn %d was that of %s for %v, want %s for %v", again, got.name, got.jobs, want, jobs[again:])
+	for i, want := range []turn{
+		{name(0, 0), jobs}, {name(0, 1), jobs[:1]}, {name(1, 1), jobs[1:2]}, {name(2, 1), jobs[2:]}, {name(1, 2), jobs[1:2]},
+	} {
+		if got := receive(t, handled); got.name != want.name || !slices.Equal(got.jobs, want.jobs) {
+			t.Errorf("turn %d was that of %s for %v, want %s for %v", i, got.name, got.jobs, want.name, want.jobs)
 		}
 	}
 }
@@ -268,6 +277,32 @@ func TestRingTooOften(t *testing.T) {
 	}
 	if lost != 3 {
 		t.Errorf("%d rings lost, want 3", lost)
+	}
+}
+
+// A Redis that hangs holds nobody's end up, however many rings are left.
+func TestStopWhileRedisHangs(t *testing.T) {
+	t.Parallel()
+	const soon = 10 * time.Second // ticket by ticket it takes a minute
+	server := testenv.RedisServer(t)
+	client := connect(t, server.URL())
+	lost := make(chan struct{}, maxCollected)
+	tickets := NewClient(client, maxCollected, slog.New(slog.DiscardHandler), func() { lost <- struct{}{} })
+	if err := syscall.Kill(server.PID(), syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = syscall.Kill(server.PID(), syscall.SIGCONT) })
+	for n := range int64(100) {
+		tickets.Ring(n, n, uuid.New())
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	ended := make(chan error, 1)
+	go func() { ended <- tickets.Run(ctx) }()
+	receive(t, lost)
+	began := time.Now()
+	cancel()
+	if err := receive(t, ended); err != nil || time.Since(began) > soon {
+		t.Errorf("ended after %v with %v, want within %v", time.Since(began), err, soon)
 	}
 }
 

@@ -26,7 +26,8 @@ const (
 
 // Apply is the queue's handler: it applies the account of each of the ticket's
 // jobs up to that job, a turn at most. rest are the jobs whose accounts need
-// another one. One account's trouble is told, and holds up no other.
+// another one. One account's trouble is told, and holds the others up for no longer
+// than Postgres's lock_timeout, once in the flush and once by itself.
 //
 // A kill before Postgres has heard of it leaves the jobs queued; the account's
 // next ticket takes them, or the sweep's does.

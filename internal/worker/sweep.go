@@ -69,7 +69,8 @@ type suspect struct {
 // that moves is left alone, and so is one whose ticket waits in line or for
 // another try; so a long backlog adds next to no tickets, and a refused job has
 // its pause. The tickets that accounts share are known by the first one's job
-// alone: the others have one more written, once.
+// alone: the others, where they stand still, have one more written for each of
+// their oldest jobs.
 func (w *Worker) sweep(ctx context.Context) {
 	heads, err := w.heads(ctx)
 	if err != nil {
