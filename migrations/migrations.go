@@ -1,6 +1,6 @@
 // Package migrations holds the schema, one goose migration a file, and applies
 // them. Its promise: the schema moves forwards under an advisory lock, one
-// process at a time, whole migrations only.
+// process at a time, and whoever is at work on it is held up for a moment at most.
 //
 // Expand before contract: while the schema moves, processes of the build before
 // are at work on it, and go on until they are replaced. So a migration only adds
@@ -13,9 +13,12 @@ package migrations
 import (
 	"context"
 	"embed"
+	"errors"
 	"fmt"
 	"io/fs"
+	"time"
 
+	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/jackc/pgx/v5/stdlib"
 	"github.com/pressly/goose/v3"
@@ -24,6 +27,14 @@ import (
 
 //go:embed *.sql
 var files embed.FS
+
+// A change of a table waits for all who read it, a pg_dump perhaps, and everybody
+// else waits behind it.
+const (
+	lockTimeout = "300"           // milliseconds; then it gives way
+	lockPause   = 2 * time.Second // until it tries again
+	lockTries   = 150             // five minutes of it
+)
 
 // Up applies every migration that the database does not have yet. Processes
 // that start it together wait for one another.
@@ -34,6 +45,7 @@ func Up(ctx context.Context, databaseURL string) error {
 	if err != nil {
 		return fmt.Errorf("migrate: %w", err)
 	}
+	cfg.ConnConfig.RuntimeParams["lock_timeout"] = lockTimeout
 	db := stdlib.OpenDB(*cfg.ConnConfig)
 	defer db.Close()                                                           //nolint:errcheck // nothing is pending on it
 	locker, err := lock.NewPostgresSessionLocker(lock.WithLockTimeout(1, 300)) // asks each second, for five minutes
@@ -44,10 +56,30 @@ func Up(ctx context.Context, databaseURL string) error {
 	if err != nil {
 		return fmt.Errorf("migrate: %w", err)
 	}
-	if _, err := provider.Up(ctx); err != nil {
+	if err := patiently(ctx, provider); err != nil {
 		return fmt.Errorf("migrate: %w", err)
 	}
 	return nil
+}
+
+func patiently(ctx context.Context, provider *goose.Provider) error {
+	for try := 1; ; try++ {
+		_, err := provider.Up(ctx)
+		if !isLockTimeout(err) || try == lockTries {
+			return err
+		}
+		select {
+		case <-time.After(lockPause):
+		case <-ctx.Done():
+			return err
+		}
+	}
+}
+
+func isLockTimeout(err error) bool {
+	const lockNotAvailable = "55P03"
+	refused, ok := errors.AsType[*pgconn.PgError](err)
+	return ok && refused.Code == lockNotAvailable
 }
 
 // Version is the schema that this build was written for: the number of its

@@ -50,6 +50,40 @@ func TestUpPoolURL(t *testing.T) {
 	}
 }
 
+// Somebody who reads for long, a pg_dump say, holds the migration up; nobody else
+// has to wait behind it.
+func TestUpWaitsForAReader(t *testing.T) {
+	t.Parallel()
+	url := testenv.Postgres(t)
+	execute(t, url, `DELETE FROM goose_db_version WHERE version_id > 1`)
+	reader, err := connect(t, url).Begin(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := reader.Exec(t.Context(), `SELECT FROM jobs`); err != nil {
+		t.Fatal(err)
+	}
+	up := make(chan error, 1)
+	go func() { up <- migrations.Up(t.Context(), url) }()
+	others := connect(t, url)
+	testenv.Eventually(t, "the migration to wait", func() (waits bool) {
+		const sql = `SELECT EXISTS (SELECT FROM pg_locks WHERE relation = 'jobs'::regclass AND NOT granted)`
+		if err := others.QueryRow(t.Context(), sql).Scan(&waits); err != nil {
+			t.Fatal(err)
+		}
+		return waits
+	})
+	if _, err := others.Exec(t.Context(), `SET lock_timeout = '10s'; SELECT FROM jobs`); err != nil {
+		t.Errorf("who only reads waits behind the migration: %v", err)
+	}
+	if err := reader.Rollback(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-up; err != nil {
+		t.Error(err)
+	}
+}
+
 func connect(t testing.TB, url string) *pgx.Conn {
 	t.Helper()
 	conn, err := pgx.Connect(t.Context(), url)

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 )
 
 const (
@@ -77,6 +78,16 @@ func (t *turnstile) resting() error {
 		return nil
 	}
 	return fmt.Errorf("%w, after: %w", errResting, t.why)
+}
+
+// lookupSoon bounds how long a name server may keep a turn, as connectTimeout does
+// the rest.
+func lookupSoon(lookup pgconn.LookupFunc) pgconn.LookupFunc {
+	return func(ctx context.Context, host string) ([]string, error) {
+		ctx, cancel := context.WithTimeout(ctx, connectTimeout)
+		defer cancel()
+		return lookup(ctx, host)
+	}
 }
 
 // TraceConnectEnd gives the turn back.

@@ -61,6 +61,7 @@ func Open(ctx context.Context, cfg Config) (*pgxpool.Pool, error) {
 	conn := poolConfig.ConnConfig
 	conn.ConnectTimeout = connectTimeout
 	conn.OnPgError = leaveStandby(conn.OnPgError)
+	conn.LookupFunc = lookupSoon(conn.LookupFunc)
 	conn.Tracer = newTurnstile()
 	params := conn.RuntimeParams
 	params["application_name"] = cfg.Application
