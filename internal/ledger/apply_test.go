@@ -128,6 +128,9 @@ func TestApplyInOrderUpToTheTicket(t *testing.T) {
 	if !slices.Equal(order, ids[:150]) {
 		t.Errorf("applied %d jobs in another order than accepted", len(order))
 	}
+	if late, more, err := ledger.NewApplier(pool).Apply(t.Context(), ids[149], 100); err != nil || more || len(late) > 0 {
+		t.Errorf("a ticket of a finished job: applied %d, more %t, error %v; want nothing", len(late), more, err)
+	}
 	if got := readJob(t, pool, ids[150]); got.Status != "queued" {
 		t.Errorf("the job after the ticket's is %s, want queued", got)
 	}
