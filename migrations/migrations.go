@@ -28,10 +28,12 @@ import (
 //go:embed *.sql
 var files embed.FS
 
-// A change of a table waits for all who read it, a pg_dump perhaps, and everybody
+// A change of a table waits for all who are at it, a pg_dump perhaps, and everybody
 // else waits behind it.
 const (
-	lockTimeout = "300"           // milliseconds; then it gives way
+	// lockTimeout, in milliseconds, is when it gives way. An autovacuum gives way to
+	// it, but only after deadlock_timeout, a second.
+	lockTimeout = "1200"
 	lockPause   = 2 * time.Second // until it tries again
 	lockTries   = 150             // five minutes of it
 )

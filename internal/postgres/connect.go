@@ -66,7 +66,8 @@ func (t *turnstile) TraceConnectStart(ctx context.Context, data pgx.TraceConnect
 	}
 	data.ConnConfig.DialFunc = leaveSoon(data.ConnConfig.DialFunc, &a.made)
 	if err := t.resting(); err != nil {
-		data.ConnConfig.DialFunc = func(context.Context, string, string) (net.Conn, error) { return nil, err }
+		data.ConnConfig.LookupFunc = func(context.Context, string) ([]string, error) { return nil, err }
+		data.ConnConfig.DialFunc = func(context.Context, string, string) (net.Conn, error) { return nil, err } // of a socket
 	}
 	return context.WithValue(ctx, attemptKey{}, a)
 }
