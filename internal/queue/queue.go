@@ -1,8 +1,8 @@
 // Package queue is the only place that knows Asynq. A ticket says that an
 // account has a job to do, or several of a partition have; it names the jobs and
-// carries nothing else, so that whoever writes to Redis can't mint money. Its promise: tickets may be lost,
-// doubled or late, and then only time is lost, because the worker's sweep finds
-// in Postgres what nobody rings for.
+// carries nothing else, so that whoever writes to Redis can't mint money. Its
+// promise: tickets may be lost, doubled or late, and then only time is lost,
+// because the worker's sweep finds in Postgres what nobody rings for.
 package queue
 
 import (

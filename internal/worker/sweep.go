@@ -67,10 +67,9 @@ type suspect struct {
 // have brought it on is gone, or has been where it is for too long. One ticket
 // an account is enough, for its newest job: it applies all before it. An account
 // that moves is left alone, and so is one whose ticket waits in line or for
-// another try; so a long backlog adds next to no tickets, and a refused job has
-// its pause. The tickets that accounts share are known by the first one's job
+// another try. The tickets that accounts share are known by the first one's job
 // alone: the others, where they stand still, have one more written for each of
-// their oldest jobs.
+// their oldest jobs, in a long backlog too.
 func (w *Worker) sweep(ctx context.Context) {
 	heads, err := w.heads(ctx)
 	if err != nil {
