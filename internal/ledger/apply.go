@@ -51,7 +51,7 @@ func NewApplier(pool *pgxpool.Pool) *Applier {
 // snapshot, taken when the lock is held, so it sees all that was applied before.
 // NO KEY: nothing that only refers to the account has to wait.
 //
-// $1 the ticket's job.
+// $1 the ticket's job. No row where there is no such job.
 const lockSQL = `
 	SELECT FROM accounts WHERE id = (SELECT account_id FROM jobs WHERE id = $1) FOR NO KEY UPDATE`
 
@@ -139,8 +139,6 @@ func (a *Applier) Apply(ctx context.Context, ticket uuid.UUID, limit int) (appli
 		switch {
 		case err != nil:
 			return applied, true, err
-		case len(applied) == 0 && n == 0:
-			return nil, false, a.checkExists(ctx, ticket)
 		case len(applied) >= limit:
 			return applied, n > 0, nil
 		}
@@ -274,7 +272,11 @@ func readApplied(types *pgtype.Map, pipeline *pgconn.Pipeline, heard func()) (ap
 		switch r := results.(type) {
 		case *pgconn.ResultReader:
 			if len(r.FieldDescriptions()) == 0 { // the lock's
-				continue
+				var locked pgconn.CommandTag
+				if locked, resultErr = r.Close(); resultErr == nil && locked.RowsAffected() == 0 {
+					err = cmp.Or(err, ErrJobNotFound)
+				}
+				break
 			}
 			uncommitted, resultErr = pgx.CollectRows(pgx.RowsFromResultReader(types, r), pgx.RowToStructByPos[step])
 		case *pgconn.PipelineSync:
@@ -378,17 +380,6 @@ const failSQL = `
 func queryStep(ctx context.Context, tx pgx.Tx, sql string, args ...any) ([]step, error) {
 	rows, _ := tx.Query(ctx, sql, args...) // CollectRows returns its error
 	return pgx.CollectRows(rows, pgx.RowToStructByPos[step])
-}
-
-func (a *Applier) checkExists(ctx context.Context, id uuid.UUID) error {
-	const sql = `SELECT FROM jobs WHERE id = $1`
-	ctx, cancel := context.WithTimeout(ctx, postgres.RoundTripTimeout)
-	defer cancel()
-	err := a.pool.QueryRow(ctx, sql, id).Scan()
-	if errors.Is(err, pgx.ErrNoRows) {
-		return fmt.Errorf("apply job %s: %w", id, ErrJobNotFound)
-	}
-	return err
 }
 
 // ErrNotFailed is returned for a replay of jobs that are not all failed ones.

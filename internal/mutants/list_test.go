@@ -20,6 +20,7 @@ const (
 	open     = "internal/postgres/postgres.go"
 	pgErrors = "internal/postgres/errors.go"
 	schema   = "migrations/00001_passbook.sql"
+	terms    = "migrations/00003_terms.sql"
 	sweep    = "internal/worker/sweep.go"
 	work     = "internal/worker/worker.go"
 	handler  = "internal/worker/apply.go"
@@ -126,7 +127,7 @@ var mutations = []mutation{
 	},
 	{
 		"a position may change", inOrder,
-		[]edit{{schema, `CREATE TRIGGER jobs_terms BEFORE UPDATE ON jobs`, `CREATE TRIGGER jobs_terms BEFORE UPDATE OF description ON jobs`}},
+		[]edit{{terms, `BEFORE UPDATE OF id, position,`, `BEFORE UPDATE OF id,`}},
 		[]string{refuses("PositionChanged")},
 	},
 
