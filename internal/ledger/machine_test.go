@@ -237,7 +237,10 @@ const acceptSQL = `
 
 // Accept puts jobs in line. The clock that dates them may be wrong.
 func (b *bank) Accept(rt *rapid.T) {
-	const maxJobs, most = 40, 6 // of an account, at once
+	maxJobs, most := 16, 4 // of an account, at once
+	if oneIn(rt, 32) {
+		maxJobs, most = 64, 40 // more than a flush takes
+	}
 	a := b.account(rt, func(a *modelAccount) bool { return len(a.jobs)+most <= maxJobs })
 	var jobs []*modelJob
 	for range rapid.IntRange(1, most).Draw(rt, "jobs") {
@@ -373,7 +376,7 @@ func (b *bank) ApplyTwiceAtOnce(rt *rapid.T) {
 // insert is done, or when it is done and not committed.
 func (b *bank) ApplyKilled(rt *rapid.T) {
 	a, ticket := b.ticket(rt, works)
-	if !oneIn(rt, 30) {
+	if !oneIn(rt, 32) {
 		b.apply(rt, a, ticket, limits.Draw(rt, "limit"))
 		return
 	}
@@ -403,7 +406,7 @@ func (b *bank) ApplyKilled(rt *rapid.T) {
 func (b *bank) ApplyCancelled(rt *rapid.T) {
 	a, ticket := b.ticket(rt, works)
 	patience := time.Duration(rapid.IntRange(0, 20).Draw(rt, "patience")) * time.Millisecond / 2
-	if !oneIn(rt, 100) {
+	if !oneIn(rt, 128) {
 		b.apply(rt, a, ticket, limits.Draw(rt, "limit"))
 		return
 	}
@@ -671,10 +674,15 @@ func byPosition(a *modelAccount, applied ...[]ledger.Applied) []ledger.Applied {
 	return all
 }
 
-// oneIn tells whether a step that costs as much as n others is made, or a plainer
-// one in its place.
+// oneIn tells whether a step that costs as much as n others, a power of two, is
+// made, or a plainer one in its place. Of a range rapid likes the ends best.
 func oneIn(rt *rapid.T, n int) bool {
-	return rapid.IntRange(1, n).Draw(rt, "one in") == n
+	for ; n > 1; n /= 2 {
+		if !rapid.Bool().Draw(rt, "one in two") {
+			return false
+		}
+	}
+	return true
 }
 
 // account chooses the account that a step touches.
