@@ -156,6 +156,29 @@ func (sc *crashScene) sendOrders(n int) {
 	}
 }
 
+// neighbourly is what each neighbour of the account is sent.
+const neighbourly = 77
+
+// sendNeighbour sends the only order of an account of the same partition.
+func (sc *crashScene) sendNeighbour() {
+	sc.t.Helper()
+	own := sc.partition(sc.number)
+	number := sc.c.open(openingDeposit).Number
+	for sc.partition(number) != own {
+		number = sc.c.open(openingDeposit).Number
+	}
+	o := &sentOrder{
+		order: order{account: number, entry: "deposits", amount: neighbourly, key: fmt.Sprint("crash-", len(sc.orders))},
+		want:  fmt.Sprintf("succeeded seq 2 balance %d", openingDeposit+neighbourly),
+	}
+	sc.orders = append(sc.orders, o)
+	var err error
+	if o.job, err = sc.c.settle(0, o.order); err != nil {
+		sc.t.Fatal(err)
+	}
+	sc.ticketed(len(sc.orders))
+}
+
 // followUp sends orders that must take effect after all that were before.
 func (sc *crashScene) followUp() {
 	sc.t.Helper()
@@ -290,14 +313,44 @@ func (sc *crashScene) ticketed(n int) {
 // enqueueLast writes a ticket for the newest job.
 func (sc *crashScene) enqueueLast() {
 	sc.t.Helper()
-	ticket := queue.Ticket{JobID: uuid.MustParse(sc.orders[len(sc.orders)-1].job.ID)}
-	err := sc.pool.QueryRow(sc.t.Context(), `SELECT id FROM accounts WHERE number = $1`, sc.number).Scan(&ticket.AccountID)
-	if err != nil {
+	last := sc.orders[len(sc.orders)-1]
+	ticket := queue.Ticket{JobID: uuid.MustParse(last.job.ID), AccountID: sc.accountID(last.account)}
+	sc.withTickets(func(tickets *queue.Client) error { return tickets.Enqueue(sc.t.Context(), ticket) })
+}
+
+// enqueueShared writes one ticket for the newest job of each account, as an API
+// does that is rung for all of them together.
+func (sc *crashScene) enqueueShared() {
+	sc.t.Helper()
+	now, cancel := context.WithCancel(sc.t.Context())
+	cancel()
+	sc.withTickets(func(tickets *queue.Client) error {
+		for i, o := range sc.orders {
+			tickets.Ring(sc.accountID(o.account), int64(i), uuid.MustParse(o.job.ID))
+		}
+		return tickets.Run(now) // what is there already
+	})
+	sc.ticketed(1)
+}
+
+func (sc *crashScene) withTickets(do func(*queue.Client) error) {
+	sc.t.Helper()
+	sc.withRedis(func(r *redis.Client) error {
+		return do(queue.NewClient(r, crashPartitions, slog.New(slog.DiscardHandler), func() {}))
+	})
+}
+
+func (sc *crashScene) accountID(number string) (id int64) {
+	sc.t.Helper()
+	if err := sc.pool.QueryRow(sc.t.Context(), `SELECT id FROM accounts WHERE number = $1`, number).Scan(&id); err != nil {
 		sc.t.Fatal(err)
 	}
-	sc.withRedis(func(r *redis.Client) error {
-		return queue.NewClient(r, crashPartitions, slog.New(slog.DiscardHandler), func() {}).Enqueue(sc.t.Context(), ticket)
-	})
+	return id
+}
+
+func (sc *crashScene) partition(number string) int {
+	sc.t.Helper()
+	return queue.Partition(sc.accountID(number), crashPartitions)
 }
 
 func (sc *crashScene) withRedis(do func(*redis.Client) error) {
@@ -372,7 +425,13 @@ func (sc *crashScene) held(n int) {
 // check holds everything against the model.
 func (sc *crashScene) check() {
 	sc.t.Helper()
-	compare(sc.c, sc.orders)
+	byAccount := map[string][]*sentOrder{}
+	for _, o := range sc.orders {
+		byAccount[o.account] = append(byAccount[o.account], o)
+	}
+	for _, orders := range byAccount {
+		compare(sc.c, orders)
+	}
 	if sc.refuse == 0 {
 		sc.verify()
 		return

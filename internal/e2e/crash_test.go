@@ -51,6 +51,7 @@ var crashes = []crashRow{
 	{point: crash.ApplySent, program: "worker", lead: commitAlone, jobs: "1 succeeded, 2 queued", tickets: 3},
 	{point: crash.ApplySynced, program: "worker", lead: threeTickets, jobs: "1 succeeded, 2 queued", tickets: 3},
 	{point: crash.ApplySynced, pass: 2, program: "worker", lead: halfBatch, jobs: "2 succeeded, 3 queued", tickets: 1, sweep: true},
+	{point: crash.ApplySynced, program: "worker", lead: heldNeighbour, jobs: "1 succeeded, 4 queued", tickets: 1, sweep: true},
 	{point: crash.ApplyCommitted, program: "worker", lead: threeTickets, jobs: "1 succeeded, 2 queued", tickets: 3},
 	{point: crash.ApplyCommitted, pass: 2, program: "worker", lead: oneTicket(5), jobs: "5 succeeded", tickets: 1},
 
@@ -64,7 +65,9 @@ var crashes = []crashRow{
 
 	{point: crash.TicketWorkedOff, program: "worker", lead: threeTickets, jobs: "1 succeeded, 2 queued", tickets: 3},
 	{point: crash.MoreUnwritten, program: "worker", lead: oneTicket(turn + 2), jobs: "64 succeeded, 2 queued", tickets: 1, sweep: true},
+	{point: crash.MoreUnwritten, program: "worker", lead: sharedTicket(turn + 3), jobs: "65 succeeded, 2 queued, 2 succeeded", tickets: 1, sweep: true},
 	{point: crash.MoreWritten, program: "worker", lead: oneTicket(turn + 2), jobs: "64 succeeded, 2 queued", tickets: 2},
+	{point: crash.MoreWritten, program: "worker", lead: sharedTicket(turn + 3), jobs: "65 succeeded, 2 queued, 2 succeeded", tickets: 2},
 	{point: crash.SweepUnwritten, program: "worker", lead: noTicket, jobs: "3 queued", sweep: true},
 	{point: crash.SweepWritten, program: "worker", lead: noTicket, jobs: "3 queued", tickets: 1, sweep: true},
 }
@@ -193,6 +196,27 @@ func oneTicket(n int) func(*crashScene) {
 		sc.enqueueLast()
 		sc.died(sc.arm())
 	}
+}
+
+// sharedTicket is a worker's: n orders of the account and one of each of two
+// neighbours are queued, with one ticket for the three accounts.
+func sharedTicket(n int) func(*crashScene) {
+	return func(sc *crashScene) {
+		sc.sendOrders(n)
+		sc.sendNeighbour()
+		sc.sendNeighbour()
+		flushAll(sc.t, sc.system)
+		sc.enqueueShared()
+		sc.died(sc.arm())
+	}
+}
+
+// heldNeighbour is a worker's: of the accounts that share a ticket it has heard
+// from the first, and Postgres is held at the second.
+func heldNeighbour(sc *crashScene) {
+	sc.closeGate(fmt.Sprintf(`BEFORE INSERT ON transactions FOR EACH ROW WHEN (NEW.amount = %d)`, neighbourly))
+	sharedTicket(3)(sc)
+	sc.held(1)
 }
 
 // noTicket is a worker's: three orders are queued, and Redis knows of none.
