@@ -218,6 +218,11 @@ var mutations = []mutation{
 		[]string{"-run=^TestSweepPassesADeadWorkersTicket$ ./internal/worker"},
 	},
 	{
+		"a shared ticket is believed for ever", disposable,
+		[]edit{{sweep, `s.same < longUnseen`, `true`}},
+		[]string{"-run=^TestSweepBelievesInASharedTicket$ ./internal/worker"},
+	},
+	{
 		"a ticket is believed for ever", disposable,
 		[]edit{{sweep, `return !isLongInLine(s.still)`, `return true`}},
 		[]string{"-run=^TestSweepPassesALostLine$ ./internal/worker"},

@@ -45,7 +45,7 @@ func newBell(client redis.UniversalClient, partitions int, log *slog.Logger) *be
 		closed:          make(chan struct{}),
 	}
 	for partition := range partitions {
-		b.pushed["asynq:{"+Name(partition)+"}:pending"] = make(chan struct{}, 1)
+		b.pushed[line(partition)] = make(chan struct{}, 1)
 	}
 	b.patience.Store(int64(withoutBell))
 	return b

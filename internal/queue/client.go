@@ -255,3 +255,33 @@ func (c *Client) Find(ticket Ticket) (Place, error) {
 		return Place{}, nil
 	}
 }
+
+// Lines tells which partitions have tickets in line.
+type Lines struct {
+	waiting []bool // by partition
+}
+
+// Lines looks at every partition's line.
+func (c *Client) Lines(ctx context.Context) (Lines, error) {
+	lengths := make([]*redis.IntCmd, c.partitions)
+	_, err := c.redis.Pipelined(ctx, func(p redis.Pipeliner) error {
+		for partition := range lengths {
+			lengths[partition] = p.LLen(ctx, line(partition))
+		}
+		return nil
+	})
+	if err != nil {
+		return Lines{}, fmt.Errorf("look at the partitions' lines: %w", err)
+	}
+	l := Lines{waiting: make([]bool, c.partitions)}
+	for partition, length := range lengths {
+		l.waiting[partition] = length.Val() > 0
+	}
+	return l, nil
+}
+
+// Waits tells whether a ticket, of whatever account, is in the line of the
+// account's partition.
+func (l Lines) Waits(accountID int64) bool {
+	return len(l.waiting) > 0 && l.waiting[Partition(accountID, len(l.waiting))]
+}

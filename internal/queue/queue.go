@@ -28,6 +28,11 @@ func Name(partition int) string {
 	return fmt.Sprintf("tx:%d", partition)
 }
 
+// line is Asynq's list of a partition's tickets that wait for a worker.
+func line(partition int) string {
+	return "asynq:{" + Name(partition) + "}:pending"
+}
+
 // Partition is the partition of an account among n. It is the same in every
 // process, or an account's jobs would meet in two queues: slower, though still
 // in order.

@@ -236,6 +236,9 @@ func TestFind(t *testing.T) {
 	ticket := Ticket{AccountID: 1, JobID: uuid.New()}
 	want := func(when string, want Position) {
 		t.Helper()
+		if lines, err := tickets.Lines(t.Context()); err != nil || lines.Waits(ticket.AccountID) != (want == InLine) {
+			t.Errorf("%s: lines %v, %v", when, lines, err)
+		}
 		if got, err := tickets.Find(ticket); err != nil || got != (Place{Position: want}) {
 			t.Errorf("%s: %v, %v; want %v", when, got, err, want)
 		}

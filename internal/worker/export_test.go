@@ -2,8 +2,11 @@ package worker
 
 import "context"
 
-// LongPutOff is for tests that pass it.
-const LongPutOff = longPutOff
+// How often sweeps believe a ticket, for tests that pass it.
+const (
+	LongPutOff = longPutOff
+	LongUnseen = longUnseen
+)
 
 // Sweep is one sweep, for tests that count them.
 func (w *Worker) Sweep(ctx context.Context) { w.sweep(ctx) }

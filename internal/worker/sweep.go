@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math/bits"
+	"slices"
 	"time"
 
 	"github.com/google/uuid"
@@ -48,6 +49,10 @@ const (
 	// does not read the time of the next try, which a worker with a wrong clock
 	// wrote an hour too late.
 	longPutOff = int(queue.LongestPutOff/sweepEvery) + 2
+	// longUnseen is for a ticket that is not there by its account's name, while
+	// others wait in the partition's line: one that several accounts share has the
+	// name of the first one's job alone. Short enough for a ticket that is lost.
+	longUnseen = 4
 	// longInLine is for a line that Redis has lost; a power of two.
 	longInLine = 32
 )
@@ -67,9 +72,7 @@ type suspect struct {
 // have brought it on is gone, or has been where it is for too long. One ticket
 // an account is enough, for its newest job: it applies all before it. An account
 // that moves is left alone, and so is one whose ticket waits in line or for
-// another try. The tickets that accounts share are known by the first one's job
-// alone: the others, where they stand still, have one more written for each of
-// their oldest jobs, in a long backlog too.
+// another try.
 func (w *Worker) sweep(ctx context.Context) {
 	heads, err := w.heads(ctx)
 	if err != nil {
@@ -79,6 +82,13 @@ func (w *Worker) sweep(ctx context.Context) {
 		return
 	}
 	w.cfg.Metrics.backlog(heads)
+	lines, err := w.lines(ctx, heads)
+	if err != nil {
+		if ctx.Err() == nil {
+			w.cfg.Log.Warn("sweep put off", "error", err)
+		}
+		return
+	}
 	suspects := make([]suspect, len(heads))
 	group, looking := errgroup.WithContext(ctx) // one failure is Redis's or Postgres's: the rest would fare no better
 	group.SetLimit(sweepers)
@@ -90,7 +100,7 @@ func (w *Worker) sweep(ctx context.Context) {
 		}
 		group.Go(func() (err error) {
 			if looking.Err() == nil {
-				suspects[i], err = w.lookAfter(ctx, known)
+				suspects[i], err = w.lookAfter(ctx, known, lines)
 			}
 			return err
 		})
@@ -139,16 +149,28 @@ func (w *Worker) page(ctx context.Context, after int64) ([]job.Head, error) {
 	return w.cfg.Backlog.Heads(ctx, after, sweepPage)
 }
 
+// lines looks which partitions' lines have tickets, as they are before this sweep
+// writes any; where no account stands still, nobody asks.
+func (w *Worker) lines(ctx context.Context, heads []job.Head) (queue.Lines, error) {
+	still := func(head job.Head) bool { return w.suspects[head.AccountID].head == head.JobID }
+	if !slices.ContainsFunc(heads, still) {
+		return queue.Lines{}, nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, stepTimeout)
+	defer cancel()
+	return w.cfg.Tickets.Lines(ctx)
+}
+
 // lookAfter writes the next ticket of an account that stands still, unless its
 // last one is going to ring.
-func (w *Worker) lookAfter(ctx context.Context, known suspect) (suspect, error) {
+func (w *Worker) lookAfter(ctx context.Context, known suspect, lines queue.Lines) (suspect, error) {
 	ctx, cancel := context.WithTimeout(ctx, stepTimeout)
 	defer cancel()
 	place, err := w.cfg.Tickets.Find(known.ticket)
 	if err != nil {
 		return known, err
 	}
-	if known.stand(place) {
+	if known.stand(place, lines.Waits(known.ticket.AccountID)) {
 		return known, nil
 	}
 	last, err := w.cfg.Backlog.Last(ctx, known.ticket.AccountID)
@@ -172,8 +194,9 @@ func (w *Worker) lookAfter(ctx context.Context, known suspect) (suspect, error) 
 }
 
 // stand counts one more sweep in which the account stood still, and tells
-// whether its ticket, in that place, is still believed to ring.
-func (s *suspect) stand(place queue.Place) (believed bool) {
+// whether its ticket, in that place, is still believed to ring. line tells
+// whether any ticket waits in the partition's line.
+func (s *suspect) stand(place queue.Place, line bool) (believed bool) {
 	s.still++
 	s.same++
 	if place != s.place {
@@ -187,7 +210,7 @@ func (s *suspect) stand(place queue.Place) (believed bool) {
 	case queue.PutOff:
 		return s.same < longPutOff
 	default:
-		return false
+		return line && s.ticket.Again == 0 && s.same < longUnseen
 	}
 }
 

@@ -32,6 +32,7 @@ type Backlog interface {
 type Tickets interface {
 	Enqueue(ctx context.Context, ticket queue.Ticket) error
 	Find(ticket queue.Ticket) (queue.Place, error)
+	Lines(ctx context.Context) (queue.Lines, error)
 }
 
 // Config is what a worker works with.

@@ -281,6 +281,38 @@ func TestSweepAddsNoTicketsWithoutEnd(t *testing.T) {
 	}
 }
 
+// Of accounts that share a ticket, those that it has not its name of are waited for
+// while there is a line, and not for ever: their ticket may be lost all the same.
+func TestSweepBelievesInASharedTicket(t *testing.T) {
+	t.Parallel()
+	s := newSystem(t, testenv.Pool(t), testenv.Redis(t))
+	const accounts = 5
+	partition := queue.Partition(ledgertest.Account(t, s.pool, s.user, 0).ID, partitions)
+	for rung := 0; rung < accounts; {
+		account := ledgertest.Account(t, s.pool, s.user, 0)
+		if queue.Partition(account.ID, partitions) == partition {
+			s.tickets.Ring(account.ID, 1, ledgertest.Job(t, s.pool, account, ledger.Deposit, 1))
+			rung++
+		}
+	}
+	now, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := s.tickets.Run(now); err != nil { // writes what is rung for
+		t.Fatal(err)
+	}
+	w := s.sweeper()
+	for sweep := range 2 * worker.LongUnseen {
+		want := 1
+		if sweep >= worker.LongUnseen {
+			want = accounts
+		}
+		w.Sweep(t.Context())
+		if n := s.pendingTickets(); n != want {
+			t.Errorf("%d tickets in line after %d sweeps, want %d", n, sweep+1, want)
+		}
+	}
+}
+
 // A ticket whose line Redis has lost is not believed for ever.
 func TestSweepPassesALostLine(t *testing.T) {
 	t.Parallel()
