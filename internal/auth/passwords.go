@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"fmt"
 	"runtime"
+	"sync"
 	"time"
 	"unicode/utf8"
 
@@ -50,15 +51,18 @@ func CheckPassword(password string) error {
 
 // hasher hashes and compares passwords, not too many at once.
 type hasher struct {
-	slots chan struct{} // holds an element for each hash being made
-
-	// nobodys is the hash of a password that nobody has. An unknown email is
-	// compared with it, and so takes the time that a known one takes.
+	slots   chan struct{} // holds an element for each hash being made
 	nobodys string
 }
 
+// nobodys is the hash of a password that nobody has. An unknown email is
+// compared with it, and so takes the time that a known one takes.
+var nobodys = sync.OnceValues(func() (string, error) {
+	return argon2id.CreateHash(rand.Text(), hashParams)
+})
+
 func newHasher() (*hasher, error) {
-	nobodys, err := argon2id.CreateHash(rand.Text(), hashParams)
+	nobodys, err := nobodys()
 	if err != nil {
 		return nil, fmt.Errorf("hash nobody's password: %w", err)
 	}

@@ -68,7 +68,7 @@ func TestMeasure_EndsWhenItIsTold(t *testing.T) {
 			if err != nil {
 				return
 			}
-			if strings.Contains(string(said[:n]), "light") {
+			if strings.Contains(string(said[:n]), "Starting") {
 				cancel()
 			}
 		}

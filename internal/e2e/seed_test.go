@@ -11,7 +11,7 @@ import (
 // The experiment that Passbook began with: on one account with 10,000, at once
 // 10,000 deposits and 10,000 withdrawals of 100.
 func TestSeedExperiment(t *testing.T) {
-	s := newSystem(t, variant{}, 2, 2)
+	s := newSystem(t, plain, 2, 2)
 	c := newClient(t, s)
 	const (
 		initial, amount = 10_000, 100

@@ -122,7 +122,7 @@ func (s *sharedPostgres) newDatabase(ctx context.Context) (admin, name string, e
 	s.made++
 	admin, name = s.server.URL(), fmt.Sprintf("test_%d", s.made)
 	s.mu.Unlock()
-	return admin, name, execute(ctx, admin, "CREATE DATABASE "+name+" TEMPLATE "+template)
+	return admin, name, execute(ctx, admin, "CREATE DATABASE "+name+" TEMPLATE "+template+" STRATEGY file_copy") // cheaper, without fsync
 }
 
 // startTemplate starts the server and migrates the template.
