@@ -23,7 +23,7 @@ build: ## Build api and worker into .local/bin
 test: ## Run every test, with the race detector, on a Postgres and a Redis of its own
 	@deploy/local/install.sh test
 	go test -race -count=1 -vet=off -timeout 20m $$(go list ./... | grep -v /internal/e2e)
-	go test -race -count=1 -vet=off -timeout 20m -parallel 3 ./internal/e2e # by itself: it keeps the machine busy
+	go test -race -count=1 -vet=off -timeout 20m -parallel 4 ./internal/e2e # by itself: it keeps the machine busy
 
 MINUTES := 2
 SEED := 0

@@ -10,6 +10,7 @@ import (
 // A 202 says that the job is committed: while Postgres has done all of the
 // insert but its commit there is none, nor after a commit that failed.
 func TestNoAnswerBeforeTheCommit(t *testing.T) {
+	t.Parallel()
 	const answerBound = 10 * time.Second // no hang, under -race on a loaded machine either
 	tests := []struct {
 		name     string

@@ -48,6 +48,7 @@ func eitherURL(t *testing.T, first, second *local.Postgres) string {
 // nobody tells the processes: no accepted job is lost, none is done twice, and
 // what clients hear in between is 503.
 func TestFailover(t *testing.T) {
+	t.Parallel()
 	tests := []struct {
 		name string
 		kill func(*local.Postgres) error
@@ -116,6 +117,7 @@ func (s *system) finish(c *client, o order) {
 // alone, where everybody can see it. It must not be answered for, neither to who
 // asked nor to who asks again: a failover takes it back.
 func TestStandbyAway(t *testing.T) {
+	t.Parallel()
 	s, standby := newReplicatedSystem(t, 1, 1)
 	c := newClient(t, s)
 	a := c.open(0)

@@ -241,6 +241,7 @@ func TestOneKeyAtOnce(t *testing.T) {
 // SIGTERM in the middle of the load: every 202 that was given is kept, and every
 // program ends well.
 func TestStopInOrder(t *testing.T) {
+	t.Parallel()
 	s := newSystem(t, variant{}, 2, 2)
 	c := newClient(t, s)
 	a := c.open(0)

@@ -61,7 +61,8 @@ func (v variant) build() (string, error) {
 		return "", err
 	}
 	testenv.AtEnd(func() error { return os.RemoveAll(dir) })
-	args := slices.Concat([]string{"build", "-buildvcs=false", "-o", dir}, v.flags, []string{"./cmd/api", "./cmd/worker"})
+	// Without what a debugger reads, linking takes half as long.
+	args := slices.Concat([]string{"build", "-buildvcs=false", "-ldflags=-w", "-o", dir}, v.flags, []string{"./cmd/api", "./cmd/worker"})
 	if !v.plain {
 		args = slices.Insert(args, 1, raceDetector()...)
 	}

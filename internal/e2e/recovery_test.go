@@ -74,6 +74,7 @@ func measured(t *testing.T, what string, took, bound time.Duration) {
 // The time runs from when the fault is over; where others go on in a worker's
 // place, from the strike.
 func TestRecovery(t *testing.T) {
+	besideOthers(t)
 	tests := []struct {
 		name    string
 		workers int
@@ -157,6 +158,7 @@ func queueBehindLock(t *testing.T, s *system, c *client, each int) (numbers []st
 // Accepts don't need Redis: they go on, and soon after its return all that was
 // accepted is applied.
 func TestRecoveryWithoutRedis(t *testing.T) {
+	besideOthers(t)
 	tests := []struct {
 		name string
 		fail func(*testing.T, *system) (mend func())
@@ -252,6 +254,7 @@ func acceptAll(t *testing.T, c *client, numbers []string) (took []time.Duration)
 // that says when to try again, and it comes soon. Where only the connections
 // that are there hang, new ones may serve; the answers come soon all the same.
 func TestRecoveryWithoutPostgres(t *testing.T) {
+	besideOthers(t)
 	tests := []struct {
 		name   string
 		fail   func(*testing.T, *system) (mend func())

@@ -21,6 +21,7 @@ type strikeRow struct {
 // not hear what became of it and asks again, also while it is still held: the
 // key makes one job.
 func TestStruckInsideAnAccept(t *testing.T) {
+	t.Parallel()
 	for _, row := range []strikeRow{
 		{"APIKilled", insertDone, killed, false},
 		{"BackendTerminated", insertDone, terminated, false},
@@ -58,6 +59,7 @@ func TestStruckInsideAnAccept(t *testing.T) {
 // A worker's apply is struck when the account is locked and nothing written, or
 // all written and nothing committed.
 func TestStruckInsideAnApply(t *testing.T) {
+	t.Parallel()
 	for _, row := range []strikeRow{
 		{"LockedWorkerKilled", lockHeld, killed, false},
 		{"LockedBackendTerminated", lockHeld, terminated, false},

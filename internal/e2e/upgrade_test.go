@@ -30,6 +30,7 @@ const slowestAnswer = 3 * time.Second
 // by side in every combination, and no client sees an error but a 503 that says
 // when to try again.
 func TestRollingUpgrade(t *testing.T) {
+	t.Parallel()
 	u := newUpgrade(t)
 	var w witness
 	u.c.watch = w.see
