@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"time"
 
@@ -33,9 +34,15 @@ func (c *chaos) check() {
 		c.violation("only %d orders were accepted: that proves nothing", n)
 	}
 	l := c.login()
+	var group errgroup.Group
+	group.SetLimit(runtime.GOMAXPROCS(0))
 	for _, b := range c.load.books {
-		c.checkBook(l, b)
+		group.Go(func() error {
+			c.checkBook(l, b)
+			return nil
+		})
 	}
+	_ = group.Wait() // what is wrong is noted
 	c.checkKeys(l)
 	c.system.verify()
 }
@@ -231,10 +238,10 @@ const explainWait = 30 * time.Second
 
 func (c *chaos) explain(b *book, what string, history []porcupine.Operation) {
 	model := bankModel(b.initial)
-	result, info := porcupine.CheckOperationsVerbose(model, history, explainWait)
-	if result == porcupine.Ok {
+	if porcupine.CheckOperationsTimeout(model, history, explainWait) == porcupine.Ok {
 		return
 	}
+	result, info := porcupine.CheckOperationsVerbose(model, history, explainWait) // dearer, for the picture
 	picture := filepath.Join(cmp.Or(*chaosKeep, os.TempDir()), fmt.Sprintf("passbook-%s-%s.html", what, b.number))
 	err := porcupine.VisualizePath(model, info, picture)
 	c.violation("account %s: no order of its %s explains the answers (%s); the picture: %s %v", b.number, what, result, picture, err)
@@ -243,7 +250,7 @@ func (c *chaos) explain(b *book, what string, history []porcupine.Operation) {
 // checkKeys sends every key once more.
 func (c *chaos) checkKeys(l *client) {
 	c.t.Helper()
-	const connections = 16
+	const connections = 64
 	var group errgroup.Group
 	group.SetLimit(connections)
 	for _, b := range c.load.books {

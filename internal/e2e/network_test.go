@@ -1,6 +1,7 @@
 package e2e_test
 
 import (
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"net"
@@ -8,7 +9,9 @@ import (
 	"os"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
+	"time"
 
 	"github.com/Shopify/toxiproxy/v2"
 	"github.com/prometheus/client_golang/prometheus"
@@ -31,7 +34,7 @@ func newLink(t testing.TB, name, target string) *link {
 		t.Fatal(err)
 	}
 	l := &link{proxy: newProxy(name, lastingAddress(t), u.Host)}
-	if err := l.proxy.Start(); err != nil {
+	if err := l.listen(); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { l.proxy.Stop() })
@@ -111,10 +114,23 @@ func (l *link) spoil(toxics []toxic) error {
 func (l *link) mend() error {
 	l.proxy.Stop()
 	l.proxy = newProxy(l.proxy.Name, l.proxy.Listen, l.proxy.Upstream)
-	if err := l.proxy.Start(); err != nil {
+	if err := l.listen(); err != nil {
 		return fmt.Errorf("mend %s: %w", l.proxy.Name, err)
 	}
 	return nil
+}
+
+// listen starts the proxy. Its address may still be in use, by a listener of our
+// own that was closed: a program that is just being started has it too, from the
+// fork to the exec.
+func (l *link) listen() error {
+	const patience, pause = 5 * time.Second, 10 * time.Millisecond
+	for started := time.Now(); ; time.Sleep(pause) {
+		err := l.proxy.Start()
+		if !errors.Is(err, syscall.EADDRINUSE) || time.Since(started) > patience {
+			return err
+		}
+	}
 }
 
 // refuse takes no connections any more and cuts those that are there.
