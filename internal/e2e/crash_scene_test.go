@@ -324,9 +324,13 @@ func (sc *crashScene) enqueueShared() {
 	sc.t.Helper()
 	now, cancel := context.WithCancel(sc.t.Context())
 	cancel()
+	var ids []int64
+	for _, o := range sc.orders {
+		ids = append(ids, sc.accountID(o.account))
+	}
 	sc.withTickets(func(tickets *queue.Client) error {
 		for i, o := range sc.orders {
-			tickets.Ring(sc.accountID(o.account), int64(i), uuid.MustParse(o.job.ID))
+			tickets.Ring(ids[i], int64(i), uuid.MustParse(o.job.ID))
 		}
 		return tickets.Run(now) // what is there already
 	})

@@ -125,7 +125,7 @@ func (l *link) mend() error {
 // fork to the exec.
 func (l *link) listen() error {
 	const patience, pause = 5 * time.Second, 10 * time.Millisecond
-	for started := time.Now(); ; time.Sleep(pause) {
+	for started := time.Now(); ; <-time.After(pause) {
 		err := l.proxy.Start()
 		if !errors.Is(err, syscall.EADDRINUSE) || time.Since(started) > patience {
 			return err
