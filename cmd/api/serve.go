@@ -47,6 +47,13 @@ func serve(ctx context.Context, cfg config.API, log *slog.Logger) error {
 		return err
 	}
 	defer pool.Close()
+	replica, err := openReplica(ctx, cfg.ReadDatabaseURL)
+	if err != nil {
+		return err
+	}
+	if replica != nil {
+		defer replica.Close()
+	}
 	queue.LogTo(log)
 	redisClient, err := queue.Connect(cfg.RedisURL)
 	if err != nil {
@@ -62,8 +69,8 @@ func serve(ctx context.Context, cfg config.API, log *slog.Logger) error {
 	registry.MustRegister(lost)
 	rings := queue.NewClient(redisClient, cfg.Partitions, log, lost.Inc)
 	acceptor := job.NewAcceptor(pool, rings, cfg.MaxQueuedPerAccount)
-	checks := readiness(pool, redisClient, schema)
-	edge, err := newEdge(cfg, pool, acceptor, checks, registry, log) //nolint:contextcheck // a request has its own
+	checks := readiness(pool, replica, redisClient, schema)
+	edge, err := newEdge(cfg, pool, replica, acceptor, checks, registry, log) //nolint:contextcheck // a request has its own
 	if err != nil {
 		return err
 	}
@@ -101,7 +108,16 @@ func serve(ctx context.Context, cfg config.API, log *slog.Logger) error {
 	return stopErr
 }
 
-func newEdge(cfg config.API, pool *pgxpool.Pool, acceptor *job.Acceptor, checks []ops.Check,
+// openReplica makes the pool that histories are read through, and nil where there
+// is no replica. It may come and go: without it the primary answers.
+func openReplica(ctx context.Context, url string) (*pgxpool.Pool, error) {
+	if url == "" {
+		return nil, nil //nolint:nilnil // no replica is not a fault
+	}
+	return postgres.Open(ctx, postgres.Config{URL: url, MaxConns: maxConns, Application: "passbook-api-history", Serving: true})
+}
+
+func newEdge(cfg config.API, pool, replica *pgxpool.Pool, acceptor *job.Acceptor, checks []ops.Check,
 	registry *prometheus.Registry, log *slog.Logger,
 ) (*api.API, error) {
 	var keys []auth.Key
@@ -119,7 +135,7 @@ func newEdge(cfg config.API, pool *pgxpool.Pool, acceptor *job.Acceptor, checks 
 		Accounts:   ledger.NewAccounts(pool),
 		Acceptor:   acceptor,
 		Jobs:       job.NewReader(pool),
-		Statements: statement.New(pool),
+		Statements: statement.New(pool, replica),
 		CursorKeys: secrets,
 		Checks:     checks,
 		Registry:   registry,
@@ -127,9 +143,10 @@ func newEdge(cfg config.API, pool *pgxpool.Pool, acceptor *job.Acceptor, checks 
 	})
 }
 
-// readiness asks after what the API stands on. Without Redis it still accepts.
-func readiness(pool *pgxpool.Pool, redisClient redis.UniversalClient, schema int64) []ops.Check {
-	return []ops.Check{
+// readiness asks after what the API stands on. Without Redis it still accepts,
+// and without the replica it still shows histories.
+func readiness(pool, replica *pgxpool.Pool, redisClient redis.UniversalClient, schema int64) []ops.Check {
+	checks := []ops.Check{
 		{Name: "postgres", Required: true, Probe: func(ctx context.Context) error {
 			return postgres.CheckReady(ctx, pool, schema)
 		}},
@@ -137,6 +154,12 @@ func readiness(pool *pgxpool.Pool, redisClient redis.UniversalClient, schema int
 			return redisClient.Ping(ctx).Err()
 		}},
 	}
+	if replica != nil {
+		checks = append(checks, ops.Check{Name: "replica", Required: false, Probe: func(ctx context.Context) error {
+			return postgres.CheckReady(ctx, replica, schema)
+		}})
+	}
+	return checks
 }
 
 // background is a loop that outlives the context it was started from.

@@ -4,6 +4,7 @@ import (
 	"net/http"
 	"regexp"
 	"strings"
+	"time"
 
 	"github.com/gofiber/fiber/v2"
 
@@ -75,6 +76,33 @@ func (a *API) readAccount(c *fiber.Ctx, _ *query) error {
 		return err
 	}
 	return c.JSON(toAccountBody(account))
+}
+
+type balanceBody struct {
+	Number   string    `json:"number"`
+	Currency string    `json:"currency"`
+	Balance  int64     `json:"balance"`
+	Seq      int64     `json:"seq"`
+	At       timestamp `json:"at"`
+}
+
+func (a *API) readBalance(c *fiber.Ctx, q *query) error {
+	at := q.time("at").Truncate(time.Microsecond) // what is kept is no finer
+	if err := q.err(); err != nil {
+		return err
+	}
+	account, err := a.account(c)
+	if err != nil {
+		return err
+	}
+	balance, err := a.cfg.Statements.Balance(c.UserContext(), account, at)
+	if err != nil {
+		return err
+	}
+	return c.JSON(balanceBody{
+		Number: account.Number, Currency: account.Currency,
+		Balance: balance.Balance, Seq: balance.Seq, At: timestamp(balance.At),
+	})
 }
 
 // account is the caller's account that the path names.

@@ -56,6 +56,7 @@ type API struct {
 	cursors cursors
 	metrics *metrics
 	app     *fiber.App
+	exports chan struct{} // holds an element for each export on its way
 
 	mu       sync.Mutex // guards what follows
 	listener net.Listener
@@ -64,7 +65,10 @@ type API struct {
 
 // New makes an API; Serve starts it.
 func New(cfg Config) (*API, error) {
-	a := &API{cfg: cfg, cursors: newCursors(cfg.CursorKeys), metrics: newMetrics(cfg.Registry)}
+	a := &API{
+		cfg: cfg, cursors: newCursors(cfg.CursorKeys), metrics: newMetrics(cfg.Registry),
+		exports: make(chan struct{}, maxExports),
+	}
 	a.app = fiber.New(fiber.Config{
 		AppName:               "Passbook",
 		DisableStartupMessage: true,
@@ -161,6 +165,7 @@ func (a *API) routes() ([]route, error) {
 		{method: post, path: "/v1/accounts", handle: a.openAccount},
 		{method: get, path: "/v1/accounts", handle: a.listAccounts, query: []string{"limit", "cursor"}},
 		{method: get, path: "/v1/accounts/:number", handle: a.readAccount},
+		{method: get, path: "/v1/accounts/:number/balance", handle: a.readBalance, query: []string{"at"}},
 
 		{method: post, path: "/v1/accounts/:number/deposits", handle: a.accept(ledger.Deposit)},
 		{method: post, path: "/v1/accounts/:number/withdrawals", handle: a.accept(ledger.Withdrawal)},

@@ -119,7 +119,7 @@ func (s *server) newAPI(t *testing.T, acceptor *job.Acceptor, set settings) *API
 		Accounts:   ledger.NewAccounts(s.pool),
 		Acceptor:   acceptor,
 		Jobs:       job.NewReader(s.pool),
-		Statements: statement.New(s.pool),
+		Statements: statement.New(s.pool, nil),
 		CursorKeys: secrets,
 		Checks:     set.checks,
 		Registry:   prometheus.NewRegistry(),

@@ -56,9 +56,10 @@ var theContract = sync.OnceValues(func() (*contract, error) {
 			config.WithFormatAssertions(), config.WithStrictMode(),
 			config.WithStrictIgnorePaths("$.body.**"), // overlooks a $ref beside properties; the schemas themselves are closed
 			config.WithBodyDecoder("application/yaml", content.TextDecoder()),
+			config.WithBodyDecoder("text/csv", content.TextDecoder()),
 			config.WithRejectUnsupportedBodyContent(), config.WithRejectUndeclaredRequestBody(),
 			config.WithStrictIgnoredHeaders(
-				"Authorization", "Connection", "Content-Length", "Content-Type", "Date", "X-Request-Id"))...)
+				"Accept", "Authorization", "Connection", "Content-Length", "Content-Type", "Date", "X-Request-Id"))...)
 	}
 	return &contract{model: &model.Model, validator: strict(), headers: strict(config.WithoutResponseBodyValidation())}, nil
 })

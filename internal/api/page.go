@@ -44,7 +44,11 @@ func withCursor(c *fiber.Ctx, cursor string) string {
 // timestamp is a time as the contract writes it: RFC 3339, UTC, microseconds.
 type timestamp time.Time
 
+func (t timestamp) String() string {
+	return time.Time(t).UTC().Format("2006-01-02T15:04:05.000000Z")
+}
+
 // MarshalText writes the time.
 func (t timestamp) MarshalText() ([]byte, error) {
-	return time.Time(t).UTC().AppendFormat(nil, "2006-01-02T15:04:05.000000Z"), nil
+	return []byte(t.String()), nil
 }

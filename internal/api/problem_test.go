@@ -60,6 +60,7 @@ func TestEveryCode(t *testing.T) {
 		"idempotency_key_invalid": {400, func(c client) answer { return c.post(deposits, `{"amount":1}`, "Idempotency-Key", "a b") }},
 		"idempotency_key_reused":  {422, func(c client) answer { return c.post(deposits, `{"amount":2}`, "Idempotency-Key", "spent") }},
 		"account_queue_full":      {429, func(c client) answer { return c.post(deposits, `{"amount":1}`, "Idempotency-Key", "next") }},
+		"too_many_requests":       {429, nil}, // TestExport_ClientGoesAway
 		"internal_error":          {500, nil}, // TestInternalError
 		"unavailable":             {503, nil}, // TestUnavailable
 	}
@@ -115,9 +116,13 @@ func TestInternalError(t *testing.T) {
 		"Open":         func(c client, id string) answer { return c.post("/v1/accounts", `{}`, "X-Request-Id", id) },
 		"Transactions": func(c client, id string) answer { return c.get(jobsOf(account, "transactions"), "X-Request-Id", id) },
 		"Transaction":  func(c client, id string) answer { return c.get(jobsOf(account, "transactions/1"), "X-Request-Id", id) },
-		"Me":           func(c client, id string) answer { return c.get("/v1/users/me", "X-Request-Id", id) },
-		"SignUp":       func(c client, id string) answer { return c.post("/v1/users", annsCredentials, "X-Request-Id", id) },
-		"LogIn":        func(c client, id string) answer { return c.post("/v1/sessions", annsCredentials, "X-Request-Id", id) },
+		"Balance":      func(c client, id string) answer { return c.get(jobsOf(account, "balance"), "X-Request-Id", id) },
+		"Export": func(c client, id string) answer {
+			return c.get(jobsOf(account, "transactions"), "Accept", "text/csv", "X-Request-Id", id)
+		},
+		"Me":     func(c client, id string) answer { return c.get("/v1/users/me", "X-Request-Id", id) },
+		"SignUp": func(c client, id string) answer { return c.post("/v1/users", annsCredentials, "X-Request-Id", id) },
+		"LogIn":  func(c client, id string) answer { return c.post("/v1/sessions", annsCredentials, "X-Request-Id", id) },
 	}
 	for name, ask := range asks {
 		t.Run(name, func(t *testing.T) {

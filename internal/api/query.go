@@ -76,6 +76,15 @@ func (q *query) limit() int {
 	return limit
 }
 
+// without refuses parameters that don't go with the rest of the request.
+func (q *query) without(detail string, names ...string) {
+	for _, name := range names {
+		if _, given := q.values[name]; given {
+			q.fault(name, "unknown_parameter", detail)
+		}
+	}
+}
+
 // after is the place in the list that the cursor names; 0 where absent.
 func (q *query) after(cursors cursors, list string) (int64, error) {
 	cursor, given := q.values["cursor"]
@@ -102,9 +111,7 @@ func (q *query) ascending() bool {
 var timePattern = regexp.MustCompile(
 	`^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]{1,9})?(Z|[+-]([01][0-9]|2[0-3]):[0-5][0-9])$`)
 
-// time reads a time, exact to the microsecond that Postgres keeps; zero where
-// absent. Finer ones are rounded up, so that from stays inclusive and to
-// exclusive for every time that is kept.
+// time reads a time; zero where absent.
 func (q *query) time(name string) time.Time {
 	text, given := q.values[name]
 	if !given {
@@ -114,12 +121,9 @@ func (q *query) time(name string) time.Time {
 	// more than RFC 3339 knows, and a zero time would be no bound.
 	text = strings.Replace(text, " ", "+", 1)
 	t, err := time.Parse(time.RFC3339Nano, text)
-	if err != nil || !timePattern.MatchString(text) || !t.After(time.Time{}) {
+	if err != nil || !timePattern.MatchString(text) || !t.Truncate(time.Microsecond).After(time.Time{}) {
 		q.fault(name, "invalid_format", "is an RFC 3339 time such as 2026-01-31T09:30:00Z")
 		return time.Time{}
-	}
-	if rounded := t.Truncate(time.Microsecond); !rounded.Equal(t) {
-		t = rounded.Add(time.Microsecond)
 	}
 	return t.UTC()
 }

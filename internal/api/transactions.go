@@ -3,6 +3,7 @@ package api
 import (
 	"fmt"
 	"strconv"
+	"time"
 
 	"github.com/gofiber/fiber/v2"
 
@@ -41,11 +42,15 @@ const allTypes = "all"
 func (a *API) listTransactions(c *fiber.Ctx, q *query) error {
 	page := statement.Page{
 		Type:      ledger.EntryType(q.oneOf("type", string(ledger.Deposit), string(ledger.Withdrawal), allTypes)),
-		From:      q.time("from"),
-		To:        q.time("to"),
+		From:      roundUp(q.time("from")),
+		To:        roundUp(q.time("to")),
 		Ascending: q.ascending(),
 	}
 	limit := q.limit()
+	isCSV := wantsCSV(c)
+	if isCSV {
+		q.without("text/csv has every match in it", "limit", "cursor")
+	}
 	if err := q.err(); err != nil {
 		return err
 	}
@@ -56,17 +61,31 @@ func (a *API) listTransactions(c *fiber.Ctx, q *query) error {
 	if err != nil {
 		return err
 	}
+	page.Account = account
+	if isCSV {
+		return a.exportTransactions(c, account, page)
+	}
 	list := fmt.Sprintf("transactions of %d, type %q, from %d, to %d, ascending %t",
 		account.ID, page.Type, page.From.UnixMicro(), page.To.UnixMicro(), page.Ascending)
 	if page.After, err = q.after(a.cursors, list); err != nil {
 		return err
 	}
-	page.AccountID, page.Limit = account.ID, limit+1
+	page.Limit = limit + 1
 	transactions, err := a.cfg.Statements.List(c.UserContext(), page)
 	if err != nil {
 		return err
 	}
+	c.Vary(fiber.HeaderAccept)
 	return sendPage(c, a.cursors, list, limit, transactions, toTransactionBody, func(t ledger.Transaction) int64 { return t.Seq })
+}
+
+// roundUp is for a bound of what Postgres keeps to the microsecond: from stays
+// inclusive and to exclusive for every time that is kept.
+func roundUp(t time.Time) time.Time {
+	if rounded := t.Truncate(time.Microsecond); !rounded.Equal(t) {
+		return rounded.Add(time.Microsecond)
+	}
+	return t
 }
 
 func (a *API) readTransaction(c *fiber.Ctx, _ *query) error {
@@ -78,7 +97,7 @@ func (a *API) readTransaction(c *fiber.Ctx, _ *query) error {
 	if err != nil || strconv.FormatInt(seq, 10) != c.Params("seq") {
 		return statement.ErrNotFound
 	}
-	transaction, err := a.cfg.Statements.Transaction(c.UserContext(), account.ID, seq)
+	transaction, err := a.cfg.Statements.Transaction(c.UserContext(), account, seq)
 	if err != nil {
 		return err
 	}

@@ -13,6 +13,7 @@ import (
 // API is what `api` serves with.
 type API struct {
 	DatabaseURL         string
+	ReadDatabaseURL     string // of a replica; empty for none
 	RedisURL            string
 	JWTKeys             []Key // the first signs, all verify; at least one
 	HTTPAddr            string
@@ -65,6 +66,9 @@ func LoadAPI(getenv func(string) string) (API, error) {
 		Log:                 readLog(&env),
 	}
 	cfg.OpsToken = readOpsToken(&env, cfg.OpsAddr)
+	if getenv(readDatabaseURL.name) != "" {
+		cfg.ReadDatabaseURL = read(&env, readDatabaseURL, parseDatabaseURL)
+	}
 	if err := env.err(); err != nil {
 		return API{}, err
 	}

@@ -62,7 +62,7 @@ func TestLoadAPI(t *testing.T) {
 		got, err := config.LoadAPI(with(
 			"HTTP_ADDR", ":80", "OPS_ADDR", "0.0.0.0:0", "OPS_TOKEN", "0123456789abcdef",
 			"QUEUE_PARTITIONS", "1024", "MAX_QUEUED_PER_ACCOUNT", "1",
-			"LOG_LEVEL", "debug", "LOG_FORMAT", "text",
+			"LOG_LEVEL", "debug", "LOG_FORMAT", "text", "READ_DATABASE_URL", "postgres://replica/passbook",
 			"JWT_KEYS", "new:"+base64.RawURLEncoding.EncodeToString(key)+",old:"+base64.RawStdEncoding.EncodeToString(key),
 		))
 		if err != nil {
@@ -70,6 +70,7 @@ func TestLoadAPI(t *testing.T) {
 		}
 		want := config.API{
 			DatabaseURL:         got.DatabaseURL,
+			ReadDatabaseURL:     "postgres://replica/passbook",
 			RedisURL:            got.RedisURL,
 			JWTKeys:             []config.Key{{ID: "new", Secret: key}, {ID: "old", Secret: key}},
 			HTTPAddr:            ":80",

@@ -27,6 +27,11 @@ var (
 		want:    "a postgres:// URL, any password percent-encoded",
 		example: "postgres://passbook@localhost:5432/passbook",
 	}
+	readDatabaseURL = variable{
+		name:    "READ_DATABASE_URL",
+		want:    "a postgres:// URL, any password percent-encoded, or nothing where there is no replica",
+		example: "postgres://passbook@replica:5432/passbook",
+	}
 	redisURL = variable{
 		name:    "REDIS_URL",
 		want:    "a redis:// or rediss:// URL, any password percent-encoded",

@@ -19,6 +19,7 @@ type system struct {
 	t           testing.TB
 	postgres    *local.Postgres
 	databaseURL string // where everybody finds Postgres; where empty, that of postgres
+	replicaURL  string // where APIs find histories; where empty, in Postgres
 	redis       *local.Redis
 	pool        *pgxpool.Pool // past the API, for what the API does not tell
 	front       string        // where set, the load balancer that clients go through
@@ -79,6 +80,7 @@ func (s *system) url() string {
 func (s *system) env() []string {
 	return []string{
 		"DATABASE_URL=" + s.url(),
+		"READ_DATABASE_URL=" + s.replicaURL,
 		"REDIS_URL=" + s.redis.URL(),
 		"JWT_KEYS=k1:MDEyMzQ1Njc4OTAxMjM0NTY3ODkwMTIzNDU2Nzg5MDE=",
 		"HTTP_ADDR=127.0.0.1:0",

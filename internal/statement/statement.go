@@ -21,23 +21,25 @@ var ErrNotFound = errors.New("transaction not found")
 
 // Statements reads histories.
 type Statements struct {
-	pool *pgxpool.Pool
+	primary, replica *pgxpool.Pool
 }
 
-// New reads the histories in the database behind pool.
-func New(pool *pgxpool.Pool) *Statements {
-	return &Statements{pool: pool}
+// New reads the histories in the database behind primary, or in its replica
+// where that is not nil.
+func New(primary, replica *pgxpool.Pool) *Statements {
+	return &Statements{primary: primary, replica: replica}
 }
 
-// Page asks for a part of an account's history.
+// Page asks for a part of an account's history. The account is as the primary
+// told of it for this request: so much of its history is shown.
 type Page struct {
-	AccountID int64
+	Account   ledger.Account
 	Type      ledger.EntryType // all where empty
 	From      time.Time        // inclusive; no bound where zero
 	To        time.Time        // exclusive; no bound where zero
 	Ascending bool             // by seq; else the newest first
 	After     int64            // the seq that the page before ended with, 0 for the first page
-	Limit     int
+	Limit     int              // all where 0
 }
 
 const columns = `seq, type, amount, balance_after, description, job_id, created_at`
@@ -45,8 +47,10 @@ const columns = `seq, type, amount, balance_after, description, job_id, created_
 // List reads a page of a history. Whose account it is, the caller has checked.
 func (s *Statements) List(ctx context.Context, page Page) ([]ledger.Transaction, error) {
 	sql, args := page.query()
-	rows, _ := s.pool.Query(ctx, sql, args...) // CollectRows returns its error
-	transactions, err := pgx.CollectRows(rows, pgx.RowToStructByPos[ledger.Transaction])
+	transactions, err := read(ctx, s, page.Account, func(pool *pgxpool.Pool) ([]ledger.Transaction, error) {
+		rows, _ := pool.Query(ctx, sql, args...) // CollectRows returns its error
+		return pgx.CollectRows(rows, pgx.RowToStructByPos[ledger.Transaction])
+	})
 	if err != nil {
 		return nil, fmt.Errorf("list transactions: %w", err)
 	}
@@ -66,7 +70,7 @@ func (p Page) query() (sql string, args []any) {
 		args = append(args, value)
 		return len(args)
 	}
-	account := arg(p.AccountID)
+	account := arg(p.Account.ID)
 	lowest, beyond := []string{"0"}, []string{"9223372036854775807"}
 	if !p.From.IsZero() {
 		lowest = append(lowest, fmt.Sprintf(firstSeqAt, account, arg(p.From)))
@@ -89,8 +93,8 @@ func (p Page) query() (sql string, args []any) {
 		within = fmt.Sprintf("(type, seq) >= ($%d::entry_type, %s) AND (type, seq) < ($%[1]d::entry_type, %[3]s)", entry, first, end)
 		order = "type " + direction + ", " + order
 	}
-	return fmt.Sprintf(`SELECT %s FROM transactions WHERE account_id = $%d AND %s ORDER BY %s LIMIT $%d`,
-		columns, account, within, order, arg(p.Limit)), args
+	return fmt.Sprintf(`SELECT %s FROM transactions WHERE account_id = $%d AND %s ORDER BY %s LIMIT nullif($%d, 0)`,
+		columns, account, within, order, arg(int64(p.Limit))), args
 }
 
 // firstSeqAt is the first seq at or after a time; past the end where there is
@@ -99,10 +103,12 @@ const firstSeqAt = `coalesce((SELECT seq FROM transactions
 	WHERE account_id = $%d AND created_at >= $%d ORDER BY created_at LIMIT 1), 9223372036854775807)`
 
 // Transaction reads one entry of a history; ErrNotFound where it has no such.
-func (s *Statements) Transaction(ctx context.Context, accountID, seq int64) (ledger.Transaction, error) {
+func (s *Statements) Transaction(ctx context.Context, account ledger.Account, seq int64) (ledger.Transaction, error) {
 	const sql = `SELECT ` + columns + ` FROM transactions WHERE account_id = $1 AND seq = $2`
-	rows, _ := s.pool.Query(ctx, sql, accountID, seq) // CollectExactlyOneRow returns its error
-	transaction, err := pgx.CollectExactlyOneRow(rows, pgx.RowToStructByPos[ledger.Transaction])
+	transaction, err := read(ctx, s, account, func(pool *pgxpool.Pool) (ledger.Transaction, error) {
+		rows, _ := pool.Query(ctx, sql, account.ID, seq) // CollectExactlyOneRow returns its error
+		return pgx.CollectExactlyOneRow(rows, pgx.RowToStructByPos[ledger.Transaction])
+	})
 	if errors.Is(err, pgx.ErrNoRows) {
 		return ledger.Transaction{}, ErrNotFound
 	}
@@ -110,4 +116,43 @@ func (s *Statements) Transaction(ctx context.Context, accountID, seq int64) (led
 		return ledger.Transaction{}, fmt.Errorf("read transaction: %w", err)
 	}
 	return transaction, nil
+}
+
+// Balance is what an account had at a time.
+type Balance struct {
+	Seq     int64 // of the last transaction until then, 0 before the first
+	Balance int64 // minor units
+	At      time.Time
+}
+
+// balanceSQL is one probe of transactions_time. Where the clock has gone back,
+// the last transaction is dated ahead of it: it counts all the same.
+//
+// $1 the account's id, $2 the time; now where null.
+const balanceSQL = `
+	SELECT coalesce(entry.seq, 0), coalesce(entry.balance_after, 0),
+		coalesce($2, greatest(statement_timestamp(), entry.created_at))
+	FROM (SELECT) nothing LEFT JOIN LATERAL (
+		SELECT seq, balance_after, created_at FROM transactions
+		WHERE account_id = $1 AND created_at <= coalesce($2::timestamptz, 'infinity')
+		ORDER BY created_at DESC
+		LIMIT 1
+	) entry ON true`
+
+// Balance reads what an account had after the last transaction at or before a
+// time, to the microsecond; now where at is zero. Whose account it is, the caller
+// has checked.
+func (s *Statements) Balance(ctx context.Context, account ledger.Account, at time.Time) (Balance, error) {
+	var when *time.Time
+	if !at.IsZero() {
+		when = &at
+	}
+	balance, err := read(ctx, s, account, func(pool *pgxpool.Pool) (Balance, error) {
+		rows, _ := pool.Query(ctx, balanceSQL, account.ID, when) // CollectExactlyOneRow returns its error
+		return pgx.CollectExactlyOneRow(rows, pgx.RowToStructByPos[Balance])
+	})
+	if err != nil {
+		return Balance{}, fmt.Errorf("read balance: %w", err)
+	}
+	return balance, nil
 }

@@ -1,6 +1,7 @@
 package statement_test
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"slices"
@@ -52,7 +53,7 @@ func TestList(t *testing.T) {
 	const entries = 250
 	fill(t, pool, account.ID, entries)
 	ledgertest.Account(t, pool, ledgertest.User(t, pool), 7) // whose history must not show
-	statements := statement.New(pool)
+	statements := statement.New(pool, nil)
 	micro := time.Microsecond
 	ranges := map[string][2]time.Time{
 		"all":          {},
@@ -87,7 +88,7 @@ func TestList(t *testing.T) {
 					if !ascending {
 						slices.Reverse(want)
 					}
-					page := statement.Page{AccountID: account.ID, Type: entry, From: span[0], To: span[1], Ascending: ascending, Limit: 7}
+					page := statement.Page{Account: account, Type: entry, From: span[0], To: span[1], Ascending: ascending, Limit: 7}
 					if got := walk(t, statements, page); !slices.Equal(got, want) {
 						t.Errorf("got %v, want %v", got, want)
 					}
@@ -118,18 +119,147 @@ func TestTransaction(t *testing.T) {
 	t.Parallel()
 	pool := testenv.Pool(t)
 	account := ledgertest.Account(t, pool, ledgertest.User(t, pool), 700)
-	statements := statement.New(pool)
+	statements := statement.New(pool, nil)
 	t.Run("OK", func(t *testing.T) {
-		got, err := statements.Transaction(t.Context(), account.ID, 1)
+		got, err := statements.Transaction(t.Context(), account, 1)
 		if err != nil || got.Seq != 1 || got.Amount != 700 || got.BalanceAfter != 700 || got.Type != ledger.Deposit || got.JobID != nil {
 			t.Errorf("got %+v, %v", got, err)
 		}
 	})
 	t.Run("ErrNotFound", func(t *testing.T) {
 		for _, seq := range []int64{0, 2, -1} {
-			if _, err := statements.Transaction(t.Context(), account.ID, seq); !errors.Is(err, statement.ErrNotFound) {
+			if _, err := statements.Transaction(t.Context(), account, seq); !errors.Is(err, statement.ErrNotFound) {
 				t.Errorf("seq %d: %v, want ErrNotFound", seq, err)
 			}
+		}
+	})
+}
+
+func TestBalance(t *testing.T) {
+	t.Parallel()
+	pool := testenv.Pool(t)
+	account := ledgertest.Account(t, pool, ledgertest.User(t, pool), 0)
+	statements := statement.New(pool, nil)
+	t.Run("BeforeTheFirst", func(t *testing.T) {
+		got, err := statements.Balance(t.Context(), account, time.Time{})
+		if err != nil || got.Seq != 0 || got.Balance != 0 || time.Since(got.At).Abs() > time.Minute {
+			t.Errorf("got %+v, %v", got, err)
+		}
+	})
+	const entries = 150
+	fill(t, pool, account.ID, entries)
+	ledgertest.Account(t, pool, ledgertest.User(t, pool), 7) // whose history must not show
+	for seq := int64(1); seq <= entries; seq++ {
+		for _, after := range []time.Duration{-time.Microsecond, 0, time.Microsecond} {
+			want := statement.Balance{Seq: seq, Balance: seq, At: entryAt(seq).Add(after)}
+			if after < 0 {
+				want.Seq, want.Balance = seq-1, seq-1
+			}
+			got, err := statements.Balance(t.Context(), account, want.At)
+			if err != nil || !got.At.Equal(want.At) || got.Seq != want.Seq || got.Balance != want.Balance {
+				t.Errorf("got %+v, %v, want %+v", got, err, want)
+			}
+		}
+	}
+	t.Run("AheadOfTheClock", func(t *testing.T) {
+		ahead := time.Now().Add(time.Hour).Truncate(time.Microsecond)
+		ledgertest.Exec(t, pool, `INSERT INTO transactions (account_id, seq, type, amount, balance_after, created_at)
+			VALUES ($1, $2::bigint, 'deposit', 1, $2::bigint, $3)`, account.ID, entries+1, ahead)
+		got, err := statements.Balance(t.Context(), account, time.Time{})
+		if err != nil || got.Seq != entries+1 || !got.At.Equal(ahead) {
+			t.Errorf("got %+v, %v", got, err)
+		}
+	})
+}
+
+func TestExport(t *testing.T) {
+	t.Parallel()
+	pool := testenv.Pool(t)
+	account := ledgertest.Account(t, pool, ledgertest.User(t, pool), 0)
+	const entries = 100_000
+	fill(t, pool, account.ID, entries)
+	statements := statement.New(pool, nil)
+	add := func(t *testing.T, seq int) {
+		t.Helper()
+		ledgertest.Exec(t, pool, `INSERT INTO transactions (account_id, seq, type, amount, balance_after, created_at)
+			VALUES ($1, $2::bigint, 'deposit', 1, $2::bigint, $3)`, account.ID, seq, entryAt(int64(seq)))
+	}
+	t.Run("IsOfOneMoment", func(t *testing.T) {
+		export, err := statements.Export(t.Context(), statement.Page{Account: account, Ascending: true, Limit: 3})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer export.Close()
+		add(t, entries+1)
+		var seq int64
+		err = export.Each(func(transaction *ledger.Transaction) error {
+			if seq++; transaction.Seq != seq {
+				t.Fatalf("transaction %d where %d should be", transaction.Seq, seq)
+			}
+			return nil
+		})
+		if err != nil || seq != entries {
+			t.Errorf("%d transactions, %v", seq, err)
+		}
+	})
+	t.Run("Filtered", func(t *testing.T) {
+		page := statement.Page{Account: account, Type: ledger.Withdrawal, From: entryAt(95), To: entryAt(150)}
+		export, err := statements.Export(t.Context(), page)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer export.Close()
+		var got []int64
+		err = export.Each(func(transaction *ledger.Transaction) error {
+			got = append(got, transaction.Seq)
+			return nil
+		})
+		if want := []int64{140, 130, 120, 110, 100}; err != nil || !slices.Equal(got, want) {
+			t.Errorf("got %v, %v, want %v", got, err, want)
+		}
+	})
+	t.Run("OutlivesItsContext", func(t *testing.T) {
+		ctx, cancel := context.WithCancel(t.Context())
+		export, err := statements.Export(ctx, statement.Page{Account: account})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer export.Close()
+		cancel()
+		rows := 0
+		err = export.Each(func(*ledger.Transaction) error {
+			rows++
+			return nil
+		})
+		if err != nil || rows != entries+1 {
+			t.Errorf("%d transactions, %v", rows, err)
+		}
+	})
+	t.Run("EndsWhereItIsClosed", func(t *testing.T) {
+		export, err := statements.Export(t.Context(), statement.Page{Account: account})
+		if err != nil {
+			t.Fatal(err)
+		}
+		enough := errors.New("enough")
+		if err := export.Each(func(*ledger.Transaction) error { return enough }); !errors.Is(err, enough) {
+			t.Errorf("got %v, want %v", err, enough)
+		}
+		export.Close()
+		testenv.Eventually(t, "Postgres to stop", func() bool {
+			var busy int
+			err := pool.QueryRow(t.Context(), `SELECT count(*) FROM pg_stat_activity
+				WHERE datname = current_database() AND pid <> pg_backend_pid() AND state <> 'idle' AND backend_type = 'client backend'`).Scan(&busy)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return busy == 0
+		})
+	})
+	t.Run("EndsBeforeItBegins", func(t *testing.T) {
+		ctx, cancel := context.WithCancel(t.Context())
+		cancel()
+		if _, err := statements.Export(ctx, statement.Page{Account: account}); !errors.Is(err, context.Canceled) {
+			t.Errorf("got %v, want %v", err, context.Canceled)
 		}
 	})
 }
@@ -147,13 +277,26 @@ func TestPlans(t *testing.T) {
 		SELECT 1000 + seq % 500, seq, 'deposit', 1, seq, $1::timestamptz + seq * interval '1 second' FROM generate_series(1, 50000) seq`, start)
 	ledgertest.Exec(t, pool, `VACUUM ANALYZE transactions`)
 	middle := int64(entries / 2)
+	exporting, err := pool.Begin(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = exporting.Rollback(context.WithoutCancel(t.Context())) })
+	if _, err := exporting.Exec(t.Context(), statement.AsLongAsItTakesSQL); err != nil {
+		t.Fatal(err)
+	}
 	for _, entry := range []ledger.EntryType{"", ledger.Deposit, ledger.Withdrawal} {
 		for _, from := range []time.Time{{}, entryAt(middle - 10_000)} {
 			for _, to := range []time.Time{{}, entryAt(middle + 10_000)} {
 				for _, ascending := range []bool{true, false} {
+					name := fmt.Sprintf("Export/%s/from=%t/to=%t/ascending=%t", entry, !from.IsZero(), !to.IsZero(), ascending)
+					t.Run(name, func(t *testing.T) {
+						page := statement.Page{Account: account, Type: entry, From: from, To: to, Ascending: ascending}
+						explain(t, exporting, "EXPLAIN ", page)
+					})
 					for _, after := range []int64{0, middle} {
 						page := statement.Page{
-							AccountID: account.ID, Type: entry, From: from, To: to,
+							Account: account, Type: entry, From: from, To: to,
 							Ascending: ascending, After: after, Limit: limit,
 						}
 						name := fmt.Sprintf("%s/from=%t/to=%t/ascending=%t/after=%d", entry, !from.IsZero(), !to.IsZero(), ascending, after)
@@ -165,18 +308,22 @@ func TestPlans(t *testing.T) {
 	}
 }
 
-func checkPlan(t *testing.T, pool *pgxpool.Pool, page statement.Page) {
+// explain fails the test where a page's plan does anything but walk an index.
+func explain(t *testing.T, db interface {
+	Query(ctx context.Context, sql string, args ...any) (pgx.Rows, error)
+}, command string, page statement.Page,
+) (lines []string, plan string) {
 	t.Helper()
 	sql, args := page.Query()
-	rows, err := pool.Query(t.Context(), "EXPLAIN (ANALYZE, BUFFERS, TIMING OFF) "+sql, args...)
+	rows, err := db.Query(t.Context(), command+sql, args...)
 	if err != nil {
 		t.Fatal(err)
 	}
-	lines, err := pgx.CollectRows(rows, pgx.RowTo[string])
+	lines, err = pgx.CollectRows(rows, pgx.RowTo[string])
 	if err != nil {
 		t.Fatal(err)
 	}
-	plan := strings.Join(lines, "\n")
+	plan = strings.Join(lines, "\n")
 	for _, bad := range []string{"Sort", "Seq Scan", "Bitmap", "Rows Removed"} {
 		if strings.Contains(plan, bad) {
 			t.Errorf("the plan has %q:\n%s", bad, plan)
@@ -185,6 +332,12 @@ func checkPlan(t *testing.T, pool *pgxpool.Pool, page statement.Page) {
 	if !strings.Contains(plan, "Index") {
 		t.Errorf("the plan has no index:\n%s", plan)
 	}
+	return lines, plan
+}
+
+func checkPlan(t *testing.T, pool *pgxpool.Pool, page statement.Page) {
+	t.Helper()
+	lines, plan := explain(t, pool, "EXPLAIN (ANALYZE, BUFFERS, TIMING OFF) ", page)
 	// The first line with buffers is that of the whole.
 	for _, line := range lines {
 		if _, counts, found := strings.Cut(line, "Buffers: shared "); found {

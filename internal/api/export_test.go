@@ -1,0 +1,304 @@
+package api
+
+import (
+	"bufio"
+	"context"
+	"encoding/csv"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/passbook/passbook/internal/ledger/ledgertest"
+	"github.com/passbook/passbook/internal/testenv"
+)
+
+// readCSV is what a CSV answer says, in the terms of a JSON one.
+func readCSV(a answer) (all []transactionJSON) {
+	a.t.Helper()
+	a.want(http.StatusOK).wantHeader("Content-Type", "text/csv; charset=utf-8; header=present").wantHeader("Vary", "Accept")
+	lines, err := csv.NewReader(strings.NewReader(string(a.body))).ReadAll()
+	if err != nil {
+		a.t.Fatalf("%v\n%s", err, a)
+	}
+	if want := []string{"seq", "type", "amount", "balance_after", "description", "job_id", "created_at"}; len(lines) == 0 || !slices.Equal(lines[0], want) {
+		a.t.Fatalf("got %s\nwant %v first", a, want)
+	}
+	number := func(text string) int64 {
+		n, err := strconv.ParseInt(text, 10, 64)
+		if err != nil {
+			a.t.Error(err)
+		}
+		return n
+	}
+	optional := func(text string) *string {
+		if text == "" {
+			return nil
+		}
+		return &text
+	}
+	for _, line := range lines[1:] {
+		all = append(all, transactionJSON{
+			Seq: number(line[0]), Type: line[1], Amount: number(line[2]), BalanceAfter: number(line[3]),
+			Description: optional(line[4]), JobID: optional(line[5]), CreatedAt: line[6],
+		})
+	}
+	return all
+}
+
+func TestExport(t *testing.T) {
+	t.Parallel()
+	s := start(t)
+	c := s.user(t)
+	account, all := history(s, c, 40)
+	target := jobsOf(account, "transactions")
+	for name, query := range map[string]string{
+		"All":         "?order=asc",
+		"NewestFirst": "?",
+		"Type":        "?type=withdrawal",
+		"Times":       "?from=" + all[10].CreatedAt + "&to=" + all[35].CreatedAt + "&type=all",
+		"Nothing":     "?to=2000-01-01T00:00:00Z",
+	} {
+		t.Run(name, func(t *testing.T) {
+			c := c.in(t)
+			want := walk[transactionJSON](c, target+query+"&limit=9", 9)
+			a := c.get(target+query, "Accept", "text/csv")
+			a.wantHeader("Content-Disposition", fmt.Sprintf("attachment; filename=%q", account.Number+".csv"))
+			got := readCSV(a)
+			if fmt.Sprint(asText(got)) != fmt.Sprint(asText(want)) {
+				t.Errorf("got %v\nwant %v", asText(got), asText(want))
+			}
+		})
+	}
+	t.Run("Negotiated", func(t *testing.T) {
+		c := c.in(t)
+		for accept, isCSV := range map[string]bool{
+			"text/csv": true, "text/*": true, "text/csv, application/json;q=0.5": true, "text/csv;q=0.5, application/json": false,
+			"*/*": false, "application/json": false, "text/html": false, "application/*, text/csv;q=0.1": false,
+		} {
+			a := c.get(target, "Accept", accept).want(http.StatusOK).wantHeader("Vary", "Accept")
+			if got := strings.HasPrefix(a.header.Get("Content-Type"), "text/csv"); got != isCSV {
+				t.Errorf("Accept: %s is answered with %s", accept, a.header.Get("Content-Type"))
+			}
+		}
+	})
+	t.Run("Head", func(t *testing.T) {
+		a := c.in(t).send(http.MethodHead, target, "", "Accept", "text/csv").want(http.StatusOK)
+		if len(a.body) > 0 || !strings.HasPrefix(a.header.Get("Content-Type"), "text/csv") {
+			t.Errorf("got %s", a)
+		}
+	})
+	t.Run("Refused", func(t *testing.T) {
+		c := c.in(t)
+		c.get(target+"?limit=5&cursor=x&from=x", "Accept", "text/csv").
+			problem(http.StatusBadRequest, "invalid_parameter", "limit unknown_parameter", "cursor unknown_parameter", "from invalid_format")
+		s.user(t).get(target, "Accept", "text/csv").problem(http.StatusNotFound, "account_not_found")
+		s.anonymous(t).get(target, "Accept", "text/csv").problem(http.StatusUnauthorized, "unauthenticated")
+	})
+}
+
+func asText(transactions []transactionJSON) (lines []string) {
+	text := func(s *string) string {
+		if s == nil {
+			return "-"
+		}
+		return *s
+	}
+	for _, t := range transactions {
+		lines = append(lines, fmt.Sprintln(t.Seq, t.Type, t.Amount, t.BalanceAfter, text(t.Description), text(t.JobID), t.CreatedAt))
+	}
+	return lines
+}
+
+// Cells that a spreadsheet would run are text to it, and the others are as they
+// were.
+func TestExport_Descriptions(t *testing.T) {
+	t.Parallel()
+	s := start(t)
+	c := s.user(t)
+	account := c.open(0)
+	descriptions := map[string]string{
+		`=1+1`: `'=1+1`, `+1`: `'+1`, `-1`: `'-1`, `@SUM(A1)`: `'@SUM(A1)`, `＝1`: `'＝1`,
+		`'=1`: `'=1`, `tea = "books", twice`: `tea = "books", twice`, `☕`: `☕`, ` =1`: ` =1`, `a-b`: `a-b`,
+	}
+	var last string
+	for description := range descriptions {
+		body := fmt.Sprintf(`{"amount":1,"description":%q}`, description)
+		last = decode[jobJSON](c.post(jobsOf(account, "deposits"), body, "Idempotency-Key", keyOf(description)).want(http.StatusAccepted)).ID
+	}
+	s.apply(t, last)
+	asked := walk[transactionJSON](c, jobsOf(account, "transactions")+"?limit=100", 100)
+	exported := readCSV(c.get(jobsOf(account, "transactions"), "Accept", "text/csv"))
+	if len(asked) != len(descriptions) || len(exported) != len(asked) {
+		t.Fatalf("%d transactions, %d exported, want %d", len(asked), len(exported), len(descriptions))
+	}
+	for i := range asked {
+		if want := descriptions[*asked[i].Description]; *exported[i].Description != want {
+			t.Errorf("%q is exported as %q, want %q", *asked[i].Description, *exported[i].Description, want)
+		}
+	}
+}
+
+func keyOf(description string) string { return fmt.Sprintf("%x", description) }
+
+// largeHistory makes one that no buffer on the way to a client holds.
+func largeHistory(t *testing.T, s *server, c client) accountJSON {
+	t.Helper()
+	const entries = 200_000
+	account := c.open(0)
+	ledgertest.Exec(t, s.pool, `ALTER TABLE transactions DROP CONSTRAINT transactions_check`) // that asks for jobs
+	ledgertest.Exec(t, s.pool, `
+		INSERT INTO transactions (account_id, seq, type, amount, balance_after, created_at, description)
+		SELECT id, seq, 'deposit', 1, seq, timestamptz '2026-01-01' + seq * interval '1 s', repeat('long ', 20)
+		FROM accounts, generate_series(1, $2) seq WHERE number = $1`, account.Number, entries)
+	return account
+}
+
+// beginExport sends a request for one and reads the beginning of its answer.
+func beginExport(c client, account accountJSON) (net.Conn, *bufio.Reader) {
+	c.t.Helper()
+	conn, err := new(net.Dialer).DialContext(c.t.Context(), "tcp", c.server.addr)
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	c.t.Cleanup(func() { _ = conn.Close() })
+	_, err = fmt.Fprintf(conn, "GET %s HTTP/1.1\r\nHost: h\r\nAccept: text/csv\r\nAuthorization: Bearer %s\r\n\r\n",
+		jobsOf(account, "transactions"), c.token)
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	reader := bufio.NewReader(conn)
+	line, err := reader.ReadString('\n')
+	if err != nil || !strings.HasPrefix(line, "HTTP/1.1 200") {
+		c.t.Fatalf("got %s, %v", line, err)
+	}
+	return conn, reader
+}
+
+// exporting counts the connections that read for an export.
+func (s *server) exporting(t *testing.T) (n int) {
+	t.Helper()
+	err := s.pool.QueryRow(t.Context(), `SELECT count(*) FROM pg_stat_activity
+		WHERE datname = current_database() AND pid <> pg_backend_pid() AND state <> 'idle' AND query LIKE '%FROM transactions%'`).Scan(&n)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return n
+}
+
+// Exports are few at once, so that accepts keep their connections; one whose
+// client is gone makes room.
+func TestExport_ClientGoesAway(t *testing.T) {
+	t.Parallel()
+	s := start(t)
+	c := s.user(t)
+	account := largeHistory(t, s, c)
+	var clients []net.Conn
+	for range maxExports {
+		conn, _ := beginExport(c, account)
+		clients = append(clients, conn)
+	}
+	c.get(jobsOf(account, "transactions"), "Accept", "text/csv").problem(http.StatusTooManyRequests, "too_many_requests")
+	if n := s.exporting(t); n != maxExports {
+		t.Errorf("%d exports are read, want %d", n, maxExports)
+	}
+	for _, conn := range clients {
+		_ = conn.Close()
+	}
+	testenv.Eventually(t, "Postgres to stop reading", func() bool { return s.exporting(t) == 0 })
+	testenv.Eventually(t, "room for exports", func() bool { return len(s.api.exports) == 0 })
+	readCSV(c.get(jobsOf(account, "transactions")+"?to=2026-01-02T00:00:00Z", "Accept", "text/csv"))
+}
+
+// A part of an export does not look like all of it.
+func TestExport_CutOff(t *testing.T) {
+	t.Parallel()
+	s := start(t)
+	c := s.user(t)
+	account := largeHistory(t, s, c)
+	_, reader := beginExport(c, account)
+	ledgertest.Exec(t, s.pool, `SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+		WHERE datname = current_database() AND pid <> pg_backend_pid() AND query LIKE '%FROM transactions%' AND state <> 'idle'`)
+	rest, err := io.ReadAll(reader)
+	if err == nil && strings.HasSuffix(string(rest), "\r\n0\r\n\r\n") {
+		t.Errorf("an export that was cut off after %d bytes ended as if it were whole", len(rest))
+	}
+	testenv.Eventually(t, "a word of it in the log", func() bool { return len(s.log.lines("export cut off")) == 1 })
+	testenv.Eventually(t, "room for exports", func() bool { return len(s.api.exports) == 0 })
+}
+
+func TestExport_Unavailable(t *testing.T) {
+	t.Parallel()
+	s := start(t)
+	c := s.user(t)
+	account := c.open(1)
+	ledgertest.Exec(t, s.pool, `ALTER TABLE transactions RENAME TO elsewhere`)
+	c.get(jobsOf(account, "transactions"), "Accept", "text/csv").problem(http.StatusInternalServerError, "internal_error")
+	ledgertest.Exec(t, s.pool, `ALTER TABLE elsewhere RENAME TO transactions`)
+	locked, err := s.pool.Begin(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = locked.Rollback(context.WithoutCancel(t.Context())) }()
+	if _, err := locked.Exec(t.Context(), `LOCK TABLE transactions IN ACCESS EXCLUSIVE MODE`); err != nil {
+		t.Fatal(err)
+	}
+	c.get(jobsOf(account, "transactions"), "Accept", "text/csv").problem(http.StatusServiceUnavailable, "unavailable")
+	if err := locked.Rollback(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if all := readCSV(c.get(jobsOf(account, "transactions"), "Accept", "text/csv")); len(all) != 1 {
+		t.Errorf("got %v", all)
+	}
+	if n := len(s.api.exports); n != 0 {
+		t.Errorf("%d exports are on their way, want none", n)
+	}
+}
+
+func TestBalance(t *testing.T) {
+	t.Parallel()
+	s := start(t)
+	c := s.user(t)
+	account, all := history(s, c, 5)
+	target := jobsOf(account, "balance")
+	type balanceJSON struct {
+		Number, Currency, At string
+		Balance, Seq         int64
+	}
+	want := func(query string, balance, seq int64) balanceJSON {
+		t.Helper()
+		got := decode[balanceJSON](c.get(target + query).want(http.StatusOK))
+		if got.Number != account.Number || got.Currency != "KRW" || got.Balance != balance || got.Seq != seq {
+			t.Errorf("%s: got %+v, want %d after %d", query, got, balance, seq)
+		}
+		return got
+	}
+	now := want("", all[5].BalanceAfter, 6)
+	if at := instant(t, now.At); time.Since(at).Abs() > time.Minute || at.Before(instant(t, all[5].CreatedAt)) {
+		t.Errorf("now is %s", now.At)
+	}
+	for i, transaction := range all {
+		earlier := int64(0)
+		if i > 0 {
+			earlier = all[i-1].BalanceAfter
+		}
+		at := instant(t, transaction.CreatedAt)
+		if got := want("?at="+transaction.CreatedAt, transaction.BalanceAfter, transaction.Seq); got.At != transaction.CreatedAt {
+			t.Errorf("at %s, want %s", got.At, transaction.CreatedAt)
+		}
+		want("?at="+at.Add(time.Nanosecond).Format(time.RFC3339Nano), transaction.BalanceAfter, transaction.Seq)
+		want("?at="+at.Add(-time.Nanosecond).Format(time.RFC3339Nano), earlier, transaction.Seq-1)
+	}
+	if got := want("?at=2100-01-01T09:00:00%2B09:00", all[5].BalanceAfter, 6); got.At != "2100-01-01T00:00:00.000000Z" {
+		t.Errorf("at %s", got.At)
+	}
+	want("?at=0001-01-01T00:00:01Z", 0, 0)
+	c.get(target+"?at=x&to=1").problem(http.StatusBadRequest, "invalid_parameter", "at invalid_format", "to unknown_parameter")
+	c.get(target+"?at=0001-01-01T00:00:00.0000001Z").problem(http.StatusBadRequest, "invalid_parameter", "at invalid_format")
+	s.user(t).get(target).problem(http.StatusNotFound, "account_not_found")
+}

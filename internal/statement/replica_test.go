@@ -1,0 +1,160 @@
+package statement_test
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/passbook/passbook/internal/ledger"
+	"github.com/passbook/passbook/internal/ledger/ledgertest"
+	"github.com/passbook/passbook/internal/statement"
+	"github.com/passbook/passbook/internal/testenv"
+)
+
+// replicated is an account on a primary that has a replica.
+type replicated struct {
+	t                *testing.T
+	primary, replica *pgxpool.Pool
+	user             uuid.UUID
+	number           string
+}
+
+func connect(t *testing.T, url string) *pgxpool.Pool {
+	t.Helper()
+	pool, err := pgxpool.New(t.Context(), url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(pool.Close)
+	return pool
+}
+
+// account is as the primary tells of it now.
+func (r *replicated) account() ledger.Account {
+	r.t.Helper()
+	account, err := ledger.NewAccounts(r.primary).Account(r.t.Context(), r.user, r.number)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	return account
+}
+
+func (r *replicated) deposit(amount int64) {
+	r.t.Helper()
+	id := ledgertest.Job(r.t, r.primary, r.account(), ledger.Deposit, amount)
+	if _, _, err := ledger.NewApplier(r.primary).Apply(r.t.Context(), id, 1); err != nil {
+		r.t.Fatal(err)
+	}
+}
+
+// told is what the account's history is said to be, by all that tell of it.
+type told struct {
+	listed, exported []int64
+	last, balance    int64
+}
+
+func (r *replicated) ask(statements *statement.Statements) (got told, err error) {
+	r.t.Helper()
+	account, ctx := r.account(), r.t.Context()
+	page := statement.Page{Account: account, Ascending: true, Limit: 10}
+	listed, err := statements.List(ctx, page)
+	if err != nil {
+		return told{}, err
+	}
+	for _, entry := range listed {
+		got.listed = append(got.listed, entry.Seq)
+	}
+	export, err := statements.Export(ctx, page)
+	if err != nil {
+		return told{}, err
+	}
+	err = export.Each(func(entry *ledger.Transaction) error {
+		got.exported = append(got.exported, entry.Seq)
+		return nil
+	})
+	export.Close()
+	last, lastErr := statements.Transaction(ctx, account, account.LastSeq)
+	balance, balanceErr := statements.Balance(ctx, account, time.Time{})
+	got.last, got.balance = last.Seq, balance.Seq
+	return got, errors.Join(err, lastErr, balanceErr)
+}
+
+// wantSeqs demands the whole history at once.
+func (r *replicated) wantSeqs(statements *statement.Statements, want ...int64) {
+	r.t.Helper()
+	got, err := r.ask(statements)
+	if err != nil || !got.is(want) {
+		r.t.Errorf("got %+v, %v; want %v", got, err, want)
+	}
+}
+
+// comes waits for it: there is no primary that would answer for a replica that is
+// too slow today.
+func (r *replicated) comes(statements *statement.Statements, want ...int64) {
+	r.t.Helper()
+	testenv.Eventually(r.t, "the replica's answers", func() bool {
+		got, err := r.ask(statements)
+		if err == nil && !got.is(want) {
+			r.t.Fatalf("the replica answered %+v, want %v", got, want)
+		}
+		return err == nil
+	})
+}
+
+func (got told) is(want []int64) bool {
+	last := want[len(want)-1]
+	return slices.Equal(got.listed, want) && slices.Equal(got.exported, want) && got.last == last && got.balance == last
+}
+
+func TestReplica(t *testing.T) {
+	t.Parallel()
+	primary := testenv.PostgresServer(t)
+	standby := testenv.PostgresStandby(t, primary)
+	r := &replicated{t: t, primary: connect(t, primary.URL()), replica: connect(t, standby.URL())}
+	r.user = ledgertest.User(t, r.primary)
+	r.number = ledgertest.Account(t, r.primary, r.user, 100).Number
+	closed := connect(t, primary.URL())
+	closed.Close()
+	var (
+		statements = statement.New(r.primary, r.replica)
+		byReplica  = statement.New(closed, r.replica)
+	)
+	r.deposit(1)
+	r.comes(byReplica, 1, 2)
+	r.wantSeqs(statements, 1, 2)
+
+	ledgertest.Exec(t, r.replica, `SELECT pg_wal_replay_pause()`)
+	testenv.Eventually(t, "the replica to stand still", func() (paused bool) {
+		if err := r.replica.QueryRow(t.Context(), `SELECT pg_get_wal_replay_pause_state() = 'paused'`).Scan(&paused); err != nil {
+			t.Fatal(err)
+		}
+		return paused
+	})
+	r.deposit(1)
+	r.wantSeqs(statements, 1, 2, 3)
+	if seqs, err := byReplica.List(t.Context(), statement.Page{Account: r.account(), Limit: 10}); err == nil {
+		t.Errorf("a replica that is behind answered: %v", seqs)
+	}
+	opened := ledgertest.Account(t, r.primary, r.user, 5) // the replica knows nothing of it
+	if balance, err := statements.Balance(t.Context(), opened, time.Time{}); err != nil || balance.Balance != 5 {
+		t.Errorf("balance %+v, %v; want 5", balance, err)
+	}
+
+	ledgertest.Exec(t, r.replica, `SELECT pg_wal_replay_resume()`)
+	r.comes(byReplica, 1, 2, 3)
+
+	if err := standby.Stop(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	r.wantSeqs(statements, 1, 2, 3)
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, err := statements.List(ctx, statement.Page{Account: r.account(), Limit: 1}); err == nil {
+		t.Error("a list without time was answered")
+	}
+}
