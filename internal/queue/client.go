@@ -80,43 +80,39 @@ func (c *Client) Ring(accountID, position int64, jobID uuid.UUID) {
 // Run writes what Ring was asked for until ctx ends, and then what is left, for
 // as long as Redis takes it and no longer than drainTimeout.
 func (c *Client) Run(ctx context.Context) error {
+	writing, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	defer cancel()
+	context.AfterFunc(ctx, func() { time.AfterFunc(drainTimeout, cancel) })
 	var group errgroup.Group
 	for range writers {
 		group.Go(func() error {
-			c.writeUntil(ctx)
+			c.writeUntil(ctx, writing)
 			return nil
 		})
 	}
 	return group.Wait()
 }
 
-func (c *Client) writeUntil(ctx context.Context) {
+// writeUntil writes until ctx ends, and then what is left until writing does.
+func (c *Client) writeUntil(ctx, writing context.Context) {
 	renew := time.NewTicker(announceEvery)
 	defer renew.Stop()
 	client := asynq.NewClientFromRedisClient(c.redis)
 	for ctx.Err() == nil {
 		select {
 		case first := <-c.rings:
-			c.write(ctx, client, c.collect(first))
+			c.write(writing, client, c.collect(first))
 		case <-renew.C:
 			client = asynq.NewClientFromRedisClient(c.redis)
 		case <-ctx.Done():
 		}
 	}
-	c.writeRest(ctx, client)
-}
-
-func (c *Client) writeRest(ctx context.Context, client *asynq.Client) {
-	enough := time.NewTimer(drainTimeout)
-	defer enough.Stop()
-	for {
+	for writing.Err() == nil {
 		select {
 		case first := <-c.rings:
-			if !c.write(ctx, client, c.collect(first)) {
+			if !c.write(writing, client, c.collect(first)) {
 				return
 			}
-		case <-enough.C:
-			return
 		default:
 			return
 		}
@@ -192,7 +188,7 @@ func (c *Client) write(ctx context.Context, client *asynq.Client, rings []ring) 
 }
 
 func (c *Client) writeOne(ctx context.Context, client *asynq.Client, ticket shared) error {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), ringTimeout)
+	ctx, cancel := context.WithTimeout(ctx, ringTimeout)
 	defer cancel()
 	err := enqueue(ctx, client, Name(ticket.partition), ticket.jobs[0].String(), ticket.jobs)
 	crash.At(crash.RingWritten)

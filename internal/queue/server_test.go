@@ -309,6 +309,51 @@ func TestStopWhileRedisHangs(t *testing.T) {
 	}
 }
 
+// One that takes its time with each call has no more of it than any other.
+func TestStopWhileRedisIsSlow(t *testing.T) {
+	t.Parallel()
+	const soon = 2 * drainTimeout // ticket by ticket it takes half a minute
+	client := connect(t, testenv.Redis(t))
+	first := make(chan struct{}, 1)
+	client.AddHook(delay{after: 100 * time.Millisecond, first: first})
+	tickets := NewClient(client, maxCollected, slog.New(slog.DiscardHandler), func() {})
+	for n := range int64(200) {
+		tickets.Ring(n, n, uuid.New())
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	ended := make(chan error, 1)
+	go func() { ended <- tickets.Run(ctx) }()
+	receive(t, first)
+	began := time.Now()
+	cancel()
+	if err := receive(t, ended); err != nil || time.Since(began) > soon {
+		t.Errorf("ended after %v with %v, want within %v", time.Since(began), err, soon)
+	}
+}
+
+// delay lets each call to Redis take longer, and says when the first has begun.
+type delay struct {
+	after time.Duration
+	first chan<- struct{}
+}
+
+func (d delay) DialHook(next redis.DialHook) redis.DialHook { return next }
+
+func (d delay) ProcessPipelineHook(next redis.ProcessPipelineHook) redis.ProcessPipelineHook {
+	return next
+}
+
+func (d delay) ProcessHook(next redis.ProcessHook) redis.ProcessHook {
+	return func(ctx context.Context, cmd redis.Cmder) error {
+		select {
+		case d.first <- struct{}{}:
+		default:
+		}
+		<-time.After(d.after)
+		return next(ctx, cmd)
+	}
+}
+
 // Rings don't wait for a Redis that is down, and go on when it is back.
 func TestRingWhileRedisIsDown(t *testing.T) {
 	t.Parallel()
