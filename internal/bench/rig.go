@@ -48,8 +48,8 @@ type rig struct {
 	endToEndRate float64 // jobs a second, the first measured; 0 before
 }
 
-func newRig(ctx context.Context, s settings, out io.Writer) (r *rig, err error) {
-	r = &rig{settings: s, out: out, key: auth.Key{ID: "bench", Secret: make([]byte, 32)}, password: rand.Text()}
+func newRig(ctx context.Context, s settings, out io.Writer) (_ *rig, err error) {
+	r := &rig{settings: s, out: out, key: auth.Key{ID: "bench", Secret: make([]byte, 32)}, password: rand.Text()}
 	_, _ = rand.Read(r.key.Secret) // never fails since Go 1.24
 	defer func() {
 		if err != nil {
