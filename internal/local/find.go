@@ -17,6 +17,9 @@ const oldestPostgres = 15
 // machine has, or those that made the data, which no other version opens.
 func findPostgres(ctx context.Context, f *folder) (string, error) {
 	found := installedPostgres(ctx)
+	if err := ctx.Err(); err != nil { // then those that are there gave no answer
+		return "", err
+	}
 	wanted, err := f.root.ReadFile("data/PG_VERSION")
 	if err == nil {
 		version, err := strconv.Atoi(strings.TrimSpace(string(wanted)))
