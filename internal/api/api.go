@@ -56,7 +56,7 @@ type API struct {
 	cursors cursors
 	metrics *metrics
 	app     *fiber.App
-	exports chan struct{} // holds an element for each export on its way
+	exports exports
 
 	mu       sync.Mutex // guards what follows
 	listener net.Listener
@@ -67,7 +67,7 @@ type API struct {
 func New(cfg Config) (*API, error) {
 	a := &API{
 		cfg: cfg, cursors: newCursors(cfg.CursorKeys), metrics: newMetrics(cfg.Registry),
-		exports: make(chan struct{}, maxExports),
+		exports: exports{longest: longestExport, cancels: map[uuid.UUID]context.CancelFunc{}},
 	}
 	a.app = fiber.New(fiber.Config{
 		AppName:               "Passbook",
@@ -125,8 +125,10 @@ func (a *API) Serve(listener net.Listener) error {
 }
 
 // Shutdown takes no more connections, answers the requests in flight, and
-// returns when the last is answered or ctx ends.
+// returns when the last is answered or ctx ends. Exports are cut off: they may
+// take half an hour.
 func (a *API) Shutdown(ctx context.Context) error {
+	a.exports.stop()
 	err := a.app.ShutdownWithContext(ctx)
 	// Fiber knows nothing of a listener that it does not serve yet.
 	a.mu.Lock()

@@ -3,34 +3,48 @@ package api
 import (
 	"bufio"
 	"cmp"
+	"context"
 	"encoding/csv"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"runtime/debug"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/gofiber/fiber/v2"
+	"github.com/google/uuid"
 
 	"github.com/passbook/passbook/internal/ledger"
 	"github.com/passbook/passbook/internal/statement"
 )
 
-const mimeCSV = "text/csv"
+const mimeCSV = "text/csv; charset=utf-8; header=present"
 
-// maxExports bounds the exports at once: each has a connection to Postgres to
-// itself, and the accepts need theirs.
-const maxExports = 2
+const (
+	// maxExports bounds the exports at once: each has a connection to Postgres to
+	// itself, and the accepts need theirs.
+	maxExports = 2
+	// longestExport ends an export whose client takes too little at a time: while
+	// it lasts Postgres can't clean up behind the balances that change.
+	longestExport = 30 * time.Minute
+	// exportBuffer is how many bytes of lines are made before they are sent.
+	exportBuffer = 32 << 10
+)
 
-// flushEvery is after how many rows an export is sent on.
-const flushEvery = 100
-
-var errTooManyExports = &problem{
-	Status: http.StatusTooManyRequests, Code: "too_many_requests", retryAfter: busyRetry,
-	Detail: "Too many exports are on their way. Try again when one is done.",
-}
+var (
+	errTooManyExports = &problem{
+		Status: http.StatusTooManyRequests, Code: "too_many_requests", retryAfter: busyRetry,
+		Detail: "Your last export, or too many others', are on their way. Try again when one is done.",
+	}
+	errNoChunks = &problem{
+		Status: http.StatusHTTPVersionNotSupported, Code: "http_version_not_supported",
+		Detail: "An export needs HTTP/1.1: in HTTP/1.0 a part of one looks like the whole. A proxy may have to be told.",
+	}
+)
 
 var csvHeader = []string{"seq", "type", "amount", "balance_after", "description", "job_id", "created_at"}
 
@@ -39,76 +53,143 @@ func wantsCSV(c *fiber.Ctx) bool {
 	return c.Accepts(fiber.MIMEApplicationJSON, mimeCSV) == mimeCSV
 }
 
+// exports are those on their way: one a user, and maxExports in all.
+type exports struct {
+	longest time.Duration
+
+	mu      sync.Mutex // guards what follows
+	cancels map[uuid.UUID]context.CancelFunc
+	stopped bool
+	running sync.WaitGroup
+}
+
+// begin makes room for an export. The context it answers with is over when the
+// export has taken too long, or the API stops; end must be called.
+func (e *exports) begin(ctx context.Context, user uuid.UUID) (exporting context.Context, end func(), err error) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.stopped {
+		return nil, nil, &unavailable
+	}
+	if _, another := e.cancels[user]; another || len(e.cancels) == maxExports {
+		return nil, nil, errTooManyExports
+	}
+	exporting, cancel := context.WithTimeout(context.WithoutCancel(ctx), e.longest)
+	e.cancels[user] = cancel
+	e.running.Add(1)
+	return exporting, func() {
+		e.mu.Lock()
+		defer e.mu.Unlock()
+		cancel()
+		delete(e.cancels, user)
+		e.running.Done()
+	}, nil
+}
+
+// stop cuts all exports off, and waits until their connections are free.
+func (e *exports) stop() {
+	e.mu.Lock()
+	e.stopped = true
+	for _, cancel := range e.cancels {
+		cancel()
+	}
+	e.mu.Unlock()
+	e.running.Wait()
+}
+
 // exportTransactions answers with all of a page as CSV, of one moment, while it
 // is read. A client that goes away ends the reading, and so does one that takes
-// nothing for writeTimeout. Where something fails on the way the connection is
-// cut, so that nobody takes a part for the whole.
+// nothing for writeTimeout, or is not done after longestExport. Where something
+// fails on the way the connection is cut, so that nobody takes a part for the
+// whole.
 func (a *API) exportTransactions(c *fiber.Ctx, account ledger.Account, page statement.Page) error {
-	select {
-	case a.exports <- struct{}{}:
-	default:
-		return errTooManyExports
+	if !c.Request().Header.IsHTTP11() {
+		return errNoChunks
 	}
-	export, err := a.cfg.Statements.Export(c.UserContext(), page)
-	if err != nil {
-		<-a.exports
-		return err
-	}
-	c.Vary(fiber.HeaderAccept)
-	c.Set(fiber.HeaderContentType, mimeCSV+"; charset=utf-8; header=present")
-	c.Set(fiber.HeaderContentDisposition, fmt.Sprintf("attachment; filename=%q", account.Number+".csv"))
 	if c.Method() == fiber.MethodHead {
-		export.Close()
-		<-a.exports
+		describeExport(c, account)
 		return nil
 	}
-	s := csvStream{export: export, conn: c.Context().Conn()}
-	log := a.cfg.Log.With("request_id", c.Locals(requestIDKey{}))
-	c.Context().SetBodyStreamWriter(func(w *bufio.Writer) {
-		defer func() { <-a.exports }()
-		defer export.Close()
-		if err := s.send(w); err != nil {
-			log.Warn("export cut off", "error", err)
-			_ = s.conn.Close()
+	exporting, end, err := a.exports.begin(c.UserContext(), caller(c))
+	if err != nil {
+		return err
+	}
+	begun := false
+	defer func() {
+		if !begun {
+			end()
 		}
-	})
+	}()
+	export, err := a.cfg.Statements.Export(c.UserContext(), page)
+	if err != nil {
+		return err
+	}
+	begun = true
+	describeExport(c, account)
+	conn := c.Context().Conn()
+	body, lines := io.Pipe()
+	c.Context().SetBodyStream(exportBody{PipeReader: body, conn: conn, over: exporting.Err}, -1)
+	log := a.cfg.Log.With("request_id", c.Locals(requestIDKey{}))
+	go func() {
+		unwatch := context.AfterFunc(exporting, func() {
+			_ = lines.CloseWithError(exporting.Err())
+			_ = conn.SetWriteDeadline(time.Now()) // what waits for the client waits no more
+		})
+		err := sendLines(exporting, export, lines)
+		if err != nil {
+			log.Warn("export cut off", "error", err)
+		}
+		unwatch()
+		end()                         // before the client knows: it may have another to ask for
+		_ = lines.CloseWithError(err) // which cuts the connection where it is not nil
+	}()
 	return nil
 }
 
-// csvStream is an export on its way to a client.
-type csvStream struct {
-	export *statement.Export
-	conn   net.Conn
+func describeExport(c *fiber.Ctx, account ledger.Account) {
+	c.Vary(fiber.HeaderAccept)
+	c.Set(fiber.HeaderContentType, mimeCSV)
+	c.Set(fiber.HeaderContentDisposition, fmt.Sprintf("attachment; filename=%q", account.Number+".csv"))
 }
 
-func (s csvStream) send(w *bufio.Writer) (err error) {
+// exportBody is an export as its client takes it.
+type exportBody struct {
+	*io.PipeReader
+	conn net.Conn
+	over func() error // not nil when it has to end
+}
+
+// Read gives the client the time to take what is read.
+func (b exportBody) Read(p []byte) (int, error) {
+	n, err := b.PipeReader.Read(p)
+	if n == 0 || err != nil {
+		return n, err
+	}
+	// In this order: an end that comes after the look sets its deadline after ours.
+	err = cmp.Or(b.conn.SetWriteDeadline(time.Now().Add(writeTimeout)), b.over())
+	if err != nil {
+		return 0, err
+	}
+	return n, nil
+}
+
+// sendLines writes an export to its body, until the body is closed or ctx ends.
+func sendLines(ctx context.Context, export *statement.Export, body io.Writer) (err error) {
 	defer func() {
 		if cause := recover(); cause != nil {
 			err = panicked{cause: cause, stack: debug.Stack()}
 		}
 	}()
-	lines := csv.NewWriter(w)
-	_ = lines.Write(csvHeader) // an error stays until Flush
+	buffer := bufio.NewWriterSize(body, exportBuffer)
+	lines := csv.NewWriter(buffer) // writes to the buffer itself
+	_ = lines.Write(csvHeader)     // an error stays until Flush
 	line := make([]string, len(csvHeader))
-	rows := 0
-	err = s.export.Each(func(t *ledger.Transaction) error {
+	err = export.Each(ctx, func(t *ledger.Transaction) error {
 		fillLine(line, t)
-		_ = lines.Write(line)
-		if rows++; rows%flushEvery == 0 {
-			return s.flush(lines, w)
-		}
-		return nil
+		return lines.Write(line)
 	})
-	return cmp.Or(err, s.flush(lines, w))
-}
-
-// flush sends what there is, and gives the client time to take it.
-func (s csvStream) flush(lines *csv.Writer, w *bufio.Writer) error {
-	if err := s.conn.SetWriteDeadline(time.Now().Add(writeTimeout)); err != nil {
-		return err
-	}
 	lines.Flush()
-	return cmp.Or(lines.Error(), w.Flush())
+	return cmp.Or(err, lines.Error())
 }
 
 func fillLine(line []string, t *ledger.Transaction) {

@@ -79,7 +79,7 @@ func TestExport(t *testing.T) {
 		c := c.in(t)
 		for accept, isCSV := range map[string]bool{
 			"text/csv": true, "text/*": true, "text/csv, application/json;q=0.5": true, "text/csv;q=0.5, application/json": false,
-			"*/*": false, "application/json": false, "text/html": false, "application/*, text/csv;q=0.1": false,
+			"text/csv; charset=UTF-8": true, "text/csv;header=absent": false, "*/*": false, "application/json": false, "text/html": false, "application/*, text/csv;q=0.1": false,
 		} {
 			a := c.get(target, "Accept", accept).want(http.StatusOK).wantHeader("Vary", "Accept")
 			if got := strings.HasPrefix(a.header.Get("Content-Type"), "text/csv"); got != isCSV {
@@ -151,7 +151,7 @@ func largeHistory(t *testing.T, s *server, c client) accountJSON {
 	t.Helper()
 	const entries = 200_000
 	account := c.open(0)
-	ledgertest.Exec(t, s.pool, `ALTER TABLE transactions DROP CONSTRAINT transactions_check`) // that asks for jobs
+	ledgertest.Exec(t, s.pool, `ALTER TABLE transactions DROP CONSTRAINT IF EXISTS transactions_check`) // that asks for jobs
 	ledgertest.Exec(t, s.pool, `
 		INSERT INTO transactions (account_id, seq, type, amount, balance_after, created_at, description)
 		SELECT id, seq, 'deposit', 1, seq, timestamptz '2026-01-01' + seq * interval '1 s', repeat('long ', 20)
@@ -162,22 +162,28 @@ func largeHistory(t *testing.T, s *server, c client) accountJSON {
 // beginExport sends a request for one and reads the beginning of its answer.
 func beginExport(c client, account accountJSON) (net.Conn, *bufio.Reader) {
 	c.t.Helper()
-	conn, err := new(net.Dialer).DialContext(c.t.Context(), "tcp", c.server.addr)
-	if err != nil {
-		c.t.Fatal(err)
-	}
-	c.t.Cleanup(func() { _ = conn.Close() })
-	_, err = fmt.Fprintf(conn, "GET %s HTTP/1.1\r\nHost: h\r\nAccept: text/csv\r\nAuthorization: Bearer %s\r\n\r\n",
-		jobsOf(account, "transactions"), c.token)
-	if err != nil {
-		c.t.Fatal(err)
-	}
+	conn := sendExport(c, account, "HTTP/1.1")
 	reader := bufio.NewReader(conn)
 	line, err := reader.ReadString('\n')
 	if err != nil || !strings.HasPrefix(line, "HTTP/1.1 200") {
 		c.t.Fatalf("got %s, %v", line, err)
 	}
 	return conn, reader
+}
+
+func sendExport(c client, account accountJSON, version string) net.Conn {
+	c.t.Helper()
+	conn, err := new(net.Dialer).DialContext(c.t.Context(), "tcp", c.server.addr)
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	c.t.Cleanup(func() { _ = conn.Close() })
+	_, err = fmt.Fprintf(conn, "GET %s %s\r\nHost: h\r\nAccept: text/csv\r\nAuthorization: Bearer %s\r\n\r\n",
+		jobsOf(account, "transactions"), version, c.token)
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	return conn
 }
 
 // exporting counts the connections that read for an export.
@@ -191,28 +197,118 @@ func (s *server) exporting(t *testing.T) (n int) {
 	return n
 }
 
-// Exports are few at once, so that accepts keep their connections; one whose
-// client is gone makes room.
+// underWay counts the API's exports.
+func (s *server) underWay() int {
+	s.api.exports.mu.Lock()
+	defer s.api.exports.mu.Unlock()
+	return len(s.api.exports.cancels)
+}
+
+// Exports are few at once, so that accepts keep their connections, and one a
+// user; one whose client is gone makes room.
 func TestExport_ClientGoesAway(t *testing.T) {
 	t.Parallel()
 	s := start(t)
-	c := s.user(t)
-	account := largeHistory(t, s, c)
-	var clients []net.Conn
+	var clients []client
+	var accounts []accountJSON
+	var conns []net.Conn
 	for range maxExports {
-		conn, _ := beginExport(c, account)
-		clients = append(clients, conn)
+		clients = append(clients, s.user(t))
+		accounts = append(accounts, largeHistory(t, s, clients[len(clients)-1]))
 	}
-	c.get(jobsOf(account, "transactions"), "Accept", "text/csv").problem(http.StatusTooManyRequests, "too_many_requests")
+	another := s.user(t)
+	anothers := another.open(1)
+	for i, c := range clients {
+		conn, _ := beginExport(c, accounts[i])
+		conns = append(conns, conn)
+		c.get(jobsOf(accounts[i], "transactions"), "Accept", "text/csv").problem(http.StatusTooManyRequests, "too_many_requests")
+	}
+	another.get(jobsOf(anothers, "transactions"), "Accept", "text/csv").problem(http.StatusTooManyRequests, "too_many_requests")
 	if n := s.exporting(t); n != maxExports {
 		t.Errorf("%d exports are read, want %d", n, maxExports)
 	}
-	for _, conn := range clients {
-		_ = conn.Close()
+	_ = conns[0].Close()
+	testenv.Eventually(t, "Postgres to stop reading", func() bool { return s.exporting(t) == maxExports-1 })
+	testenv.Eventually(t, "room for exports", func() bool { return s.underWay() == maxExports-1 })
+	for range 20 {
+		if all := readCSV(another.get(jobsOf(anothers, "transactions"), "Accept", "text/csv")); len(all) != 1 {
+			t.Errorf("got %v", all)
+		}
 	}
-	testenv.Eventually(t, "Postgres to stop reading", func() bool { return s.exporting(t) == 0 })
-	testenv.Eventually(t, "room for exports", func() bool { return len(s.api.exports) == 0 })
-	readCSV(c.get(jobsOf(account, "transactions")+"?to=2026-01-02T00:00:00Z", "Accept", "text/csv"))
+	readCSV(clients[0].get(jobsOf(accounts[0], "transactions")+"?to=2026-01-02T00:00:00Z", "Accept", "text/csv"))
+}
+
+// A stop does not wait for exports, whose clients may take them as slowly as they
+// like, and nor does Postgres.
+func TestExport_IsCutOff(t *testing.T) {
+	for name, cut := range map[string]func(*testing.T, *server){
+		"AtAStop": func(t *testing.T, s *server) {
+			t.Helper()
+			if err := s.api.Shutdown(t.Context()); err != nil {
+				t.Error(err)
+			}
+			if n := s.underWay(); n != 0 {
+				t.Errorf("%d exports are on their way after the stop", n)
+			}
+		},
+		"AfterTooLong": func(*testing.T, *server) {},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			s := start(t)
+			c := s.user(t)
+			account := largeHistory(t, s, c)
+			if name == "AfterTooLong" {
+				s.api.exports.longest = time.Second
+			}
+			_, reader := beginExport(c, account)
+			if n := s.exporting(t); n != 1 {
+				t.Errorf("%d exports are read, want 1", n)
+			}
+			cut(t, s)
+			testenv.Eventually(t, "Postgres to stop reading", func() bool { return s.exporting(t) == 0 })
+			testenv.Eventually(t, "a word of it in the log", func() bool { return len(s.log.lines("export cut off")) == 1 })
+			wantCutOff(t, reader)
+		})
+	}
+}
+
+func wantCutOff(t *testing.T, reader io.Reader) {
+	t.Helper()
+	rest, err := io.ReadAll(reader)
+	if err == nil && strings.HasSuffix(string(rest), "\r\n0\r\n\r\n") {
+		t.Errorf("an export that was cut off after %d bytes ended as if it were whole", len(rest))
+	}
+}
+
+// One that fails with its first line, maybe before the head of the answer is
+// written, is no worse.
+func TestExport_FailsAtOnce(t *testing.T) {
+	t.Parallel()
+	s := start(t)
+	c := s.user(t)
+	account := c.open(1)
+	ledgertest.Exec(t, s.pool, `ALTER TABLE transactions RENAME TO elsewhere`)
+	ledgertest.Exec(t, s.pool, `CREATE VIEW transactions AS
+		SELECT account_id, seq, type, amount, NULL::bigint AS balance_after, description, job_id, created_at FROM elsewhere`)
+	const times = 50
+	for range times {
+		_, reader := beginExport(c, account)
+		wantCutOff(t, reader)
+	}
+	testenv.Eventually(t, "a word of each in the log", func() bool { return len(s.log.lines("export cut off")) == times })
+}
+
+// Chunks are what tells a part from the whole; HTTP/1.0 has none.
+func TestExport_NeedsChunks(t *testing.T) {
+	t.Parallel()
+	s := start(t)
+	c := s.user(t)
+	conn := sendExport(c, c.open(1), "HTTP/1.0")
+	answer, err := io.ReadAll(conn)
+	if err != nil || !strings.Contains(string(answer), `"code":"http_version_not_supported"`) || strings.Contains(string(answer), "chunked") {
+		t.Errorf("got %s, %v", answer, err)
+	}
 }
 
 // A part of an export does not look like all of it.
@@ -224,12 +320,9 @@ func TestExport_CutOff(t *testing.T) {
 	_, reader := beginExport(c, account)
 	ledgertest.Exec(t, s.pool, `SELECT pg_terminate_backend(pid) FROM pg_stat_activity
 		WHERE datname = current_database() AND pid <> pg_backend_pid() AND query LIKE '%FROM transactions%' AND state <> 'idle'`)
-	rest, err := io.ReadAll(reader)
-	if err == nil && strings.HasSuffix(string(rest), "\r\n0\r\n\r\n") {
-		t.Errorf("an export that was cut off after %d bytes ended as if it were whole", len(rest))
-	}
+	wantCutOff(t, reader)
 	testenv.Eventually(t, "a word of it in the log", func() bool { return len(s.log.lines("export cut off")) == 1 })
-	testenv.Eventually(t, "room for exports", func() bool { return len(s.api.exports) == 0 })
+	testenv.Eventually(t, "room for exports", func() bool { return s.underWay() == 0 })
 }
 
 func TestExport_Unavailable(t *testing.T) {
@@ -255,7 +348,7 @@ func TestExport_Unavailable(t *testing.T) {
 	if all := readCSV(c.get(jobsOf(account, "transactions"), "Accept", "text/csv")); len(all) != 1 {
 		t.Errorf("got %v", all)
 	}
-	if n := len(s.api.exports); n != 0 {
+	if n := s.underWay(); n != 0 {
 		t.Errorf("%d exports are on their way, want none", n)
 	}
 }

@@ -63,6 +63,8 @@ func TestEveryCode(t *testing.T) {
 		"too_many_requests":       {429, nil}, // TestExport_ClientGoesAway
 		"internal_error":          {500, nil}, // TestInternalError
 		"unavailable":             {503, nil}, // TestUnavailable
+
+		"http_version_not_supported": {505, nil}, // TestExport_NeedsChunks
 	}
 	for code, test := range tests {
 		if test.ask == nil {

@@ -95,7 +95,7 @@ func TestClocksApart_PutOffByTheDead(t *testing.T) {
 	c := newClient(t, s)
 	_, release := queueBehindLock(t, s, c, 1)
 	testenv.Eventually(t, "tickets that are put off when the worker dies", func() bool {
-		thaw := freeze(t, s.workers[0].cmd.Process.Pid)
+		thaw := testenv.Freeze(t, s.workers[0].cmd.Process.Pid)
 		if putOff(t, s) > 0 {
 			return true
 		}

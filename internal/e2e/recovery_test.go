@@ -13,7 +13,6 @@ import (
 	"strconv"
 	"strings"
 	"sync"
-	"syscall"
 	"testing"
 	"time"
 
@@ -89,7 +88,7 @@ func TestRecovery(t *testing.T) {
 		{"FlushAll", 3, flushAll, afterRedis},
 		{"RedisBackEmpty", 3, crashRedis, afterRedis},
 		{"RedisBackStale", 3, crashRedisIntoThePast, afterRedis},
-		{"RedisThawed", 3, func(t *testing.T, s *system) { t.Helper(); thawLater(t, freeze(t, s.redis.PID())) }, afterRedis},
+		{"RedisThawed", 3, func(t *testing.T, s *system) { t.Helper(); thawLater(t, testenv.Freeze(t, s.redis.PID())) }, afterRedis},
 		{"PostgresBack", 3, crashPostgres, afterPostgres},
 		{"PostgresThawed", 3, func(t *testing.T, s *system) { t.Helper(); thawLater(t, freezePostgres(t, s)) }, afterPostgres},
 	}
@@ -176,7 +175,7 @@ func TestRecoveryWithoutRedis(t *testing.T) {
 		}},
 		{"Hangs", func(t *testing.T, s *system) func() {
 			t.Helper()
-			thaw := freeze(t, s.redis.PID())
+			thaw := testenv.Freeze(t, s.redis.PID())
 			return func() { thawLater(t, thaw) }
 		}},
 	}
@@ -275,7 +274,7 @@ func TestRecoveryWithoutPostgres(t *testing.T) {
 		{"Hangs", func(t *testing.T, s *system) func() { t.Helper(); return freezePostgres(t, s) }, false},
 		{"ConnectionsHang", func(t *testing.T, s *system) func() {
 			t.Helper()
-			return freeze(t, children(t, s.postgres.PID())...)
+			return testenv.Freeze(t, children(t, s.postgres.PID())...)
 		}, true},
 	}
 	for _, test := range tests {
@@ -439,24 +438,7 @@ func rollWorkers(_ *testing.T, s *system) {
 
 func freezeWorker(t *testing.T, s *system) {
 	t.Helper()
-	freeze(t, s.workers[0].cmd.Process.Pid)
-}
-
-// freeze stops processes, in this order, until thaw or the end of the test.
-func freeze(t *testing.T, pids ...int) (thaw func()) {
-	t.Helper()
-	thaw = sync.OnceFunc(func() {
-		for _, pid := range slices.Backward(pids) {
-			_ = syscall.Kill(pid, syscall.SIGCONT) // an error says that it is gone
-		}
-	})
-	t.Cleanup(thaw)
-	for _, pid := range pids {
-		if err := syscall.Kill(pid, syscall.SIGSTOP); err != nil {
-			t.Fatal(err)
-		}
-	}
-	return thaw
+	testenv.Freeze(t, s.workers[0].cmd.Process.Pid)
 }
 
 // thawLater thaws when frozenFor has passed.
@@ -474,8 +456,8 @@ func thawLater(t *testing.T, thaw func()) {
 func freezePostgres(t *testing.T, s *system) (thaw func()) {
 	t.Helper()
 	postmaster := s.postgres.PID()
-	thawPostmaster := freeze(t, postmaster) // first, so that it makes no more
-	thawRest := freeze(t, children(t, postmaster)...)
+	thawPostmaster := testenv.Freeze(t, postmaster) // first, so that it makes no more
+	thawRest := testenv.Freeze(t, children(t, postmaster)...)
 	return func() {
 		thawRest()
 		thawPostmaster()

@@ -7,10 +7,8 @@ import (
 	"io"
 	"log/slog"
 	"net"
-	"os"
 	"sync"
 	"sync/atomic"
-	"syscall"
 	"testing"
 	"time"
 
@@ -105,14 +103,7 @@ func TestLeaveSoon(t *testing.T) {
 	if err := pool.QueryRow(t.Context(), `SELECT pg_backend_pid()`).Scan(&pid); err != nil {
 		t.Fatal(err)
 	}
-	process, err := os.FindProcess(pid)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := process.Signal(syscall.SIGSTOP); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = process.Signal(syscall.SIGCONT) })
+	testenv.Freeze(t, pid)
 	for _, try := range []struct {
 		patience time.Duration
 		want     error
@@ -141,14 +132,7 @@ func TestLeavesAllThatSwallow(t *testing.T) {
 		all = append(all, conn)
 	}
 	for _, conn := range all {
-		process, err := os.FindProcess(int(conn.Conn().PgConn().PID()))
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := process.Signal(syscall.SIGSTOP); err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(func() { _ = process.Signal(syscall.SIGCONT) })
+		testenv.Freeze(t, int(conn.Conn().PgConn().PID()))
 		conn.Release()
 	}
 	<-time.After(1100 * time.Millisecond) // until they count as idle

@@ -6,7 +6,6 @@ import (
 	"log/slog"
 	"slices"
 	"sync/atomic"
-	"syscall"
 	"testing"
 	"time"
 
@@ -291,10 +290,7 @@ func TestStopWhileRedisHangs(t *testing.T) {
 	client := connect(t, server.URL())
 	lost := make(chan struct{}, maxCollected)
 	tickets := NewClient(client, maxCollected, slog.New(slog.DiscardHandler), func() { lost <- struct{}{} })
-	if err := syscall.Kill(server.PID(), syscall.SIGSTOP); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = syscall.Kill(server.PID(), syscall.SIGCONT) })
+	testenv.Freeze(t, server.PID())
 	for n := range int64(100) {
 		tickets.Ring(n, n, uuid.New())
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
@@ -12,35 +13,47 @@ import (
 	"github.com/passbook/passbook/internal/postgres"
 )
 
+var errSilent = errors.New("no answer from Postgres")
+
 // Export is a part of a history that is read as it is sent, however much it is:
 // rows come from Postgres as fast as they are taken. All of them are of one
 // moment, that of Statements.Export.
 type Export struct {
+	conn *pgxpool.Conn
 	tx   pgx.Tx
 	rows pgx.Rows
-	stop context.CancelFunc
 	more bool // the next row is there
+	// stop ends the reading where it is; the connection is lost with it.
+	stop context.CancelFunc
 }
 
 // Export begins to read all of a page, whose limit it ignores. ctx bounds the
-// beginning alone: from then on it takes what it takes. It must be closed.
+// beginning alone. Each has to be called then: the export has a connection to
+// itself until it returns.
 func (s *Statements) Export(ctx context.Context, page Page) (*Export, error) {
 	page.Limit = 0
-	reading, stop := context.WithCancel(context.WithoutCancel(ctx))
-	hasTime := context.AfterFunc(ctx, stop)
-	begun, err := read(reading, s, page.Account, func(pool *pgxpool.Pool) (*Export, error) {
-		return export(reading, pool, page)
+	export, err := read(ctx, s, page.Account, func(ctx context.Context, conn *pgxpool.Conn) (*Export, error) {
+		return beginExport(ctx, conn, page)
 	})
 	if err != nil {
-		stop()
 		return nil, fmt.Errorf("export transactions: %w", err)
 	}
-	begun.stop = stop
-	if !hasTime() {
-		begun.Close() //nolint:contextcheck // it has a time of its own
-		return nil, fmt.Errorf("export transactions: %w", ctx.Err())
+	return export, nil
+}
+
+func beginExport(ctx context.Context, conn *pgxpool.Conn, page Page) (*Export, error) {
+	reading, stop := context.WithCancel(context.WithoutCancel(ctx))
+	hasTime := context.AfterFunc(ctx, stop)
+	e := &Export{conn: conn, stop: stop}
+	err := e.begin(reading, page)
+	if !hasTime() && err == nil {
+		err = ctx.Err()
 	}
-	return begun, nil
+	if err != nil {
+		e.end(ctx)
+		return nil, err
+	}
+	return e, nil
 }
 
 // asLongAsItTakesSQL lets a transaction's statements go on, and has them walk an
@@ -50,32 +63,32 @@ const asLongAsItTakesSQL = `
 		('statement_timeout', '0'), ('enable_sort', 'off'), ('enable_bitmapscan', 'off')
 	) setting (name, value)`
 
-func export(ctx context.Context, pool *pgxpool.Pool, page Page) (*Export, error) {
-	tx, err := pool.BeginTx(ctx, pgx.TxOptions{AccessMode: pgx.ReadOnly})
-	if err != nil {
-		return nil, err
+func (e *Export) begin(ctx context.Context, page Page) (err error) {
+	if e.tx, err = e.conn.BeginTx(ctx, pgx.TxOptions{AccessMode: pgx.ReadOnly}); err != nil {
+		return err
 	}
-	e := &Export{tx: tx}
-	_, err = tx.Exec(ctx, asLongAsItTakesSQL)
-	if err == nil {
-		sql, args := page.query()
-		e.rows, err = tx.Query(ctx, sql, args...)
+	if _, err = e.tx.Exec(ctx, asLongAsItTakesSQL); err != nil {
+		return err
 	}
-	if err == nil {
-		e.more = e.rows.Next() // waits until Postgres has begun
-		err = e.rows.Err()
+	sql, args := page.query()
+	if e.rows, err = e.tx.Query(ctx, sql, args...); err != nil {
+		return err
 	}
-	if err != nil {
-		return nil, errors.Join(err, tx.Rollback(ctx))
-	}
-	return e, nil
+	e.more = e.rows.Next() // waits until Postgres has begun
+	return e.rows.Err()
 }
 
-// Each calls do for each transaction, until it answers an error. What it is given
-// it has until it returns.
-func (e *Export) Each(do func(*ledger.Transaction) error) error {
+// Each calls do for each transaction, until it answers an error or ctx ends: then
+// Postgres is told to stop. What do is given it has until it returns. A Postgres
+// that is silent for postgres.RoundTripTimeout is an error, too.
+func (e *Export) Each(ctx context.Context, do func(*ledger.Transaction) error) error {
+	defer e.end(ctx)
+	defer context.AfterFunc(ctx, e.stop)()
+	silence := time.AfterFunc(postgres.RoundTripTimeout, e.stop)
+	defer silence.Stop()
 	var t ledger.Transaction
-	for ; e.more; e.more = e.rows.Next() {
+	for e.more {
+		silence.Stop() // how long do takes is the client's affair
 		err := e.rows.Scan(&t.Seq, &t.Type, &t.Amount, &t.BalanceAfter, &t.Description, &t.JobID, &t.CreatedAt)
 		if err != nil {
 			return fmt.Errorf("export transactions: %w", err)
@@ -83,22 +96,32 @@ func (e *Export) Each(do func(*ledger.Transaction) error) error {
 		if err := do(&t); err != nil {
 			return err
 		}
+		silence.Reset(postgres.RoundTripTimeout)
+		e.more = e.rows.Next()
 	}
-	if err := e.rows.Err(); err != nil {
-		return fmt.Errorf("export transactions: %w", err)
+	err := e.rows.Err()
+	if err == nil {
+		return nil
 	}
-	return nil
+	if !silence.Stop() {
+		err = errors.Join(errSilent, err)
+	}
+	return fmt.Errorf("export transactions: %w", errors.Join(ctx.Err(), err))
 }
 
-// Close ends the export. What was not read yet is not read: Postgres is told to
-// stop, and the connection is left.
-func (e *Export) Close() {
+// end leaves the connection: to the next, where all was read.
+func (e *Export) end(ctx context.Context) {
+	defer e.stop()
+	defer e.conn.Release()
 	if e.more {
 		e.stop()
 	}
-	e.rows.Close()
-	ctx, cancel := context.WithTimeout(context.Background(), postgres.RoundTripTimeout)
-	defer cancel()
-	_ = e.tx.Rollback(ctx) // it only read; a connection that is left has done so already
-	e.stop()
+	if e.rows != nil {
+		e.rows.Close()
+	}
+	if e.tx != nil {
+		ctx, cancel := context.WithTimeout(ctx, postgres.RoundTripTimeout)
+		defer cancel()
+		_ = e.tx.Rollback(ctx) // it only read; where that fails the connection is closed
+	}
 }

@@ -12,45 +12,74 @@ import (
 )
 
 const (
+	// replicaTime is how long a replica has to answer, or to begin an export. It
+	// leaves the primary the longer part of a request's time.
+	replicaTime = 600 * time.Millisecond
 	// replicaWait is for how long a replica that is behind is waited for.
 	replicaWait = 50 * time.Millisecond
 	// replicaPause is how often it is asked meanwhile.
 	replicaPause = 5 * time.Millisecond
 )
 
+var errBehind = errors.New("the replica is behind")
+
+// reading reads with a connection, which it has to release.
+type reading[T any] func(context.Context, *pgxpool.Conn) (T, error)
+
 // read lets the replica answer if it can, and else the primary: also where the
-// replica fails, or ends a query that stands in the way of what it replays.
-func read[T any](ctx context.Context, s *Statements, account ledger.Account, from func(*pgxpool.Pool) (T, error)) (T, error) {
-	if s.replica != nil && s.hasCaughtUp(ctx, account) {
-		got, err := from(s.replica)
+// replica fails, is silent, or ends a query that stands in the way of what it
+// replays.
+func read[T any](ctx context.Context, s *Statements, account ledger.Account, from reading[T]) (T, error) {
+	if s.replica != nil {
+		got, err := readReplica(ctx, s.replica, account, from)
 		if err == nil || errors.Is(err, pgx.ErrNoRows) || ctx.Err() != nil {
 			return got, err
 		}
 	}
-	return from(s.primary)
+	return readPool(ctx, s.primary, from)
 }
 
-// hasCaughtUp tells whether the replica has all of the account's history that the
+func readPool[T any](ctx context.Context, pool *pgxpool.Pool, from reading[T]) (got T, err error) {
+	conn, err := pool.Acquire(ctx)
+	if err != nil {
+		return got, err
+	}
+	return from(ctx, conn)
+}
+
+// readReplica asks with one connection whether the replica has caught up and what
+// is to be read: behind its name there may be several servers.
+func readReplica[T any](ctx context.Context, replica *pgxpool.Pool, account ledger.Account, from reading[T]) (T, error) {
+	ctx, cancel := context.WithTimeout(ctx, replicaTime)
+	defer cancel()
+	return readPool(ctx, replica, func(ctx context.Context, conn *pgxpool.Conn) (got T, err error) {
+		if err := catchUp(ctx, conn, account); err != nil {
+			conn.Release()
+			return got, err
+		}
+		return from(ctx, conn)
+	})
+}
+
+// catchUp waits until the replica has all of the account's history that the
 // primary told of when this request began: so a client who has seen a job
 // finished finds it. It compares the account's own position, not the log's: what
 // others do meanwhile is nothing to wait for.
-func (s *Statements) hasCaughtUp(ctx context.Context, account ledger.Account) bool {
-	const sql = `SELECT last_seq >= $2 FROM accounts WHERE id = $1`
-	ctx, cancel := context.WithTimeout(ctx, replicaWait)
-	defer cancel()
-	for {
+func catchUp(ctx context.Context, replica *pgxpool.Conn, account ledger.Account) error {
+	const sql = `SELECT EXISTS (SELECT FROM accounts WHERE id = $1 AND last_seq >= $2)`
+	for begun := time.Now(); time.Since(begun) < replicaWait; {
 		var has bool
-		err := s.replica.QueryRow(ctx, sql, account.ID, account.LastSeq).Scan(&has)
-		switch {
-		case has:
-			return true
-		case err != nil && !errors.Is(err, pgx.ErrNoRows): // it is down; or behind the account's opening
-			return false
+		if err := replica.QueryRow(ctx, sql, account.ID, account.LastSeq).Scan(&has); err != nil {
+			return err
+		}
+		if has {
+			return nil
 		}
 		select {
 		case <-time.After(replicaPause):
 		case <-ctx.Done():
-			return false
+			return ctx.Err()
 		}
 	}
+	return errBehind
 }

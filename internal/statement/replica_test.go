@@ -52,6 +52,12 @@ func (r *replicated) deposit(amount int64) {
 	}
 }
 
+// endOfTime is when a balance is the last one.
+var endOfTime = time.Date(9999, 1, 1, 0, 0, 0, 0, time.UTC)
+
+// answerTime is enough for all that ask asks for.
+const answerTime = 10 * time.Second
+
 // told is what the account's history is said to be, by all that tell of it.
 type told struct {
 	listed, exported []int64
@@ -60,7 +66,9 @@ type told struct {
 
 func (r *replicated) ask(statements *statement.Statements) (got told, err error) {
 	r.t.Helper()
-	account, ctx := r.account(), r.t.Context()
+	account := r.account()
+	ctx, cancel := context.WithTimeout(r.t.Context(), answerTime) // one that hangs is wrong
+	defer cancel()
 	page := statement.Page{Account: account, Ascending: true, Limit: 10}
 	listed, err := statements.List(ctx, page)
 	if err != nil {
@@ -73,13 +81,12 @@ func (r *replicated) ask(statements *statement.Statements) (got told, err error)
 	if err != nil {
 		return told{}, err
 	}
-	err = export.Each(func(entry *ledger.Transaction) error {
+	err = export.Each(ctx, func(entry *ledger.Transaction) error {
 		got.exported = append(got.exported, entry.Seq)
 		return nil
 	})
-	export.Close()
 	last, lastErr := statements.Transaction(ctx, account, account.LastSeq)
-	balance, balanceErr := statements.Balance(ctx, account, time.Time{})
+	balance, balanceErr := statements.Balance(ctx, account, endOfTime)
 	got.last, got.balance = last.Seq, balance.Seq
 	return got, errors.Join(err, lastErr, balanceErr)
 }
@@ -109,6 +116,17 @@ func (r *replicated) comes(statements *statement.Statements, want ...int64) {
 func (got told) is(want []int64) bool {
 	last := want[len(want)-1]
 	return slices.Equal(got.listed, want) && slices.Equal(got.exported, want) && got.last == last && got.balance == last
+}
+
+// freeze stops the server's side of a pool's idle connections.
+func freeze(t *testing.T, pool *pgxpool.Pool) (thaw func()) {
+	t.Helper()
+	var pids []int
+	for _, conn := range pool.AcquireAllIdle(t.Context()) {
+		pids = append(pids, int(conn.Conn().PgConn().PID()))
+		conn.Release()
+	}
+	return testenv.Freeze(t, pids...)
 }
 
 func TestReplica(t *testing.T) {
@@ -147,6 +165,10 @@ func TestReplica(t *testing.T) {
 
 	ledgertest.Exec(t, r.replica, `SELECT pg_wal_replay_resume()`)
 	r.comes(byReplica, 1, 2, 3)
+
+	thaw := freeze(t, r.replica)
+	r.wantSeqs(statements, 1, 2, 3)
+	thaw()
 
 	if err := standby.Stop(t.Context()); err != nil {
 		t.Fatal(err)

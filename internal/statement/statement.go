@@ -47,8 +47,9 @@ const columns = `seq, type, amount, balance_after, description, job_id, created_
 // List reads a page of a history. Whose account it is, the caller has checked.
 func (s *Statements) List(ctx context.Context, page Page) ([]ledger.Transaction, error) {
 	sql, args := page.query()
-	transactions, err := read(ctx, s, page.Account, func(pool *pgxpool.Pool) ([]ledger.Transaction, error) {
-		rows, _ := pool.Query(ctx, sql, args...) // CollectRows returns its error
+	transactions, err := read(ctx, s, page.Account, func(ctx context.Context, conn *pgxpool.Conn) ([]ledger.Transaction, error) {
+		defer conn.Release()
+		rows, _ := conn.Query(ctx, sql, args...) // CollectRows returns its error
 		return pgx.CollectRows(rows, pgx.RowToStructByPos[ledger.Transaction])
 	})
 	if err != nil {
@@ -105,8 +106,9 @@ const firstSeqAt = `coalesce((SELECT seq FROM transactions
 // Transaction reads one entry of a history; ErrNotFound where it has no such.
 func (s *Statements) Transaction(ctx context.Context, account ledger.Account, seq int64) (ledger.Transaction, error) {
 	const sql = `SELECT ` + columns + ` FROM transactions WHERE account_id = $1 AND seq = $2`
-	transaction, err := read(ctx, s, account, func(pool *pgxpool.Pool) (ledger.Transaction, error) {
-		rows, _ := pool.Query(ctx, sql, account.ID, seq) // CollectExactlyOneRow returns its error
+	transaction, err := read(ctx, s, account, func(ctx context.Context, conn *pgxpool.Conn) (ledger.Transaction, error) {
+		defer conn.Release()
+		rows, _ := conn.Query(ctx, sql, account.ID, seq) // CollectExactlyOneRow returns its error
 		return pgx.CollectExactlyOneRow(rows, pgx.RowToStructByPos[ledger.Transaction])
 	})
 	if errors.Is(err, pgx.ErrNoRows) {
@@ -144,13 +146,19 @@ const balanceSQL = `
 // has checked.
 func (s *Statements) Balance(ctx context.Context, account ledger.Account, at time.Time) (Balance, error) {
 	var when *time.Time
-	if !at.IsZero() {
-		when = &at
-	}
-	balance, err := read(ctx, s, account, func(pool *pgxpool.Pool) (Balance, error) {
-		rows, _ := pool.Query(ctx, balanceSQL, account.ID, when) // CollectExactlyOneRow returns its error
+	probe := func(ctx context.Context, conn *pgxpool.Conn) (Balance, error) {
+		defer conn.Release()
+		rows, _ := conn.Query(ctx, balanceSQL, account.ID, when) // CollectExactlyOneRow returns its error
 		return pgx.CollectExactlyOneRow(rows, pgx.RowToStructByPos[Balance])
-	})
+	}
+	var balance Balance
+	var err error
+	if at.IsZero() {
+		balance, err = readPool(ctx, s.primary, probe) // times come from one clock, the primary's
+	} else {
+		when = &at
+		balance, err = read(ctx, s, account, probe)
+	}
 	if err != nil {
 		return Balance{}, fmt.Errorf("read balance: %w", err)
 	}

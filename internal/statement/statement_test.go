@@ -189,10 +189,9 @@ func TestExport(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		defer export.Close()
 		add(t, entries+1)
 		var seq int64
-		err = export.Each(func(transaction *ledger.Transaction) error {
+		err = export.Each(t.Context(), func(transaction *ledger.Transaction) error {
 			if seq++; transaction.Seq != seq {
 				t.Fatalf("transaction %d where %d should be", transaction.Seq, seq)
 			}
@@ -208,9 +207,8 @@ func TestExport(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		defer export.Close()
 		var got []int64
-		err = export.Each(func(transaction *ledger.Transaction) error {
+		err = export.Each(t.Context(), func(transaction *ledger.Transaction) error {
 			got = append(got, transaction.Seq)
 			return nil
 		})
@@ -224,10 +222,9 @@ func TestExport(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		defer export.Close()
 		cancel()
 		rows := 0
-		err = export.Each(func(*ledger.Transaction) error {
+		err = export.Each(t.Context(), func(*ledger.Transaction) error {
 			rows++
 			return nil
 		})
@@ -235,16 +232,31 @@ func TestExport(t *testing.T) {
 			t.Errorf("%d transactions, %v", rows, err)
 		}
 	})
-	t.Run("EndsWhereItIsClosed", func(t *testing.T) {
+	t.Run("EndsWithTheContextOfItsReader", func(t *testing.T) {
+		export, err := statements.Export(t.Context(), statement.Page{Account: account})
+		if err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		rows := 0
+		err = export.Each(ctx, func(*ledger.Transaction) error {
+			rows++
+			cancel()
+			return nil
+		})
+		if !errors.Is(err, context.Canceled) || rows == 0 || rows == entries+1 {
+			t.Errorf("%d transactions, %v", rows, err)
+		}
+	})
+	t.Run("EndsWithItsReader", func(t *testing.T) {
 		export, err := statements.Export(t.Context(), statement.Page{Account: account})
 		if err != nil {
 			t.Fatal(err)
 		}
 		enough := errors.New("enough")
-		if err := export.Each(func(*ledger.Transaction) error { return enough }); !errors.Is(err, enough) {
+		if err := export.Each(t.Context(), func(*ledger.Transaction) error { return enough }); !errors.Is(err, enough) {
 			t.Errorf("got %v, want %v", err, enough)
 		}
-		export.Close()
 		testenv.Eventually(t, "Postgres to stop", func() bool {
 			var busy int
 			err := pool.QueryRow(t.Context(), `SELECT count(*) FROM pg_stat_activity
@@ -262,6 +274,33 @@ func TestExport(t *testing.T) {
 			t.Errorf("got %v, want %v", err, context.Canceled)
 		}
 	})
+}
+
+// A Postgres that falls silent in the middle of an export is left after a while.
+func TestExport_Silence(t *testing.T) {
+	t.Parallel()
+	pool := testenv.Pool(t)
+	account := ledgertest.Account(t, pool, ledgertest.User(t, pool), 0)
+	const entries = 100_000
+	fill(t, pool, account.ID, entries)
+	export, err := statement.New(pool, nil).Export(t.Context(), statement.Page{Account: account})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var pid int
+	if err := pool.QueryRow(t.Context(), `SELECT pid FROM pg_stat_activity
+		WHERE datname = current_database() AND pid <> pg_backend_pid() AND state = 'active'`).Scan(&pid); err != nil {
+		t.Fatal(err)
+	}
+	testenv.Freeze(t, pid)
+	rows := 0
+	err = export.Each(t.Context(), func(*ledger.Transaction) error {
+		rows++
+		return nil
+	})
+	if !errors.Is(err, context.Canceled) || t.Context().Err() != nil || rows == 0 || rows == entries {
+		t.Errorf("%d transactions, %v", rows, err)
+	}
 }
 
 // Every page of every filter walks an index in its order and reads little more
