@@ -9,9 +9,12 @@ import (
 	"time"
 )
 
-// checkTimeout bounds each check: whoever asks wants an answer, not the truth
-// a minute later.
-const checkTimeout = 2 * time.Second
+// How long each check may take: whoever asks wants an answer, not the truth a
+// minute later; and what the process can do without must not make it seem slow.
+const (
+	checkTimeout    = 2 * time.Second
+	optionalTimeout = 500 * time.Millisecond
+)
 
 // Check asks after one dependency.
 type Check struct {
@@ -19,7 +22,7 @@ type Check struct {
 	Required bool // without it the process is not ready
 
 	// Probe is nil where the dependency serves. It must return soon after its
-	// context ends, checkTimeout from its start at the latest. Several calls may
+	// context ends, its timeout from its start at the latest. Several calls may
 	// run at once.
 	Probe func(context.Context) error
 }
@@ -55,7 +58,11 @@ func Ready(ctx context.Context, log *slog.Logger, checks []Check) Readiness {
 }
 
 func (c Check) run(ctx context.Context, log *slog.Logger) Dependency {
-	ctx, cancel := context.WithTimeout(ctx, checkTimeout)
+	patience := optionalTimeout
+	if c.Required {
+		patience = checkTimeout
+	}
+	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	dependency := Dependency{Name: c.Name, Status: "up", Required: c.Required}
 	if err := c.Probe(ctx); err != nil {
