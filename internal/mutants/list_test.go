@@ -214,13 +214,18 @@ var mutations = []mutation{
 	},
 	{
 		"a ticket in a worker's hands rings for certain", disposable,
-		[]edit{{sweep, `return s.same < longInHand`, `return true`}},
+		[]edit{{sweep, `return !s.isLong(longInHand)`, `return true`}},
 		[]string{"-run=^TestSweepPassesADeadWorkersTicket$ ./internal/worker"},
 	},
 	{
 		"a shared ticket is believed for ever", disposable,
-		[]edit{{sweep, `s.same < longUnseen`, `true`}},
+		[]edit{{sweep, `!s.isLong(longUnseen)`, `true`}},
 		[]string{"-run=^TestSweepBelievesInASharedTicket$ ./internal/worker"},
+	},
+	{
+		"a lost ticket is believed for as many sweeps, however long they take", disposable,
+		[]edit{{sweep, `time.Since(s.since) >=`, `time.Hour <`}},
+		[]string{"-run=^TestSweepCountsTimeToo$ ./internal/worker"},
 	},
 	{
 		"a ticket is believed for ever", disposable,
@@ -229,7 +234,7 @@ var mutations = []mutation{
 	},
 	{
 		"a ticket that is put off is believed for ever", disposable,
-		[]edit{{sweep, `return s.same < longPutOff`, `return true`}},
+		[]edit{{sweep, `return !s.isLong(longPutOff)`, `return true`}},
 		[]string{"-run=^TestSweepPassesAPutOffTicket$ ./internal/worker"},
 	},
 	{

@@ -6,6 +6,7 @@ import "context"
 const (
 	LongPutOff = longPutOff
 	LongUnseen = longUnseen
+	SweepEvery = sweepEvery
 )
 
 // Sweep is one sweep, for tests that count them.

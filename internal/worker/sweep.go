@@ -18,16 +18,18 @@ import (
 
 const (
 	// sweepEvery is the pause between two sweeps. An account that stands still
-	// from one to the next is looked after, so nothing waits for more than two,
-	// and a bell: that is most of how long a recovery takes. A sweep that finds
-	// nothing is one probe of an index, some 100 µs of Postgres's, so even a
-	// dozen workers cost it less than 1 % of a core.
+	// from one to the next is looked after; those that nothing rings for wait for
+	// two of them and a bell, and for at most three pauses more where their
+	// partition has a line: that is most of how long a recovery takes. A sweep
+	// that finds nothing is one probe of an index, some 100 µs of Postgres's, so
+	// even a dozen workers cost it less than 1 % of a core.
 	sweepEvery = 500 * time.Millisecond
 	// sweepShare makes a sweep that takes its time, because there is a long
 	// backlog, take no more than a fifth of it: the pause is so many times as
-	// long, up to longestSweepPause.
+	// long, up to longestSweepPause. Two of those pauses are what an account of a
+	// long backlog waits for when Redis has lost everything.
 	sweepShare        = 4
-	longestSweepPause = 4 * time.Second
+	longestSweepPause = 1500 * time.Millisecond
 	// stepTimeout bounds the reading of a page of accounts and the looking after
 	// one: a connection that swallows everything must not end the sweeps.
 	stepTimeout = 5 * time.Second
@@ -40,7 +42,8 @@ const (
 	sweepers = 16
 )
 
-// After how many sweeps a ticket is no longer believed to bring its account on.
+// After how many sweeps a ticket is no longer believed to bring its account on;
+// or after as many of sweepEvery, where sweeps take longer.
 const (
 	// longInHand passes over a worker that waits for the account's lock, and is
 	// soon enough for one that is dead.
@@ -65,6 +68,7 @@ type suspect struct {
 	still  int
 	place  queue.Place // of the ticket
 	same   int         // for how many sweeps it has been there
+	since  time.Time   // which it has been for at least, by this process's own clock
 }
 
 // sweep rings for the accounts that nothing is going to ring for: those whose
@@ -95,7 +99,10 @@ func (w *Worker) sweep(ctx context.Context) {
 	for i, head := range heads {
 		known := w.suspects[head.AccountID]
 		if suspects[i] = known; known.head != head.JobID {
-			suspects[i] = suspect{head: head.JobID, ticket: queue.Ticket{AccountID: head.AccountID, JobID: head.JobID}}
+			suspects[i] = suspect{
+				head: head.JobID, since: time.Now(),
+				ticket: queue.Ticket{AccountID: head.AccountID, JobID: head.JobID},
+			}
 			continue
 		}
 		group.Go(func() (err error) {
@@ -180,7 +187,7 @@ func (w *Worker) lookAfter(ctx context.Context, known suspect, lines queue.Lines
 	case err != nil:
 		return known, fmt.Errorf("look after account: %w", err)
 	}
-	next := suspect{head: known.head, ticket: known.ticket, still: known.still}
+	next := suspect{head: known.head, ticket: known.ticket, still: known.still, since: time.Now()}
 	next.ticket.JobID = last
 	next.ticket.Again++
 	// A kill before the ticket is written leaves the account to the sweeps of
@@ -200,18 +207,23 @@ func (s *suspect) stand(place queue.Place, line bool) (believed bool) {
 	s.still++
 	s.same++
 	if place != s.place {
-		s.place, s.same = place, 1
+		s.place, s.same, s.since = place, 1, time.Now()
 	}
 	switch place.Position {
 	case queue.InLine:
 		return !isLongInLine(s.still)
 	case queue.InHand:
-		return s.same < longInHand
+		return !s.isLong(longInHand)
 	case queue.PutOff:
-		return s.same < longPutOff
+		return !s.isLong(longPutOff)
 	default:
-		return line && s.ticket.Again == 0 && s.same < longUnseen
+		return line && s.ticket.Again == 0 && !s.isLong(longUnseen)
 	}
+}
+
+// isLong is true for a ticket that has been in its place for so many sweeps.
+func (s *suspect) isLong(sweeps int) bool {
+	return s.same >= sweeps || time.Since(s.since) >= time.Duration(sweeps)*sweepEvery
 }
 
 // isLongInLine is true at longInLine sweeps, and at each doubling: should the

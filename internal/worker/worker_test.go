@@ -6,10 +6,8 @@ import (
 	"log/slog"
 	"maps"
 	"math/rand/v2"
-	"os"
 	"slices"
 	"sync"
-	"syscall"
 	"testing"
 	"time"
 
@@ -313,6 +311,37 @@ func TestSweepBelievesInASharedTicket(t *testing.T) {
 	}
 }
 
+// Where a backlog is long the sweeps are far apart: so many of them are not waited
+// for, though the tickets of jobs accepted since Redis lost all make a line.
+func TestSweepCountsTimeToo(t *testing.T) {
+	t.Parallel()
+	s := newSystem(t, testenv.Pool(t), testenv.Redis(t))
+	lost := ledgertest.Account(t, s.pool, s.user, 0)
+	partition := queue.Partition(lost.ID, partitions)
+	s.ring(lost, ledgertest.Job(t, s.pool, lost, ledger.Deposit, 1))
+	w := s.sweeper()
+	for range 2 {
+		w.Sweep(t.Context())
+	}
+	if err := s.redis.FlushAll(t.Context()).Err(); err != nil {
+		t.Fatal(err)
+	}
+	account := ledgertest.Account(t, s.pool, s.user, 0)
+	for queue.Partition(account.ID, partitions) != partition {
+		account = ledgertest.Account(t, s.pool, s.user, 0)
+	}
+	s.ring(account, ledgertest.Job(t, s.pool, account, ledger.Deposit, 1))
+	w.Sweep(t.Context())
+	if n := s.pendingTickets(); n != 1 {
+		t.Errorf("%d tickets in line after the loss and one sweep, want the one written since", n)
+	}
+	<-time.After(worker.LongUnseen * worker.SweepEvery)
+	w.Sweep(t.Context())
+	if n := s.pendingTickets(); n != 2 {
+		t.Errorf("%d tickets in line after another sweep, want one an account", n)
+	}
+}
+
 // A ticket whose line Redis has lost is not believed for ever.
 func TestSweepPassesALostLine(t *testing.T) {
 	t.Parallel()
@@ -486,14 +515,7 @@ func freeze(t *testing.T, pool *pgxpool.Pool) {
 	var frozen []*pgxpool.Conn
 	for _, conn := range pool.AcquireAllIdle(t.Context()) {
 		frozen = append(frozen, conn)
-		process, err := os.FindProcess(int(conn.Conn().PgConn().PID()))
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := process.Signal(syscall.SIGSTOP); err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(func() { _ = process.Signal(syscall.SIGCONT) })
+		testenv.Freeze(t, int(conn.Conn().PgConn().PID()))
 	}
 	for _, conn := range frozen {
 		conn.Release()
