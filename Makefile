@@ -43,9 +43,12 @@ fuzz: ## Try every fuzz test on new inputs, one after another, for FUZZ_TIME (30
 
 CHECKS := 3000
 .PHONY: properties
-properties: ## Hold the ledger against its model for CHECKS (3000) sequences of steps
+properties: ## Hold the ledger against its model for CHECKS (3000) sequences of steps on each processor
 	@deploy/local/install.sh test
-	go test -count=1 -timeout 2h -v -run '^TestLedgerAsTheModel$$' ./internal/ledger -rapid.checks=$(CHECKS)
+	@mkdir -p .local/bin
+	@go test -c -o .local/bin/ledger.test ./internal/ledger
+	@cd internal/ledger && seq 0 $$(($$(nproc) - 1)) | xargs -P 0 -I N taskset -c N $(CURDIR)/.local/bin/ledger.test \
+		-test.timeout 2h -test.v -test.run '^TestLedgerAsTheModel$$' -rapid.checks=$(CHECKS)
 
 ROUNDS := 1
 BOUND := 1m
