@@ -240,7 +240,7 @@ func (b *bank) Accept(rt *rapid.T) {
 	}
 	a := b.account(rt, func(a *modelAccount) bool { return len(a.jobs)+most <= maxJobs })
 	var jobs []*modelJob
-	for range min(most, rapid.SampledFrom([]int{1, 1, 1, 1, 2, most}).Draw(rt, "jobs")) {
+	for range min(most, rapid.SampledFrom([]int{1, 1, 1, 1, 1, 1, 2, most}).Draw(rt, "jobs")) {
 		jobs = append(jobs, newJob(entries.Draw(rt, "type"), amounts.Draw(rt, "amount")))
 	}
 	b.accept(rt, a, rapid.SampledFrom([]int{0, 0, -3600, 3600}).Draw(rt, "clock advance"), jobs...)

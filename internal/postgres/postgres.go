@@ -71,6 +71,7 @@ func Open(ctx context.Context, cfg Config) (*pgxpool.Pool, error) {
 	params["idle_in_transaction_session_timeout"] = milliseconds(idleTimeout)
 	if cfg.Serving {
 		params["enable_seqscan"] = "off"
+		params["jit"] = "off" // compiling a plan takes longer than it runs
 		params["statement_timeout"] = milliseconds(servingStatementTimeout)
 		params["idle_in_transaction_session_timeout"] = milliseconds(servingIdleTimeout)
 	}
