@@ -58,50 +58,44 @@ func (s *Statements) List(ctx context.Context, page Page) ([]ledger.Transaction,
 	return transactions, nil
 }
 
-// query walks one index between two seqs: the primary key, or transactions_type.
-// Time rises with seq within an account, so a range of time is a range of seq,
-// and its ends are one probe each of transactions_time: nothing is read to be
-// thrown away, and nothing is sorted.
-//
-// A type is a range of (type, seq) rather than an equality, which the planner
-// would rather check row by row while it walks the primary key: on a stretch
-// without the type that reads on and on.
+// query walks one index from one end: the primary key; transactions_time, where
+// it is for a time; transactions_deposits or transactions_withdrawals, where it is
+// for a type. Time rises with seq within an account, so the order of any of them
+// is the order of seq: nothing is read to be thrown away, and nothing is sorted.
 func (p Page) query() (sql string, args []any) {
 	arg := func(value any) int {
 		args = append(args, value)
 		return len(args)
 	}
 	account := arg(p.Account.ID)
-	lowest, beyond := []string{"0"}, []string{"9223372036854775807"}
+	where := []string{fmt.Sprintf("account_id = $%d", account)}
+	by, after, direction := "seq", "$%d::bigint", "DESC"
+	if p.Type != "" || !p.From.IsZero() || !p.To.IsZero() {
+		by = "created_at"
+		after = fmt.Sprintf("(SELECT created_at FROM transactions WHERE account_id = $%d AND seq = $%%d)", account)
+	}
 	if !p.From.IsZero() {
-		lowest = append(lowest, fmt.Sprintf(firstSeqAt, account, arg(p.From)))
+		where = append(where, fmt.Sprintf("created_at >= $%d", arg(p.From)))
 	}
 	if !p.To.IsZero() {
-		beyond = append(beyond, fmt.Sprintf(firstSeqAt, account, arg(p.To)))
+		where = append(where, fmt.Sprintf("created_at < $%d", arg(p.To)))
 	}
-	direction := "DESC"
-	switch {
-	case p.Ascending:
-		direction = "ASC"
-		lowest = append(lowest, fmt.Sprintf("$%d::bigint + 1", arg(p.After)))
-	case p.After != 0:
-		beyond = append(beyond, fmt.Sprintf("$%d::bigint", arg(p.After)))
+	beyond := "<"
+	if p.Ascending {
+		beyond, direction = ">", "ASC"
 	}
-	first, end := "greatest("+strings.Join(lowest, ", ")+")", "least("+strings.Join(beyond, ", ")+")"
-	within, order := fmt.Sprintf("seq >= %s AND seq < %s", first, end), "seq "+direction
-	if p.Type != "" {
-		entry := arg(string(p.Type))
-		within = fmt.Sprintf("(type, seq) >= ($%d::entry_type, %s) AND (type, seq) < ($%[1]d::entry_type, %[3]s)", entry, first, end)
-		order = "type " + direction + ", " + order
+	if p.After != 0 {
+		where = append(where, fmt.Sprintf("%s %s "+after, by, beyond, arg(p.After)))
 	}
-	return fmt.Sprintf(`SELECT %s FROM transactions WHERE account_id = $%d AND %s ORDER BY %s LIMIT nullif($%d, 0)`,
-		columns, account, within, order, arg(int64(p.Limit))), args
+	switch p.Type { // as a constant: the index has it in its predicate
+	case ledger.Deposit:
+		where = append(where, "type = 'deposit'")
+	case ledger.Withdrawal:
+		where = append(where, "type = 'withdrawal'")
+	}
+	return fmt.Sprintf(`SELECT %s FROM transactions WHERE %s ORDER BY %s %s LIMIT nullif($%d, 0)`,
+		columns, strings.Join(where, " AND "), by, direction, arg(int64(p.Limit))), args
 }
-
-// firstSeqAt is the first seq at or after a time; past the end where there is
-// none. It takes the numbers of the parameters of the account's id and the time.
-const firstSeqAt = `coalesce((SELECT seq FROM transactions
-	WHERE account_id = $%d AND created_at >= $%d ORDER BY created_at LIMIT 1), 9223372036854775807)`
 
 // Transaction reads one entry of a history; ErrNotFound where it has no such.
 func (s *Statements) Transaction(ctx context.Context, account ledger.Account, seq int64) (ledger.Transaction, error) {
