@@ -9,10 +9,12 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"os"
 	"runtime/debug"
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/gofiber/fiber/v2"
@@ -127,13 +129,14 @@ func (a *API) exportTransactions(c *fiber.Ctx, account ledger.Account, page stat
 	begun = true
 	describeExport(c, account)
 	conn := c.Context().Conn()
-	body, lines := io.Pipe()
-	c.Context().SetBodyStream(exportBody{PipeReader: body, conn: conn, over: exporting.Err}, -1)
+	read, lines := io.Pipe()
+	body := &exportBody{PipeReader: read, conn: conn}
+	c.Context().SetBodyStream(body, -1)
 	log := a.cfg.Log.With("request_id", c.Locals(requestIDKey{}))
 	go func() {
 		unwatch := context.AfterFunc(exporting, func() {
 			_ = lines.CloseWithError(exporting.Err())
-			_ = conn.SetWriteDeadline(time.Now()) // what waits for the client waits no more
+			body.cut()
 		})
 		err := sendLines(exporting, export, lines)
 		if err != nil {
@@ -155,20 +158,27 @@ func describeExport(c *fiber.Ctx, account ledger.Account) {
 // exportBody is an export as its client takes it.
 type exportBody struct {
 	*io.PipeReader
-	conn net.Conn
-	over func() error // not nil when it has to end
+	conn  net.Conn
+	isCut atomic.Bool
+}
+
+// cut has what waits for the client wait no more.
+func (b *exportBody) cut() {
+	b.isCut.Store(true)
+	_ = b.conn.SetWriteDeadline(time.Now())
 }
 
 // Read gives the client the time to take what is read.
-func (b exportBody) Read(p []byte) (int, error) {
+func (b *exportBody) Read(p []byte) (int, error) {
 	n, err := b.PipeReader.Read(p)
 	if n == 0 || err != nil {
 		return n, err
 	}
-	// In this order: an end that comes after the look sets its deadline after ours.
-	err = cmp.Or(b.conn.SetWriteDeadline(time.Now().Add(writeTimeout)), b.over())
-	if err != nil {
+	if err := b.conn.SetWriteDeadline(time.Now().Add(writeTimeout)); err != nil {
 		return 0, err
+	}
+	if b.isCut.Load() { // a cut that comes after this sets its deadline after ours
+		return 0, os.ErrDeadlineExceeded
 	}
 	return n, nil
 }

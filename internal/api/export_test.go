@@ -230,7 +230,7 @@ func TestExport_ClientGoesAway(t *testing.T) {
 	_ = conns[0].Close()
 	testenv.Eventually(t, "Postgres to stop reading", func() bool { return s.exporting(t) == maxExports-1 })
 	testenv.Eventually(t, "room for exports", func() bool { return s.underWay() == maxExports-1 })
-	for range 20 {
+	for range 200 {
 		if all := readCSV(another.get(jobsOf(anothers, "transactions"), "Accept", "text/csv")); len(all) != 1 {
 			t.Errorf("got %v", all)
 		}
