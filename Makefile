@@ -47,7 +47,7 @@ properties: ## Hold the ledger against its model for CHECKS (3000) sequences of 
 	@deploy/local/install.sh test
 	@mkdir -p .local/bin
 	@go test -c -o .local/bin/ledger.test ./internal/ledger
-	@cd internal/ledger && seq 0 $$(($$(nproc) - 1)) | xargs -P 0 -I N taskset -c N $(CURDIR)/.local/bin/ledger.test \
+	@cd internal/ledger && seq 0 $$(($$(nproc) - 1)) | xargs -P 0 -I {} taskset -c {} ../../.local/bin/ledger.test \
 		-test.timeout 2h -test.v -test.run '^TestLedgerAsTheModel$$' -rapid.checks=$(CHECKS)
 
 ROUNDS := 1

@@ -259,7 +259,7 @@ func TestExport_IsCutOff(t *testing.T) {
 			c := s.user(t)
 			account := largeHistory(t, s, c)
 			if name == "AfterTooLong" {
-				s.api.exports.longest = time.Second
+				s.api.exports.longest = 4 * time.Second
 			}
 			_, reader := beginExport(c, account)
 			if n := s.exporting(t); n != 1 {

@@ -457,6 +457,8 @@ func (b *bank) Exhaust(rt *rapid.T) {
 // Replay puts failed jobs back in line, also beside those that were behind them.
 func (b *bank) Replay(rt *rapid.T) {
 	a := b.account(rt, func(a *modelAccount) bool { return len(a.failed()) > 0 })
+	b.look(rt) // it undoes what an attempt may have done wrong
+	b.touch(a)
 	jobs := a.failed()
 	jobs = jobs[:rapid.IntRange(1, len(jobs)).Draw(rt, "failed ones")]
 	if rapid.IntRange(0, 3).Draw(rt, "and any other") == 0 {
@@ -533,7 +535,7 @@ const readSQL = `
 	FROM accounts WHERE id = $1`
 
 // lookEvery is how many steps are made between two looks: a look costs as much as
-// a small step, and nothing that a step does wrong is undone by the next ones.
+// a small step, and nothing that a step does wrong is undone by the next ones, but for a replay.
 const lookEvery = 8
 
 // Check counts a step, and looks now and then; rapid calls it after each step.

@@ -126,6 +126,9 @@ func freeze(t *testing.T, pool *pgxpool.Pool) (thaw func()) {
 		pids = append(pids, int(conn.Conn().PgConn().PID()))
 		conn.Release()
 	}
+	if len(pids) == 0 {
+		t.Fatal("no connection to freeze")
+	}
 	return testenv.Freeze(t, pids...)
 }
 
