@@ -84,6 +84,41 @@ func TestUpWaitsForAReader(t *testing.T) {
 	}
 }
 
+// An index is built beside those who hold a snapshot, an export say, for longer
+// than a change of a table would wait for them; nobody waits for it meanwhile.
+func TestUpWaitsForASnapshot(t *testing.T) {
+	t.Parallel()
+	url := testenv.Postgres(t)
+	execute(t, url, `DELETE FROM goose_db_version WHERE version_id > 3`)
+	reader, err := connect(t, url).BeginTx(t.Context(), pgx.TxOptions{IsoLevel: pgx.RepeatableRead})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := reader.Exec(t.Context(), `SELECT FROM transactions`); err != nil {
+		t.Fatal(err)
+	}
+	up := make(chan error, 1)
+	go func() { up <- migrations.Up(t.Context(), url) }()
+	others := connect(t, url)
+	testenv.Eventually(t, "the migration to wait for longer than lock_timeout", func() (waits bool) {
+		const sql = `SELECT EXISTS (SELECT FROM pg_stat_activity WHERE datname = current_database() AND query LIKE '%INDEX CONCURRENTLY%'
+			AND wait_event = 'virtualxid' AND clock_timestamp() - query_start > '1500 ms' AND pid <> pg_backend_pid())`
+		if err := others.QueryRow(t.Context(), sql).Scan(&waits); err != nil {
+			t.Fatal(err)
+		}
+		return waits
+	})
+	if _, err := others.Exec(t.Context(), `SET lock_timeout = '1s'; BEGIN; LOCK TABLE transactions IN ROW EXCLUSIVE MODE; COMMIT`); err != nil {
+		t.Errorf("who writes waits for the migration: %v", err)
+	}
+	if err := reader.Rollback(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-up; err != nil {
+		t.Error(err)
+	}
+}
+
 func connect(t testing.TB, url string) *pgx.Conn {
 	t.Helper()
 	conn, err := pgx.Connect(t.Context(), url)

@@ -54,7 +54,9 @@ const (
 	longPutOff = int(queue.LongestPutOff/sweepEvery) + 2
 	// longUnseen is for a ticket that is not there by its account's name, while
 	// others wait in the partition's line: one that several accounts share has the
-	// name of the first one's job alone. Short enough for a ticket that is lost.
+	// name of the first one's job alone. Short enough for a ticket that is lost;
+	// where sweeps are so far apart that it is over at the first look, a ticket too
+	// many costs a round trip, and a lost one that is waited for costs seconds.
 	longUnseen = 4
 	// longInLine is for a line that Redis has lost; a power of two.
 	longInLine = 32
