@@ -65,8 +65,7 @@ func (a *API) listTransactions(c *fiber.Ctx, q *query) error {
 	if isCSV {
 		return a.exportTransactions(c, account, page)
 	}
-	list := fmt.Sprintf("transactions of %d, type %q, from %d, to %d, ascending %t",
-		account.ID, page.Type, page.From.UnixMicro(), page.To.UnixMicro(), page.Ascending)
+	list := historyList(page)
 	if page.After, err = q.after(a.cursors, list); err != nil {
 		return err
 	}
@@ -77,6 +76,18 @@ func (a *API) listTransactions(c *fiber.Ctx, q *query) error {
 	}
 	c.Vary(fiber.HeaderAccept)
 	return sendPage(c, a.cursors, list, limit, transactions, toTransactionBody, func(t ledger.Transaction) int64 { return t.Seq })
+}
+
+func historyList(page statement.Page) string {
+	return fmt.Sprintf("transactions of %d, type %q, from %d, to %d, ascending %t",
+		page.Account.ID, page.Type, page.From.UnixMicro(), page.To.UnixMicro(), page.Ascending)
+}
+
+// HistoryCursor is the cursor with which the list of transactions goes on at a page
+// in its depths: a benchmark can't turn all the pages before it. secret is the
+// API's first.
+func HistoryCursor(secret []byte, page statement.Page) string {
+	return newCursors([][]byte{secret}).encode(historyList(page), page.After)
 }
 
 // roundUp is for a bound of what Postgres keeps to the microsecond: from stays

@@ -92,7 +92,7 @@ func (s *scene) pgbench(ctx context.Context, script string, warm, timed int) (fl
 	cmd.Env = []string{
 		"PGHOST=" + server.Host, fmt.Sprintf("PGPORT=%d", server.Port), "PGDATABASE=" + server.Database,
 		"PGUSER=" + server.User, "PGPASSWORD=" + server.Password,
-		"PGOPTIONS=-c enable_seqscan=off", // as Passbook's connections have it
+		"PGOPTIONS=-c enable_seqscan=off -c enable_bitmapscan=off", // as Passbook's connections have it
 	}
 	if err := s.checkpoint(ctx); err != nil {
 		return 0, err

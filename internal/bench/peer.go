@@ -91,6 +91,7 @@ func openPeerPool(ctx context.Context, url string, conns int) (*pgxpool.Pool, er
 	}
 	cfg.MaxConns = int32(conns) //nolint:gosec // a handful
 	cfg.ConnConfig.RuntimeParams["enable_seqscan"] = "off"
+	cfg.ConnConfig.RuntimeParams["enable_bitmapscan"] = "off"
 	return pgxpool.NewWithConfig(ctx, cfg)
 }
 

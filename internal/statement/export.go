@@ -56,12 +56,8 @@ func beginExport(ctx context.Context, conn *pgxpool.Conn, page Page) (*Export, e
 	return e, nil
 }
 
-// asLongAsItTakesSQL lets a transaction's statements go on, and has them walk an
-// index in its order: for a whole history the planner would rather sort it first.
-const asLongAsItTakesSQL = `
-	SELECT set_config(name, value, true) FROM (VALUES
-		('statement_timeout', '0'), ('enable_sort', 'off'), ('enable_bitmapscan', 'off')
-	) setting (name, value)`
+// asLongAsItTakesSQL lets a transaction's statements go on.
+const asLongAsItTakesSQL = `SET LOCAL statement_timeout = 0`
 
 func (e *Export) begin(ctx context.Context, page Page) (err error) {
 	if e.tx, err = e.conn.BeginTx(ctx, pgx.TxOptions{AccessMode: pgx.ReadOnly}); err != nil {
@@ -70,7 +66,7 @@ func (e *Export) begin(ctx context.Context, page Page) (err error) {
 	if _, err = e.tx.Exec(ctx, asLongAsItTakesSQL); err != nil {
 		return err
 	}
-	sql, args := page.query()
+	sql, args := page.Statement()
 	if e.rows, err = e.tx.Query(ctx, sql, args...); err != nil {
 		return err
 	}

@@ -46,7 +46,7 @@ const columns = `seq, type, amount, balance_after, description, job_id, created_
 
 // List reads a page of a history. Whose account it is, the caller has checked.
 func (s *Statements) List(ctx context.Context, page Page) ([]ledger.Transaction, error) {
-	sql, args := page.query()
+	sql, args := page.Statement()
 	transactions, err := read(ctx, s, page.Account, func(ctx context.Context, conn *pgxpool.Conn) ([]ledger.Transaction, error) {
 		defer conn.Release()
 		rows, _ := conn.Query(ctx, sql, args...) // CollectRows returns its error
@@ -58,11 +58,11 @@ func (s *Statements) List(ctx context.Context, page Page) ([]ledger.Transaction,
 	return transactions, nil
 }
 
-// query walks one index from one end: the primary key; transactions_time, where
+// Statement is what List asks Postgres. It walks one index from one end: the primary key; transactions_time, where
 // it is for a time; transactions_deposits or transactions_withdrawals, where it is
 // for a type. Time rises with seq within an account, so the order of any of them
 // is the order of seq: nothing is read to be thrown away, and nothing is sorted.
-func (p Page) query() (sql string, args []any) {
+func (p Page) Statement() (sql string, args []any) {
 	arg := func(value any) int {
 		args = append(args, value)
 		return len(args)
@@ -97,12 +97,16 @@ func (p Page) query() (sql string, args []any) {
 		columns, strings.Join(where, " AND "), by, direction, arg(int64(p.Limit))), args
 }
 
+// TransactionSQL reads one entry by the primary key.
+//
+// $1 the account's id, $2 the seq.
+const TransactionSQL = `SELECT ` + columns + ` FROM transactions WHERE account_id = $1 AND seq = $2`
+
 // Transaction reads one entry of a history; ErrNotFound where it has no such.
 func (s *Statements) Transaction(ctx context.Context, account ledger.Account, seq int64) (ledger.Transaction, error) {
-	const sql = `SELECT ` + columns + ` FROM transactions WHERE account_id = $1 AND seq = $2`
 	transaction, err := read(ctx, s, account, func(ctx context.Context, conn *pgxpool.Conn) (ledger.Transaction, error) {
 		defer conn.Release()
-		rows, _ := conn.Query(ctx, sql, account.ID, seq) // CollectExactlyOneRow returns its error
+		rows, _ := conn.Query(ctx, TransactionSQL, account.ID, seq) // CollectExactlyOneRow returns its error
 		return pgx.CollectExactlyOneRow(rows, pgx.RowToStructByPos[ledger.Transaction])
 	})
 	if errors.Is(err, pgx.ErrNoRows) {
@@ -121,11 +125,11 @@ type Balance struct {
 	At      time.Time
 }
 
-// balanceSQL is one probe of transactions_time. Where the clock has gone back,
+// BalanceSQL is one probe of transactions_time. Where the clock has gone back,
 // the last transaction is dated ahead of it: it counts all the same.
 //
 // $1 the account's id, $2 the time; now where null.
-const balanceSQL = `
+const BalanceSQL = `
 	SELECT coalesce(entry.seq, 0), coalesce(entry.balance_after, 0),
 		coalesce($2, greatest(statement_timestamp(), entry.created_at))
 	FROM (SELECT) nothing LEFT JOIN LATERAL (
@@ -142,7 +146,7 @@ func (s *Statements) Balance(ctx context.Context, account ledger.Account, at tim
 	var when *time.Time
 	probe := func(ctx context.Context, conn *pgxpool.Conn) (Balance, error) {
 		defer conn.Release()
-		rows, _ := conn.Query(ctx, balanceSQL, account.ID, when) // CollectExactlyOneRow returns its error
+		rows, _ := conn.Query(ctx, BalanceSQL, account.ID, when) // CollectExactlyOneRow returns its error
 		return pgx.CollectExactlyOneRow(rows, pgx.RowToStructByPos[Balance])
 	}
 	var balance Balance
