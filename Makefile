@@ -5,7 +5,7 @@ LINT := go tool -modfile=.ci/lint/go.mod golangci-lint
 
 .PHONY: help
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .PHONY: run
 run: ## Run everything on this machine, with a Postgres and a Redis of its own, until Ctrl-C
@@ -74,6 +74,15 @@ bench: ## Measure speed against a synchronous peer and pgbench, ROUNDS (3) times
 	@mkdir -p .local/bin
 	@go build -buildvcs=false -o .local/bin/bench ./internal/bench
 	@exec .local/bin/bench -rounds $(ROUNDS) -scale $(SCALE) -out $(OUT) -parts '$(PARTS)'
+
+ROWS := 100000000
+.PHONY: bench-history
+bench-history: OUT = internal/bench/results
+bench-history: ## Measure histories of ROWS (100000000), a tenth and a hundredth of it; some 35 GB of disk, an hour
+	@deploy/local/install.sh
+	@mkdir -p .local/bin
+	@go build -buildvcs=false -o .local/bin/bench ./internal/bench
+	@exec .local/bin/bench history -rows $(ROWS) -out $(OUT)
 
 ACCOUNTS := 1000
 .PHONY: profile

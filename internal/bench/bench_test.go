@@ -12,6 +12,9 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/passbook/passbook/internal/ledger"
+	"github.com/passbook/passbook/internal/statement"
 )
 
 // The parts that the others are built like measure something, and check that all
@@ -52,6 +55,69 @@ func TestMeasure(t *testing.T) {
 		t.Errorf("%d targets were looked at for %d parts", len(got.Targets), len(parts))
 	}
 	checkXML(t, filepath.Join(folder, "latest.svg"))
+}
+
+// So does the other one, at its smallest, and every figure of it is found.
+func TestMeasureHistory(t *testing.T) {
+	folder := t.TempDir()
+	rows, s, err := readHistorySettings([]string{"-rows=200000", "-scale=0.01", "-out=" + folder})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var said strings.Builder
+	if err := measureHistory(t.Context(), rows, s, &said); err != nil {
+		t.Fatalf("%v\n%s", err, &said)
+	}
+	t.Log(said.String())
+	text, err := os.ReadFile(filepath.Join(folder, "history.json"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got result
+	if err := json.Unmarshal(text, &got); err != nil {
+		t.Fatal(err)
+	}
+	if len(got.Targets) != len(historyTargets) {
+		t.Errorf("%d of %d targets were looked at", len(got.Targets), len(historyTargets))
+	}
+	const banks, besides = 3, 3 // a bank's cold pages, and the size of all
+	if want := banks * (3*len(kinds) + besides); len(got.Figures) < want {
+		t.Errorf("%d figures, want %d and more", len(got.Figures), want)
+	}
+	for _, f := range got.Figures {
+		if f.Median <= 0 && f.Name != "memory" {
+			t.Errorf("%s/%s is %v", f.Part, f.Name, f.Median)
+		}
+	}
+	checkXML(t, filepath.Join(folder, "history.svg"))
+}
+
+// Pages that are not what was asked for are told from those that are.
+func TestRightPage(t *testing.T) {
+	t.Parallel()
+	day := func(d int) time.Time { return time.Date(2024, 1, d, 0, 0, 0, 0, time.UTC) }
+	const three = `{"data":[{"seq":3,"type":"deposit","created_at":"2024-01-03T00:00:00Z"},
+		{"seq":2,"type":"withdrawal","created_at":"2024-01-02T00:00:00Z"},{"seq":1,"type":"deposit","created_at":"2024-01-01T00:00:00Z"}]}`
+	tests := map[string]struct {
+		page  statement.Page
+		last  int64
+		right bool
+	}{
+		"OK":          {statement.Page{}, 3, true},
+		"OK/After":    {statement.Page{After: 4}, 9, true},
+		"OK/Time":     {statement.Page{From: day(1), To: day(4)}, 9, true},
+		"Short":       {statement.Page{}, 4, false},
+		"NotAfter":    {statement.Page{After: 3}, 9, false},
+		"WrongOrder":  {statement.Page{Ascending: true}, 3, false},
+		"WrongType":   {statement.Page{Type: ledger.Deposit}, 9, false},
+		"TooEarly":    {statement.Page{From: day(2), To: day(4)}, 9, false},
+		"NotBeforeTo": {statement.Page{From: day(1), To: day(3)}, 9, false},
+	}
+	for name, test := range tests {
+		if err := rightPage([]byte(three), test.page, test.last); (err == nil) != test.right {
+			t.Errorf("%s: got %v", name, err)
+		}
+	}
 }
 
 func TestMeasure_EndsWhenItIsTold(t *testing.T) {
@@ -134,7 +200,7 @@ func TestTargets(t *testing.T) {
 		{"end-to-end/applied": 120, "peer/applied": 100, "light/seen-p50": 5},
 		{"end-to-end/applied": 13, "peer/applied": 10, "light/seen-p50": 4},
 	}
-	got := summarize(rounds).Targets
+	got := summarize(rounds, catalogue, targets).Targets
 	if len(got) != 2 {
 		t.Fatalf("got %+v", got)
 	}

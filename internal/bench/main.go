@@ -4,10 +4,11 @@
 // been found applied, once, in a ledger that verifies.
 //
 //	bench           measure all parts, print a table, write latest.json and latest.svg
+//	bench history   measure histories of up to a hundred million transactions
 //	bench profile   leave CPU profiles of api and worker under load
 //	bench peer      serve the synchronous peer; the measurement starts it
 //
-// `make bench` and `make profile` run it. Each takes -h.
+// `make bench`, `make bench-history` and `make profile` run it. Each takes -h.
 //
 // One round measures every part once; rounds alternate their direction, so that
 // no part always follows the same other. A part has a scene of its own: a copy of
@@ -59,6 +60,12 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdout 
 			return err
 		}
 		return measure(ctx, s, stdout)
+	case "history":
+		rows, s, err := readHistorySettings(args)
+		if err != nil {
+			return err
+		}
+		return measureHistory(ctx, rows, s, stdout)
 	case "profile":
 		s, err := readProfileSettings(args)
 		if err != nil {
@@ -76,5 +83,5 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdout 
 		}
 		return servePeer(ctx, cfg, s, stdout)
 	}
-	return fmt.Errorf("unknown command %q; there are profile and peer, and none", command)
+	return fmt.Errorf("unknown command %q; there are history, profile and peer, and none", command)
 }

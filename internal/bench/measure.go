@@ -65,11 +65,11 @@ func measure(ctx context.Context, s settings, out io.Writer) (err error) {
 		}
 		rounds = append(rounds, found)
 	}
-	result := summarize(rounds)
+	result := summarize(rounds, catalogue, targets)
 	result.TakenAt, result.Took = began.UTC(), time.Since(began).Round(time.Second).String()
 	result.Rounds, result.Scale, result.Machine = s.rounds, s.scale, machine
 	result.print(out)
-	return result.write(s.folder, out)
+	return result.write(s.folder, "latest", out)
 }
 
 // round measures every part once, backwards in every other round.

@@ -10,7 +10,7 @@ import (
 	"time"
 )
 
-// result is a run, as latest.json holds it.
+// result is a run, as its JSON holds it.
 type result struct {
 	TakenAt time.Time      `json:"taken_at"`
 	Took    string         `json:"took"`
@@ -39,7 +39,7 @@ type targetResult struct {
 }
 
 // summarize takes the rounds together. What no round has measured is left out.
-func summarize(rounds []figures) result {
+func summarize(rounds []figures, catalogue []figure, targets []target) result {
 	var r result
 	for _, f := range catalogue {
 		value := func(round figures) (float64, bool) { v, ok := round[f.key()]; return v, ok }
@@ -92,8 +92,8 @@ func (r result) print(out io.Writer) {
 	}
 }
 
-// write leaves latest.json and latest.svg in a folder.
-func (r result) write(folder string, out io.Writer) error {
+// write leaves the result in a folder, as JSON and as a chart.
+func (r result) write(folder, name string, out io.Writer) error {
 	if err := os.MkdirAll(folder, 0o755); err != nil { //nolint:gosec // for everybody to read
 		return fmt.Errorf("write the results: %w", err)
 	}
@@ -105,9 +105,9 @@ func (r result) write(folder string, out io.Writer) error {
 	if err != nil {
 		return err
 	}
-	files := map[string][]byte{"latest.json": append(text, '\n'), "latest.svg": chart}
-	for name, content := range files {
-		path := filepath.Join(folder, name)
+	files := map[string][]byte{name + ".json": append(text, '\n'), name + ".svg": chart}
+	for file, content := range files {
+		path := filepath.Join(folder, file)
 		if err := os.WriteFile(path, content, 0o644); err != nil { //nolint:gosec // for everybody to read
 			return fmt.Errorf("write the results: %w", err)
 		}

@@ -1,0 +1,518 @@
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"io/fs"
+	"math"
+	"math/rand/v2"
+	"net/http"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/valyala/fasthttp"
+	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
+)
+
+const (
+	leastHistory     = 200_000 // rows: a hundredth of it is a few for each account
+	readers          = 8       // connections
+	looksOfEach      = 500     // of each kind, in each bank, at scale 1
+	readPasses       = 4       // over all looks, after the first, which warms up
+	explainedOfEach  = 50
+	coldLooks        = 300
+	applyJobs        = 20_000
+	applyRounds      = 3
+	historyTimeout   = 6 * time.Hour
+	exportTimeout    = 30 * time.Minute
+	bytesOfRow       = 250 // of disk that a row takes, and for the largest bank
+	bytesOfSort      = 40  // while an index of it is built
+	bytesBesides     = 4 << 30
+	reconnectTimeout = time.Minute
+)
+
+// history measures histories of rows, a tenth and a hundredth of it, in one run.
+type history struct {
+	*round
+	rows  int64
+	banks []*bank // the smallest first
+	found []figures
+}
+
+func readHistorySettings(args []string) (rows int64, s settings, err error) {
+	s = settings{rounds: 1, scale: 1}
+	flags := flag.NewFlagSet("bench history", flag.ContinueOnError)
+	flags.Int64Var(&rows, "rows", 100_000_000, "transactions of the largest bank; the others have a tenth and a hundredth")
+	flags.Float64Var(&s.scale, "scale", 1, "of the number of looks and jobs; figures mean something at 1 alone")
+	flags.StringVar(&s.folder, "out", "internal/bench/results", "folder of the results")
+	if err := flags.Parse(args); err != nil {
+		return 0, settings{}, err
+	}
+	switch {
+	case flags.NArg() > 0:
+		err = fmt.Errorf("unknown arguments %q", flags.Args())
+	case rows < leastHistory || s.scale <= 0:
+		err = fmt.Errorf("-rows is at least %d, and -scale more than 0", leastHistory)
+	}
+	return rows, s, err
+}
+
+// measureHistory fills the banks, measures and reports.
+func measureHistory(ctx context.Context, rows int64, s settings, out io.Writer) (err error) {
+	ctx, cancel := context.WithTimeout(ctx, historyTimeout)
+	defer cancel()
+	began := time.Now()
+	r, err := newRig(ctx, s, out)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, r.close(context.WithoutCancel(ctx))) }()
+	machine, err := r.describe(ctx)
+	if err != nil {
+		return err
+	}
+	fmt.Fprintln(out, machine)
+	h := &history{round: &round{rig: r, figures: figures{}}, rows: rows}
+	for _, rows := range []int64{rows / 100, rows / 10, rows} {
+		h.banks = append(h.banks, newBank(rows))
+	}
+	for _, step := range []func(context.Context) error{h.checkSpace, h.fill, h.readWarm, h.explain, h.readCold, h.export, h.apply} {
+		if err := step(ctx); err != nil {
+			return err
+		}
+	}
+	h.conclude()
+	result := summarize(append([]figures{h.figures}, h.found...), h.catalogue(), historyTargets)
+	result.TakenAt, result.Took = began.UTC(), time.Since(began).Round(time.Second).String()
+	result.Rounds, result.Scale, result.Machine = s.rounds, s.scale, machine
+	result.print(out)
+	return errors.Join(result.write(s.folder, "history", out), h.writeTable(out))
+}
+
+// checkSpace refuses a disk that all of it does not fit on.
+func (h *history) checkSpace(context.Context) error {
+	total := int64(0)
+	for _, b := range h.banks {
+		total += b.rows
+	}
+	need := total*bytesOfRow + h.rows*bytesOfSort + bytesBesides
+	var fs syscall.Statfs_t
+	if err := syscall.Statfs(h.postgres.Dir(), &fs); err != nil {
+		return fmt.Errorf("look at the disk: %w", err)
+	}
+	free := int64(fs.Bavail) * fs.Bsize //nolint:gosec // of a disk
+	h.say("It takes up to %.1f GB of %s, where %.1f are free.", float64(need)/1e9, filepath.Dir(h.postgres.Dir()), float64(free)/1e9)
+	if free < need {
+		return fmt.Errorf("%d transactions take up to %.1f GB of disk, and %.1f are free: name another with TMPDIR, or fewer with ROWS",
+			h.rows, float64(need)/1e9, float64(free)/1e9)
+	}
+	return nil
+}
+
+func (h *history) fill(ctx context.Context) error {
+	for _, b := range h.banks {
+		began := time.Now()
+		h.say("Filling a bank of %s, %d accounts.", b.name(), len(b.accounts))
+		if err := errors.Join(b.fill(ctx, h.rig), ctx.Err()); err != nil {
+			return err
+		}
+		if err := b.check(ctx, h.rig); err != nil {
+			return err
+		}
+		sizes, err := b.sizes(ctx, h.rig)
+		if err != nil {
+			return err
+		}
+		total := 0.0
+		for name, bytes := range sizes {
+			h.set(b.name(), "bytes-"+name, bytes)
+			total += bytes
+		}
+		h.set(b.name(), "bytes", total)
+		h.say("  %s bytes a transaction (%v)", number(total), time.Since(began).Round(time.Second))
+	}
+	return nil
+}
+
+// lookedAt is a look in a bank, and how long it took.
+type lookedAt struct {
+	look
+	bank, kind int
+	waits      []time.Duration
+}
+
+// looks are n of each kind in each bank, each bank's drawn alike.
+func (h *history) looks(kinds []kind, n int) []*lookedAt {
+	var all []*lookedAt
+	for b, bank := range h.banks {
+		l := &looker{bank: bank, random: rand.New(rand.NewPCG(1, 2)), secret: h.key.Secret} //nolint:gosec // what is read is no secret
+		for k, kind := range kinds {
+			for range n {
+				all = append(all, &lookedAt{look: kind.at(l), bank: b, kind: k})
+			}
+		}
+	}
+	return all
+}
+
+// onBanks plays with an api on each bank.
+func (h *history) onBanks(ctx context.Context, play func([]*scene) error) error {
+	var open func(scenes []*scene) error
+	open = func(scenes []*scene) error {
+		if len(scenes) == len(h.banks) {
+			return play(scenes)
+		}
+		return h.onBank(ctx, h.banks[len(scenes)].database, cast{apis: 1, partitions: plain.partitions}, func(s *scene) error {
+			return open(append(scenes, s))
+		})
+	}
+	return open(nil)
+}
+
+// readWarm looks at everything once, checks what it sees, and then measures the
+// same looks in another random order each time, all banks at once: what one look
+// leaves in a cache is long behind when it comes again, and what the machine does
+// meanwhile meets all banks alike.
+func (h *history) readWarm(ctx context.Context) error {
+	looks := h.looks(kinds, h.count(looksOfEach))
+	err := h.onBanks(ctx, func(scenes []*scene) error {
+		for pass := range 1 + readPasses {
+			h.say("Reading, pass %d of %d.", pass, readPasses)
+			if err := h.readAll(ctx, scenes, looks, pass == 0); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	for b, bank := range h.banks {
+		for k, kind := range kinds {
+			var waits []time.Duration
+			for _, l := range looks {
+				if l.bank == b && l.kind == k {
+					waits = append(waits, l.waits...)
+				}
+			}
+			q := quantilesOf(waits)
+			h.set(bank.name(), kind.name+", p50", q.p50)
+			h.set(bank.name(), kind.name+", p99", q.p99)
+		}
+	}
+	return nil
+}
+
+// readAll looks at everything once, over as many connections as there are readers,
+// and notes how long it took or, where it is to check, what was wrong.
+func (h *history) readAll(ctx context.Context, scenes []*scene, looks []*lookedAt, check bool) error {
+	looks = slices.Clone(looks)
+	rand.Shuffle(len(looks), //nolint:gosec // an order is no secret
+		func(i, k int) { looks[i], looks[k] = looks[k], looks[i] })
+	var next atomic.Int64
+	group, ctx := errgroup.WithContext(ctx)
+	for range readers {
+		group.Go(func() error {
+			reader := newReader(scenes)
+			for ctx.Err() == nil {
+				i := int(next.Add(1)) - 1
+				if i >= len(looks) {
+					return nil
+				}
+				l := looks[i]
+				began := time.Now()
+				body, err := reader.get(l.bank, l.path)
+				took := time.Since(began)
+				switch {
+				case err != nil:
+					return err
+				case check:
+					if err := l.right(body); err != nil {
+						return fmt.Errorf("%s, %s: %s: %w", h.banks[l.bank].name(), kinds[l.kind].name, l.path, err)
+					}
+				default:
+					l.waits = append(l.waits, took)
+				}
+			}
+			return ctx.Err()
+		})
+	}
+	return group.Wait()
+}
+
+// reader has a connection to each bank's api.
+type reader struct {
+	clients  []*fasthttp.HostClient
+	scenes   []*scene
+	request  fasthttp.Request
+	response fasthttp.Response
+}
+
+func newReader(scenes []*scene) *reader {
+	r := &reader{scenes: scenes}
+	for _, s := range scenes {
+		r.clients = append(r.clients, &fasthttp.HostClient{Addr: s.doors[0].address(), MaxConns: 1})
+	}
+	return r
+}
+
+// get reads a path. The body is the reader's until it reads the next.
+func (r *reader) get(bank int, path string) ([]byte, error) {
+	r.request.SetRequestURI("http://" + r.clients[bank].Addr + path)
+	r.request.Header.Set("Authorization", "Bearer "+r.scenes[bank].token)
+	if err := r.clients[bank].DoTimeout(&r.request, &r.response, reconnectTimeout); err != nil {
+		return nil, fmt.Errorf("%s: %w", path, err)
+	}
+	if status := r.response.StatusCode(); status != http.StatusOK {
+		return nil, fmt.Errorf("%s: answered %d: %s", path, status, r.response.Body())
+	}
+	return r.response.Body(), nil
+}
+
+// explain counts the buffers that the statements of a page read, by their plans.
+func (h *history) explain(ctx context.Context) error {
+	h.say("Counting buffers.")
+	pools := make([]*pgxpool.Pool, len(h.banks))
+	for i, b := range h.banks {
+		s, err := h.openScene(ctx, b.database) // as the API connects
+		if err != nil {
+			return err
+		}
+		pools[i] = s.pool
+		defer s.pool.Close()
+	}
+	for _, l := range h.looks(kinds, min(explainedOfEach, h.count(looksOfEach))) {
+		buffers, err := buffersOf(ctx, pools[l.bank], l.look)
+		if err != nil {
+			return fmt.Errorf("explain %s: %w", kinds[l.kind].name, err)
+		}
+		key := h.banks[l.bank].name() + "/" + kinds[l.kind].name + ", buffers"
+		h.figures[key] = max(h.figures[key], float64(buffers))
+	}
+	return nil
+}
+
+func buffersOf(ctx context.Context, pool *pgxpool.Pool, l look) (int, error) {
+	var text []byte
+	if err := pool.QueryRow(ctx, "EXPLAIN (ANALYZE, BUFFERS, TIMING OFF, FORMAT JSON) "+l.sql, l.args...).Scan(&text); err != nil {
+		return 0, err
+	}
+	var plans []struct {
+		Plan struct {
+			Hit  *int `json:"Shared Hit Blocks"`
+			Read *int `json:"Shared Read Blocks"`
+		}
+	}
+	if err := json.Unmarshal(text, &plans); err != nil {
+		return 0, err
+	}
+	if len(plans) != 1 || plans[0].Plan.Hit == nil || plans[0].Plan.Read == nil {
+		return 0, fmt.Errorf("a plan without buffers: %s", text)
+	}
+	return *plans[0].Plan.Hit + *plans[0].Plan.Read, nil
+}
+
+// readCold reads first pages after a restart of Postgres, of accounts that nobody
+// has looked at since, with nothing of the data in the kernel's memory either.
+// Connections are there, as in a bank that has been open for a second.
+func (h *history) readCold(ctx context.Context) error {
+	h.say("Restarting Postgres, and reading first pages.")
+	if err := h.postgres.Stop(ctx); err != nil {
+		return err
+	}
+	if err := forget(filepath.Join(h.postgres.Dir(), "data", "base")); err != nil {
+		return err
+	}
+	if err := h.postgres.Restart(ctx); err != nil {
+		return err
+	}
+	first := kinds[:1]
+	looks := h.looks(first, h.count(coldLooks))
+	return h.onBanks(ctx, func(scenes []*scene) error {
+		if err := h.readAll(ctx, scenes, h.greetings(), true); err != nil {
+			return err
+		}
+		if err := h.readAll(ctx, scenes, looks, false); err != nil {
+			return err
+		}
+		for b, bank := range h.banks {
+			var waits []time.Duration
+			for _, l := range looks {
+				if l.bank == b {
+					waits = append(waits, l.waits...)
+				}
+			}
+			q := quantilesOf(waits)
+			h.set(bank.name(), "cold first page, p50", q.p50)
+			h.set(bank.name(), "cold first page, p99", q.p99)
+		}
+		return nil
+	})
+}
+
+// greetings are enough reads of each bank's last account to make the connections.
+func (h *history) greetings() []*lookedAt {
+	var all []*lookedAt
+	for b, bank := range h.banks {
+		for range 8 * readers {
+			path := "/v1/accounts/" + bank.accounts[len(bank.accounts)-1].number + "/transactions"
+			all = append(all, &lookedAt{bank: b, look: look{path: path, right: func([]byte) error { return nil }}})
+		}
+	}
+	return all
+}
+
+// forget has the kernel drop the files of a folder from its memory, as far as
+// they are on disk (posix_fadvise(2)).
+func forget(folder string) error {
+	return filepath.WalkDir(folder, func(path string, entry fs.DirEntry, err error) error {
+		if err != nil || !entry.Type().IsRegular() {
+			return err
+		}
+		file, err := os.Open(path) //nolint:gosec // of our own server
+		if err != nil {
+			return err
+		}
+		defer file.Close() //nolint:errcheck // it was only looked at
+		return unix.Fadvise(int(file.Fd()), 0, 0, unix.FADV_DONTNEED)
+	})
+}
+
+// export reads the whole history of the largest account there is, as CSV.
+func (h *history) export(ctx context.Context) error {
+	b := h.banks[len(h.banks)-1]
+	account := b.accounts[b.large()]
+	h.say("Exporting %s transactions.", thousands(account.seq))
+	ctx, cancel := context.WithTimeout(ctx, exportTimeout)
+	defer cancel()
+	return h.onBank(ctx, b.database, cast{apis: 1, partitions: plain.partitions}, func(s *scene) error {
+		before, err := peakMemory(s.doors[0].pid())
+		if err != nil {
+			return err
+		}
+		began := time.Now()
+		lines, err := s.countCSV(ctx, "/v1/accounts/"+account.number+"/transactions")
+		if err != nil {
+			return err
+		}
+		took := time.Since(began)
+		if lines != account.seq+1 {
+			return fmt.Errorf("wrong: an export of %d lines, want %d and the header", lines, account.seq)
+		}
+		after, err := peakMemory(s.doors[0].pid())
+		if err != nil {
+			return err
+		}
+		h.set("export", "rate", float64(account.seq)/took.Seconds())
+		h.set("export", "memory", float64(after-before)/1e6)
+		return nil
+	})
+}
+
+func (s *scene) countCSV(ctx context.Context, path string) (lines int64, err error) {
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+s.doors[0].address()+path, http.NoBody)
+	if err != nil {
+		return 0, err
+	}
+	request.Header.Set("Accept", "text/csv")
+	request.Header.Set("Authorization", "Bearer "+s.token)
+	response, err := http.DefaultClient.Do(request)
+	if err != nil {
+		return 0, fmt.Errorf("export: %w", err)
+	}
+	defer response.Body.Close() //nolint:errcheck // it was only read
+	if response.StatusCode != http.StatusOK {
+		return 0, fmt.Errorf("export: %s", response.Status)
+	}
+	chunk := make([]byte, 256<<10)
+	for body := bufio.NewReaderSize(response.Body, 1<<20); ; {
+		n, err := body.Read(chunk)
+		lines += int64(bytes.Count(chunk[:n], []byte("\n")))
+		if errors.Is(err, io.EOF) {
+			return lines, nil
+		}
+		if err != nil {
+			return 0, fmt.Errorf("export: %w", err)
+		}
+	}
+}
+
+// apply drains the same backlog in a bank that is nearly empty, the rig's
+// template, and in the largest, in turn. The first time in each is not counted: it
+// finds what a bank at work has in memory.
+func (h *history) apply(ctx context.Context) error {
+	full := h.banks[len(h.banks)-1].database
+	c := cast{apis: 1, partitions: plain.partitions}
+	for n := range 1 + applyRounds {
+		h.say("Applying, round %d of %d.", n, applyRounds)
+		found := figures{}
+		drain := func(name string) func(s *scene) error {
+			return func(s *scene) error {
+				s.round = &round{rig: h.rig, number: n, figures: figures{}}
+				jobs := h.count(applyJobs)
+				if _, err := s.accept(ctx, evenOrders(s.seed(), jobs, h.count(manyAccounts))); err != nil {
+					return err
+				}
+				took, err := s.drain(ctx, plain)
+				found["apply/"+name] = perSecond(jobs, took)
+				return err
+			}
+		}
+		inFull := func() error { return h.onBank(ctx, full, c, drain("full")) }
+		inEmpty := func() error { return h.onScene(ctx, c, drain("empty")) }
+		order := []func() error{inEmpty, inFull}
+		if n%2 == 1 {
+			slices.Reverse(order)
+		}
+		for _, do := range order {
+			if err := do(); err != nil {
+				return err
+			}
+		}
+		if n > 0 {
+			h.found = append(h.found, found)
+		}
+	}
+	return nil
+}
+
+// conclude finds the worst of each, which is what has to be good enough.
+func (h *history) conclude() {
+	small, large := h.banks[0].name(), h.banks[len(h.banks)-1].name()
+	worst := func(name string, value float64) {
+		h.set("worst", name, max(h.figures["worst/"+name], value))
+	}
+	for _, k := range kinds {
+		if !k.page {
+			continue
+		}
+		worst("p50", h.figures[large+"/"+k.name+", p50"])
+		worst("p99", h.figures[large+"/"+k.name+", p99"])
+		worst("growth", h.figures[large+"/"+k.name+", p50"]/h.figures[small+"/"+k.name+", p50"])
+		worst("beyond", h.figures[large+"/"+k.name+", buffers"]-pageLimit)
+	}
+	for _, of := range []string{"first", "deposits, first", "withdrawals, first"} {
+		deepest := strings.Replace(of, "first", "deepest", 1) + " page, p50"
+		worst("depth", h.figures[large+"/"+deepest]/h.figures[large+"/"+of+" page, p50"])
+	}
+	h.set("worst", "cold", h.figures[large+"/cold first page, p99"])
+	h.set("worst", "bytes", h.figures[large+"/bytes"])
+	for name, value := range h.figures {
+		if math.IsNaN(value) || math.IsInf(value, 0) {
+			delete(h.figures, name)
+		}
+	}
+}
