@@ -60,7 +60,7 @@ func TestMeasure(t *testing.T) {
 // So does the other one, at its smallest, and every figure of it is found.
 func TestMeasureHistory(t *testing.T) {
 	folder := t.TempDir()
-	rows, s, err := readHistorySettings([]string{"-rows=200000", "-scale=0.01", "-out=" + folder})
+	rows, s, err := readHistorySettings([]string{"-rows=200000", "-rounds=1", "-scale=0.01", "-out=" + folder})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -12,6 +12,7 @@ import (
 	"io/fs"
 	"math"
 	"math/rand/v2"
+	"net"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -35,7 +36,6 @@ const (
 	explainedOfEach  = 50
 	coldLooks        = 300
 	applyJobs        = 20_000
-	applyRounds      = 3
 	historyTimeout   = 6 * time.Hour
 	exportTimeout    = 30 * time.Minute
 	bytesOfRow       = 250 // of disk that a row takes, and for the largest bank
@@ -53,8 +53,9 @@ type history struct {
 }
 
 func readHistorySettings(args []string) (rows int64, s settings, err error) {
-	s = settings{rounds: 1, scale: 1}
+	s = settings{scale: 1}
 	flags := flag.NewFlagSet("bench history", flag.ContinueOnError)
+	flags.IntVar(&s.rounds, "rounds", 3, "how often to apply a backlog in the largest bank, and in an empty one")
 	flags.Int64Var(&rows, "rows", 100_000_000, "transactions of the largest bank; the others have a tenth and a hundredth")
 	flags.Float64Var(&s.scale, "scale", 1, "of the number of looks and jobs; figures mean something at 1 alone")
 	flags.StringVar(&s.folder, "out", "internal/bench/results", "folder of the results")
@@ -64,8 +65,8 @@ func readHistorySettings(args []string) (rows int64, s settings, err error) {
 	switch {
 	case flags.NArg() > 0:
 		err = fmt.Errorf("unknown arguments %q", flags.Args())
-	case rows < leastHistory || s.scale <= 0:
-		err = fmt.Errorf("-rows is at least %d, and -scale more than 0", leastHistory)
+	case rows < leastHistory || s.rounds < 1 || s.scale <= 0:
+		err = fmt.Errorf("-rows is at least %d, and -rounds and -scale are more than 0", leastHistory)
 	}
 	return rows, s, err
 }
@@ -226,7 +227,8 @@ func (h *history) readAll(ctx context.Context, scenes []*scene, looks []*lookedA
 	group, ctx := errgroup.WithContext(ctx)
 	for range readers {
 		group.Go(func() error {
-			reader := newReader(scenes)
+			reader := newReader(ctx, scenes)
+			defer reader.close()
 			for ctx.Err() == nil {
 				i := int(next.Add(1)) - 1
 				if i >= len(looks) {
@@ -261,12 +263,19 @@ type reader struct {
 	response fasthttp.Response
 }
 
-func newReader(scenes []*scene) *reader {
+func newReader(ctx context.Context, scenes []*scene) *reader {
+	dial := func(addr string) (net.Conn, error) { return new(net.Dialer).DialContext(ctx, "tcp", addr) }
 	r := &reader{scenes: scenes}
 	for _, s := range scenes {
-		r.clients = append(r.clients, &fasthttp.HostClient{Addr: s.doors[0].address(), MaxConns: 1})
+		r.clients = append(r.clients, &fasthttp.HostClient{Addr: s.doors[0].address(), MaxConns: 1, Dial: dial})
 	}
 	return r
+}
+
+func (r *reader) close() {
+	for _, client := range r.clients {
+		client.CloseIdleConnections()
+	}
 }
 
 // get reads a path. The body is the reader's until it reads the next.
@@ -456,8 +465,8 @@ func (s *scene) countCSV(ctx context.Context, path string) (lines int64, err err
 func (h *history) apply(ctx context.Context) error {
 	full := h.banks[len(h.banks)-1].database
 	c := cast{apis: 1, partitions: plain.partitions}
-	for n := range 1 + applyRounds {
-		h.say("Applying, round %d of %d.", n, applyRounds)
+	for n := range 1 + h.rounds {
+		h.say("Applying, round %d of %d.", n, h.rounds)
 		found := figures{}
 		drain := func(name string) func(s *scene) error {
 			return func(s *scene) error {
