@@ -38,7 +38,7 @@ func TestDatabaseRefuses(t *testing.T) {
 		{"AccountRenamed", `UPDATE accounts SET number = 'other'`, "keeps its terms"},
 		{"NumberTwice", `INSERT INTO accounts (user_id, number, currency, last_at, created_at) SELECT user_id, number, currency, now(), now() FROM accounts`, "accounts_number"},
 
-		{"JobPostedTwice", post + `SELECT account_id, 99, type, amount, 500, id, now() FROM jobs WHERE status = 'succeeded'`, "transactions_job"},
+		{"JobPostedTwice", post + `SELECT account_id, 99, type, amount, 500, id, now() FROM jobs WHERE status = 'succeeded'`, "transactions_posting"},
 		{"SeqTwice", post + `SELECT account_id, 1, type, amount, 500, id, now() FROM jobs WHERE status = 'queued'`, "transactions_pkey"},
 		{"SameTimeTwice", post + `SELECT job.account_id, 99, job.type, job.amount, 500, job.id, entry.created_at FROM jobs job, transactions entry WHERE job.status = 'queued' AND entry.seq = 1`, "transactions_time"},
 		{"PostingWithoutJob", post + `SELECT id, 99, 'deposit', 1, 500, NULL, now() FROM accounts`, "transactions_check"},

@@ -21,6 +21,7 @@ const (
 	pgErrors = "internal/postgres/errors.go"
 	schema   = "migrations/00001_passbook.sql"
 	terms    = "migrations/00003_terms.sql"
+	indexes  = "migrations/00005_indexes.sql"
 	sweep    = "internal/worker/sweep.go"
 	work     = "internal/worker/worker.go"
 	handler  = "internal/worker/apply.go"
@@ -84,7 +85,9 @@ var mutations = []mutation{
 	},
 	{
 		"a job may be posted twice", once,
-		[]edit{{schema, `CREATE UNIQUE INDEX transactions_job`, `CREATE INDEX transactions_job`}},
+		[]edit{
+			{indexes, `CREATE UNIQUE INDEX CONCURRENTLY transactions_posting`, `CREATE INDEX CONCURRENTLY transactions_posting`},
+		},
 		[]string{refuses("JobPostedTwice")},
 	},
 	{
