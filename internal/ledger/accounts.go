@@ -100,6 +100,7 @@ func insertAccount(ctx context.Context, tx pgx.Tx, opening Opening, number strin
 		INSERT INTO accounts (user_id, number, currency, open_key, open_request, last_at, created_at)
 		SELECT $1, $2, $3, nullif($4, ''), $5, now(), now()
 		WHERE NOT EXISTS (SELECT FROM jobs WHERE user_id = $1 AND idempotency_key = $4)
+			AND NOT EXISTS (SELECT FROM archived_jobs WHERE user_id = $1 AND idempotency_key = $4)
 		ON CONFLICT DO NOTHING
 		RETURNING ` + accountColumns
 	var request []byte
@@ -115,7 +116,9 @@ func openedBefore(ctx context.Context, tx pgx.Tx, opening Opening) (Account, boo
 	const keySQL = `
 		SELECT open_request FROM accounts WHERE user_id = $1 AND open_key = $2
 		UNION ALL
-		SELECT ''::bytea FROM jobs WHERE user_id = $1 AND idempotency_key = $2`
+		SELECT ''::bytea FROM jobs WHERE user_id = $1 AND idempotency_key = $2
+		UNION ALL
+		SELECT ''::bytea FROM archived_jobs WHERE user_id = $1 AND idempotency_key = $2`
 	var request []byte
 	err := tx.QueryRow(ctx, keySQL, opening.UserID, opening.Key).Scan(&request)
 	switch {
@@ -183,8 +186,9 @@ func queryAccount(ctx context.Context, q querier, sql string, args ...any) (Acco
 	return pgx.CollectExactlyOneRow(rows, pgx.RowToStructByPos[Account])
 }
 
-// KeyLock is the advisory lock of an idempotency key. Openings take it alone,
-// accepts of jobs share it: one key never makes both an account and a job.
+// KeyLock is the advisory lock of an idempotency key. Openings take it alone, and
+// so do moves to the archive; accepts of jobs share it: one key never makes both an
+// account and a job, nor a second job while its first one moves.
 // Other keys that have the same lock only wait for each other.
 func KeyLock(userID uuid.UUID, key string) int64 {
 	hash := fnv.New64a()

@@ -61,14 +61,21 @@ func TestApplyTimeNeverGoesBack(t *testing.T) {
 	ledgertest.Check(t, pool)
 }
 
-// A key that has made a job opens no account.
+// A key that has made a job opens no account, not when the job is archived either.
 func TestOpenWithAJobsKey(t *testing.T) {
 	t.Parallel()
 	pool := testenv.Pool(t)
 	user := ledgertest.User(t, pool)
-	key := ledgertest.Job(t, pool, ledgertest.Account(t, pool, user, 0), ledger.Deposit, 1).String()
-	got, replayed, err := ledger.NewAccounts(pool).Open(t.Context(), ledger.Opening{UserID: user, Currency: "KRW", Key: key})
-	if !errors.Is(err, ledger.ErrKeyReused) {
-		t.Errorf("opened %+v, replayed %t, %v; want ErrKeyReused", got, replayed, err)
+	id := ledgertest.Job(t, pool, ledgertest.Account(t, pool, user, 0), ledger.Deposit, 1)
+	open := func(when string) {
+		t.Helper()
+		got, replayed, err := ledger.NewAccounts(pool).Open(t.Context(), ledger.Opening{UserID: user, Currency: "KRW", Key: id.String()})
+		if !errors.Is(err, ledger.ErrKeyReused) {
+			t.Errorf("%s: opened %+v, replayed %t, %v; want ErrKeyReused", when, got, replayed, err)
+		}
 	}
+	open("live")
+	apply(t, pool, id)
+	ledgertest.Exec(t, pool, `INSERT INTO archived_jobs SELECT * FROM jobs; DELETE FROM jobs`)
+	open("archived")
 }

@@ -490,7 +490,8 @@ func (b *bank) Replay(rt *rapid.T) {
 var crimes = map[string]struct{ sql, needs string }{
 	"ChangeHistory":     {`UPDATE transactions SET amount = amount + 1 WHERE account_id = $1`, ""},
 	"DeleteHistory":     {`DELETE FROM transactions WHERE account_id = $1`, ""},
-	"DeleteJobs":        {`DELETE FROM jobs WHERE account_id = $1`, ""},
+	"DeleteQueued":      {`DELETE FROM jobs WHERE account_id = $1 AND status = 'queued'`, "queued"},
+	"DeleteFinished":    {`DELETE FROM jobs WHERE account_id = $1 AND status <> 'queued'`, "succeeded"},
 	"NegativeBalance":   {`UPDATE accounts SET balance = -1, last_seq = last_seq + 1, last_at = last_at + interval '1 hour' WHERE id = $1`, ""},
 	"BalanceByItself":   {`UPDATE accounts SET balance = 12345 WHERE id = $1`, ""},
 	"TimeGoesBack":      {`UPDATE accounts SET last_seq = last_seq + 1, last_at = last_at - interval '1 s' WHERE id = $1`, ""},

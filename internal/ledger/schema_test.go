@@ -27,6 +27,10 @@ func TestDatabaseRefuses(t *testing.T) {
 	numbered := func(number string) string {
 		return `INSERT INTO accounts (user_id, number, currency, last_at, created_at) SELECT user_id, ` + number + `, currency, now(), now() FROM accounts`
 	}
+	const toArchive = `INSERT INTO archived_jobs SELECT * FROM jobs WHERE status = 'succeeded'; `
+	altered := func(column, value string) string {
+		return `SET session_replication_role = replica; UPDATE archived_jobs SET ` + column + ` = ` + value + `; SET session_replication_role = origin; `
+	}
 	tests := []struct{ name, sql, want string }{
 		{"NegativeBalance", `UPDATE accounts SET balance = -1, last_seq = last_seq + 1, last_at = now() + interval '1 hour'`, "balance_check"},
 		{"BalancePastTheLimit", `UPDATE accounts SET balance = 9007199254740992, last_seq = last_seq + 1, last_at = now() + interval '1 hour'`, "balance_check"},
@@ -57,6 +61,13 @@ func TestDatabaseRefuses(t *testing.T) {
 		{"AmountChanged", `UPDATE jobs SET amount = 7 WHERE status = 'queued'`, "what was asked never changes"},
 		{"PositionChanged", `UPDATE jobs SET position = 0 WHERE status = 'queued'`, "what was asked never changes"},
 		{"JobDeleted", `DELETE FROM jobs`, "answer for good"},
+		{"JobsTruncated", `TRUNCATE jobs`, "answer for good"},
+		{"QueuedJobArchived", `INSERT INTO archived_jobs SELECT * FROM jobs WHERE status = 'queued'`, "archived_jobs_status_check"},
+		{"JobArchivedTwice", toArchive + toArchive, "archived_jobs_pkey"},
+		{"KeyArchivedTwice", toArchive + altered("id", "gen_random_uuid()") + toArchive, "archived_jobs_key"},
+		{"ArchivedJobChanged", toArchive + `UPDATE archived_jobs SET balance_after = 1`, "answer for good"},
+		{"ArchivedJobDeleted", toArchive + `DELETE FROM archived_jobs`, "answer for good"},
+		{"ArchiveTruncated", `TRUNCATE archived_jobs`, "answer for good"},
 		{"JobBornFinished", `INSERT INTO jobs (id, account_id, user_id, type, amount, idempotency_key, status, failure, finished_at) SELECT gen_random_uuid(), id, user_id, 'deposit', 1, 'k', 'rejected', 'x', now() FROM accounts`, "starts queued"},
 		{"KeyMissing", keyed(`''`), "jobs_idempotency_key_form"},
 		{"KeyTooLong", keyed(`repeat('k', 256)`), "jobs_idempotency_key_form"},
@@ -77,7 +88,37 @@ func TestDatabaseRefuses(t *testing.T) {
 			}
 		})
 	}
+	for column, value := range map[string]string{
+		"id": "gen_random_uuid()", "position": "0", "account_id": "0", "user_id": "gen_random_uuid()", "amount": "7", "created_at": "now()",
+		"finished_at": "NULL", "seq": "7", "balance_after": "7", "type": "'withdrawal'", "status": "'rejected'", "attempts": "1",
+		"idempotency_key": "'other'", "description": "'other'", "failure": "'other'",
+	} {
+		t.Run("JobDeletedThatIsArchivedWithAnother/"+column, func(t *testing.T) {
+			_, err := pool.Exec(t.Context(), toArchive+altered(column, value)+`DELETE FROM jobs WHERE status = 'succeeded'`)
+			if err == nil || !strings.Contains(err.Error(), "DELETE on jobs: a key is an answer for good") {
+				t.Errorf("got %v, want a refusal", err)
+			}
+		})
+	}
 	ledgertest.Check(t, pool)
+}
+
+// The two tables of jobs have the same columns in the same order: reads put them
+// together, and a job must fit into the archive.
+func TestArchiveIsLikeJobs(t *testing.T) {
+	t.Parallel()
+	pool := testenv.Pool(t)
+	const sql = `SELECT string_agg(format('%s %s %s', attname, format_type(atttypid, atttypmod), attcollation), ', ' ORDER BY attnum)
+		FROM pg_attribute WHERE attrelid = $1::text::regclass AND attnum > 0 AND NOT attisdropped`
+	var live, archived string
+	for table, columns := range map[string]*string{"jobs": &live, "archived_jobs": &archived} {
+		if err := pool.QueryRow(t.Context(), sql, table).Scan(columns); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if live != archived {
+		t.Errorf("jobs has %s\narchived_jobs has %s", live, archived)
+	}
 }
 
 // Positions come from one sequence that gives each connection one at a time.

@@ -142,9 +142,9 @@ func (r *replay) end(mismatch func(string, ...any)) {
 	}
 }
 
-// jobsSQL pairs jobs and transactions and lets through the pairs that do not
-// say the same: one transaction a succeeded job, none for the others, and none
-// without its account.
+// jobsSQL pairs jobs, archived or not, and transactions and lets through the
+// pairs that do not say the same: one transaction a succeeded job, none for the
+// others, and none without its account. A job and a key stand in one table.
 const jobsSQL = `
 	SELECT subject, fault FROM (
 		SELECT 'job ' || coalesce(job.id, entry.job_id) AS subject,
@@ -159,15 +159,19 @@ const jobsSQL = `
 					THEN 'and its transaction say different things'
 				WHEN NOT EXISTS (SELECT FROM accounts WHERE accounts.id = job.account_id) THEN 'belongs to no account'
 			END AS fault
-		FROM jobs job FULL JOIN (SELECT * FROM transactions WHERE job_id IS NOT NULL) entry ON entry.job_id = job.id
+		FROM (SELECT * FROM jobs UNION ALL SELECT * FROM archived_jobs) job FULL JOIN (SELECT * FROM transactions WHERE job_id IS NOT NULL) entry ON entry.job_id = job.id
 		UNION ALL
 		SELECT 'transaction ' || seq || ' of the account with id ' || account_id, 'belongs to no account'
 		FROM transactions WHERE NOT EXISTS (SELECT FROM accounts WHERE accounts.id = account_id)
+		UNION ALL
+		SELECT 'job ' || id, 'is archived, and still there' FROM jobs JOIN archived_jobs USING (id)
+		UNION ALL
+		SELECT 'job ' || jobs.id, 'has the key of an archived one' FROM jobs JOIN archived_jobs USING (user_id, idempotency_key)
 	) pairs
 	WHERE fault IS NOT NULL`
 
 func verifyJobs(ctx context.Context, tx pgx.Tx, v *Verification, mismatch func(string, ...any)) error {
-	if err := tx.QueryRow(ctx, `SELECT count(*) FROM jobs`).Scan(&v.Jobs); err != nil {
+	if err := tx.QueryRow(ctx, `SELECT (SELECT count(*) FROM jobs) + (SELECT count(*) FROM archived_jobs)`).Scan(&v.Jobs); err != nil {
 		return err
 	}
 	rows, err := tx.Query(ctx, jobsSQL)

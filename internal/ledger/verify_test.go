@@ -12,8 +12,11 @@ import (
 // Verify finds what somebody did who got past every guard.
 func TestVerifyFinds(t *testing.T) {
 	t.Parallel()
+	const toArchive = `INSERT INTO archived_jobs SELECT * FROM jobs`
 	tests := []struct{ name, sql, want string }{
 		{"Nothing", `SELECT 1`, ""},
+		{"NothingWithAnArchive", toArchive + ` WHERE status <> 'queued'; DELETE FROM jobs WHERE status <> 'queued'`, ""},
+		{"ArchivedAmount", toArchive + ` WHERE seq = 2; DELETE FROM jobs WHERE seq = 2; UPDATE archived_jobs SET amount = amount + 1`, "say different things"},
 		{"Balance", `UPDATE accounts SET balance = balance + 1`, "its history makes"},
 		{"LastSeq", `UPDATE accounts SET last_seq = last_seq + 1`, "its history ends at"},
 		{"LastAt", `UPDATE accounts SET last_at = now() + interval '1 hour'`, "its history ends"},
@@ -25,6 +28,9 @@ func TestVerifyFinds(t *testing.T) {
 		{"TransactionOfARejectedJob", `UPDATE transactions SET job_id = (SELECT id FROM jobs WHERE status = 'rejected') WHERE seq = 2`, "has a transaction though it is rejected"},
 		{"TransactionOfNoJob", `UPDATE transactions SET job_id = gen_random_uuid() WHERE seq = 2`, "does not exist"},
 		{"Description", `UPDATE transactions SET description = 'other' WHERE seq = 2`, "say different things"},
+		{"JobInBothTables", `DELETE FROM jobs WHERE status = 'rejected'; ` + toArchive + ` WHERE seq = 2`, "is archived, and still there"},
+		{"KeyOfAnArchivedJob", toArchive + ` WHERE seq = 2; DELETE FROM jobs WHERE seq = 2;
+			UPDATE archived_jobs SET idempotency_key = (SELECT idempotency_key FROM jobs WHERE seq = 3)`, "has the key of an archived one"},
 		{"HistoryOfNoAccount", `INSERT INTO transactions (account_id, seq, type, amount, balance_after, created_at) VALUES (-1, 1, 'deposit', 1, 1, now())`, "belongs to no account"},
 	}
 	for _, test := range tests {
