@@ -192,7 +192,7 @@ func (a *Acceptor) commit(ctx context.Context, batch []*ask) {
 const lockSQL = `SELECT pg_advisory_xact_lock_shared(key) FROM unnest($1::bigint[]) key`
 
 // insertSQL checks the ownership, the key and the account's room and inserts
-// the jobs that pass. When it answers, they are committed: that is what a 202
+// the jobs that pass. A key in the archive the table's trigger leaves out. When it answers, they are committed: that is what a 202
 // stands on.
 //
 // $1 ids, $2 users, $3 account numbers, $4 keys, $5 types, $6 amounts,
@@ -340,12 +340,15 @@ func (asked *ask) accepted(row insertedRow) Job {
 	}
 }
 
-// repeatedSQL reads jobs by their keys.
+// repeatedSQL reads jobs by their keys, from the archive where jobs has none.
 //
 // $1 users, $2 keys, as arrays.
 const repeatedSQL = `SELECT job.user_id, job.idempotency_key, ` + columns + `
 	FROM unnest($1::uuid[], $2::text[]) AS ask (user_id, key)
-	JOIN jobs job ON job.user_id = ask.user_id AND job.idempotency_key = ask.key
+	CROSS JOIN LATERAL (
+		SELECT * FROM jobs WHERE user_id = ask.user_id AND idempotency_key = ask.key UNION ALL
+		SELECT * FROM archived_jobs WHERE user_id = ask.user_id AND idempotency_key = ask.key LIMIT 1
+	) job
 	JOIN accounts account ON account.id = job.account_id`
 
 // jobKey is what a key is unique by.

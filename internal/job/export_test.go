@@ -1,6 +1,29 @@
 package job
 
-import "fmt"
+import (
+	"fmt"
+	"time"
+
+	"github.com/google/uuid"
+)
+
+// Statement is one that runs for single jobs, with something to ask it.
+type Statement struct {
+	SQL  string
+	Args []any
+}
+
+// Statements are those that look for a user's jobs by id or key, by their names.
+func Statements(userID uuid.UUID, key string) map[string]Statement {
+	id, now := uuid.Must(uuid.NewV7()), time.Now()
+	return map[string]Statement{
+		"read":     {readSQL, []any{id, userID}},
+		"repeated": {repeatedSQL, []any{[]uuid.UUID{userID}, []string{key}}},
+		"step":     {stepSQL, []any{id, firstID(now), now, archiveBatch}},
+		"copy":     {copySQL, []any{[]uuid.UUID{id}}},
+		"delete":   {deleteSQL, []any{[]uuid.UUID{id}}},
+	}
+}
 
 // ListQueries are all the statements that List runs, by what they list.
 func ListQueries() map[string]string {

@@ -71,13 +71,22 @@ func NewReader(pool *pgxpool.Pool) *Reader {
 	return &Reader{pool: pool}
 }
 
+// readSQL reads a job where it is: one statement sees it in one place. The archive
+// is only looked into where jobs has no such job.
+//
+// $1 the job's id, $2 the caller.
+const readSQL = `SELECT ` + columns + `
+	FROM (
+		SELECT * FROM jobs WHERE id = $1 UNION ALL
+		SELECT * FROM archived_jobs WHERE id = $1 LIMIT 1
+	) job
+	JOIN accounts account ON account.id = job.account_id
+	WHERE job.user_id = $2`
+
 // Job reads one of the caller's jobs; ErrNotFound for one that is not there or
 // another's.
 func (r *Reader) Job(ctx context.Context, userID, id uuid.UUID) (Job, error) {
-	const sql = `SELECT ` + columns + `
-		FROM jobs job JOIN accounts account ON account.id = job.account_id
-		WHERE job.id = $1 AND job.user_id = $2`
-	rows, _ := r.pool.Query(ctx, sql, id, userID) // CollectExactlyOneRow returns its error
+	rows, _ := r.pool.Query(ctx, readSQL, id, userID) // CollectExactlyOneRow returns its error
 	job, err := pgx.CollectExactlyOneRow(rows, pgx.RowToStructByPos[Job])
 	if errors.Is(err, pgx.ErrNoRows) {
 		return Job{}, ErrNotFound

@@ -48,12 +48,22 @@ func listSQL(statuses []Status, ascending bool) string {
 	if ascending {
 		beyond, order = ">", "ASC"
 	}
-	stretches := make([]string, len(statuses))
-	for i, status := range statuses {
-		stretches[i] = fmt.Sprintf(`(SELECT * FROM jobs WHERE account_id = $1 AND status = '%s' AND position %s $2
-			ORDER BY position %s LIMIT $3)`, status, beyond, order)
+	var stretches []string
+	for _, status := range statuses {
+		for _, table := range tablesOf(status) {
+			stretches = append(stretches, fmt.Sprintf(`(SELECT * FROM %s WHERE account_id = $1 AND status = '%s' AND position %s $2
+				ORDER BY position %s LIMIT $3)`, table, status, beyond, order))
+		}
 	}
 	return fmt.Sprintf(`SELECT %s FROM accounts account, (SELECT * FROM (%s) merged ORDER BY position %s LIMIT $3) job
 		WHERE account.id = $1
 		ORDER BY job.position %[3]s`, columns, strings.Join(stretches, " UNION ALL "), order)
+}
+
+// tablesOf are the tables where jobs of a status stand.
+func tablesOf(status Status) []string {
+	if status == Succeeded || status == Rejected {
+		return []string{"jobs", "archived_jobs"}
+	}
+	return []string{"jobs"}
 }

@@ -1,0 +1,419 @@
+package job_test
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/passbook/passbook/internal/job"
+	"github.com/passbook/passbook/internal/ledger"
+	"github.com/passbook/passbook/internal/ledger/ledgertest"
+	"github.com/passbook/passbook/internal/testenv"
+)
+
+func TestParseArchiveBefore(t *testing.T) {
+	t.Parallel()
+	now := time.Date(2026, 3, 31, 12, 0, 0, 0, time.UTC)
+	tests := []struct {
+		name, text string
+		want       string // empty for an error
+	}{
+		{"Date", "2025-01-31", "2025-01-31T00:00:00Z"},
+		{"Time", "2025-01-31T12:00:00+09:00", "2025-01-31T03:00:00Z"},
+		{"ThirtyDays", "2026-03-01T12:00:00Z", "2026-03-01T12:00:00Z"},
+		{"ErrTooRecent", "2026-03-01T12:00:01Z", ""},
+		{"ErrTooRecent/Future", "2027-01-01", ""},
+		{"NoSuchDate", "2025-02-30", ""},
+		{"Empty", "", ""},
+		{"Age", "30d", ""},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			got, err := job.ParseArchiveBefore(test.text, now)
+			switch {
+			case test.want == "":
+				if err == nil {
+					t.Errorf("got %v, want an error", got)
+				}
+			case err != nil || got.UTC().Format(time.RFC3339) != test.want:
+				t.Errorf("got %v, %v; want %s", got, err, test.want)
+			}
+		})
+	}
+	if _, err := job.ParseArchiveBefore("2026-03-30", now); !errors.Is(err, job.ErrTooRecent) {
+		t.Errorf("yesterday: %v, want ErrTooRecent", err)
+	}
+}
+
+// soon is after all that a test has done: everything that has ended may move.
+func soon() time.Time { return time.Now().Add(time.Minute) }
+
+// archive moves what ended before a time, and checks how many jobs that are.
+func archive(t *testing.T, pool *pgxpool.Pool, before time.Time, want int64) {
+	t.Helper()
+	moved, err := job.Archive(t.Context(), pool, before, func(int64) {})
+	if err != nil || moved != want {
+		t.Fatalf("moved %d jobs, %v; want %d", moved, err, want)
+	}
+}
+
+// count counts rows of a table.
+func count(t *testing.T, pool *pgxpool.Pool, table string) (n int) {
+	t.Helper()
+	if err := pool.QueryRow(t.Context(), `SELECT count(*) FROM `+table).Scan(&n); err != nil {
+		t.Fatal(err)
+	}
+	return n
+}
+
+// inFull is a job with what its pointers point to.
+func inFull(t *testing.T, v any) string {
+	t.Helper()
+	text, err := json.Marshal(v)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(text)
+}
+
+// What anybody has heard of a job they hear again when it is archived: by its
+// key, by its id, in every page of every list, and in the history.
+func TestArchive(t *testing.T) {
+	t.Parallel()
+	pool := testenv.Pool(t)
+	user, stranger := ledgertest.User(t, pool), ledgertest.User(t, pool)
+	account, other := ledgertest.Account(t, pool, user, 100), ledgertest.Account(t, pool, user, 0)
+	ledgertest.Exec(t, pool, `ALTER TABLE transactions ADD CONSTRAINT unlucky CHECK (amount <> 13)`)
+	a, _ := acceptor(t, pool, manyQueued)
+	reader, applier, accounts := job.NewReader(pool), ledger.NewApplier(pool), ledger.NewAccounts(pool)
+
+	text := "rent"
+	var requests []job.Request
+	var jobs []job.Job
+	ask := func(entry ledger.EntryType, amount int64, description *string) uuid.UUID {
+		t.Helper()
+		req := job.Request{
+			UserID: user, Account: account.Number, Type: entry, Amount: amount, Description: description, Key: fmt.Sprint("key", len(requests)),
+		}
+		accepted, _, err := a.Accept(t.Context(), req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		requests, jobs = append(requests, req), append(jobs, accepted)
+		return accepted.ID
+	}
+	settle := func(id uuid.UUID) {
+		for range ledger.MaxAttempts {
+			_, _, _ = applier.Apply(t.Context(), id, 1) // the unlucky one's error
+		}
+	}
+	settle(ask(ledger.Deposit, 5, &text))
+	settle(ask(ledger.Withdrawal, 1000, nil))
+	failed := ask(ledger.Deposit, 13, nil)
+	settle(failed)
+	settle(ask(ledger.Withdrawal, 7, nil))
+	middle := jobs[len(jobs)-1].ID
+	var border time.Time
+	if err := pool.QueryRow(t.Context(), `SELECT finished_at FROM jobs WHERE id = $1`, middle).Scan(&border); err != nil {
+		t.Fatal(err)
+	}
+	settle(ask(ledger.Deposit, 8, &text))
+	settle(ask(ledger.Withdrawal, 2000, &text))
+	ask(ledger.Deposit, 9, nil)
+
+	// heard is all that a client can read.
+	heard := func() (told []string) {
+		for i, req := range requests {
+			again, replayed, err := a.Accept(t.Context(), req)
+			if err != nil || !replayed || again.ID != jobs[i].ID {
+				t.Errorf("%s again: %s, replayed %t, %v; want job %s", req.Key, again.ID, replayed, err, jobs[i].ID)
+			}
+			read, err := reader.Job(t.Context(), user, jobs[i].ID)
+			if err != nil || inFull(t, read) != inFull(t, again) {
+				t.Errorf("%s reads as %s, %v; answered as %s", req.Key, inFull(t, read), err, inFull(t, again))
+			}
+			told = append(told, inFull(t, read))
+
+			req.Amount++
+			if _, _, err := a.Accept(t.Context(), req); !errors.Is(err, job.ErrKeyReused) {
+				t.Errorf("%s for another amount: %v, want ErrKeyReused", req.Key, err)
+			}
+			opening := ledger.Opening{UserID: user, Currency: "KRW", Key: req.Key}
+			if _, _, err := accounts.Open(t.Context(), opening); !errors.Is(err, ledger.ErrKeyReused) {
+				t.Errorf("%s for an opening: %v, want ErrKeyReused", req.Key, err)
+			}
+			if _, err := reader.Job(t.Context(), stranger, jobs[i].ID); !errors.Is(err, job.ErrNotFound) {
+				t.Errorf("%s read by a stranger: %v, want ErrNotFound", req.Key, err)
+			}
+		}
+		for _, status := range append([]job.Status{""}, job.Statuses...) {
+			for _, ascending := range []bool{true, false} {
+				for limit := range len(jobs) + 1 {
+					page := job.Page{AccountID: account.ID, Status: status, Ascending: ascending, Limit: limit + 1}
+					told = append(told, fmt.Sprintf("%q ascending %t by %d: %s", status, ascending, page.Limit, inFull(t, walk(t, reader, page))))
+				}
+			}
+		}
+		return told
+	}
+	check := func(when string, archived int, want []string) {
+		t.Helper()
+		if n := count(t, pool, "archived_jobs"); n != archived {
+			t.Errorf("%s: %d jobs are in the archive, want %d", when, n, archived)
+		}
+		for i, line := range heard() {
+			if line != want[i] {
+				t.Errorf("%s: hears %s\nbefore: %s", when, line, want[i])
+			}
+		}
+		if n := count(t, pool, `transactions WHERE job_id IS NOT NULL AND NOT EXISTS
+			(SELECT FROM jobs WHERE id = job_id UNION ALL SELECT FROM archived_jobs WHERE id = job_id)`); n > 0 {
+			t.Errorf("%s: %d transactions of no job", when, n)
+		}
+		if found := ledgertest.Check(t, pool); int(found.Jobs) != len(jobs) {
+			t.Errorf("%s: %d jobs, want %d", when, found.Jobs, len(jobs))
+		}
+	}
+	before := heard()
+	archive(t, pool, border, 2)
+	check("with the older half archived", 2, before)
+	archive(t, pool, border, 0)
+	archive(t, pool, soon(), 3)
+	check("with all archived that can be", 5, before)
+
+	t.Run("LiveGoesOn", func(t *testing.T) {
+		ledgertest.Exec(t, pool, `ALTER TABLE transactions DROP CONSTRAINT unlucky`)
+		if err := applier.Replay(t.Context(), []uuid.UUID{failed}); err != nil {
+			t.Errorf("replay a failed job: %v", err)
+		}
+		last := jobs[len(jobs)-1].ID
+		if applied, _, err := applier.Apply(t.Context(), last, 10); err != nil || len(applied) != 2 {
+			t.Errorf("applied %+v, %v; want the replayed and the queued job", applied, err)
+		}
+		if _, _, err := a.Accept(t.Context(), deposit(user, other, "fresh")); err != nil {
+			t.Error(err)
+		}
+		archive(t, pool, soon(), 2)
+		ledgertest.Check(t, pool)
+	})
+}
+
+// walk reads a list to its end.
+func walk(t *testing.T, reader *job.Reader, page job.Page) (ids []uuid.UUID) {
+	t.Helper()
+	for {
+		jobs, err := reader.List(t.Context(), page)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, j := range jobs {
+			ids = append(ids, j.ID)
+		}
+		if len(jobs) < page.Limit {
+			return ids
+		}
+		page.After = jobs[len(jobs)-1].Position
+	}
+}
+
+// rejected makes n jobs that were rejected, deposits by the keys key1 to key n.
+func rejected(t testing.TB, pool *pgxpool.Pool, account ledger.Account, n int) {
+	t.Helper()
+	ledgertest.Exec(t, pool, `
+		INSERT INTO jobs (id, account_id, user_id, type, amount, idempotency_key)
+		SELECT ('00000000-0000-7000-8000-' || lpad(n::text, 12, '0'))::uuid, id, user_id, 'deposit', 100, 'key' || n
+		FROM accounts, generate_series(1, $2) n WHERE id = $1`, account.ID, n)
+	ledgertest.Exec(t, pool, `UPDATE jobs SET status = 'rejected', failure = 'balance_limit_exceeded', finished_at = now()`)
+}
+
+// A key that comes back at the very moment at which its job is archived, to any
+// process, makes no second job.
+func TestArchiveWhileKeysComeBack(t *testing.T) {
+	t.Parallel()
+	pool := testenv.Pool(t)
+	user := ledgertest.User(t, pool)
+	account := ledgertest.Account(t, pool, user, 0)
+	const keys, clients = 4000, 32
+	rejected(t, pool, account, keys)
+	one, _ := acceptor(t, pool, manyQueued)
+	two, _ := acceptor(t, pool, manyQueued)
+	var clientsAtWork errgroup.Group
+	var done atomic.Bool
+	for client := range clients {
+		a := []*job.Acceptor{one, two}[client%2]
+		clientsAtWork.Go(func() error {
+			for i := client; !done.Load(); i += 7 * clients {
+				n := 1 + i%keys
+				got, replayed, err := a.Accept(t.Context(), deposit(user, account, fmt.Sprint("key", n)))
+				if want := fmt.Sprintf("00000000-0000-7000-8000-%012d", n); err == nil && (!replayed || got.ID.String() != want) {
+					return fmt.Errorf("the key of job %s answers with %s, replayed %t", want, got.ID, replayed)
+				}
+				if err != nil && !errors.Is(err, job.ErrUnavailable) {
+					return err
+				}
+			}
+			return nil
+		})
+	}
+	// What a key held back for a moment is left to the next run.
+	for left := int64(keys); left > 0; {
+		moved, err := job.Archive(t.Context(), pool, soon(), func(int64) {})
+		if err != nil {
+			t.Error(err)
+			break
+		}
+		if left -= moved; moved == 0 && count(t, pool, "archived_jobs") == keys {
+			break
+		}
+	}
+	done.Store(true)
+	if err := clientsAtWork.Wait(); err != nil {
+		t.Error(err)
+	}
+	if found := ledgertest.Check(t, pool); found.Jobs != keys {
+		t.Errorf("%d jobs, want %d", found.Jobs, keys)
+	}
+	if n := count(t, pool, "archived_jobs"); n != keys {
+		t.Errorf("%d jobs are in the archive, want %d", n, keys)
+	}
+}
+
+// A move that waits for nobody leaves a job whose key is just being sent, and
+// holds nobody up but those who send a key that it has in hand.
+func TestArchiveWaitsForNobody(t *testing.T) {
+	t.Parallel()
+	pool := testenv.Pool(t)
+	user := ledgertest.User(t, pool)
+	rejected(t, pool, ledgertest.Account(t, pool, user, 0), 3)
+	sender, err := pool.Begin(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer sender.Rollback(context.WithoutCancel(t.Context())) //nolint:errcheck // it is over by then
+	if _, err := sender.Exec(t.Context(), job.InsertStatements()[0], []int64{ledger.KeyLock(user, "key2")}); err != nil {
+		t.Fatal(err)
+	}
+	archive(t, pool, soon(), 2)
+	if err := sender.Commit(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	archive(t, pool, soon(), 1)
+	ledgertest.Check(t, pool)
+}
+
+// The database itself keeps an archived job's key and id, from builds that know
+// nothing of the archive too: their insert adds nothing.
+func TestArchivedKeysAreSkipped(t *testing.T) {
+	t.Parallel()
+	pool := testenv.Pool(t)
+	account := ledgertest.Account(t, pool, ledgertest.User(t, pool), 0)
+	rejected(t, pool, account, 1)
+	archive(t, pool, soon(), 1)
+	const insert = `INSERT INTO jobs (id, account_id, user_id, type, amount, idempotency_key) `
+	tests := []struct {
+		name, sql string
+		want      int64
+	}{
+		{"Key", insert + `SELECT gen_random_uuid(), account_id, user_id, 'deposit', 1, idempotency_key FROM archived_jobs ON CONFLICT DO NOTHING`, 0},
+		{"Key/Plain", insert + `SELECT gen_random_uuid(), account_id, user_id, 'deposit', 1, idempotency_key FROM archived_jobs`, 0},
+		{"ID", insert + `SELECT id, account_id, user_id, 'deposit', 1, 'other' FROM archived_jobs`, 0},
+		{"AnotherUsersKey", insert + `SELECT gen_random_uuid(), account_id, gen_random_uuid(), 'deposit', 1, idempotency_key FROM archived_jobs`, 1},
+		{"Neither", insert + `SELECT gen_random_uuid(), account_id, user_id, 'deposit', 1, 'fresh' FROM archived_jobs`, 1},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			if tag, err := pool.Exec(t.Context(), test.sql); err != nil || tag.RowsAffected() != test.want {
+				t.Errorf("%d rows, %v; want %d", tag.RowsAffected(), err, test.want)
+			}
+		})
+	}
+}
+
+// A connection that dies anywhere in a move leaves every job where it was.
+func TestArchiveCutOff(t *testing.T) {
+	t.Parallel()
+	tests := []struct{ name, trigger string }{
+		{"BeforeTheCopy", `CREATE TRIGGER cut BEFORE INSERT ON archived_jobs FOR EACH STATEMENT EXECUTE FUNCTION cut()`},
+		{"BeforeTheDelete", `CREATE TRIGGER cut BEFORE DELETE ON jobs FOR EACH STATEMENT EXECUTE FUNCTION cut()`},
+		{"AfterTheDelete", `CREATE TRIGGER cut AFTER DELETE ON jobs FOR EACH STATEMENT EXECUTE FUNCTION cut()`},
+		{"AtTheCommit", `CREATE CONSTRAINT TRIGGER cut AFTER DELETE ON jobs DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION cut()`},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
+			pool := testenv.Pool(t)
+			account := ledgertest.Account(t, pool, ledgertest.User(t, pool), 0)
+			const jobs = 5
+			rejected(t, pool, account, jobs)
+			ledgertest.Exec(t, pool, `CREATE FUNCTION cut() RETURNS trigger LANGUAGE plpgsql AS
+				$$ BEGIN PERFORM pg_terminate_backend(pg_backend_pid()); RETURN NULL; END $$`)
+			ledgertest.Exec(t, pool, test.trigger)
+			if moved, err := job.Archive(t.Context(), pool, soon(), func(int64) {}); err == nil || moved != 0 {
+				t.Errorf("moved %d, %v over a dead connection", moved, err)
+			}
+			if live, archived := count(t, pool, "jobs"), count(t, pool, "archived_jobs"); live != jobs || archived != 0 {
+				t.Errorf("%d jobs are live and %d archived, want %d and none", live, archived, jobs)
+			}
+			ledgertest.Check(t, pool)
+			ledgertest.Exec(t, pool, `DROP FUNCTION cut CASCADE`)
+			archive(t, pool, soon(), jobs)
+			ledgertest.Check(t, pool)
+		})
+	}
+}
+
+// An interrupt ends it after the step in hand; the next run goes on.
+func TestArchiveInterrupted(t *testing.T) {
+	t.Parallel()
+	pool := testenv.Pool(t)
+	account := ledgertest.Account(t, pool, ledgertest.User(t, pool), 0)
+	const step, jobs = 500, 1200
+	rejected(t, pool, account, jobs)
+	ctx, interrupt := context.WithCancel(t.Context())
+	defer interrupt()
+	var told []int64
+	moved, err := job.Archive(ctx, pool, soon(), func(n int64) {
+		told = append(told, n)
+		interrupt()
+	})
+	if !errors.Is(err, context.Canceled) || moved != step || len(told) != 1 || told[0] != step {
+		t.Errorf("moved %d, %v, told %v; want one step of %d", moved, err, told, step)
+	}
+	archive(t, pool, soon(), jobs-step)
+	ledgertest.Check(t, pool)
+}
+
+// Reads of one job and the steps of a move go by index.
+func TestArchivePlans(t *testing.T) {
+	t.Parallel()
+	pool := testenv.Pool(t)
+	user := ledgertest.User(t, pool)
+	account := ledgertest.Account(t, pool, user, 0)
+	const jobs = 20_000
+	rejected(t, pool, account, jobs)
+	ledgertest.Exec(t, pool, `INSERT INTO archived_jobs SELECT * FROM jobs WHERE position % 2 = 0`)
+	ledgertest.Exec(t, pool, `DELETE FROM jobs WHERE position % 2 = 0`)
+	ledgertest.Exec(t, pool, `VACUUM ANALYZE jobs, archived_jobs`)
+	for name, statement := range job.Statements(user, "key1") {
+		t.Run(name, func(t *testing.T) {
+			rows, err := pool.Query(t.Context(), "EXPLAIN "+statement.SQL, statement.Args...)
+			if err != nil {
+				t.Fatal(err)
+			}
+			plan, err := pgx.CollectRows(rows, pgx.RowTo[string])
+			if err != nil {
+				t.Fatal(err)
+			}
+			checkPlan(t, plan)
+		})
+	}
+}
