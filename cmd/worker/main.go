@@ -1,8 +1,9 @@
 // Command worker applies accepted jobs.
 //
-//	worker                  work
-//	worker verify           check the whole ledger against itself
-//	worker replay JOB_ID …  put failed jobs back in line
+//	worker                       work
+//	worker verify                check the whole ledger against itself
+//	worker replay JOB_ID …       put failed jobs back in line
+//	worker archive -before DATE  move the jobs that finished before then to the archive
 //
 // It is configured by its environment alone; README.md lists the variables.
 package main
@@ -49,6 +50,11 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdout,
 			return err
 		}
 		return replay(ctx, cfg.DatabaseURL, args[1:], stdout)
+	case args[0] == "archive" && len(args) == 3 && args[1] == "-before":
+		if err != nil {
+			return err
+		}
+		return archive(ctx, cfg.DatabaseURL, args[2], stdout, stderr)
 	}
-	return fmt.Errorf("unknown arguments %q; usage: worker [verify | replay JOB_ID …]", args)
+	return fmt.Errorf("unknown arguments %q; usage: worker [verify | replay JOB_ID … | archive -before DATE]", args)
 }

@@ -2,12 +2,15 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
+	"time"
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5/pgxpool"
 
+	"github.com/passbook/passbook/internal/job"
 	"github.com/passbook/passbook/internal/ledger"
 	"github.com/passbook/passbook/internal/postgres"
 	"github.com/passbook/passbook/migrations"
@@ -57,6 +60,34 @@ func replay(ctx context.Context, databaseURL string, args []string, stdout io.Wr
 	}
 	fmt.Fprintf(stdout, "%d jobs are queued again\n", len(ids))
 	return nil
+}
+
+// archiveProgress is how many jobs pass between two lines of progress.
+const archiveProgress = 100_000
+
+// archive moves old jobs out of the way. Ctrl-C ends it after the step in hand.
+func archive(ctx context.Context, databaseURL, before string, stdout, stderr io.Writer) error {
+	until, err := job.ParseArchiveBefore(before, time.Now())
+	if err != nil {
+		return err
+	}
+	pool, err := openForOperator(ctx, databaseURL)
+	if err != nil {
+		return err
+	}
+	defer pool.Close()
+	told := int64(0)
+	moved, err := job.Archive(ctx, pool, until, func(moved int64) {
+		if moved-told >= archiveProgress {
+			fmt.Fprintf(stderr, "%d jobs archived so far\n", moved)
+			told = moved
+		}
+	})
+	fmt.Fprintf(stdout, "%d jobs archived\n", moved)
+	if errors.Is(err, context.Canceled) {
+		return errors.New("stopped before the end; run it again to go on")
+	}
+	return err
 }
 
 func openForOperator(ctx context.Context, databaseURL string) (*pgxpool.Pool, error) {

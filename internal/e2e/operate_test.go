@@ -7,8 +7,10 @@ import (
 	"net/http"
 	"net/url"
 	"os/exec"
+	"reflect"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/passbook/passbook/internal/testenv"
 )
@@ -106,6 +108,54 @@ func TestOperating(t *testing.T) {
 		t.Errorf("pprof: %d", status)
 	}
 
+	t.Run("Archive", func(t *testing.T) {
+		yesterday := time.Now().AddDate(0, 0, -1).Format(time.DateOnly)
+		for _, test := range []struct {
+			args []string
+			well bool
+			want string
+		}{
+			{[]string{"-before", "2020-01-01"}, true, "0 jobs archived"},
+			{[]string{"-before", yesterday}, false, "less than 30 days ago"},
+			{[]string{"-before", "soon"}, false, "neither a date"},
+			{nil, false, "usage"},
+		} {
+			archive := begin(t, "worker", s.env(), append([]string{"archive"}, test.args...)...)
+			if err := archive.wait(); (err == nil) != test.well || !strings.Contains(archive.log(), test.want) {
+				t.Errorf("%v: %v, want %q:\n%s", test.args, err, test.want, archive.log())
+			}
+		}
+		if _, err := s.pool.Exec(t.Context(), ageSQL); err != nil {
+			t.Fatal(err)
+		}
+		for i := range ids {
+			ids[i] = agedPrefix + ids[i][len(agedPrefix):]
+		}
+		var before, after [3]jobAnswer
+		read := func(answers *[3]jobAnswer) {
+			for i, id := range ids {
+				c.must(http.StatusOK, http.MethodGet, "/v1/jobs/"+id, nil, &answers[i])
+			}
+		}
+		read(&before)
+		archive := begin(t, "worker", s.env(), "archive", "-before", time.Now().AddDate(0, 0, -31).Format(time.DateOnly))
+		if err := archive.wait(); err != nil || !strings.Contains(archive.log(), "2 jobs archived") {
+			t.Errorf("%v, want 2 jobs archived:\n%s", err, archive.log())
+		}
+		if read(&after); !reflect.DeepEqual(after, before) {
+			t.Errorf("the jobs read as %+v, before as %+v", after, before)
+		}
+		for i, o := range orders {
+			if again, err := c.settle(0, o); err != nil || again.ID != ids[i] {
+				t.Errorf("key %s answers with %s, %v; want job %s", o.key, again.ID, err, ids[i])
+			}
+		}
+		verify := begin(t, "worker", s.env(), "verify")
+		if err := verify.wait(); err != nil || !strings.Contains(verify.log(), "3 jobs") {
+			t.Errorf("%v, want 3 jobs verified:\n%s", err, verify.log())
+		}
+	})
+
 	t.Run("Replay", func(t *testing.T) {
 		if _, err := s.pool.Exec(t.Context(), `ALTER TABLE transactions DROP CONSTRAINT unlucky`); err != nil {
 			t.Fatal(err)
@@ -127,6 +177,19 @@ func TestOperating(t *testing.T) {
 	})
 	s.verify()
 }
+
+// agedPrefix begins the ids of jobs that were accepted in 2022.
+const agedPrefix = "01800000"
+
+// ageSQL makes all that happened sixty days older, and the jobs' ids years. The
+// triggers that keep them as they are look away.
+const ageSQL = `
+	SET session_replication_role = replica;
+	UPDATE jobs SET id = overlay(id::text PLACING '` + agedPrefix + `' FROM 1)::uuid,
+		created_at = created_at - interval '60 days', finished_at = finished_at - interval '60 days';
+	UPDATE transactions SET job_id = overlay(job_id::text PLACING '` + agedPrefix + `' FROM 1)::uuid, created_at = created_at - interval '60 days';
+	UPDATE accounts SET last_at = last_at - interval '60 days', created_at = created_at - interval '60 days';
+	SET session_replication_role = origin`
 
 // The dashboard, in a real browser: it shows the queues.
 func TestDashboard(t *testing.T) {
