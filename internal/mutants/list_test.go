@@ -15,6 +15,7 @@ type edit struct{ file, from, to string }
 // Where the guards are.
 const (
 	accept   = "internal/job/accept.go"
+	archive  = "internal/job/archive.go"
 	accounts = "internal/ledger/accounts.go"
 	apply    = "internal/ledger/apply.go"
 	open     = "internal/postgres/postgres.go"
@@ -22,6 +23,7 @@ const (
 	schema   = "migrations/00001_passbook.sql"
 	terms    = "migrations/00003_terms.sql"
 	indexes  = "migrations/00005_indexes.sql"
+	archival = "migrations/00006_archive.sql"
 	sweep    = "internal/worker/sweep.go"
 	work     = "internal/worker/worker.go"
 	handler  = "internal/worker/apply.go"
@@ -281,7 +283,7 @@ var mutations = []mutation{
 	},
 	{
 		"a job's key opens accounts", keyForGood,
-		[]edit{{accounts, `WHERE NOT EXISTS (SELECT FROM jobs WHERE user_id = $1 AND idempotency_key = $4)`, ``}},
+		[]edit{{accounts, `WHERE NOT EXISTS (SELECT FROM jobs WHERE user_id = $1 AND idempotency_key = $4)`, `WHERE true`}},
 		[]string{"-run=^TestOpenWithAJobsKey$ ./internal/ledger"},
 	},
 	{
@@ -291,8 +293,33 @@ var mutations = []mutation{
 	},
 	{
 		"jobs may be deleted, and their keys with them", keyForGood,
-		[]edit{{schema, `CREATE TRIGGER jobs_are_kept BEFORE DELETE OR TRUNCATE ON jobs`, `CREATE TRIGGER jobs_are_kept BEFORE TRUNCATE ON jobs`}},
+		[]edit{{archival, `IF NOT EXISTS (SELECT FROM archived_jobs archived`, `IF false AND NOT EXISTS (SELECT FROM archived_jobs archived`}},
 		[]string{refuses("JobDeleted")},
+	},
+	{
+		"a job may be deleted that is archived otherwise", keyForGood,
+		[]edit{{archival, ` AND ROW(archived.*) IS NOT DISTINCT FROM ROW(OLD.*)`, ``}},
+		[]string{refuses("JobDeletedThatIsArchivedWithAnother")},
+	},
+	{
+		"an archived job's key makes jobs", keyForGood,
+		[]edit{{archival, `SELECT FROM archived_jobs WHERE user_id = NEW.user_id AND idempotency_key = NEW.idempotency_key`, `SELECT WHERE false`}},
+		[]string{"-run=^TestArchive(dKeysAreSkipped)?$ ./internal/job"},
+	},
+	{
+		"a key comes back while its job is archived", keyForGood,
+		[]edit{{archive, `WHERE pg_try_advisory_xact_lock(lock)`, ``}},
+		[]string{"-run=^TestArchiveWhileKeysComeBack$ ./internal/job"},
+	},
+	{
+		"an archived job's key opens accounts", keyForGood,
+		[]edit{{accounts, `AND NOT EXISTS (SELECT FROM archived_jobs WHERE user_id = $1 AND idempotency_key = $4)`, ``}},
+		[]string{"-run=^TestOpenWithAJobsKey$ ./internal/ledger", "-run=^TestArchive$ ./internal/job"},
+	},
+	{
+		"an archived job has no answer", keyForGood,
+		[]edit{{accept, `SELECT * FROM archived_jobs WHERE user_id = ask.user_id`, `SELECT * FROM archived_jobs WHERE false AND user_id = ask.user_id`}},
+		[]string{"-run=^TestArchive(WhileKeysComeBack)?$ ./internal/job"},
 	},
 }
 
