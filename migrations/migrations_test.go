@@ -3,9 +3,12 @@ package migrations_test
 import (
 	"context"
 	"fmt"
+	"os"
 	"testing"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/stdlib"
+	"github.com/pressly/goose/v3"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/passbook/passbook/internal/testenv"
@@ -55,7 +58,7 @@ func TestUpPoolURL(t *testing.T) {
 func TestUpWaitsForAReader(t *testing.T) {
 	t.Parallel()
 	url := testenv.Postgres(t)
-	execute(t, url, `DELETE FROM goose_db_version WHERE version_id > 1`)
+	downTo(t, url, 1)
 	reader, err := connect(t, url).Begin(t.Context())
 	if err != nil {
 		t.Fatal(err)
@@ -89,7 +92,7 @@ func TestUpWaitsForAReader(t *testing.T) {
 func TestUpWaitsForASnapshot(t *testing.T) {
 	t.Parallel()
 	url := testenv.Postgres(t)
-	execute(t, url, `DELETE FROM goose_db_version WHERE version_id > 3`)
+	downTo(t, url, 3)
 	reader, err := connect(t, url).BeginTx(t.Context(), pgx.TxOptions{IsoLevel: pgx.RepeatableRead})
 	if err != nil {
 		t.Fatal(err)
@@ -116,6 +119,56 @@ func TestUpWaitsForASnapshot(t *testing.T) {
 	}
 	if err := <-up; err != nil {
 		t.Error(err)
+	}
+}
+
+// Without its archive, the database has every job where it was before.
+func TestDownKeepsArchivedJobs(t *testing.T) {
+	t.Parallel()
+	url := testenv.Postgres(t)
+	execute(t, url, `
+		INSERT INTO jobs (id, account_id, user_id, type, amount, idempotency_key)
+		SELECT gen_random_uuid(), 1, gen_random_uuid(), 'deposit', n, 'k' || n FROM generate_series(1, 6) n;
+		UPDATE jobs SET status = 'rejected', failure = 'x', finished_at = now() WHERE amount < 5`)
+	conn := connect(t, url)
+	all := func() (jobs string) {
+		t.Helper()
+		const sql = `SELECT string_agg(job::text, ' ' ORDER BY position) FROM jobs job`
+		if err := conn.QueryRow(t.Context(), sql).Scan(&jobs); err != nil {
+			t.Fatal(err)
+		}
+		return jobs
+	}
+	before := all()
+	execute(t, url, `INSERT INTO archived_jobs SELECT * FROM jobs WHERE amount < 4; DELETE FROM jobs WHERE amount < 4`)
+	const archive = 6
+	downTo(t, url, archive-1)
+	if after := all(); after != before {
+		t.Errorf("jobs are %s\nbefore %s", after, before)
+	}
+	if _, err := conn.Exec(t.Context(), `DELETE FROM jobs`); err == nil {
+		t.Error("jobs may be deleted")
+	}
+	if err := migrations.Up(t.Context(), url); err != nil {
+		t.Error(err)
+	}
+}
+
+// downTo takes the migrations after a version back.
+func downTo(t testing.TB, url string, version int64) {
+	t.Helper()
+	cfg, err := pgx.ParseConfig(url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	db := stdlib.OpenDB(*cfg)
+	defer db.Close() //nolint:errcheck // nothing is pending on it
+	provider, err := goose.NewProvider(goose.DialectPostgres, db, os.DirFS("."))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := provider.DownTo(t.Context(), version); err != nil {
+		t.Fatal(err)
 	}
 }
 
