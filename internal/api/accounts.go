@@ -1,12 +1,14 @@
 package api
 
 import (
+	"context"
 	"net/http"
 	"regexp"
 	"strings"
 	"time"
 
 	"github.com/gofiber/fiber/v2"
+	"github.com/google/uuid"
 
 	"github.com/passbook/passbook/internal/ledger"
 )
@@ -71,7 +73,7 @@ func (a *API) openAccount(c *fiber.Ctx, _ *query) error {
 }
 
 func (a *API) readAccount(c *fiber.Ctx, _ *query) error {
-	account, err := a.account(c)
+	account, err := a.accountBy(c, a.cfg.Accounts.Account)
 	if err != nil {
 		return err
 	}
@@ -91,7 +93,7 @@ func (a *API) readBalance(c *fiber.Ctx, q *query) error {
 	if err := q.err(); err != nil {
 		return err
 	}
-	account, err := a.account(c)
+	account, err := a.terms(c)
 	if err != nil {
 		return err
 	}
@@ -105,13 +107,17 @@ func (a *API) readBalance(c *fiber.Ctx, q *query) error {
 	})
 }
 
-// account is the caller's account that the path names.
-func (a *API) account(c *fiber.Ctx) (ledger.Account, error) {
+// terms are what never changes of the caller's account that the path names.
+func (a *API) terms(c *fiber.Ctx) (ledger.Account, error) {
+	return a.accountBy(c, a.cfg.Accounts.Terms)
+}
+
+func (a *API) accountBy(c *fiber.Ctx, read func(context.Context, uuid.UUID, string) (ledger.Account, error)) (ledger.Account, error) {
 	number := accountNumber(c)
 	if !numberPattern.MatchString(number) {
 		return ledger.Account{}, ledger.ErrAccountNotFound
 	}
-	return a.cfg.Accounts.Account(c.UserContext(), caller(c), number)
+	return read(c.UserContext(), caller(c), number)
 }
 
 // accountNumber copies the number out of Fiber's buffer.

@@ -155,7 +155,7 @@ func (a *API) listJobs(c *fiber.Ctx, q *query) error {
 	if err := q.err(); err != nil {
 		return err
 	}
-	account, err := a.account(c)
+	account, err := a.terms(c)
 	if err != nil {
 		return err
 	}

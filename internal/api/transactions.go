@@ -57,7 +57,7 @@ func (a *API) listTransactions(c *fiber.Ctx, q *query) error {
 	if page.Type == allTypes {
 		page.Type = ""
 	}
-	account, err := a.account(c)
+	account, err := a.terms(c)
 	if err != nil {
 		return err
 	}
@@ -100,7 +100,7 @@ func roundUp(t time.Time) time.Time {
 }
 
 func (a *API) readTransaction(c *fiber.Ctx, _ *query) error {
-	account, err := a.account(c)
+	account, err := a.terms(c)
 	if err != nil {
 		return err
 	}

@@ -32,7 +32,8 @@ type Opening struct {
 
 // Accounts opens accounts and reads them.
 type Accounts struct {
-	pool *pgxpool.Pool
+	pool  *pgxpool.Pool
+	terms terms
 }
 
 // NewAccounts keeps accounts in the database behind pool.

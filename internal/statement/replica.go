@@ -3,6 +3,7 @@ package statement
 import (
 	"context"
 	"errors"
+	"fmt"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -31,7 +32,7 @@ type reading[T any] func(context.Context, *pgxpool.Conn) (T, error)
 // replays.
 func read[T any](ctx context.Context, s *Statements, account ledger.Account, from reading[T]) (T, error) {
 	if s.replica != nil {
-		got, err := readReplica(ctx, s.replica, account, from)
+		got, err := readReplica(ctx, s, account, from)
 		if err == nil || errors.Is(err, pgx.ErrNoRows) || ctx.Err() != nil {
 			return got, err
 		}
@@ -49,11 +50,16 @@ func readPool[T any](ctx context.Context, pool *pgxpool.Pool, from reading[T]) (
 
 // readReplica asks with one connection whether the replica has caught up and what
 // is to be read: behind its name there may be several servers.
-func readReplica[T any](ctx context.Context, replica *pgxpool.Pool, account ledger.Account, from reading[T]) (T, error) {
+func readReplica[T any](ctx context.Context, s *Statements, account ledger.Account, from reading[T]) (got T, err error) {
+	const sql = `SELECT last_seq FROM accounts WHERE id = $1`
+	var last int64
+	if err := s.primary.QueryRow(ctx, sql, account.ID).Scan(&last); err != nil {
+		return got, fmt.Errorf("read the account's position: %w", err)
+	}
 	ctx, cancel := context.WithTimeout(ctx, replicaTime)
 	defer cancel()
-	return readPool(ctx, replica, func(ctx context.Context, conn *pgxpool.Conn) (got T, err error) {
-		if err := catchUp(ctx, conn, account); err != nil {
+	return readPool(ctx, s.replica, func(ctx context.Context, conn *pgxpool.Conn) (got T, err error) {
+		if err := catchUp(ctx, conn, account.ID, last); err != nil {
 			conn.Release()
 			return got, err
 		}
@@ -61,15 +67,15 @@ func readReplica[T any](ctx context.Context, replica *pgxpool.Pool, account ledg
 	})
 }
 
-// catchUp waits until the replica has all of the account's history that the
-// primary told of when this request began: so a client who has seen a job
-// finished finds it. It compares the account's own position, not the log's: what
-// others do meanwhile is nothing to wait for.
-func catchUp(ctx context.Context, replica *pgxpool.Conn, account ledger.Account) error {
+// catchUp waits until the replica has the account's history as far as last, the
+// primary's word when this request began: so a client who has seen a job finished
+// finds it. It compares the account's own position, not the log's: what others do
+// meanwhile is nothing to wait for.
+func catchUp(ctx context.Context, replica *pgxpool.Conn, accountID, last int64) error {
 	const sql = `SELECT EXISTS (SELECT FROM accounts WHERE id = $1 AND last_seq >= $2)`
 	for begun := time.Now(); time.Since(begun) < replicaWait; {
 		var has bool
-		if err := replica.QueryRow(ctx, sql, account.ID, account.LastSeq).Scan(&has); err != nil {
+		if err := replica.QueryRow(ctx, sql, accountID, last).Scan(&has); err != nil {
 			return err
 		}
 		if has {

@@ -139,11 +139,12 @@ func TestReplica(t *testing.T) {
 	r := &replicated{t: t, primary: connect(t, primary.URL()), replica: connect(t, standby.URL())}
 	r.user = ledgertest.User(t, r.primary)
 	r.number = ledgertest.Account(t, r.primary, r.user, 100).Number
-	closed := connect(t, primary.URL())
-	closed.Close()
+	// A primary that tells of accounts, and has no history.
+	ledgertest.Exec(t, r.primary, `CREATE SCHEMA accounts_alone CREATE VIEW accounts AS SELECT * FROM public.accounts`)
+	accountsAlone := connect(t, primary.URL()+"&search_path=accounts_alone")
 	var (
 		statements = statement.New(r.primary, r.replica)
-		byReplica  = statement.New(closed, r.replica)
+		byReplica  = statement.New(accountsAlone, r.replica)
 	)
 	r.deposit(1)
 	r.comes(byReplica, 1, 2)

@@ -30,10 +30,10 @@ func New(primary, replica *pgxpool.Pool) *Statements {
 	return &Statements{primary: primary, replica: replica}
 }
 
-// Page asks for a part of an account's history. The account is as the primary
-// told of it for this request: so much of its history is shown.
+// Page asks for a part of an account's history: at least as much of it is there as
+// was when this was asked.
 type Page struct {
-	Account   ledger.Account
+	Account   ledger.Account   // its id counts
 	Type      ledger.EntryType // all where empty
 	From      time.Time        // inclusive; no bound where zero
 	To        time.Time        // exclusive; no bound where zero
