@@ -184,16 +184,17 @@ func (a *Acceptor) commit(ctx context.Context, batch []*ask) {
 	}
 }
 
-// lockSQL keeps the batch's keys from opening an account meanwhile: a key names
-// one thing, and no constraint spans both tables. It is a statement of its own,
-// so that the insert's snapshot is taken when the locks are held.
+// lockSQL keeps the batch's keys from opening an account meanwhile, and their jobs
+// from moving to the archive: a key names one thing, and no constraint spans the
+// tables. It is a statement of its own, so that the insert's snapshot is taken when
+// the locks are held.
 //
 // $1 the keys' locks.
 const lockSQL = `SELECT pg_advisory_xact_lock_shared(key) FROM unnest($1::bigint[]) key`
 
 // insertSQL checks the ownership, the key and the account's room and inserts
-// the jobs that pass. A key in the archive the table's trigger leaves out. When it answers, they are committed: that is what a 202
-// stands on.
+// the jobs that pass; the table's trigger leaves out those whose key is in the
+// archive. When it answers, they are committed: that is what a 202 stands on.
 //
 // $1 ids, $2 users, $3 account numbers, $4 keys, $5 types, $6 amounts,
 // $7 descriptions, $8 the accounts' room where it is known, as arrays; $9 how

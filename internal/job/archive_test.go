@@ -17,6 +17,7 @@ import (
 	"github.com/passbook/passbook/internal/job"
 	"github.com/passbook/passbook/internal/ledger"
 	"github.com/passbook/passbook/internal/ledger/ledgertest"
+	"github.com/passbook/passbook/internal/postgres"
 	"github.com/passbook/passbook/internal/testenv"
 )
 
@@ -287,6 +288,57 @@ func TestArchiveWhileKeysComeBack(t *testing.T) {
 	}
 }
 
+// A key that comes back in the very midst of a move, when its job is deleted and
+// that is not committed, answers with the job.
+func TestArchiveMeetsAKey(t *testing.T) {
+	t.Parallel()
+	pool := testenv.Pool(t)
+	user := ledgertest.User(t, pool)
+	account := ledgertest.Account(t, pool, user, 0)
+	rejected(t, pool, account, 1)
+	ledgertest.Exec(t, pool, `CREATE FUNCTION halt() RETURNS trigger LANGUAGE plpgsql AS
+		$$ BEGIN PERFORM pg_advisory_xact_lock(1); RETURN NULL; END $$`)
+	ledgertest.Exec(t, pool, `CREATE TRIGGER halt AFTER DELETE ON jobs FOR EACH STATEMENT EXECUTE FUNCTION halt()`)
+	holder, err := pool.Begin(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer holder.Rollback(context.WithoutCancel(t.Context())) //nolint:errcheck // it is over by then
+	if _, err := holder.Exec(t.Context(), `SELECT pg_advisory_xact_lock(1)`); err != nil {
+		t.Fatal(err)
+	}
+	waiting := func(want int) {
+		t.Helper()
+		testenv.Eventually(t, fmt.Sprint(want, " wait"), func() bool {
+			return count(t, pool, `pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'`) == want
+		})
+	}
+	var atOnce errgroup.Group
+	atOnce.Go(func() error {
+		_, err := job.Archive(t.Context(), pool, soon(), func(int64) {})
+		return err
+	})
+	waiting(1)
+	a, _ := acceptor(t, pool, manyQueued)
+	atOnce.Go(func() error {
+		got, replayed, err := a.Accept(t.Context(), deposit(user, account, "key1"))
+		if want := "00000000-0000-7000-8000-000000000001"; err == nil && (!replayed || got.ID.String() != want) {
+			err = fmt.Errorf("the key of job %s answers with %s, replayed %t", want, got.ID, replayed)
+		}
+		return err
+	})
+	waiting(2)
+	if err := holder.Rollback(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := atOnce.Wait(); err != nil {
+		t.Error(err)
+	}
+	if found := ledgertest.Check(t, pool); found.Jobs != 1 {
+		t.Errorf("%d jobs, want 1", found.Jobs)
+	}
+}
+
 // A move that waits for nobody leaves a job whose key is just being sent, and
 // holds nobody up but those who send a key that it has in hand.
 func TestArchiveWaitsForNobody(t *testing.T) {
@@ -335,6 +387,36 @@ func TestArchivedKeysAreSkipped(t *testing.T) {
 				t.Errorf("%d rows, %v; want %d", tag.RowsAffected(), err, test.want)
 			}
 		})
+	}
+}
+
+// An accept looks for its key by index, however small the archive was when its
+// connection made the plan.
+func TestArchiveIsLookedIntoByIndex(t *testing.T) {
+	t.Parallel()
+	pool, err := postgres.Open(t.Context(), postgres.Config{URL: testenv.Postgres(t), MaxConns: 1, Serving: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer pool.Close()
+	account := ledgertest.Account(t, pool, ledgertest.User(t, pool), 0)
+	tx, err := pool.Begin(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer tx.Rollback(context.WithoutCancel(t.Context())) //nolint:errcheck // nothing is kept
+	const insertSQL = `INSERT INTO jobs (id, account_id, user_id, type, amount, idempotency_key)
+		SELECT gen_random_uuid(), id, user_id, 'deposit', 1, 'key' FROM accounts WHERE id = $1`
+	if _, err := tx.Exec(t.Context(), insertSQL, account.ID); err != nil {
+		t.Fatal(err)
+	}
+	const scansSQL = `SELECT seq_scan, idx_scan FROM pg_stat_xact_user_tables WHERE relname = 'archived_jobs'`
+	var readThrough, byIndex int
+	if err := tx.QueryRow(t.Context(), scansSQL).Scan(&readThrough, &byIndex); err != nil {
+		t.Fatal(err)
+	}
+	if readThrough != 0 || byIndex != 2 {
+		t.Errorf("read it through %d times and looked by index %d times, want 0 and 2, for the key and the id", readThrough, byIndex)
 	}
 }
 
