@@ -415,8 +415,8 @@ func TestArchiveIsLookedIntoByIndex(t *testing.T) {
 	if err := tx.QueryRow(t.Context(), scansSQL).Scan(&readThrough, &byIndex); err != nil {
 		t.Fatal(err)
 	}
-	if readThrough != 0 || byIndex != 2 {
-		t.Errorf("read it through %d times and looked by index %d times, want 0 and 2, for the key and the id", readThrough, byIndex)
+	if readThrough != 0 || byIndex < 2 {
+		t.Errorf("read it through %d times and looked by index %d times, want 0, and 2 for the key and the id", readThrough, byIndex)
 	}
 }
 
