@@ -40,7 +40,8 @@ const (
 	exportTimeout    = 30 * time.Minute
 	bytesOfRow       = 250 // of disk that a row takes, and for the largest bank
 	bytesOfSort      = 40  // while an index of it is built
-	bytesBesides     = 4 << 30
+	mostBytesOfLog   = 4 << 30 // and at most as much as the rows themselves
+	bytesBesides     = 256 << 20
 	reconnectTimeout = time.Minute
 )
 
@@ -109,7 +110,7 @@ func (h *history) checkSpace(context.Context) error {
 	for _, b := range h.banks {
 		total += b.rows
 	}
-	need := total*bytesOfRow + h.rows*bytesOfSort + bytesBesides
+	need := total*bytesOfRow + min(total*bytesOfRow, mostBytesOfLog) + h.rows*bytesOfSort + bytesBesides
 	var fs syscall.Statfs_t
 	if err := syscall.Statfs(h.postgres.Dir(), &fs); err != nil {
 		return fmt.Errorf("look at the disk: %w", err)
