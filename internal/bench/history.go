@@ -29,20 +29,20 @@ import (
 )
 
 const (
-	leastHistory     = 200_000 // rows: a hundredth of it is a few for each account
-	readers          = 8       // connections
-	looksOfEach      = 500     // of each kind, in each bank, at scale 1
-	readPasses       = 4       // over all looks, after the first, which warms up
-	explainedOfEach  = 50
-	coldLooks        = 300
-	applyJobs        = 60_000
-	historyTimeout   = 6 * time.Hour
-	exportTimeout    = 30 * time.Minute
-	bytesOfRow       = 250 // of disk that a row takes, and for the largest bank
-	bytesOfSort      = 40  // while an index of it is built
-	mostBytesOfLog   = 4 << 30 // and at most as much as the rows themselves
-	bytesBesides     = 256 << 20
-	reconnectTimeout = time.Minute
+	leastHistory    = 200_000 // rows: a hundredth of it is a few for each account
+	readers         = 8       // connections
+	looksOfEach     = 500     // of each kind, in each bank, at scale 1
+	readPasses      = 4       // over all looks, after the first, which warms up
+	explainedOfEach = 50
+	coldLooks       = 300
+	applyJobs       = 60_000
+	historyTimeout  = 6 * time.Hour
+	exportTimeout   = 30 * time.Minute
+	bytesOfRow      = 250     // of disk that a row takes, and for the largest bank
+	bytesOfSort     = 40      // while an index of it is built
+	mostBytesOfLog  = 4 << 30 // and at most as much as the rows themselves
+	bytesBesides    = 256 << 20
+	readTimeout     = time.Minute
 )
 
 // history measures histories of rows, a tenth and a hundredth of it, in one run.
@@ -228,7 +228,10 @@ func (h *history) readAll(ctx context.Context, scenes []*scene, looks []*lookedA
 	group, ctx := errgroup.WithContext(ctx)
 	for range readers {
 		group.Go(func() error {
-			reader := newReader(ctx, scenes)
+			reader, err := newReader(ctx, scenes)
+			if err != nil {
+				return err
+			}
 			defer reader.close()
 			for ctx.Err() == nil {
 				i := int(next.Add(1)) - 1
@@ -258,32 +261,53 @@ func (h *history) readAll(ctx context.Context, scenes []*scene, looks []*lookedA
 
 // reader has a connection to each bank's api.
 type reader struct {
-	clients  []*fasthttp.HostClient
-	scenes   []*scene
+	banks    []bankConn
 	request  fasthttp.Request
 	response fasthttp.Response
 }
 
-func newReader(ctx context.Context, scenes []*scene) *reader {
-	dial := func(addr string) (net.Conn, error) { return new(net.Dialer).DialContext(ctx, "tcp", addr) }
-	r := &reader{scenes: scenes}
+type bankConn struct {
+	net.Conn
+	token string
+	in    *bufio.Reader
+	out   *bufio.Writer
+}
+
+func newReader(ctx context.Context, scenes []*scene) (*reader, error) {
+	r := &reader{}
 	for _, s := range scenes {
-		r.clients = append(r.clients, &fasthttp.HostClient{Addr: s.doors[0].address(), MaxConns: 1, Dial: dial})
+		conn, err := new(net.Dialer).DialContext(ctx, "tcp", s.doors[0].address())
+		if err != nil {
+			r.close()
+			return nil, fmt.Errorf("connect: %w", err)
+		}
+		r.banks = append(r.banks, bankConn{conn, s.token, bufio.NewReader(conn), bufio.NewWriter(conn)})
 	}
-	return r
+	return r, nil
 }
 
 func (r *reader) close() {
-	for _, client := range r.clients {
-		client.CloseIdleConnections()
+	for _, bank := range r.banks {
+		_ = bank.Close() // all is answered
 	}
 }
 
 // get reads a path. The body is the reader's until it reads the next.
 func (r *reader) get(bank int, path string) ([]byte, error) {
-	r.request.SetRequestURI("http://" + r.clients[bank].Addr + path)
-	r.request.Header.Set("Authorization", "Bearer "+r.scenes[bank].token)
-	if err := r.clients[bank].DoTimeout(&r.request, &r.response, reconnectTimeout); err != nil {
+	b := r.banks[bank]
+	r.request.SetRequestURI("http://" + b.RemoteAddr().String() + path)
+	r.request.Header.Set("Authorization", "Bearer "+b.token)
+	err := b.SetDeadline(time.Now().Add(readTimeout))
+	if err == nil {
+		err = r.request.Write(b.out)
+	}
+	if err == nil {
+		err = b.out.Flush()
+	}
+	if err == nil {
+		err = r.response.Read(b.in)
+	}
+	if err != nil {
 		return nil, fmt.Errorf("%s: %w", path, err)
 	}
 	if status := r.response.StatusCode(); status != http.StatusOK {
