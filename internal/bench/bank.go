@@ -13,7 +13,6 @@ import (
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 
-	"github.com/passbook/passbook/internal/auth"
 	"github.com/passbook/passbook/internal/ledger"
 	"github.com/passbook/passbook/internal/statement"
 	"github.com/passbook/passbook/migrations"
@@ -114,12 +113,7 @@ func (b *bank) signUp(ctx context.Context, r *rig) error {
 		return err
 	}
 	defer pool.Close()
-	service, err := auth.New(pool, auth.Config{Keys: []auth.Key{r.key}})
-	if err != nil {
-		return err
-	}
-	user, err := service.SignUp(ctx, email, r.password)
-	b.user = user.ID
+	b.user, err = r.signUp(ctx, pool)
 	return err
 }
 

@@ -10,9 +10,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
-	"math"
 	"math/rand/v2"
-	"net"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -23,9 +21,10 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5/pgxpool"
-	"github.com/valyala/fasthttp"
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
+
+	"github.com/passbook/passbook/internal/statement"
 )
 
 const (
@@ -42,7 +41,6 @@ const (
 	bytesOfSort     = 40      // while an index of it is built
 	mostBytesOfLog  = 4 << 30 // and at most as much as the rows themselves
 	bytesBesides    = 256 << 20
-	readTimeout     = time.Minute
 )
 
 // history measures histories of rows, a tenth and a hundredth of it, in one run.
@@ -160,7 +158,7 @@ type lookedAt struct {
 func (h *history) looks(kinds []kind, n int) []*lookedAt {
 	var all []*lookedAt
 	for b, bank := range h.banks {
-		l := &looker{bank: bank, random: rand.New(rand.NewPCG(1, 2)), secret: h.key.Secret} //nolint:gosec // what is read is no secret
+		l := h.looker(bank)
 		for k, kind := range kinds {
 			for range n {
 				all = append(all, &lookedAt{look: kind.at(l), bank: b, kind: k})
@@ -168,6 +166,10 @@ func (h *history) looks(kinds []kind, n int) []*lookedAt {
 		}
 	}
 	return all
+}
+
+func (h *history) looker(b *bank) *looker {
+	return &looker{bank: b, random: rand.New(rand.NewPCG(1, 2)), secret: h.key.Secret} //nolint:gosec // what is read is no secret
 }
 
 // onBanks plays with an api on each bank.
@@ -233,6 +235,7 @@ func (h *history) readAll(ctx context.Context, scenes []*scene, looks []*lookedA
 				return err
 			}
 			defer reader.close()
+			defer context.AfterFunc(ctx, reader.close)() // ends what it waits for
 			for ctx.Err() == nil {
 				i := int(next.Add(1)) - 1
 				if i >= len(looks) {
@@ -260,60 +263,36 @@ func (h *history) readAll(ctx context.Context, scenes []*scene, looks []*lookedA
 }
 
 // reader has a connection to each bank's api.
-type reader struct {
-	banks    []bankConn
-	request  fasthttp.Request
-	response fasthttp.Response
-}
+type reader []*connection
 
-type bankConn struct {
-	net.Conn
-	token string
-	in    *bufio.Reader
-	out   *bufio.Writer
-}
-
-func newReader(ctx context.Context, scenes []*scene) (*reader, error) {
-	r := &reader{}
+func newReader(ctx context.Context, scenes []*scene) (r reader, err error) {
 	for _, s := range scenes {
-		conn, err := new(net.Dialer).DialContext(ctx, "tcp", s.doors[0].address())
+		c, err := connect(ctx, s.doors[0].address(), s.token)
 		if err != nil {
 			r.close()
-			return nil, fmt.Errorf("connect: %w", err)
+			return nil, err
 		}
-		r.banks = append(r.banks, bankConn{conn, s.token, bufio.NewReader(conn), bufio.NewWriter(conn)})
+		r = append(r, c)
 	}
 	return r, nil
 }
 
-func (r *reader) close() {
-	for _, bank := range r.banks {
-		_ = bank.Close() // all is answered
+func (r reader) close() {
+	for _, c := range r {
+		_ = c.Close() // all is answered
 	}
 }
 
-// get reads a path. The body is the reader's until it reads the next.
-func (r *reader) get(bank int, path string) ([]byte, error) {
-	b := r.banks[bank]
-	r.request.SetRequestURI("http://" + b.RemoteAddr().String() + path)
-	r.request.Header.Set("Authorization", "Bearer "+b.token)
-	err := b.SetDeadline(time.Now().Add(readTimeout))
-	if err == nil {
-		err = r.request.Write(b.out)
-	}
-	if err == nil {
-		err = b.out.Flush()
-	}
-	if err == nil {
-		err = r.response.Read(b.in)
-	}
-	if err != nil {
+// get reads a path. The body is the connection's until it reads the next.
+func (r reader) get(bank int, path string) ([]byte, error) {
+	c := r[bank]
+	if err := c.ask(&request{bytes: []byte("GET " + path + " HTTP/1.1\r\n" + c.head + "\r\n")}); err != nil {
 		return nil, fmt.Errorf("%s: %w", path, err)
 	}
-	if status := r.response.StatusCode(); status != http.StatusOK {
-		return nil, fmt.Errorf("%s: answered %d: %s", path, status, r.response.Body())
+	if c.again > 0 {
+		return nil, fmt.Errorf("%s: answered 503", path)
 	}
-	return r.response.Body(), nil
+	return c.response.Body(), nil
 }
 
 // explain counts the buffers that the statements of a page read, by their plans.
@@ -373,10 +352,9 @@ func (h *history) readCold(ctx context.Context) error {
 	if err := h.postgres.Restart(ctx); err != nil {
 		return err
 	}
-	first := kinds[:1]
-	looks := h.looks(first, h.count(coldLooks))
+	looks := h.strangers(h.count(coldLooks))
 	return h.onBanks(ctx, func(scenes []*scene) error {
-		if err := h.readAll(ctx, scenes, h.greetings(), true); err != nil {
+		if err := h.readAll(ctx, scenes, h.greetings(), false); err != nil {
 			return err
 		}
 		if err := h.readAll(ctx, scenes, looks, false); err != nil {
@@ -397,13 +375,30 @@ func (h *history) readCold(ctx context.Context) error {
 	})
 }
 
-// greetings are enough reads of each bank's last account to make the connections.
+// strangers are first pages of n accounts in each bank, none of them twice.
+func (h *history) strangers(n int) []*lookedAt {
+	var all []*lookedAt
+	for b, bank := range h.banks {
+		l := h.looker(bank)
+		for met := map[int64]bool{}; len(met) < min(n, len(bank.accounts)/2); {
+			account := l.common()
+			if !met[account.ID] {
+				all = append(all, &lookedAt{look: l.page(statement.Page{Account: account}), bank: b})
+			}
+			met[account.ID] = true
+		}
+	}
+	return all
+}
+
+// greetings are enough reads of each bank's large account, which is no stranger, to
+// make the connections.
 func (h *history) greetings() []*lookedAt {
 	var all []*lookedAt
 	for b, bank := range h.banks {
+		l := h.looker(bank)
 		for range 8 * readers {
-			path := "/v1/accounts/" + bank.accounts[len(bank.accounts)-1].number + "/transactions"
-			all = append(all, &lookedAt{bank: b, look: look{path: path, right: func([]byte) error { return nil }}})
+			all = append(all, &lookedAt{look: l.page(statement.Page{Account: bank.account(bank.large())}), bank: b})
 		}
 	}
 	return all
@@ -550,9 +545,4 @@ func (h *history) conclude() {
 	}
 	h.set("worst", "cold", h.figures[large+"/cold first page, p99"])
 	h.set("worst", "bytes", h.figures[large+"/bytes"])
-	for name, value := range h.figures {
-		if math.IsNaN(value) || math.IsInf(value, 0) {
-			delete(h.figures, name)
-		}
-	}
 }

@@ -61,11 +61,14 @@ func (h *history) named(b *bank, prefix string) []string {
 // writeTable leaves what was read as a table to read, history.md.
 func (h *history) writeTable(out io.Writer) error {
 	var b bytes.Buffer
-	fmt.Fprint(&b, "| p50 / p99, in ms, and the most buffers |")
-	for _, bank := range h.banks {
-		fmt.Fprintf(&b, " %s |", bank.name())
+	head := func(title string) {
+		fmt.Fprintf(&b, "| %s |", title)
+		for _, bank := range h.banks {
+			fmt.Fprintf(&b, " %s |", bank.name())
+		}
+		fmt.Fprintf(&b, "\n| --- |%s\n", strings.Repeat(" --- |", len(h.banks)))
 	}
-	fmt.Fprintf(&b, "\n| --- |%s\n", strings.Repeat(" --- |", len(h.banks)))
+	head("p50 / p99, in ms, and the most buffers")
 	of := func(bank *bank, name string) string { return number(h.figures[bank.name()+"/"+name]) }
 	for _, k := range kinds {
 		fmt.Fprintf(&b, "| %s |", k.name)
@@ -78,11 +81,8 @@ func (h *history) writeTable(out io.Writer) error {
 	for _, bank := range h.banks {
 		fmt.Fprintf(&b, " %s / %s |", of(bank, "cold first page, p50"), of(bank, "cold first page, p99"))
 	}
-	fmt.Fprint(&b, "\n\n| bytes a transaction |")
-	for _, bank := range h.banks {
-		fmt.Fprintf(&b, " %s |", bank.name())
-	}
-	fmt.Fprintf(&b, "\n| --- |%s\n", strings.Repeat(" --- |", len(h.banks)))
+	fmt.Fprint(&b, "\n\n")
+	head("bytes a transaction")
 	for _, name := range h.named(h.banks[0], "bytes") {
 		label := strings.TrimPrefix(name, "bytes-")
 		if label == "bytes" {

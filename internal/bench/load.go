@@ -153,7 +153,8 @@ type connection struct {
 	deposit    request
 	withdrawal request
 	look       request
-	again      int // how many requests were asked again
+	head       string // of every request
+	again      int    // how many requests were asked again
 }
 
 // request is the bytes of one, and where its parts are.
@@ -182,6 +183,7 @@ func connect(ctx context.Context, addr, token string) (*connection, error) {
 		deposit:    orderRequest("deposits", head),
 		withdrawal: orderRequest("withdrawals", head),
 		look:       lookRequest(head),
+		head:       head,
 	}, nil
 }
 

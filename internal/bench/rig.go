@@ -109,15 +109,9 @@ func (r *rig) makeTemplate(ctx context.Context) error {
 		return err
 	}
 	defer pool.Close()
-	service, err := auth.New(pool, auth.Config{Keys: []auth.Key{r.key}})
-	if err != nil {
+	if r.user, err = r.signUp(ctx, pool); err != nil {
 		return err
 	}
-	user, err := service.SignUp(ctx, email, r.password)
-	if err != nil {
-		return err
-	}
-	r.user = user.ID
 	if err := r.openAccounts(ctx, pool); err != nil {
 		return err
 	}
@@ -125,6 +119,16 @@ func (r *rig) makeTemplate(ctx context.Context) error {
 	// planned as a table of one row, until the next time.
 	_, err = pool.Exec(ctx, "VACUUM (ANALYZE) accounts, transactions")
 	return err
+}
+
+// signUp makes the user that owns everything in a database.
+func (r *rig) signUp(ctx context.Context, pool *pgxpool.Pool) (uuid.UUID, error) {
+	service, err := auth.New(pool, auth.Config{Keys: []auth.Key{r.key}})
+	if err != nil {
+		return uuid.Nil, err
+	}
+	user, err := service.SignUp(ctx, email, r.password)
+	return user.ID, err
 }
 
 func (r *rig) openAccounts(ctx context.Context, pool *pgxpool.Pool) error {

@@ -36,7 +36,6 @@ func (t *terms) keep(key termsKey, account Account) {
 	if t.known == nil || len(t.known) >= maxTerms { // forgetting costs a read each, and is simpler than choosing
 		t.known = map[termsKey]Account{}
 	}
-	account.Balance, account.LastSeq = 0, 0
 	t.known[key] = account
 }
 
@@ -51,7 +50,7 @@ func (a *Accounts) Terms(ctx context.Context, userID uuid.UUID, number string) (
 	if err != nil {
 		return Account{}, err
 	}
-	a.terms.keep(key, account)
 	account.Balance, account.LastSeq = 0, 0
+	a.terms.keep(key, account)
 	return account, nil
 }

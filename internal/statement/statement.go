@@ -58,9 +58,9 @@ func (s *Statements) List(ctx context.Context, page Page) ([]ledger.Transaction,
 	return transactions, nil
 }
 
-// Statement is what List asks Postgres. It walks one index from one end: the primary key; transactions_time, where
-// it is for a time; transactions_deposits or transactions_withdrawals, where it is
-// for a type. Time rises with seq within an account, so the order of any of them
+// Statement is what List asks Postgres. It walks one index from one end: the
+// primary key; transactions_time, where it is for a time; transactions_deposits or
+// transactions_withdrawals, where it is for a type. Time rises with seq within an account, so the order of any of them
 // is the order of seq: nothing is read to be thrown away, and nothing is sorted.
 func (p Page) Statement() (sql string, args []any) {
 	arg := func(value any) int {
