@@ -66,7 +66,7 @@ func (a *API) listTransactions(c *fiber.Ctx, q *query) error {
 		return a.exportTransactions(c, account, page)
 	}
 	list := historyList(page)
-	if page.After, err = q.after(a.cursors, list); err != nil {
+	if err := a.goOn(q, &page); err != nil {
 		return err
 	}
 	page.Limit = limit + 1
@@ -78,6 +78,22 @@ func (a *API) listTransactions(c *fiber.Ctx, q *query) error {
 	return sendPage(c, a.cursors, list, limit, transactions, toTransactionBody, func(t ledger.Transaction) int64 { return t.Seq })
 }
 
+// goOn reads where in its list the page begins. A cursor of a list by time may name
+// a transaction's seq or its time.
+func (a *API) goOn(q *query, page *statement.Page) (err error) {
+	if page.ByTime() {
+		if micros, err := q.after(a.cursors, historyList(*page)+byTime); err == nil && micros != 0 {
+			page.AfterTime = time.UnixMicro(micros)
+			return nil
+		}
+	}
+	page.After, err = q.after(a.cursors, historyList(*page))
+	return err
+}
+
+// byTime marks the lists whose cursors name a time, in microseconds since 1970.
+const byTime = ", places by time"
+
 func historyList(page statement.Page) string {
 	return fmt.Sprintf("transactions of %d, type %q, from %d, to %d, ascending %t",
 		page.Account.ID, page.Type, page.From.UnixMicro(), page.To.UnixMicro(), page.Ascending)
@@ -87,7 +103,11 @@ func historyList(page statement.Page) string {
 // in its depths: a benchmark can't turn all the pages before it. secret is the
 // API's first.
 func HistoryCursor(secret []byte, page statement.Page) string {
-	return newCursors([][]byte{secret}).encode(historyList(page), page.After)
+	cursors := newCursors([][]byte{secret})
+	if page.ByTime() && !page.AfterTime.IsZero() {
+		return cursors.encode(historyList(page)+byTime, page.AfterTime.UnixMicro())
+	}
+	return cursors.encode(historyList(page), page.After)
 }
 
 // roundUp is for a bound of what Postgres keeps to the microsecond: from stays

@@ -10,6 +10,9 @@ import (
 	"time"
 
 	"github.com/google/uuid"
+
+	"github.com/passbook/passbook/internal/ledger"
+	"github.com/passbook/passbook/internal/statement"
 )
 
 // history makes an account with an opening and n jobs, and reads what came of
@@ -85,6 +88,37 @@ func TestListTransactions(t *testing.T) {
 					wantTransactions(t, walk[transactionJSON](c.in(t), jobsOf(account, "transactions")+"?"+query.Encode(), 3), want)
 				})
 			}
+		}
+	}
+}
+
+// A list by time goes on after a transaction, whether its cursor names that by its
+// seq or by its time.
+func TestListTransactions_Places(t *testing.T) {
+	t.Parallel()
+	s := start(t)
+	c := s.user(t)
+	account, all := history(s, c, 5)
+	var id int64
+	if err := s.pool.QueryRow(t.Context(), `SELECT id FROM accounts WHERE number = $1`, account.Number).Scan(&id); err != nil {
+		t.Fatal(err)
+	}
+	for query, page := range map[string]statement.Page{
+		"order=asc":                           {},
+		"order=asc&type=all":                  {},
+		"order=asc&from=2000-01-01T00:00:00Z": {From: instant(t, "2000-01-01T00:00:00Z")},
+		"order=asc&to=2100-01-01T00:00:00Z":   {To: instant(t, "2100-01-01T00:00:00Z")},
+		"order=asc&type=withdrawal":           {Type: ledger.Withdrawal},
+	} {
+		page.Account.ID, page.Ascending, page.After = id, true, all[2].Seq
+		want := slices.DeleteFunc(slices.Clone(all[3:]), func(transaction transactionJSON) bool {
+			return page.Type != "" && transaction.Type != string(page.Type)
+		})
+		for _, at := range []time.Time{{}, instant(t, all[2].CreatedAt)} {
+			page.AfterTime = at
+			cursor := HistoryCursor(firstKey.Secret, page)
+			answer := c.get(jobsOf(account, "transactions") + "?" + query + "&cursor=" + cursor).want(http.StatusOK)
+			wantTransactions(t, decode[pageJSON[transactionJSON]](answer).Data, want)
 		}
 	}
 }

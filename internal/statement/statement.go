@@ -7,7 +7,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"strings"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -39,8 +38,13 @@ type Page struct {
 	To        time.Time        // exclusive; no bound where zero
 	Ascending bool             // by seq; else the newest first
 	After     int64            // the seq that the page before ended with, 0 for the first page
+	AfterTime time.Time        // its time, where known: for a page ByTime, and then in the place of After
 	Limit     int              // all where 0
 }
+
+// ByTime tells whether the page has a type or a time. Such a list is read in the
+// order of time, which is that of seq.
+func (p Page) ByTime() bool { return p.Type != "" || !p.From.IsZero() || !p.To.IsZero() }
 
 const columns = `seq, type, amount, balance_after, description, job_id, created_at`
 
@@ -58,44 +62,58 @@ func (s *Statements) List(ctx context.Context, page Page) ([]ledger.Transaction,
 	return transactions, nil
 }
 
-// Statement is what List asks Postgres. It walks one index from one end: the
-// primary key; transactions_time, where it is for a time; transactions_deposits or
-// transactions_withdrawals, where it is for a type. Time rises with seq within an account, so the order of any of them
-// is the order of seq: nothing is read to be thrown away, and nothing is sorted.
+// Statement is what List asks Postgres. It walks the primary key from one end or,
+// ByTime, the index of the type's times; that of each type, merged, where it is for
+// all. Time rises with seq within an account, so nothing is read to be thrown away,
+// and nothing is sorted.
 func (p Page) Statement() (sql string, args []any) {
-	arg := func(value any) int {
+	arg := func(value any) string {
 		args = append(args, value)
-		return len(args)
+		return fmt.Sprintf("$%d", len(args))
 	}
 	account := arg(p.Account.ID)
-	where := []string{fmt.Sprintf("account_id = $%d", account)}
-	by, after, direction := "seq", "$%d::bigint", "DESC"
-	if p.Type != "" || !p.From.IsZero() || !p.To.IsZero() {
+	where := "account_id = " + account
+	by, beyond, direction := "seq", "<", "DESC"
+	if p.ByTime() {
 		by = "created_at"
-		after = fmt.Sprintf("(SELECT created_at FROM transactions WHERE account_id = $%d AND seq = $%%d)", account)
 	}
-	if !p.From.IsZero() {
-		where = append(where, fmt.Sprintf("created_at >= $%d", arg(p.From)))
-	}
-	if !p.To.IsZero() {
-		where = append(where, fmt.Sprintf("created_at < $%d", arg(p.To)))
-	}
-	beyond := "<"
 	if p.Ascending {
 		beyond, direction = ">", "ASC"
 	}
-	if p.After != 0 {
-		where = append(where, fmt.Sprintf("%s %s "+after, by, beyond, arg(p.After)))
+	if !p.From.IsZero() {
+		where += " AND created_at >= " + arg(p.From)
 	}
-	switch p.Type { // as a constant: the index has it in its predicate
-	case ledger.Deposit:
-		where = append(where, "type = 'deposit'")
-	case ledger.Withdrawal:
-		where = append(where, "type = 'withdrawal'")
+	if !p.To.IsZero() {
+		where += " AND created_at < " + arg(p.To)
 	}
-	return fmt.Sprintf(`SELECT %s FROM transactions WHERE %s ORDER BY %s %s LIMIT nullif($%d, 0)`,
-		columns, strings.Join(where, " AND "), by, direction, arg(int64(p.Limit))), args
+	switch {
+	case p.ByTime() && !p.AfterTime.IsZero():
+		where += " AND created_at " + beyond + " " + arg(p.AfterTime)
+	case p.ByTime() && p.After != 0:
+		where += " AND created_at " + beyond +
+			" (SELECT created_at FROM transactions WHERE account_id = " + account + " AND seq = " + arg(p.After) + ")"
+	case p.After != 0:
+		where += " AND seq " + beyond + " " + arg(p.After)
+	}
+	walk, order := "SELECT "+columns+" FROM transactions WHERE "+where, " ORDER BY "+by+" "+direction
+	switch {
+	case p.Type == ledger.Deposit:
+		walk += deposits
+	case p.Type == ledger.Withdrawal:
+		walk += withdrawals
+	case p.ByTime():
+		walk = "(" + walk + deposits + order + ") UNION ALL (" + walk + withdrawals + order + ")"
+	}
+	// Not told how many rows it is for, the planner takes it for a tenth of them. By
+	// an estimate it might read them all, to sort them.
+	return walk + order + " LIMIT (SELECT nullif(" + arg(int64(p.Limit)) + ", 0))", args
 }
+
+// Constants, as they stand in the indexes' predicates.
+const (
+	deposits    = ` AND type = 'deposit'`
+	withdrawals = ` AND type = 'withdrawal'`
+)
 
 // TransactionSQL reads one entry by the primary key.
 //
@@ -125,7 +143,7 @@ type Balance struct {
 	At      time.Time
 }
 
-// BalanceSQL is one probe of transactions_time. Where the clock has gone back,
+// BalanceSQL is one probe of each type's index. Where the clock has gone back,
 // the last transaction is dated ahead of it: it counts all the same.
 //
 // $1 the account's id, $2 the time; now where null.
@@ -133,11 +151,15 @@ const BalanceSQL = `
 	SELECT coalesce(entry.seq, 0), coalesce(entry.balance_after, 0),
 		coalesce($2, greatest(statement_timestamp(), entry.created_at))
 	FROM (SELECT) nothing LEFT JOIN LATERAL (
-		SELECT seq, balance_after, created_at FROM transactions
-		WHERE account_id = $1 AND created_at <= coalesce($2::timestamptz, 'infinity')
-		ORDER BY created_at DESC
-		LIMIT 1
+		(` + untilSQL + deposits + newestSQL + `) UNION ALL (` + untilSQL + withdrawals + newestSQL + `)` + newestSQL + `
 	) entry ON true`
+
+const (
+	untilSQL = `
+			SELECT seq, balance_after, created_at FROM transactions
+			WHERE account_id = $1 AND created_at <= coalesce($2::timestamptz, 'infinity')`
+	newestSQL = ` ORDER BY created_at DESC LIMIT 1`
+)
 
 // Balance reads what an account had after the last transaction at or before a
 // time, to the microsecond; now where at is zero. Whose account it is, the caller
