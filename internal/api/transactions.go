@@ -65,7 +65,6 @@ func (a *API) listTransactions(c *fiber.Ctx, q *query) error {
 	if isCSV {
 		return a.exportTransactions(c, account, page)
 	}
-	list := historyList(page)
 	if err := a.goOn(q, &page); err != nil {
 		return err
 	}
@@ -75,11 +74,12 @@ func (a *API) listTransactions(c *fiber.Ctx, q *query) error {
 		return err
 	}
 	c.Vary(fiber.HeaderAccept)
-	return sendPage(c, a.cursors, list, limit, transactions, toTransactionBody, func(t ledger.Transaction) int64 { return t.Seq })
+	list, place := historyPlaces(page)
+	return sendPage(c, a.cursors, list, limit, transactions, toTransactionBody, place)
 }
 
-// goOn reads where in its list the page begins. A cursor of a list by time may name
-// a transaction's seq or its time.
+// goOn reads where in its list the page begins. The build before names a
+// transaction's seq in a list by time, too.
 func (a *API) goOn(q *query, page *statement.Page) (err error) {
 	if page.ByTime() {
 		if micros, err := q.after(a.cursors, historyList(*page)+byTime); err == nil && micros != 0 {
@@ -91,7 +91,15 @@ func (a *API) goOn(q *query, page *statement.Page) (err error) {
 	return err
 }
 
-// byTime marks the lists whose cursors name a time, in microseconds since 1970.
+// historyPlaces names a page's list for its cursors, and says where a transaction
+// stands there: by its seq or, in a list by time, by its microseconds since 1970.
+func historyPlaces(page statement.Page) (list string, place func(ledger.Transaction) int64) {
+	if page.ByTime() {
+		return historyList(page) + byTime, func(t ledger.Transaction) int64 { return t.CreatedAt.UnixMicro() }
+	}
+	return historyList(page), func(t ledger.Transaction) int64 { return t.Seq }
+}
+
 const byTime = ", places by time"
 
 func historyList(page statement.Page) string {
@@ -99,15 +107,11 @@ func historyList(page statement.Page) string {
 		page.Account.ID, page.Type, page.From.UnixMicro(), page.To.UnixMicro(), page.Ascending)
 }
 
-// HistoryCursor is the cursor with which the list of transactions goes on at a page
-// in its depths: a benchmark can't turn all the pages before it. secret is the
-// API's first.
-func HistoryCursor(secret []byte, page statement.Page) string {
-	cursors := newCursors([][]byte{secret})
-	if page.ByTime() && !page.AfterTime.IsZero() {
-		return cursors.encode(historyList(page)+byTime, page.AfterTime.UnixMicro())
-	}
-	return cursors.encode(historyList(page), page.After)
+// HistoryCursor is the cursor with which the list of transactions goes on after one
+// of them: a benchmark can't turn all the pages before it. secret is the API's first.
+func HistoryCursor(secret []byte, page statement.Page, last ledger.Transaction) string {
+	list, place := historyPlaces(page)
+	return newCursors([][]byte{secret}).encode(list, place(last))
 }
 
 // roundUp is for a bound of what Postgres keeps to the microsecond: from stays

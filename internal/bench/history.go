@@ -31,7 +31,7 @@ const (
 	leastHistory    = 200_000 // rows: a hundredth of it is a few for each account
 	readers         = 8       // connections
 	looksOfEach     = 500     // of each kind, in each bank, at scale 1
-	readPasses      = 4       // over all looks, after the first, which warms up
+	readPasses      = 8       // over all looks, after the first, which warms up
 	explainedOfEach = 50
 	coldLooks       = 300
 	applyJobs       = 60_000
@@ -54,7 +54,7 @@ type history struct {
 func readHistorySettings(args []string) (rows int64, s settings, err error) {
 	s = settings{scale: 1}
 	flags := flag.NewFlagSet("bench history", flag.ContinueOnError)
-	flags.IntVar(&s.rounds, "rounds", 3, "how often to apply a backlog in the largest bank, and in an empty one")
+	flags.IntVar(&s.rounds, "rounds", 5, "how often to apply a backlog in the largest bank, and in an empty one")
 	flags.Int64Var(&rows, "rows", 100_000_000, "transactions of the largest bank; the others have a tenth and a hundredth")
 	flags.Float64Var(&s.scale, "scale", 1, "of the number of looks and jobs; figures mean something at 1 alone")
 	flags.StringVar(&s.folder, "out", "internal/bench/results", "folder of the results")
@@ -187,15 +187,15 @@ func (h *history) onBanks(ctx context.Context, play func([]*scene) error) error 
 }
 
 // readWarm looks at everything once, checks what it sees, and then measures the
-// same looks in another random order each time, all banks at once: what one look
-// leaves in a cache is long behind when it comes again, and what the machine does
-// meanwhile meets all banks alike.
+// same looks in another random order each time, a bank at a time, the banks in
+// turn: what one look leaves in a cache is long behind when it comes again, and what
+// the machine does meanwhile meets all banks alike.
 func (h *history) readWarm(ctx context.Context) error {
 	looks := h.looks(kinds, h.count(looksOfEach))
 	err := h.onBanks(ctx, func(scenes []*scene) error {
 		for pass := range 1 + readPasses {
 			h.say("Reading, pass %d of %d.", pass, readPasses)
-			if err := h.readAll(ctx, scenes, looks, pass == 0); err != nil {
+			if err := h.readBanks(ctx, scenes, looks, pass); err != nil {
 				return err
 			}
 		}
@@ -215,6 +215,19 @@ func (h *history) readWarm(ctx context.Context) error {
 			q := quantilesOf(waits)
 			h.set(bank.name(), kind.name+", p50", q.p50)
 			h.set(bank.name(), kind.name+", p99", q.p99)
+		}
+	}
+	return nil
+}
+
+// readBanks looks at everything once, a bank after the other. Each pass begins with
+// another; the first one checks what it sees.
+func (h *history) readBanks(ctx context.Context, scenes []*scene, looks []*lookedAt, pass int) error {
+	for n := range h.banks {
+		bank := (n + pass) % len(h.banks)
+		others := func(l *lookedAt) bool { return l.bank != bank }
+		if err := h.readAll(ctx, scenes, slices.DeleteFunc(slices.Clone(looks), others), pass == 0); err != nil {
+			return err
 		}
 	}
 	return nil
@@ -338,52 +351,67 @@ func buffersOf(ctx context.Context, pool *pgxpool.Pool, l look) (int, error) {
 	return *plans[0].Plan.Hit + *plans[0].Plan.Read, nil
 }
 
-// readCold reads first pages after a restart of Postgres, of accounts that nobody
-// has looked at since, with nothing of the data in the kernel's memory either.
-// Connections are there, as in a bank that has been open for a second.
+// readCold reads first pages of accounts that nobody has looked at since a restart of
+// Postgres: first with what the kernel still has in its memory, then, after another,
+// with nothing of the data there either. Connections are there, as in a bank that
+// has been open for a second.
 func (h *history) readCold(ctx context.Context) error {
-	h.say("Restarting Postgres, and reading first pages.")
+	looks := h.strangers(2 * h.count(coldLooks))
+	for n, how := range []struct {
+		name   string
+		forget bool
+	}{{"cold", false}, {"coldest", true}} {
+		h.say("Restarting Postgres, and reading first pages; the kernel forgets the data: %t.", how.forget)
+		if err := h.restart(ctx, how.forget); err != nil {
+			return err
+		}
+		err := h.onBanks(ctx, func(scenes []*scene) error {
+			if err := h.readBanks(ctx, scenes, h.greetings(), 1); err != nil {
+				return err
+			}
+			for b, bank := range h.banks {
+				mine := looks[b][n*len(looks[b])/2 : (n+1)*len(looks[b])/2]
+				if err := h.readAll(ctx, scenes, mine, false); err != nil {
+					return err
+				}
+				var waits []time.Duration
+				for _, l := range mine {
+					waits = append(waits, l.waits...)
+				}
+				q := quantilesOf(waits)
+				h.set(bank.name(), how.name+" first page, p50", q.p50)
+				h.set(bank.name(), how.name+" first page, p99", q.p99)
+			}
+			return nil
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (h *history) restart(ctx context.Context, forgets bool) error {
 	if err := h.postgres.Stop(ctx); err != nil {
 		return err
 	}
-	if err := forget(filepath.Join(h.postgres.Dir(), "data", "base")); err != nil {
-		return err
-	}
-	if err := h.postgres.Restart(ctx); err != nil {
-		return err
-	}
-	looks := h.strangers(h.count(coldLooks))
-	return h.onBanks(ctx, func(scenes []*scene) error {
-		if err := h.readAll(ctx, scenes, h.greetings(), false); err != nil {
+	if forgets {
+		if err := forget(filepath.Join(h.postgres.Dir(), "data", "base")); err != nil {
 			return err
 		}
-		if err := h.readAll(ctx, scenes, looks, false); err != nil {
-			return err
-		}
-		for b, bank := range h.banks {
-			var waits []time.Duration
-			for _, l := range looks {
-				if l.bank == b {
-					waits = append(waits, l.waits...)
-				}
-			}
-			q := quantilesOf(waits)
-			h.set(bank.name(), "cold first page, p50", q.p50)
-			h.set(bank.name(), "cold first page, p99", q.p99)
-		}
-		return nil
-	})
+	}
+	return h.postgres.Restart(ctx)
 }
 
-// strangers are first pages of n accounts in each bank, none of them twice.
-func (h *history) strangers(n int) []*lookedAt {
-	var all []*lookedAt
+// strangers are first pages of n accounts of each bank, none of them twice.
+func (h *history) strangers(n int) [][]*lookedAt {
+	all := make([][]*lookedAt, len(h.banks))
 	for b, bank := range h.banks {
 		l := h.looker(bank)
 		for met := map[int64]bool{}; len(met) < min(n, len(bank.accounts)/2); {
 			account := l.common()
 			if !met[account.ID] {
-				all = append(all, &lookedAt{look: l.page(statement.Page{Account: account}), bank: b})
+				all[b] = append(all[b], &lookedAt{look: l.page(statement.Page{Account: account}), bank: b})
 			}
 			met[account.ID] = true
 		}

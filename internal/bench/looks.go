@@ -70,6 +70,11 @@ var kinds = []kind{
 	{"rare type in a year", true, func(l *looker) look {
 		return l.page(ofType(ledger.Withdrawal, l.during(l.account(l.large()), 1, 0, 0)))
 	}},
+	{"a year, middle page", true, func(l *looker) look {
+		page := l.during(l.any(), 1, 0, 0)
+		page.AfterTime = page.From.Add(l.between(page.To.Sub(page.From)/4, 3*page.To.Sub(page.From)/4))
+		return l.page(page)
+	}},
 	{"balance at a time", false, (*looker).balance},
 	{"one transaction", false, (*looker).transaction},
 }
@@ -111,23 +116,39 @@ func (l *looker) rare() statement.Page {
 
 // middle goes on somewhere between a quarter and three quarters of a history.
 func (l *looker) middle(entry ledger.EntryType) statement.Page {
-	account := l.any()
-	last := l.seq(account)
-	return statement.Page{Account: account, Type: entry, After: max(1, last/4+l.random.Int64N(last/2+1))}
+	page := statement.Page{Account: l.any(), Type: entry}
+	last := l.seq(page.Account)
+	return l.after(page, max(1, last/4+l.random.Int64N(last/2+1)))
 }
 
 // deepest goes on so near a history's beginning that about a page is left, and no
 // more.
 func (l *looker) deepest(entry ledger.EntryType) statement.Page {
-	page := statement.Page{Account: l.any(), Type: entry, After: pageLimit + 1}
+	page := statement.Page{Account: l.any(), Type: entry}
+	left := int64(pageLimit + 1)
 	if entry == ledger.Withdrawal {
-		page.After = 3*pageLimit + 1
+		left = 3*pageLimit + 1
 		if page.Account.ID == l.account(l.large()).ID {
-			page.After = rareEvery*pageLimit + 1
+			left = rareEvery*pageLimit + 1
 		}
 	}
-	page.After = min(page.After, l.seq(page.Account))
+	return l.after(page, min(left, l.seq(page.Account)))
+}
+
+// after is the page that goes on after one of a history's transactions: in a list by
+// time, after about when that was, for they come at an even pace.
+func (l *looker) after(page statement.Page, seq int64) statement.Page {
+	if page.ByTime() {
+		share := float64(seq) / float64(l.seq(page.Account))
+		page.AfterTime = bankBegan.Add(time.Duration(share * float64(bankEnded.Sub(bankBegan)))).Truncate(time.Microsecond)
+		return page
+	}
+	page.After = seq
 	return page
+}
+
+func (l *looker) between(least, most time.Duration) time.Duration {
+	return (least + time.Duration(l.random.Int64N(int64(most-least)))).Truncate(time.Microsecond)
 }
 
 // during is a span that begins on a random day of those in which it fits.
@@ -150,8 +171,8 @@ func (l *looker) page(p statement.Page) look {
 	set("from", p.From.Format(time.RFC3339), !p.From.IsZero())
 	set("to", p.To.Format(time.RFC3339), !p.To.IsZero())
 	set("order", "asc", p.Ascending)
-	if p.After != 0 {
-		q.Set("cursor", api.HistoryCursor(l.secret, p))
+	if p.After != 0 || !p.AfterTime.IsZero() {
+		q.Set("cursor", api.HistoryCursor(l.secret, p, ledger.Transaction{Seq: p.After, CreatedAt: p.AfterTime}))
 	}
 	path := "/v1/accounts/" + p.Account.Number + "/transactions"
 	if len(q) > 0 {
@@ -208,7 +229,7 @@ func rightPage(body []byte, p statement.Page, last int64) error {
 	if err := json.Unmarshal(body, &answer); err != nil {
 		return err
 	}
-	if p.Type == "" && p.From.IsZero() {
+	if !p.ByTime() {
 		whole := last
 		if p.After != 0 {
 			whole = p.After - 1
@@ -221,7 +242,8 @@ func rightPage(body []byte, p statement.Page, last int64) error {
 	for i, t := range answer.Data {
 		follows := before == 0 && i == 0 || p.Ascending == (t.Seq > before)
 		typed := p.Type == "" || t.Type == p.Type
-		timely := p.From.IsZero() || !t.CreatedAt.Before(p.From) && t.CreatedAt.Before(p.To)
+		timely := (p.From.IsZero() || !t.CreatedAt.Before(p.From) && t.CreatedAt.Before(p.To)) &&
+			(p.AfterTime.IsZero() || t.CreatedAt.Before(p.AfterTime))
 		if !follows || !typed || !timely {
 			return errors.New("a page with what does not belong to it")
 		}

@@ -44,7 +44,7 @@ func TestDatabaseRefuses(t *testing.T) {
 
 		{"JobPostedTwice", post + `SELECT account_id, 99, type, amount, 500, id, now() FROM jobs WHERE status = 'succeeded'`, "transactions_posting"},
 		{"SeqTwice", post + `SELECT account_id, 1, type, amount, 500, id, now() FROM jobs WHERE status = 'queued'`, "transactions_pkey"},
-		{"SameTimeTwice", post + `SELECT job.account_id, 99, job.type, job.amount, 500, job.id, entry.created_at FROM jobs job, transactions entry WHERE job.status = 'queued' AND entry.seq = 1`, "transactions_time"},
+		{"SameTimeTwice", post + `SELECT job.account_id, 99, job.type, job.amount, 500, job.id, entry.created_at FROM jobs job, transactions entry WHERE job.status = 'queued' AND entry.seq = 1`, "transactions_deposit_times"},
 		{"PostingWithoutJob", post + `SELECT id, 99, 'deposit', 1, 500, NULL, now() FROM accounts`, "transactions_check"},
 		{"NegativeBefore", post + `SELECT account_id, 99, 'deposit', 100, 99, id, now() FROM jobs WHERE status = 'queued'`, "transactions_check"},
 		{"ZeroAmount", post + `SELECT account_id, 99, type, 0, 500, id, now() FROM jobs WHERE status = 'queued'`, "amount_check"},
