@@ -78,7 +78,7 @@ bench: ## Measure speed against a synchronous peer and pgbench, ROUNDS (3) times
 ROWS := 100000000
 .PHONY: bench-history
 bench-history: OUT = internal/bench/results
-bench-history: ## Measure histories of ROWS (100000000), a tenth and a hundredth of it; 36 GB of disk, half an hour
+bench-history: ## Measure histories of ROWS (100000000), a tenth and a hundredth of it; 32 GB of disk, half an hour
 	@deploy/local/install.sh
 	@mkdir -p .local/bin
 	@go build -buildvcs=false -o .local/bin/bench ./internal/bench

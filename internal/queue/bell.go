@@ -34,15 +34,18 @@ type bell struct {
 	withBell time.Duration            // how long an empty queue is held; tests wait longer
 	patience atomic.Int64             // the same, a time.Duration, as things stand with the bell
 	closed   chan struct{}
+	// isOther tells the lists that another worker is to be the first at.
+	isOther func(pending string) bool
 }
 
-func newBell(client redis.UniversalClient, partitions int, log *slog.Logger) *bell {
+func newBell(client redis.UniversalClient, partitions int, isOther func(pending string) bool, log *slog.Logger) *bell {
 	b := &bell{
 		UniversalClient: client,
 		log:             log,
 		pushed:          make(map[string]chan struct{}, partitions),
 		withBell:        withBell,
 		closed:          make(chan struct{}),
+		isOther:         isOther,
 	}
 	for partition := range partitions {
 		b.pushed[line(partition)] = make(chan struct{}, 1)
@@ -67,6 +70,9 @@ func (b *bell) EvalSha(ctx context.Context, sha string, keys []string, args ...a
 	}
 	if rang := b.wait(b.pushed[keys[0]], time.Duration(b.patience.Load())); !rang {
 		return cmd
+	}
+	if b.isOther(keys[0]) {
+		b.wait(nil, holdOff)
 	}
 	return b.UniversalClient.EvalSha(ctx, sha, keys, args...)
 }

@@ -50,6 +50,7 @@ type ServerConfig struct {
 // hot account must not occupy every slot.
 type Server struct {
 	cfg     ServerConfig
+	prefer  *preference
 	bell    *bell
 	client  *asynq.Client
 	servers []*asynq.Server
@@ -57,7 +58,8 @@ type Server struct {
 
 // NewServer makes a server; Run starts it.
 func NewServer(cfg ServerConfig) *Server {
-	s := &Server{cfg: cfg, bell: newBell(cfg.Redis, cfg.Partitions, cfg.Log), client: asynq.NewClientFromRedisClient(cfg.Redis)}
+	s := &Server{cfg: cfg, prefer: newPreference(cfg.Redis, cfg.Partitions, cfg.Log), client: asynq.NewClientFromRedisClient(cfg.Redis)}
+	s.bell = newBell(cfg.Redis, cfg.Partitions, s.prefer.isOther, cfg.Log)
 	for partition := range cfg.Partitions {
 		s.servers = append(s.servers, asynq.NewServerFromRedisClient(s.bell, asynq.Config{
 			Concurrency:              1,
@@ -78,12 +80,18 @@ func NewServer(cfg ServerConfig) *Server {
 // finish within shutdownTimeout, and returns.
 func (s *Server) Run(ctx context.Context) error {
 	listening, stopListening := context.WithCancel(context.WithoutCancel(ctx))
+	serving, stopServing := context.WithCancel(ctx)
 	var listener errgroup.Group
 	listener.Go(func() error {
 		s.bell.listen(listening)
 		return nil
 	})
+	listener.Go(func() error {
+		s.prefer.run(serving)
+		return nil
+	})
 	defer func() {
+		stopServing()
 		stopListening()
 		_ = listener.Wait() // returns no error
 	}()

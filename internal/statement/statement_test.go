@@ -346,6 +346,7 @@ func TestPlans(t *testing.T) {
 			})
 			page.Limit = limit
 			check := func(t *testing.T) {
+				t.Helper()
 				sql, args := page.Statement()
 				checkPlan(t, pool, sql, args, limit)
 			}

@@ -1,0 +1,116 @@
+package queue
+
+import (
+	"context"
+	"hash/fnv"
+	"log/slog"
+	"strconv"
+	"sync/atomic"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/redis/go-redis/v9"
+)
+
+const (
+	// holdOff is how long a worker leaves a ticket to the one that is preferred for
+	// its partition.
+	holdOff = 250 * time.Millisecond
+	// announceLife is how often a worker says that it is there, and forgetAfter when
+	// one that no longer does is taken for dead.
+	announceLife = 2 * time.Second
+	forgetAfter  = 3 * announceLife
+)
+
+// workersKey is a sorted set of the workers that are there, by Redis's time of their
+// last word. Nothing depends on it but who is woken first.
+const workersKey = "passbook:workers"
+
+// preference spreads the partitions over the workers: each has one that is preferred,
+// by rendezvous hashing (Thaler and Ravishankar, 1998), and is rung for first. Were
+// all woken for each ticket, all but one would ask Redis twice for nothing: four
+// workers then took twice as long for the same jobs as one. The others come a little
+// later, and so take what the preferred one is too busy for, or too dead.
+type preference struct {
+	client     redis.UniversalClient
+	id         string
+	partitions int
+	log        *slog.Logger
+	others     atomic.Pointer[map[string]bool] // the lines for which another is preferred
+}
+
+func newPreference(client redis.UniversalClient, partitions int, log *slog.Logger) *preference {
+	p := &preference{client: client, id: uuid.NewString(), partitions: partitions, log: log}
+	p.spread(nil)
+	return p
+}
+
+// isOther tells whether another worker is preferred for a partition's line.
+func (p *preference) isOther(line string) bool { return (*p.others.Load())[line] }
+
+// run keeps it up to date until ctx ends, and then takes this worker's leave.
+func (p *preference) run(ctx context.Context) {
+	tick := time.NewTicker(announceLife)
+	defer tick.Stop()
+	for {
+		workers, err := p.announce(ctx)
+		if err != nil {
+			p.log.Debug("don't know which workers are there", "error", err)
+		}
+		p.spread(workers)
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			p.leave(context.WithoutCancel(ctx))
+			return
+		}
+	}
+}
+
+// announceScript says that a worker is there, by Redis's clock, for those of the
+// workers may be wrong, and answers with all that are.
+var announceScript = redis.NewScript(`
+local now = tonumber(redis.call("TIME")[1])
+redis.call("ZADD", KEYS[1], now, ARGV[1])
+redis.call("ZREMRANGEBYSCORE", KEYS[1], "-inf", now - tonumber(ARGV[2]))
+return redis.call("ZRANGE", KEYS[1], 0, -1)`)
+
+func (p *preference) announce(ctx context.Context) ([]string, error) {
+	ctx, cancel := context.WithTimeout(ctx, announceLife)
+	defer cancel()
+	return announceScript.Run(ctx, p.client, []string{workersKey}, p.id, int(forgetAfter.Seconds())).StringSlice()
+}
+
+func (p *preference) leave(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, ringTimeout)
+	defer cancel()
+	if err := p.client.ZRem(ctx, workersKey, p.id).Err(); err != nil {
+		p.log.Debug("leave without a word", "error", err)
+	}
+}
+
+// spread finds the partitions that another of the workers is preferred for: none,
+// where nobody is known.
+func (p *preference) spread(workers []string) {
+	others := map[string]bool{}
+	for partition := range p.partitions {
+		preferred, most := p.id, weight(p.id, partition)
+		for _, worker := range workers {
+			if w := weight(worker, partition); w > most {
+				preferred, most = worker, w
+			}
+		}
+		if preferred != p.id {
+			others[line(partition)] = true
+		}
+	}
+	p.others.Store(&others)
+}
+
+func weight(worker string, partition int) uint64 {
+	hash := fnv.New64a()
+	// The partition first: what comes last hardly moves the highest bits.
+	_, _ = hash.Write(strconv.AppendInt(nil, int64(partition), 10)) // never fails
+	_, _ = hash.Write([]byte(worker))
+	return hash.Sum64()
+}

@@ -1,0 +1,135 @@
+package queue
+
+import (
+	"context"
+	"log/slog"
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+
+	"github.com/passbook/passbook/internal/testenv"
+)
+
+// Each partition's tickets go to the one worker that is preferred for it, and
+// both have some; nobody asks Redis for a ticket in vain but for that.
+func TestPreference(t *testing.T) {
+	t.Parallel()
+	client := connect(t, testenv.Redis(t))
+	dequeues := new(countDequeues)
+	client.AddHook(dequeues)
+	handled := make(chan int, 1)
+	var servers []*Server
+	for n := range 2 {
+		serve(t, client, func(context.Context, []uuid.UUID) ([]uuid.UUID, error) {
+			handled <- n
+			return nil, nil
+		}, func(s *Server) {
+			s.bell.withBell = time.Hour
+			servers = append(servers, s)
+		})
+	}
+	bothKnown := func() bool {
+		others := len(*servers[0].prefer.others.Load()) + len(*servers[1].prefer.others.Load())
+		return others == partitions
+	}
+	testenv.Eventually(t, "the workers to know each other", bothKnown)
+	<-time.After(2 * holdOff) // until both have asked for what was there before
+	before := dequeues.n.Load()
+	took := map[int]int{}
+	tickets := writer(client)
+	for partition := range partitions {
+		ticket := Ticket{AccountID: accountOf(partition), JobID: uuid.New()}
+		if err := tickets.Enqueue(t.Context(), ticket); err != nil {
+			t.Fatal(err)
+		}
+		n := receive(t, handled)
+		if servers[n].prefer.isOther(line(partition)) {
+			t.Errorf("partition %d was served by the other worker", partition)
+		}
+		took[n]++
+	}
+	if took[0] == 0 || took[1] == 0 {
+		t.Errorf("the workers had %v tickets", took)
+	}
+	// The preferred worker asks for the ticket and then twice for more, the other
+	// twice when its time has come.
+	if asked := dequeues.n.Load() - before; asked > 5*partitions {
+		t.Errorf("%d dequeues for %d tickets", asked, partitions)
+	}
+}
+
+// accountOf is an account of a partition.
+func accountOf(partition int) int64 {
+	for id := int64(1); ; id++ {
+		if Partition(id, partitions) == partition {
+			return id
+		}
+	}
+}
+
+// A worker that has died without a word, or has its hands full, holds its
+// partitions up for a moment only.
+func TestPreference_Dead(t *testing.T) {
+	t.Parallel()
+	client := connect(t, testenv.Redis(t))
+	handled := make(chan uuid.UUID, 1)
+	var server *Server
+	serve(t, client, func(_ context.Context, jobs []uuid.UUID) ([]uuid.UUID, error) {
+		handled <- jobs[0]
+		return nil, nil
+	}, func(s *Server) {
+		s.bell.withBell = time.Hour
+		server = s
+	})
+	dead := newPreference(client, partitions, slog.New(slog.DiscardHandler))
+	if _, err := dead.announce(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	testenv.Eventually(t, "the dead worker to be preferred for some", func() bool { return len(*server.prefer.others.Load()) > 0 })
+	for partition := range partitions {
+		ticket := Ticket{AccountID: accountOf(partition), JobID: uuid.New()}
+		if err := writer(client).Enqueue(t.Context(), ticket); err != nil {
+			t.Fatal(err)
+		}
+		if got := receive(t, handled); got != ticket.JobID {
+			t.Errorf("handed out %s, want %s", got, ticket.JobID)
+		}
+	}
+	testenv.Eventually(t, "the dead worker to be forgotten", func() bool { return len(*server.prefer.others.Load()) == 0 })
+}
+
+// Workers share the partitions about evenly, and one that comes or goes moves no
+// others than its own.
+func TestSpread(t *testing.T) {
+	t.Parallel()
+	const many, workers = 1000, 4
+	var ids []string
+	var all []*preference
+	for range workers {
+		p := newPreference(nil, many, slog.New(slog.DiscardHandler))
+		ids, all = append(ids, p.id), append(all, p)
+	}
+	owned := func(p *preference) int { return many - len(*p.others.Load()) }
+	if owned(all[0]) != many {
+		t.Errorf("alone, a worker has %d of %d", owned(all[0]), many)
+	}
+	total := 0
+	for _, p := range all {
+		p.spread(ids)
+		total += owned(p)
+		if owned(p) < many/workers/2 || owned(p) > many/workers*2 {
+			t.Errorf("one of %d workers has %d of %d", workers, owned(p), many)
+		}
+	}
+	if total != many {
+		t.Errorf("%d partitions of %d have a worker", total, many)
+	}
+	before := *all[0].others.Load()
+	all[0].spread(ids[:workers-1])
+	for partition := range many {
+		if !before[line(partition)] && all[0].isOther(line(partition)) {
+			t.Errorf("partition %d has moved away when another worker went", partition)
+		}
+	}
+}
