@@ -20,6 +20,7 @@ build: ## Build api and worker into .local/bin
 	go build -o .local/bin/ ./cmd/...
 
 .PHONY: test
+test: export GORACE = atexit_sleep_ms=0
 test: ## Run every test, with the race detector, on a Postgres and a Redis of its own
 	@deploy/local/install.sh test
 	go test -race -count=1 -vet=off -timeout 20m $$(go list ./... | grep -v /internal/e2e)

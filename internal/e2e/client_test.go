@@ -83,12 +83,28 @@ func newClient(t testing.TB, s *system) *client {
 	transport := &http.Transport{MaxIdleConnsPerHost: connections, MaxConnsPerHost: connections}
 	t.Cleanup(transport.CloseIdleConnections)
 	c := &client{t: t, system: s, http: &http.Client{Transport: transport, Timeout: patience}}
-	c.user = map[string]string{"email": fmt.Sprintf("%p@example.com", c), "password": "a long enough password"}
-	c.must(http.StatusCreated, http.MethodPost, "/v1/users", c.user, nil)
+	c.signUp()
 	var made tokens
 	c.must(http.StatusCreated, http.MethodPost, "/v1/sessions", c.user, &made)
 	c.token = made.AccessToken
 	return c
+}
+
+// signUp makes the client's user. A 503 may have made one: the next try is another's.
+func (c *client) signUp() {
+	c.t.Helper()
+	deadline, cancel := context.WithTimeout(c.t.Context(), patience)
+	defer cancel()
+	for n := 0; ; n++ {
+		c.user = map[string]string{"email": fmt.Sprintf("%p.%d@example.com", c, n), "password": "a long enough password"}
+		status, text, err := c.ask(deadline, c.system.api(0), http.MethodPost, "/v1/users", "", c.user)
+		switch {
+		case err == nil && status == http.StatusCreated:
+			return
+		case err != nil || status != http.StatusServiceUnavailable || !c.pause(deadline):
+			c.t.Fatalf("sign up: %d %s %v", status, text, err)
+		}
+	}
 }
 
 type tokens struct {
