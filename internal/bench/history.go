@@ -75,12 +75,6 @@ func measureHistory(ctx context.Context, rows int64, s settings, out io.Writer) 
 	ctx, cancel := context.WithTimeout(ctx, historyTimeout)
 	defer cancel()
 	began := time.Now()
-	// `make run` gives its Postgres 256 MB, whose pages are few beside such banks'.
-	memory, err := quarterOfMemory()
-	if err != nil {
-		return err
-	}
-	s.postgres = map[string]string{"shared_buffers": memory}
 	r, err := newRig(ctx, s, out)
 	if err != nil {
 		return err

@@ -14,7 +14,6 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
-	"golang.org/x/sys/unix"
 )
 
 // machine is where a run took place.
@@ -55,17 +54,6 @@ func (r *rig) describe(ctx context.Context) (m machine, err error) {
 	m.Redis, _, _ = strings.Cut(after, " ")
 	m.FlushMicros, err = flushMicros(filepath.Dir(r.postgres.Dir()))
 	return m, err
-}
-
-// quarterOfMemory is what a server of Postgres that has a machine to itself is given
-// for shared_buffers, in Postgres's spelling.
-// https://www.postgresql.org/docs/current/runtime-config-resource.html
-func quarterOfMemory() (string, error) {
-	var info unix.Sysinfo_t
-	if err := unix.Sysinfo(&info); err != nil {
-		return "", fmt.Errorf("ask for the machine's memory: %w", err)
-	}
-	return fmt.Sprintf("%dMB", info.Totalram*uint64(info.Unit)/4>>20), nil
 }
 
 func cpuName() string {

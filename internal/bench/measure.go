@@ -19,8 +19,6 @@ type settings struct {
 	scale  float64 // of every count and duration; below 1 for a try
 	folder string  // of what is written
 	peer   peerSettings
-	// postgres is what the server is told beside what `make run` tells its own.
-	postgres map[string]string
 }
 
 func readSettings(args []string) (settings, error) {

@@ -61,7 +61,7 @@ func newRig(ctx context.Context, s settings, out io.Writer) (_ *rig, err error) 
 		return nil, err
 	}
 	r.say("Starting Postgres, and opening %d accounts.", r.accounts())
-	r.postgres, err = local.StartPostgres(ctx, local.PostgresConfig{Durable: true, Settings: s.postgres})
+	r.postgres, err = local.StartPostgres(ctx, local.PostgresConfig{Durable: true})
 	if err != nil {
 		return nil, err
 	}
