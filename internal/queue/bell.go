@@ -36,6 +36,7 @@ type bell struct {
 	closed   chan struct{}
 	// isOther tells the lists that another worker is to be the first at.
 	isOther func(pending string) bool
+	holdOff time.Duration // how long those are left to it; tests wait longer
 }
 
 func newBell(client redis.UniversalClient, partitions int, isOther func(pending string) bool, log *slog.Logger) *bell {
@@ -46,6 +47,7 @@ func newBell(client redis.UniversalClient, partitions int, isOther func(pending 
 		withBell:        withBell,
 		closed:          make(chan struct{}),
 		isOther:         isOther,
+		holdOff:         holdOff,
 	}
 	for partition := range partitions {
 		b.pushed[line(partition)] = make(chan struct{}, 1)
@@ -72,7 +74,12 @@ func (b *bell) EvalSha(ctx context.Context, sha string, keys []string, args ...a
 		return cmd
 	}
 	if b.isOther(keys[0]) {
-		b.wait(nil, holdOff)
+		b.wait(nil, b.holdOff)
+	}
+	select {
+	case <-b.closed: // what rang stays in line
+		return cmd
+	default:
 	}
 	return b.UniversalClient.EvalSha(ctx, sha, keys, args...)
 }

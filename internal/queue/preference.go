@@ -68,11 +68,13 @@ func (p *preference) run(ctx context.Context) {
 }
 
 // announceScript says that a worker is there, by Redis's clock, for those of the
-// workers may be wrong, and answers with all that are.
+// workers may be wrong, and answers with all that are. What is dated ahead was
+// written by another Redis's clock, before a failover.
 var announceScript = redis.NewScript(`
 local now = tonumber(redis.call("TIME")[1])
 redis.call("ZADD", KEYS[1], now, ARGV[1])
 redis.call("ZREMRANGEBYSCORE", KEYS[1], "-inf", now - tonumber(ARGV[2]))
+redis.call("ZREMRANGEBYSCORE", KEYS[1], now + 1, "+inf")
 return redis.call("ZRANGE", KEYS[1], 0, -1)`)
 
 func (p *preference) announce(ctx context.Context) ([]string, error) {

@@ -99,6 +99,49 @@ func TestPreference_Dead(t *testing.T) {
 	testenv.Eventually(t, "the dead worker to be forgotten", func() bool { return len(*server.prefer.others.Load()) == 0 })
 }
 
+// A worker that is told to stop takes no ticket that it was to leave to another.
+func TestPreference_Stop(t *testing.T) {
+	t.Parallel()
+	client := connect(t, testenv.Redis(t))
+	server := NewServer(ServerConfig{
+		Redis: client, Partitions: partitions, Log: slog.New(slog.DiscardHandler), IsFailure: func(error) bool { return true },
+		Handler: func(context.Context, []uuid.UUID) ([]uuid.UUID, error) {
+			t.Error("a ticket was taken")
+			return nil, nil
+		},
+	})
+	server.bell.withBell, server.bell.holdOff = time.Hour, time.Hour
+	ctx, stop := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- server.Run(ctx) }()
+	other := newPreference(client, partitions, slog.New(slog.DiscardHandler))
+	if _, err := other.announce(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	others := func() map[string]bool { return *server.prefer.others.Load() }
+	testenv.Eventually(t, "the other worker to be preferred for some", func() bool { return len(others()) > 0 })
+	var left []Ticket
+	for partition := range partitions {
+		if others()[line(partition)] {
+			ticket := Ticket{AccountID: accountOf(partition), JobID: uuid.New()}
+			if err := writer(client).Enqueue(t.Context(), ticket); err != nil {
+				t.Fatal(err)
+			}
+			left = append(left, ticket)
+		}
+	}
+	<-time.After(holdOff) // until the bell has rung
+	stop()
+	if err := receive(t, ended); err != nil {
+		t.Error(err)
+	}
+	for _, ticket := range left {
+		if place, err := writer(client).Find(ticket); err != nil || place.Position != InLine {
+			t.Errorf("a ticket is at %v, %v, want in line", place, err)
+		}
+	}
+}
+
 // Workers share the partitions about evenly, and one that comes or goes moves no
 // others than its own.
 func TestSpread(t *testing.T) {
