@@ -136,11 +136,14 @@ func (l *looker) deepest(entry ledger.EntryType) statement.Page {
 }
 
 // after is the page that goes on after one of a history's transactions: in a list by
-// time, after about when that was, for they come at an even pace.
+// time, after about when that was, for once all accounts are open they come at an
+// even pace.
 func (l *looker) after(page statement.Page, seq int64) statement.Page {
 	if page.ByTime() {
-		share := float64(seq) / float64(l.seq(page.Account))
-		page.AfterTime = bankBegan.Add(time.Duration(share * float64(bankEnded.Sub(bankBegan)))).Truncate(time.Microsecond)
+		all := float64(bankEnded.Sub(bankBegan))
+		open := float64(len(l.accounts)) / float64(l.rows)
+		share := open + (1-open)*float64(seq)/float64(l.seq(page.Account))
+		page.AfterTime = bankBegan.Add(time.Duration(share * all)).Truncate(time.Microsecond)
 		return page
 	}
 	page.After = seq

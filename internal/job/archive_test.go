@@ -299,14 +299,8 @@ func TestArchiveMeetsAKey(t *testing.T) {
 	ledgertest.Exec(t, pool, `CREATE FUNCTION halt() RETURNS trigger LANGUAGE plpgsql AS
 		$$ BEGIN PERFORM pg_advisory_xact_lock(1); RETURN NULL; END $$`)
 	ledgertest.Exec(t, pool, `CREATE TRIGGER halt AFTER DELETE ON jobs FOR EACH STATEMENT EXECUTE FUNCTION halt()`)
-	holder, err := pool.Begin(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer holder.Rollback(context.WithoutCancel(t.Context())) //nolint:errcheck // it is over by then
-	if _, err := holder.Exec(t.Context(), `SELECT pg_advisory_xact_lock(1)`); err != nil {
-		t.Fatal(err)
-	}
+	release := holdLock(t, pool)
+	defer release()
 	waiting := func(want int) {
 		t.Helper()
 		testenv.Eventually(t, fmt.Sprint(want, " wait"), func() bool {
@@ -328,9 +322,7 @@ func TestArchiveMeetsAKey(t *testing.T) {
 		return err
 	})
 	waiting(2)
-	if err := holder.Rollback(t.Context()); err != nil {
-		t.Fatal(err)
-	}
+	release()
 	if err := atOnce.Wait(); err != nil {
 		t.Error(err)
 	}

@@ -4,6 +4,8 @@ import (
 	"context"
 	"testing"
 
+	"github.com/jackc/pgx/v5/pgxpool"
+
 	"github.com/passbook/passbook/internal/ledger/ledgertest"
 	"github.com/passbook/passbook/internal/testenv"
 )
@@ -28,14 +30,7 @@ func TestAcceptAnswersAfterTheCommit(t *testing.T) {
 			ledgertest.Exec(t, pool, `CREATE FUNCTION at_commit() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN `+test.atCommit+`; RETURN NULL; END $$`)
 			ledgertest.Exec(t, pool, `CREATE CONSTRAINT TRIGGER at_commit AFTER INSERT ON jobs
 				DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION at_commit()`)
-			holder, err := pool.Begin(t.Context())
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer holder.Rollback(context.WithoutCancel(t.Context())) //nolint:errcheck // it is over by then
-			if _, err := holder.Exec(t.Context(), `SELECT pg_advisory_xact_lock(1)`); err != nil {
-				t.Fatal(err)
-			}
+			defer holdLock(t, pool)()
 			a, _ := acceptor(t, pool, manyQueued)
 			got, _, err := a.Accept(t.Context(), deposit(user, account, "k"))
 			if err == nil {
@@ -46,4 +41,18 @@ func TestAcceptAnswersAfterTheCommit(t *testing.T) {
 			}
 		})
 	}
+}
+
+// holdLock holds advisory lock 1, for which a trigger of the test waits, until
+// release is called.
+func holdLock(t *testing.T, pool *pgxpool.Pool) (release func()) {
+	t.Helper()
+	holder, err := pool.Begin(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := holder.Exec(t.Context(), `SELECT pg_advisory_xact_lock(1)`); err != nil {
+		t.Fatal(err)
+	}
+	return func() { _ = holder.Rollback(context.WithoutCancel(t.Context())) } // once more is too late, and does nothing
 }

@@ -28,9 +28,9 @@ const workersKey = "passbook:workers"
 
 // preference spreads the partitions over the workers: each has one that is preferred,
 // by rendezvous hashing (Thaler and Ravishankar, 1998), and is rung for first. Were
-// all woken for each ticket, all but one would ask Redis twice for nothing: four
-// workers then took twice as long for the same jobs as one. The others come a little
-// later, and so take what the preferred one is too busy for, or too dead.
+// all woken for each ticket, all but one would ask Redis twice for nothing
+// (internal/bench/EXPERIMENTS.md). The others come a little later, and so take what
+// the preferred one is too busy for, or too dead.
 type preference struct {
 	client     redis.UniversalClient
 	id         string
