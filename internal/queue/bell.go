@@ -3,6 +3,7 @@ package queue
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"strings"
 	"sync/atomic"
@@ -13,7 +14,8 @@ import (
 
 // How long an empty queue is left alone, unless its bell rings.
 const (
-	withBell    = time.Second
+	withBell    = 3 * time.Second
+	ofOther     = time.Second            // another worker's bell rings for it
 	withoutBell = 100 * time.Millisecond // Redis forbids CONFIG SET, or is not there
 )
 
@@ -22,7 +24,10 @@ const checkFlags = 10 * time.Second
 
 // bell is a Redis client under which Asynq need not poll: a dequeue that finds
 // its queue empty is held until Redis says that something was pushed onto it,
-// or a second passes. Asynq itself asks again and again.
+// or some time passes. Asynq itself asks again and again.
+//
+// It listens for those queues alone that this worker is preferred for. Redis would
+// wake every listener for every ticket, and all but one in vain.
 //
 // It leans on how Asynq 0.26 dequeues: one EVALSHA a queue with four keys, the
 // first the pending list, the second the pause. TestBellKnowsAsynq fails where
@@ -30,30 +35,43 @@ const checkFlags = 10 * time.Second
 type bell struct {
 	redis.UniversalClient
 	log      *slog.Logger
+	prefer   *preference
+	events   *redis.PubSub
+	lists    map[string]string        // the pending lists, by the channel that tells of them. Never changed
 	pushed   map[string]chan struct{} // by pending list; each holds one ring. Never changed
-	withBell time.Duration            // how long an empty queue is held; tests wait longer
-	patience atomic.Int64             // the same, a time.Duration, as things stand with the bell
+	withBell time.Duration            // how long an empty queue is held; tests wait longer,
+	ofOther  time.Duration            // also for another worker's
+	rings    atomic.Bool              // Redis sends the events
 	closed   chan struct{}
-	// isOther tells the lists that another worker is to be the first at.
-	isOther func(pending string) bool
-	holdOff time.Duration // how long those are left to it; tests wait longer
 }
 
-func newBell(client redis.UniversalClient, partitions int, isOther func(pending string) bool, log *slog.Logger) *bell {
+func newBell(client redis.UniversalClient, partitions int, prefer *preference, log *slog.Logger) *bell {
 	b := &bell{
 		UniversalClient: client,
 		log:             log,
+		prefer:          prefer,
+		events:          client.Subscribe(context.Background()), // to nothing yet, so without a connection
+		lists:           make(map[string]string, partitions),
 		pushed:          make(map[string]chan struct{}, partitions),
 		withBell:        withBell,
+		ofOther:         ofOther,
 		closed:          make(chan struct{}),
-		isOther:         isOther,
-		holdOff:         holdOff,
 	}
 	for partition := range partitions {
-		b.pushed[line(partition)] = make(chan struct{}, 1)
+		list := line(partition)
+		b.lists[channelOf(client, list)] = list
+		b.pushed[list] = make(chan struct{}, 1)
 	}
-	b.patience.Store(int64(withoutBell))
 	return b
+}
+
+// channelOf is where Redis tells what happens to a key.
+func channelOf(client redis.UniversalClient, key string) string {
+	database := 0 // a cluster has no other
+	if one, ok := client.(*redis.Client); ok {
+		database = one.Options().DB
+	}
+	return fmt.Sprintf("__keyspace@%d__:%s", database, key)
 }
 
 // EvalSha runs the script; a dequeue that found nothing it runs once more when
@@ -70,18 +88,22 @@ func (b *bell) EvalSha(ctx context.Context, sha string, keys []string, args ...a
 		b.wait(nil, withoutBell)
 		return cmd
 	}
-	if rang := b.wait(b.pushed[keys[0]], time.Duration(b.patience.Load())); !rang {
+	if rang := b.wait(b.pushed[keys[0]], b.patience(keys[0])); !rang {
 		return cmd
-	}
-	if b.isOther(keys[0]) {
-		b.wait(nil, b.holdOff)
-	}
-	select {
-	case <-b.closed: // what rang stays in line
-		return cmd
-	default:
 	}
 	return b.UniversalClient.EvalSha(ctx, sha, keys, args...)
+}
+
+// patience is how long an empty queue is held.
+func (b *bell) patience(list string) time.Duration {
+	switch {
+	case !b.rings.Load():
+		return withoutBell
+	case b.prefer.isOther(list):
+		return b.ofOther
+	default:
+		return b.withBell
+	}
 }
 
 func isDequeue(keys []string) bool {
@@ -108,9 +130,8 @@ func (b *bell) close() {
 // listen rings for what Redis says was pushed, until ctx ends. go-redis
 // subscribes again after a lost connection.
 func (b *bell) listen(ctx context.Context) {
-	subscription := b.PSubscribe(ctx, "__keyspace@*__:asynq:{tx:*}:pending")
-	defer subscription.Close() //nolint:errcheck // nothing depends on it any more
-	events := subscription.ChannelWithSubscriptions()
+	defer b.events.Close() //nolint:errcheck // nothing depends on it any more
+	events := b.events.ChannelWithSubscriptions()
 	check := time.NewTicker(checkFlags)
 	defer check.Stop()
 	for {
@@ -119,46 +140,78 @@ func (b *bell) listen(ctx context.Context) {
 			return
 		case <-check.C:
 			b.askForEvents(ctx)
+		case <-b.prefer.changed:
+			b.follow(ctx)
 		case event, open := <-events:
 			if !open {
 				return
 			}
-			switch event := event.(type) {
-			case *redis.Subscription: // the first, or one after a lost connection
-				b.askForEvents(ctx)
-				b.ringAll()
-			case *redis.Message:
-				_, pending, _ := strings.Cut(event.Channel, "__:")
-				if strings.HasSuffix(event.Payload, "push") { // l when written, r when given back
-					b.ring(b.pushed[pending])
-				}
-			}
+			b.hear(ctx, event)
 		}
 	}
 }
 
-func (b *bell) ring(pushed chan<- struct{}) {
-	select {
-	case pushed <- struct{}{}:
-	default: // it rings already, or is not a queue of ours
+// follow listens for the queues that this worker is preferred for, and for the
+// workers that leave.
+func (b *bell) follow(ctx context.Context) {
+	want, unwanted := []string{workersKey}, []string(nil)
+	for channel, list := range b.lists {
+		if b.prefer.isOther(list) {
+			unwanted = append(unwanted, channel)
+		} else {
+			want = append(want, channel)
+		}
+	}
+	// What fails here is done when the connection is there again.
+	if err := errors.Join(b.events.Subscribe(ctx, want...), b.unsubscribe(ctx, unwanted)); err != nil {
+		b.log.Debug("can't listen to Redis yet", "error", err)
+	}
+}
+
+func (b *bell) unsubscribe(ctx context.Context, channels []string) error {
+	if len(channels) == 0 {
+		return nil // which would mean all
+	}
+	return b.events.Unsubscribe(ctx, channels...)
+}
+
+// hear takes what a subscription brings. Before the first event of a queue, and
+// after a lost connection, the queue may have filled unheard: it rings for that.
+func (b *bell) hear(ctx context.Context, event any) {
+	switch event := event.(type) {
+	case *redis.Subscription:
+		switch {
+		case event.Kind != "subscribe":
+		case event.Channel == workersKey:
+			b.askForEvents(ctx)
+			b.ringAll()
+		default:
+			tell(b.pushed[b.lists[event.Channel]])
+		}
+	case *redis.Message:
+		switch {
+		case event.Channel == workersKey:
+			b.prefer.lookAgain()
+		case strings.HasSuffix(event.Payload, "push"): // l when written, r when given back
+			tell(b.pushed[b.lists[event.Channel]])
+		}
 	}
 }
 
 func (b *bell) ringAll() {
 	for _, pushed := range b.pushed {
-		b.ring(pushed)
+		tell(pushed)
 	}
 }
 
 // askForEvents makes Redis send the events of lists, beside whatever it sends
 // to others. Where it may not, queues are polled.
 func (b *bell) askForEvents(ctx context.Context) {
-	patience := b.withBell
-	if err := b.mergeFlags(ctx); err != nil {
-		patience = withoutBell
+	err := b.mergeFlags(ctx)
+	if err != nil {
 		b.log.Warn("Redis sends no keyspace events; polling", "error", err)
 	}
-	b.patience.Store(int64(patience))
+	b.rings.Store(err == nil)
 }
 
 const eventFlags = "notify-keyspace-events"

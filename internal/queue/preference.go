@@ -4,6 +4,7 @@ import (
 	"context"
 	"hash/fnv"
 	"log/slog"
+	"maps"
 	"strconv"
 	"sync/atomic"
 	"time"
@@ -13,9 +14,6 @@ import (
 )
 
 const (
-	// holdOff is how long a worker leaves a ticket to the one that is preferred for
-	// its partition.
-	holdOff = 250 * time.Millisecond
 	// announceLife is how often a worker says that it is there, and forgetAfter when
 	// one that no longer does is taken for dead.
 	announceLife = 2 * time.Second
@@ -23,24 +21,31 @@ const (
 )
 
 // workersKey is a sorted set of the workers that are there, by Redis's time of their
-// last word. Nothing depends on it but who is woken first.
+// last word, and a channel that tells when one leaves. Nothing depends on it but who
+// is woken.
 const workersKey = "passbook:workers"
 
 // preference spreads the partitions over the workers: each has one that is preferred,
-// by rendezvous hashing (Thaler and Ravishankar, 1998), and is rung for first. Were
-// all woken for each ticket, all but one would ask Redis twice for nothing
-// (internal/bench/EXPERIMENTS.md). The others come a little later, and so take what
-// the preferred one is too busy for, or too dead.
+// by rendezvous hashing (Thaler and Ravishankar, 1998), and alone is woken for its
+// tickets. Were all, all but one would ask Redis twice for nothing
+// (internal/bench/EXPERIMENTS.md). The others look in from time to time, and so take
+// what the preferred one is too busy for, or too dead.
 type preference struct {
 	client     redis.UniversalClient
 	id         string
 	partitions int
 	log        *slog.Logger
+	every      time.Duration                   // announceLife; tests wait longer
 	others     atomic.Pointer[map[string]bool] // the lines for which another is preferred
+	changed    chan struct{}                   // holds one word that others are others now
+	again      chan struct{}                   // holds one wish to look again
 }
 
 func newPreference(client redis.UniversalClient, partitions int, log *slog.Logger) *preference {
-	p := &preference{client: client, id: uuid.NewString(), partitions: partitions, log: log}
+	p := &preference{
+		client: client, id: uuid.NewString(), partitions: partitions, log: log, every: announceLife,
+		changed: make(chan struct{}, 1), again: make(chan struct{}, 1),
+	}
 	p.spread(nil)
 	return p
 }
@@ -50,7 +55,7 @@ func (p *preference) isOther(line string) bool { return (*p.others.Load())[line]
 
 // run keeps it up to date until ctx ends, and then takes this worker's leave.
 func (p *preference) run(ctx context.Context) {
-	tick := time.NewTicker(announceLife)
+	tick := time.NewTicker(p.every)
 	defer tick.Stop()
 	for {
 		workers, err := p.announce(ctx)
@@ -60,6 +65,7 @@ func (p *preference) run(ctx context.Context) {
 		p.spread(workers)
 		select {
 		case <-tick.C:
+		case <-p.again:
 		case <-ctx.Done():
 			p.leave(context.WithoutCancel(ctx))
 			return
@@ -86,7 +92,12 @@ func (p *preference) announce(ctx context.Context) ([]string, error) {
 func (p *preference) leave(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, ringTimeout)
 	defer cancel()
-	if err := p.client.ZRem(ctx, workersKey, p.id).Err(); err != nil {
+	_, err := p.client.TxPipelined(ctx, func(tx redis.Pipeliner) error {
+		tx.ZRem(ctx, workersKey, p.id)
+		tx.Publish(ctx, workersKey, "left")
+		return nil
+	})
+	if err != nil {
 		p.log.Debug("leave without a word", "error", err)
 	}
 }
@@ -106,7 +117,20 @@ func (p *preference) spread(workers []string) {
 			others[line(partition)] = true
 		}
 	}
-	p.others.Store(&others)
+	if before := p.others.Swap(&others); before == nil || !maps.Equal(*before, others) {
+		tell(p.changed)
+	}
+}
+
+// lookAgain asks for the workers that are there now: one has left.
+func (p *preference) lookAgain() { tell(p.again) }
+
+// tell puts a word where one is kept.
+func tell(kept chan<- struct{}) {
+	select {
+	case kept <- struct{}{}:
+	default: // there is one
+	}
 }
 
 func weight(worker string, partition int) uint64 {

@@ -25,7 +25,7 @@ func TestPreference(t *testing.T) {
 			handled <- n
 			return nil, nil
 		}, func(s *Server) {
-			s.bell.withBell, s.bell.holdOff = time.Hour, time.Hour
+			s.bell.withBell, s.bell.ofOther = time.Hour, time.Hour
 			servers = append(servers, s)
 		})
 	}
@@ -34,7 +34,7 @@ func TestPreference(t *testing.T) {
 		return others == partitions
 	}
 	testenv.Eventually(t, "the workers to know each other", bothKnown)
-	dequeues.settle(t, 4*partitions) // each of two for each queue, and of one twice when it was rung for
+	dequeues.settle(t, 2*partitions)
 	before := dequeues.n.Load()
 	took := map[int]int{}
 	tickets := writer(client)
@@ -53,7 +53,7 @@ func TestPreference(t *testing.T) {
 		t.Errorf("the workers had %v tickets", took)
 	}
 	// The preferred worker asks for the ticket and then twice for more. The other,
-	// rung for at once, would ask twice as well.
+	// were it rung for, would ask twice as well.
 	if asked := dequeues.n.Load() - before; asked > 4*partitions {
 		t.Errorf("%d dequeues for %d tickets", asked, partitions)
 	}
@@ -64,7 +64,7 @@ func (c *countDequeues) settle(t *testing.T, least int64) {
 	t.Helper()
 	last := int64(-1)
 	testenv.Eventually(t, "the workers to wait for the bell", func() bool {
-		<-time.After(holdOff)
+		<-time.After(250 * time.Millisecond)
 		now := c.n.Load()
 		settled := now == last && now >= least
 		last = now
@@ -112,49 +112,38 @@ func TestPreference_Dead(t *testing.T) {
 	testenv.Eventually(t, "the dead worker to be forgotten", func() bool { return len(*server.prefer.others.Load()) == 0 })
 }
 
-// A worker that is told to stop takes no ticket that it was to leave to another.
-func TestPreference_Stop(t *testing.T) {
+// Where a worker takes its leave, the others serve its partitions at once.
+func TestPreference_Leave(t *testing.T) {
 	t.Parallel()
 	client := connect(t, testenv.Redis(t))
-	dequeues := new(countDequeues)
-	client.AddHook(dequeues)
-	server := NewServer(ServerConfig{
-		Redis: client, Partitions: partitions, Log: slog.New(slog.DiscardHandler), IsFailure: func(error) bool { return true },
-		Handler: func(context.Context, []uuid.UUID) ([]uuid.UUID, error) {
-			t.Error("a ticket was taken")
-			return nil, nil
-		},
+	handled := make(chan uuid.UUID, 1)
+	var server *Server
+	serve(t, client, func(_ context.Context, jobs []uuid.UUID) ([]uuid.UUID, error) {
+		handled <- jobs[0]
+		return nil, nil
+	}, func(s *Server) {
+		s.bell.withBell, s.bell.ofOther, s.prefer.every = time.Hour, time.Hour, time.Hour
+		server = s
 	})
-	server.bell.withBell, server.bell.holdOff = time.Hour, time.Hour
-	ctx, stop := context.WithCancel(t.Context())
-	ended := make(chan error, 1)
-	go func() { ended <- server.Run(ctx) }()
-	other := newPreference(client, partitions, slog.New(slog.DiscardHandler))
-	if _, err := other.announce(t.Context()); err != nil {
-		t.Fatal(err)
-	}
+	leaver := newPreference(client, partitions, slog.New(slog.DiscardHandler))
 	others := func() map[string]bool { return *server.prefer.others.Load() }
-	testenv.Eventually(t, "the other worker to be preferred for some", func() bool { return len(others()) > 0 })
-	dequeues.settle(t, partitions)
-	var left []Ticket
+	testenv.Eventually(t, "the other worker to be preferred for some", func() bool {
+		_, err := leaver.announce(t.Context())
+		return err == nil && client.Publish(t.Context(), workersKey, "come").Err() == nil && len(others()) > 0
+	})
+	left := map[uuid.UUID]bool{} // tickets that nobody is woken for
 	for partition := range partitions {
 		if others()[line(partition)] {
 			ticket := Ticket{AccountID: accountOf(partition), JobID: uuid.New()}
 			if err := writer(client).Enqueue(t.Context(), ticket); err != nil {
 				t.Fatal(err)
 			}
-			left = append(left, ticket)
+			left[ticket.JobID] = true
 		}
 	}
-	<-time.After(holdOff) // until the bell has rung
-	stop()
-	if err := receive(t, ended); err != nil {
-		t.Error(err)
-	}
-	for _, ticket := range left {
-		if place, err := writer(client).Find(ticket); err != nil || place.Position != InLine {
-			t.Errorf("a ticket is at %v, %v, want in line", place, err)
-		}
+	leaver.leave(t.Context())
+	for len(left) > 0 {
+		delete(left, receive(t, handled))
 	}
 }
 

@@ -21,7 +21,7 @@ const (
 	// that takes longer goes back in line.
 	shutdownTimeout = 8 * time.Second
 	// forwardEvery is how often tickets whose pause is over come back in line.
-	forwardEvery = time.Second
+	forwardEvery = 2 * time.Second
 	// firstPause doubles with each try of a ticket, up to longestPause.
 	firstPause   = 250 * time.Millisecond
 	longestPause = time.Second
@@ -59,7 +59,7 @@ type Server struct {
 // NewServer makes a server; Run starts it.
 func NewServer(cfg ServerConfig) *Server {
 	s := &Server{cfg: cfg, prefer: newPreference(cfg.Redis, cfg.Partitions, cfg.Log), client: asynq.NewClientFromRedisClient(cfg.Redis)}
-	s.bell = newBell(cfg.Redis, cfg.Partitions, s.prefer.isOther, cfg.Log)
+	s.bell = newBell(cfg.Redis, cfg.Partitions, s.prefer, cfg.Log)
 	for partition := range cfg.Partitions {
 		s.servers = append(s.servers, asynq.NewServerFromRedisClient(s.bell, asynq.Config{
 			Concurrency:              1,

@@ -160,7 +160,7 @@ func TestServeThroughRestart(t *testing.T) {
 		}
 		testenv.Eventually(t, "the bell", func() bool {
 			flags, err := client.ConfigGet(t.Context(), eventFlags).Result()
-			return err == nil && mergedFlags(flags[eventFlags]) == flags[eventFlags] && theBell.patience.Load() == int64(theBell.withBell)
+			return err == nil && mergedFlags(flags[eventFlags]) == flags[eventFlags] && theBell.rings.Load()
 		})
 		if err := server.Kill(); err != nil {
 			t.Fatal(err)
