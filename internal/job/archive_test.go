@@ -439,11 +439,16 @@ func TestArchiveCutOff(t *testing.T) {
 			}
 			ledgertest.Check(t, pool)
 			ledgertest.Exec(t, pool, `DROP FUNCTION cut CASCADE`)
+			testenv.Eventually(t, "the dead connection to let go of the keys", func() bool { return count(t, pool, keyLocks) == 0 })
 			archive(t, pool, soon(), jobs)
 			ledgertest.Check(t, pool)
 		})
 	}
 }
+
+// keyLocks are those that are held in the database.
+const keyLocks = `(SELECT FROM pg_locks WHERE locktype = 'advisory'
+	AND database = (SELECT oid FROM pg_database WHERE datname = current_database())) held`
 
 // An interrupt ends it after the step in hand; the next run goes on.
 func TestArchiveInterrupted(t *testing.T) {
