@@ -202,30 +202,32 @@ const lockSQL = `SELECT pg_advisory_xact_lock_shared(key) FROM unnest($1::bigint
 // caller's; without a position where nothing was inserted.
 const insertSQL = `
 	WITH asked AS (
-		SELECT ask.*, account.id AS account_id, account.currency,
-			EXISTS (SELECT FROM accounts WHERE user_id = ask.user_id AND open_key = ask.key) AS opened
-		FROM unnest($1::uuid[], $2::uuid[], $3::text[], $4::text[], $5::entry_type[], $6::bigint[], $7::text[], $8::bigint[])
-			AS ask (id, user_id, number, key, type, amount, description, room)
-		JOIN accounts account ON account.number = ask.number AND account.user_id = ask.user_id
-	), rooms AS (
-		SELECT account_id, coalesce(busy.room, $9 - (
+		SELECT *, max(CASE nth WHEN 1 THEN coalesce(known, $9 - (
 			SELECT count(*) FROM (
-				SELECT FROM jobs WHERE jobs.account_id = busy.account_id AND status = 'queued' LIMIT $9
+				SELECT FROM jobs WHERE jobs.account_id = numbered.account_id AND status = 'queued' LIMIT $9
 			) queued
-		)) AS room
-		FROM (SELECT account_id, min(room) AS room FROM asked GROUP BY account_id) busy
+		)) END) OVER (PARTITION BY account_id) AS room
+		FROM (
+			SELECT ask.id, ask.user_id, ask.key, ask.type, ask.amount, ask.description,
+				account.id AS account_id, account.currency,
+				EXISTS (SELECT FROM accounts WHERE user_id = ask.user_id AND open_key = ask.key) AS opened,
+				row_number() OVER same AS nth, min(ask.room) OVER same AS known
+			FROM unnest($1::uuid[], $2::uuid[], $3::text[], $4::text[], $5::entry_type[], $6::bigint[], $7::text[], $8::bigint[])
+				AS ask (id, user_id, number, key, type, amount, description, room)
+			JOIN accounts account ON account.number = ask.number AND account.user_id = ask.user_id
+			WINDOW same AS (PARTITION BY account.id)
+		) numbered
 	), inserted AS (
 		INSERT INTO jobs (id, account_id, user_id, idempotency_key, type, amount, description)
 		SELECT id, account_id, user_id, key, type, amount, description
-		FROM (SELECT *, row_number() OVER (PARTITION BY account_id) AS nth FROM asked) numbered
-		JOIN rooms USING (account_id)
-		WHERE nth <= rooms.room AND NOT opened
+		FROM asked
+		WHERE nth <= room AND NOT opened
 		ORDER BY user_id, key COLLATE "C"
 		ON CONFLICT (user_id, idempotency_key) DO NOTHING
 		RETURNING id, position, created_at
 	)
-	SELECT asked.id, account_id, currency, opened, rooms.room, position, created_at
-	FROM asked JOIN rooms USING (account_id) LEFT JOIN inserted USING (id)`
+	SELECT asked.id, account_id, currency, opened, room, position, created_at
+	FROM asked LEFT JOIN inserted USING (id)`
 
 // InsertStatements are what insert sends for a batch, in the order in which they
 // share a transaction, for the benchmark to give to pgbench. Each takes what its

@@ -74,6 +74,9 @@ func Open(ctx context.Context, cfg Config) (*pgxpool.Pool, error) {
 		params["enable_seqscan"] = "off"
 		params["enable_bitmapscan"] = "off"
 		params["jit"] = "off" // compiling a plan takes longer than it runs
+		// With a batch's arrays in sight Postgres planned each insert anew, for longer
+		// than it took (internal/bench/EXPERIMENTS.md).
+		params["plan_cache_mode"] = "force_generic_plan"
 		params["statement_timeout"] = milliseconds(servingStatementTimeout)
 		params["idle_in_transaction_session_timeout"] = milliseconds(servingIdleTimeout)
 	}
