@@ -36,7 +36,6 @@ type bell struct {
 	redis.UniversalClient
 	log      *slog.Logger
 	prefer   *preference
-	events   *redis.PubSub
 	lists    map[string]string        // the pending lists, by the channel that tells of them. Never changed
 	pushed   map[string]chan struct{} // by pending list; each holds one ring. Never changed
 	withBell time.Duration            // how long an empty queue is held; tests wait longer,
@@ -50,7 +49,6 @@ func newBell(client redis.UniversalClient, partitions int, prefer *preference, l
 		UniversalClient: client,
 		log:             log,
 		prefer:          prefer,
-		events:          client.Subscribe(context.Background()), // to nothing yet, so without a connection
 		lists:           make(map[string]string, partitions),
 		pushed:          make(map[string]chan struct{}, partitions),
 		withBell:        withBell,
@@ -130,8 +128,9 @@ func (b *bell) close() {
 // listen rings for what Redis says was pushed, until ctx ends. go-redis
 // subscribes again after a lost connection.
 func (b *bell) listen(ctx context.Context) {
-	defer b.events.Close() //nolint:errcheck // nothing depends on it any more
-	events := b.events.ChannelWithSubscriptions()
+	subscription := b.Subscribe(ctx) // to nothing yet: it is told at once to follow
+	defer subscription.Close()       //nolint:errcheck // nothing depends on it any more
+	events := subscription.ChannelWithSubscriptions()
 	check := time.NewTicker(checkFlags)
 	defer check.Stop()
 	for {
@@ -141,7 +140,7 @@ func (b *bell) listen(ctx context.Context) {
 		case <-check.C:
 			b.askForEvents(ctx)
 		case <-b.prefer.changed:
-			b.follow(ctx)
+			b.follow(ctx, subscription)
 		case event, open := <-events:
 			if !open {
 				return
@@ -153,7 +152,7 @@ func (b *bell) listen(ctx context.Context) {
 
 // follow listens for the queues that this worker is preferred for, and for the
 // workers that leave.
-func (b *bell) follow(ctx context.Context) {
+func (b *bell) follow(ctx context.Context, subscription *redis.PubSub) {
 	want, unwanted := []string{workersKey}, []string(nil)
 	for channel, list := range b.lists {
 		if b.prefer.isOther(list) {
@@ -162,17 +161,13 @@ func (b *bell) follow(ctx context.Context) {
 			want = append(want, channel)
 		}
 	}
-	// What fails here is done when the connection is there again.
-	if err := errors.Join(b.events.Subscribe(ctx, want...), b.unsubscribe(ctx, unwanted)); err != nil {
+	err := subscription.Subscribe(ctx, want...)
+	if len(unwanted) > 0 { // none would mean all
+		err = errors.Join(err, subscription.Unsubscribe(ctx, unwanted...))
+	}
+	if err != nil { // it is done when the connection is there again
 		b.log.Debug("can't listen to Redis yet", "error", err)
 	}
-}
-
-func (b *bell) unsubscribe(ctx context.Context, channels []string) error {
-	if len(channels) == 0 {
-		return nil // which would mean all
-	}
-	return b.events.Unsubscribe(ctx, channels...)
 }
 
 // hear takes what a subscription brings. Before the first event of a queue, and
