@@ -24,7 +24,7 @@ test: export GORACE = atexit_sleep_ms=0
 test: ## Run every test, with the race detector, on a Postgres and a Redis of its own
 	@deploy/local/install.sh test
 	go test -race -count=1 -vet=off -timeout 20m $$(go list ./... | grep -v /internal/e2e)
-	go test -race -count=1 -vet=off -timeout 20m -parallel 4 ./internal/e2e # by itself: it keeps the machine busy
+	go test -race -count=1 -vet=off -timeout 20m -parallel 6 ./internal/e2e # by itself: it keeps the machine busy
 
 MINUTES := 2
 SEED := 0
