@@ -175,6 +175,7 @@ func (w *Worker) lines(ctx context.Context, heads []job.Head) (queue.Lines, erro
 func (w *Worker) lookAfter(ctx context.Context, known suspect, lines queue.Lines) (suspect, error) {
 	ctx, cancel := context.WithTimeout(ctx, stepTimeout)
 	defer cancel()
+	w.ahead.forget(known.head)
 	place, err := w.cfg.Tickets.Find(known.ticket)
 	if err != nil {
 		return known, err

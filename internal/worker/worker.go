@@ -26,6 +26,7 @@ type Applier interface {
 type Backlog interface {
 	Heads(ctx context.Context, after int64, limit int) ([]job.Head, error)
 	Last(ctx context.Context, accountID int64) (uuid.UUID, error)
+	Newest(ctx context.Context, jobs []uuid.UUID) ([]uuid.UUID, error)
 }
 
 // Tickets writes tickets and looks for them.
@@ -49,6 +50,7 @@ type Worker struct {
 	cfg      Config
 	stopping <-chan struct{}   // closed when no new try should start
 	suspects map[int64]suspect // by account id; the sweep's
+	ahead    ahead
 }
 
 // New makes a worker that gives up waiting for Postgres when stopping is closed.

@@ -87,8 +87,13 @@ func (s *system) work() (stop func()) {
 
 // sweeper is a worker that only sweeps, when it is told to.
 func (s *system) sweeper() *worker.Worker {
+	return s.applying(ledger.NewApplier(s.pool))
+}
+
+// applying is one that applies by another applier.
+func (s *system) applying(applier worker.Applier) *worker.Worker {
 	return worker.New(worker.Config{
-		Applier: ledger.NewApplier(s.pool),
+		Applier: applier,
 		Backlog: job.NewBacklog(s.pool),
 		Tickets: s.tickets,
 		Metrics: worker.NewMetrics(prometheus.NewRegistry()),
