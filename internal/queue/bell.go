@@ -19,8 +19,8 @@ const (
 	withoutBell = 100 * time.Millisecond // Redis forbids CONFIG SET, or is not there
 )
 
-// checkFlags is how often the bell makes sure that Redis still sends events.
-const checkFlags = 10 * time.Second
+// checkEvery is how often the bell makes sure that Redis still sends events.
+const checkEvery = 10 * time.Second
 
 // bell is a Redis client under which Asynq need not poll: a dequeue that finds
 // its queue empty is held until Redis says that something was pushed onto it,
@@ -40,7 +40,8 @@ type bell struct {
 	pushed   map[string]chan struct{} // by pending list; each holds one ring. Never changed
 	withBell time.Duration            // how long an empty queue is held; tests wait longer,
 	ofOther  time.Duration            // also for another worker's
-	rings    atomic.Bool              // Redis sends the events
+	rings    atomic.Bool              // Redis sends the events, and we may hear them,
+	heard    bool                     // for it has let us listen once. listen's own
 	closed   chan struct{}
 }
 
@@ -131,16 +132,22 @@ func (b *bell) listen(ctx context.Context) {
 	subscription := b.Subscribe(ctx) // to nothing yet: it is told at once to follow
 	defer subscription.Close()       //nolint:errcheck // nothing depends on it any more
 	events := subscription.ChannelWithSubscriptions()
-	check := time.NewTicker(checkFlags)
+	check := time.NewTicker(checkEvery)
 	defer check.Stop()
+	var err error // of the last follow
 	for {
 		select {
 		case <-ctx.Done():
 			return
 		case <-check.C:
-			b.askForEvents(ctx)
+			if b.heard {
+				b.askForEvents(ctx)
+			}
+			if err != nil {
+				err = b.follow(ctx, subscription)
+			}
 		case <-b.prefer.changed:
-			b.follow(ctx, subscription)
+			err = b.follow(ctx, subscription)
 		case event, open := <-events:
 			if !open {
 				return
@@ -152,7 +159,7 @@ func (b *bell) listen(ctx context.Context) {
 
 // follow listens for the queues that this worker is preferred for, and for the
 // workers that leave.
-func (b *bell) follow(ctx context.Context, subscription *redis.PubSub) {
+func (b *bell) follow(ctx context.Context, subscription *redis.PubSub) error {
 	want, unwanted := []string{workersKey}, []string(nil)
 	for channel, list := range b.lists {
 		if b.prefer.isOther(list) {
@@ -165,9 +172,10 @@ func (b *bell) follow(ctx context.Context, subscription *redis.PubSub) {
 	if len(unwanted) > 0 { // none would mean all
 		err = errors.Join(err, subscription.Unsubscribe(ctx, unwanted...))
 	}
-	if err != nil { // it is done when the connection is there again
+	if err != nil {
 		b.log.Debug("can't listen to Redis yet", "error", err)
 	}
+	return err
 }
 
 // hear takes what a subscription brings. Before the first event of a queue, and
@@ -178,6 +186,7 @@ func (b *bell) hear(ctx context.Context, event any) {
 		switch {
 		case event.Kind != "subscribe":
 		case event.Channel == workersKey:
+			b.heard = true
 			b.askForEvents(ctx)
 			b.ringAll()
 		default:

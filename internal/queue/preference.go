@@ -92,9 +92,9 @@ func (p *preference) announce(ctx context.Context) ([]string, error) {
 func (p *preference) leave(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, ringTimeout)
 	defer cancel()
-	_, err := p.client.TxPipelined(ctx, func(tx redis.Pipeliner) error {
-		tx.ZRem(ctx, workersKey, p.id)
-		tx.Publish(ctx, workersKey, "left")
+	_, err := p.client.Pipelined(ctx, func(both redis.Pipeliner) error {
+		both.ZRem(ctx, workersKey, p.id)
+		both.Publish(ctx, workersKey, "left")
 		return nil
 	})
 	if err != nil {

@@ -116,6 +116,8 @@ func TestPreference_Dead(t *testing.T) {
 func TestPreference_Leave(t *testing.T) {
 	t.Parallel()
 	client := connect(t, testenv.Redis(t))
+	dequeues := new(countDequeues)
+	client.AddHook(dequeues)
 	handled := make(chan uuid.UUID, 1)
 	var server *Server
 	serve(t, client, func(_ context.Context, jobs []uuid.UUID) ([]uuid.UUID, error) {
@@ -131,6 +133,7 @@ func TestPreference_Leave(t *testing.T) {
 		_, err := leaver.announce(t.Context())
 		return err == nil && client.Publish(t.Context(), workersKey, "come").Err() == nil && len(others()) > 0
 	})
+	dequeues.settle(t, partitions)
 	left := map[uuid.UUID]bool{} // tickets that nobody is woken for
 	for partition := range partitions {
 		if others()[line(partition)] {

@@ -2,6 +2,7 @@ package worker_test
 
 import (
 	"context"
+	"fmt"
 	"slices"
 	"sync/atomic"
 	"testing"
@@ -48,7 +49,7 @@ func TestAhead(t *testing.T) {
 	for range 3 {
 		fewJobs = append(fewJobs, ledgertest.Job(t, s.pool, few, ledger.Deposit, 1))
 	}
-	<-time.After(worker.Late)
+	<-time.After(worker.Settled)
 	apply := func(jobs ...uuid.UUID) {
 		t.Helper()
 		if rest, err := w.Apply(t.Context(), jobs); err != nil || len(rest) > 0 {
@@ -90,45 +91,54 @@ func TestAhead_InTime(t *testing.T) {
 		if _, err := w.Apply(t.Context(), []uuid.UUID{first}); err != nil {
 			t.Fatal(err)
 		}
-		return time.Since(began) < worker.Late && s.count(job.Queued) > 0
+		return time.Since(began) < worker.Settled && s.count(job.Queued) > 0
 	})
 }
 
 // What Postgres has forgotten, restored from a backup perhaps, is not taken for
-// applied for ever: the sweep sees it queued.
+// applied for ever: the sweep sees the oldest of it queued, and the newest.
 func TestAhead_PostgresForgot(t *testing.T) {
 	t.Parallel()
-	s := newSystem(t, testenv.Pool(t), testenv.Redis(t))
-	account := ledgertest.Account(t, s.pool, s.user, 0)
-	id := ledgertest.Job(t, s.pool, account, ledger.Deposit, 1)
-	w := s.sweeper()
-	w.BelieveApplied(ledger.Applied{JobID: id, Outcome: ledger.Succeeded})
-	if _, err := w.Apply(t.Context(), []uuid.UUID{id}); err != nil || s.count(job.Queued) != 1 {
-		t.Fatalf("applied what is believed to be applied, %v", err)
-	}
-	for range 2 {
-		w.Sweep(t.Context())
-	}
-	if _, err := w.Apply(t.Context(), []uuid.UUID{id}); err != nil || s.count(job.Queued) != 0 {
-		t.Errorf("%d jobs are queued, %v", s.count(job.Queued), err)
+	for _, believed := range []int{0, 1, 2} {
+		t.Run(fmt.Sprint(believed), func(t *testing.T) {
+			t.Parallel()
+			s := newSystem(t, testenv.Pool(t), testenv.Redis(t))
+			account := ledgertest.Account(t, s.pool, s.user, 0)
+			const jobs = 3
+			var ids []uuid.UUID
+			for range jobs {
+				ids = append(ids, ledgertest.Job(t, s.pool, account, ledger.Deposit, 1))
+			}
+			w := s.sweeper()
+			w.BelieveApplied(ids[believed], ledger.Succeeded, time.Second)
+			if _, err := w.Apply(t.Context(), ids[believed:believed+1]); err != nil || s.count(job.Queued) != jobs {
+				t.Fatalf("%d of %d jobs are queued, %v; one of them is believed to be applied", s.count(job.Queued), jobs, err)
+			}
+			for range 2 {
+				w.Sweep(t.Context())
+			}
+			// What the sweep rings for.
+			if _, err := w.Apply(t.Context(), ids[jobs-1:]); err != nil || s.count(job.Queued) != 0 {
+				t.Errorf("%d jobs are queued, %v", s.count(job.Queued), err)
+			}
+		})
 	}
 }
 
-// A failed job may be queued again, so its next ticket must be heard; and nothing
-// is remembered for long.
+// A failed job may be queued again, and the ticket of one just accepted may be an
+// elder's too, so theirs must be heard; and nothing is remembered for long.
 func TestAhead_Forgets(t *testing.T) {
 	t.Parallel()
 	s := newSystem(t, testenv.Pool(t), testenv.Redis(t))
 	w := s.sweeper()
-	succeeded, rejected, failed := uuid.New(), uuid.New(), uuid.New()
-	w.BelieveApplied(
-		ledger.Applied{JobID: succeeded, Outcome: ledger.Succeeded},
-		ledger.Applied{JobID: rejected, Outcome: ledger.Rejected},
-		ledger.Applied{JobID: failed, Outcome: ledger.Failed},
-	)
-	for passed, want := range [][]uuid.UUID{{failed}, {failed}, {succeeded, rejected, failed}} {
-		if got := w.Unapplied(succeeded, rejected, failed); !slices.Equal(got, want) {
-			t.Errorf("after %d lives %d of three are forgotten, want %d", passed, len(got), len(want))
+	succeeded, rejected, failed, fresh := uuid.New(), uuid.New(), uuid.New(), uuid.New()
+	w.BelieveApplied(succeeded, ledger.Succeeded, 2*worker.Settled)
+	w.BelieveApplied(rejected, ledger.Rejected, 2*worker.Settled)
+	w.BelieveApplied(failed, ledger.Failed, 2*worker.Settled)
+	w.BelieveApplied(fresh, ledger.Succeeded, worker.Settled)
+	for passed, want := range [][]uuid.UUID{{failed, fresh}, {failed, fresh}, {succeeded, rejected, failed, fresh}} {
+		if got := w.Unapplied(succeeded, rejected, failed, fresh); !slices.Equal(got, want) {
+			t.Errorf("after %d lives %d of four are forgotten, want %d", passed, len(got), len(want))
 		}
 		w.PassAheadLife()
 	}

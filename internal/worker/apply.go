@@ -78,15 +78,23 @@ func (w *Worker) apply(ctx context.Context, jobs []uuid.UUID, turn int) (applied
 // applied ahead of them. Without it an account that is asked for more often than its
 // partition works tickets off holds all its neighbours up.
 //
-// Nothing depends on it: what it leaves, for whatever reason, has tickets of its own.
+// Nothing depends on it: what it leaves, for whatever reason, has tickets of its own,
+// or the sweep's.
 // A kill leaves what one in Apply does.
 func (w *Worker) goAhead(ctx context.Context, jobs []uuid.UUID) {
-	newest, err := w.cfg.Backlog.Newest(ctx, jobs)
+	newest, err := w.newest(ctx, jobs)
 	if err != nil || len(newest) == 0 {
 		return
 	}
 	applied, _, _ := w.apply(ctx, newest, aheadTurn)
 	w.ahead.add(applied)
+}
+
+// newest waits no longer than an apply does for a connection that swallows everything.
+func (w *Worker) newest(ctx context.Context, jobs []uuid.UUID) ([]uuid.UUID, error) {
+	ctx, cancel := context.WithTimeout(ctx, postgres.RoundTripTimeout)
+	defer cancel()
+	return w.cfg.Backlog.Newest(ctx, jobs)
 }
 
 // applyOne applies the job's account up to the job, and at most limit jobs.

@@ -175,7 +175,6 @@ func (w *Worker) lines(ctx context.Context, heads []job.Head) (queue.Lines, erro
 func (w *Worker) lookAfter(ctx context.Context, known suspect, lines queue.Lines) (suspect, error) {
 	ctx, cancel := context.WithTimeout(ctx, stepTimeout)
 	defer cancel()
-	w.ahead.forget(known.head)
 	place, err := w.cfg.Tickets.Find(known.ticket)
 	if err != nil {
 		return known, err
@@ -190,6 +189,7 @@ func (w *Worker) lookAfter(ctx context.Context, known suspect, lines queue.Lines
 	case err != nil:
 		return known, fmt.Errorf("look after account: %w", err)
 	}
+	w.ahead.forget(known.head, last)
 	next := suspect{head: known.head, ticket: known.ticket, still: known.still, since: time.Now()}
 	next.ticket.JobID = last
 	next.ticket.Again++
