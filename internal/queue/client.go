@@ -56,6 +56,7 @@ type Client struct {
 type ring struct {
 	accountID, position int64
 	jobID               uuid.UUID
+	elders              bool // it stands for others of its account too
 }
 
 // NewClient writes tickets to partitions queues. lost is called for each ring
@@ -120,7 +121,8 @@ func (c *Client) writeUntil(ctx, writing context.Context) {
 }
 
 // collect takes the rings that are there with the first: the last one of each
-// account.
+// account. Those that it stands for may have been committed after it, and even after
+// somebody has applied it.
 func (c *Client) collect(first ring) (rings []ring) {
 	last := map[int64]int{first.accountID: 0}
 	rings = append(rings, first)
@@ -136,8 +138,11 @@ func (c *Client) collect(first ring) (rings []ring) {
 		case !known:
 			last[next.accountID] = len(rings)
 			rings = append(rings, next)
-		case next.position > rings[i].position:
-			rings[i] = next
+		default:
+			if next.position > rings[i].position {
+				rings[i] = next
+			}
+			rings[i].elders = true
 		}
 	}
 	return rings
@@ -156,6 +161,7 @@ func (c *Client) share(rings []ring) (tickets []shared) {
 			tickets = append(tickets, shared{partition: partition})
 		}
 		tickets[i].jobs = append(tickets[i].jobs, ring.jobID)
+		tickets[i].elders = tickets[i].elders || ring.elders
 	}
 	return tickets
 }
@@ -164,6 +170,7 @@ func (c *Client) share(rings []ring) (tickets []shared) {
 type shared struct {
 	partition int
 	jobs      []uuid.UUID
+	elders    bool
 }
 
 // write writes the rings' tickets, up to the first that Redis does not take within
@@ -190,19 +197,24 @@ func (c *Client) write(ctx context.Context, client *asynq.Client, rings []ring) 
 func (c *Client) writeOne(ctx context.Context, client *asynq.Client, ticket shared) error {
 	ctx, cancel := context.WithTimeout(ctx, ringTimeout)
 	defer cancel()
-	err := enqueue(ctx, client, Name(ticket.partition), ticket.jobs[0].String(), ticket.jobs)
+	task := newTask(ticket.jobs)
+	if ticket.elders {
+		task = newTaskForElders(ticket.jobs)
+	}
+	err := enqueue(ctx, client, Name(ticket.partition), ticket.jobs[0].String(), task)
 	crash.At(crash.RingWritten)
 	return err
 }
 
-// Enqueue writes a ticket now. One that is there already is a success.
+// Enqueue writes a ticket now, for all of the account's jobs up to its own. One that
+// is there already is a success.
 func (c *Client) Enqueue(ctx context.Context, ticket Ticket) error {
 	client := asynq.NewClientFromRedisClient(c.redis)
-	return enqueue(ctx, client, Name(Partition(ticket.AccountID, c.partitions)), ticket.id(), []uuid.UUID{ticket.JobID})
+	return enqueue(ctx, client, Name(Partition(ticket.AccountID, c.partitions)), ticket.id(), newTaskForElders([]uuid.UUID{ticket.JobID}))
 }
 
-func enqueue(ctx context.Context, client *asynq.Client, queue, id string, jobs []uuid.UUID) error {
-	_, err := client.EnqueueContext(ctx, newTask(jobs),
+func enqueue(ctx context.Context, client *asynq.Client, queue, id string, task *asynq.Task) error {
+	_, err := client.EnqueueContext(ctx, task,
 		asynq.TaskID(id), asynq.Queue(queue), asynq.MaxRetry(maxRetry), asynq.Timeout(ticketTimeout))
 	if err != nil && !errors.Is(err, asynq.ErrTaskIDConflict) {
 		return fmt.Errorf("enqueue ticket %s: %w", id, err)

@@ -40,6 +40,9 @@ type ServerConfig struct {
 	Redis      redis.UniversalClient
 	Partitions int
 	Handler    Handler
+	// Unapplied leaves those of a ticket's jobs out that are known to be applied, so
+	// that Handler is not asked for them; nil leaves out none.
+	Unapplied func(jobs []uuid.UUID) []uuid.UUID
 	// IsFailure tells the errors that spend one of a ticket's tries.
 	IsFailure func(error) bool
 	Log       *slog.Logger
@@ -117,6 +120,11 @@ func (s *Server) process(ctx context.Context, task *asynq.Task) error {
 	if err != nil {
 		return fmt.Errorf("%w: %w", err, asynq.SkipRetry)
 	}
+	if _, elders := task.Headers()[eldersHeader]; !elders && s.cfg.Unapplied != nil {
+		if jobs = s.cfg.Unapplied(jobs); len(jobs) == 0 {
+			return nil
+		}
+	}
 	rest, err := s.cfg.Handler(ctx, jobs)
 	// A kill before the acknowledgement leaves the ticket in a dead worker's
 	// hands until its lease ends. Its jobs are finished, or the sweep's to find.
@@ -142,7 +150,7 @@ func (s *Server) process(ctx context.Context, task *asynq.Task) error {
 // job, the sweep's perhaps, and each account waits for its own trouble alone.
 func (s *Server) goOn(ctx context.Context, queue, id string, jobs []uuid.UUID) error {
 	for _, job := range jobs {
-		if err := enqueue(ctx, s.client, queue, nextID(job, id), []uuid.UUID{job}); err != nil {
+		if err := enqueue(ctx, s.client, queue, nextID(job, id), newTask([]uuid.UUID{job})); err != nil {
 			return err
 		}
 	}

@@ -190,7 +190,7 @@ func TestMore(t *testing.T) {
 		id, _ := asynq.GetTaskID(ctx)
 		handled <- turn{id, jobs}
 		if id == name(0, 0) {
-			err = enqueue(ctx, tickets, Name(partition), name(0, 1), jobs[:1]) // the sweep does
+			err = enqueue(ctx, tickets, Name(partition), name(0, 1), newTask(jobs[:1])) // the sweep does
 		}
 		return rest[id], err
 	}, asIs)
@@ -203,6 +203,70 @@ func TestMore(t *testing.T) {
 		if got := receive(t, handled); got.name != want.name || !slices.Equal(got.jobs, want.jobs) {
 			t.Errorf("turn %d was that of %s for %v, want %s for %v", i, got.name, got.jobs, want.name, want.jobs)
 		}
+	}
+}
+
+// What is known to be applied is not handed out, unless the ticket may be all that
+// there is for jobs accepted before it.
+func TestUnapplied(t *testing.T) {
+	t.Parallel()
+	client := connect(t, testenv.Redis(t))
+	handled := make(chan []uuid.UUID, 4)
+	known := map[uuid.UUID]bool{}
+	serve(t, client, func(_ context.Context, jobs []uuid.UUID) ([]uuid.UUID, error) {
+		handled <- jobs
+		return nil, nil
+	}, func(s *Server) {
+		s.cfg.Unapplied = func(jobs []uuid.UUID) []uuid.UUID {
+			return slices.DeleteFunc(slices.Clone(jobs), func(id uuid.UUID) bool { return known[id] })
+		}
+	})
+	tickets := asynq.NewClientFromRedisClient(client)
+	write := func(id string, rings ...ring) {
+		t.Helper()
+		c := writer(client)
+		for _, ring := range rings {
+			c.rings <- ring
+		}
+		for _, ticket := range c.share(c.collect(<-c.rings)) {
+			if ticket.jobs[0].String() != id {
+				t.Fatalf("wrote %s, want %s", ticket.jobs[0], id)
+			}
+			if err := c.writeOne(t.Context(), tickets, ticket); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	account := accountOf(0)
+	neighbour := account + 1
+	for Partition(neighbour, partitions) != 0 {
+		neighbour++
+	}
+	done, doneToo, elder, open := uuid.New(), uuid.New(), uuid.New(), uuid.New()
+	known[done], known[doneToo] = true, true
+	write(done.String(), ring{accountID: account, position: 2, jobID: done})
+	write(doneToo.String(), ring{accountID: account, position: 3, jobID: doneToo}, ring{accountID: neighbour, position: 4, jobID: open})
+	if got := receive(t, handled); !slices.Equal(got, []uuid.UUID{open}) {
+		t.Errorf("handed out %v, want %v alone", got, open)
+	}
+	for _, rings := range [][]ring{
+		{{accountID: account, position: 2, jobID: done}, {accountID: account, position: 1, jobID: elder}},
+		{{accountID: account, position: 1, jobID: elder}, {accountID: account, position: 2, jobID: done}},
+	} {
+		write(done.String(), rings...)
+		if got := receive(t, handled); !slices.Equal(got, []uuid.UUID{done}) {
+			t.Errorf("handed out %v, want %v", got, done)
+		}
+		testenv.Eventually(t, "the ticket to be gone", func() bool {
+			place, err := writer(client).Find(Ticket{AccountID: account, JobID: done})
+			return err == nil && place.Position == Gone
+		})
+	}
+	if err := writer(client).Enqueue(t.Context(), Ticket{AccountID: account, JobID: doneToo}); err != nil {
+		t.Fatal(err)
+	}
+	if got := receive(t, handled); !slices.Equal(got, []uuid.UUID{doneToo}) {
+		t.Errorf("handed out %v, want %v", got, doneToo)
 	}
 }
 

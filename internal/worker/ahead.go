@@ -14,11 +14,6 @@ const (
 	// late is how long after its accept a job is applied by a partition that has
 	// fallen behind.
 	late = 10 * time.Millisecond
-	// settled is how long after its accept a job is applied whose elders are all there
-	// to be applied before it. An elder may be committed after it; then both may share
-	// the younger one's ticket, which must be heard. One whose commit takes longer the
-	// sweep finds.
-	settled = 100 * time.Millisecond
 	// aheadLife is how long what was applied ahead of its ticket is remembered, at
 	// least, and twice as long at most; then a ticket costs a round trip more.
 	aheadLife = 30 * time.Second
@@ -28,30 +23,27 @@ const (
 
 // isLate tells whether jobs were applied long after their accept.
 func isLate(applied []ledger.Applied) bool {
-	return slices.ContainsFunc(applied, func(a ledger.Applied) bool { return wait(a) > late })
+	return slices.ContainsFunc(applied, func(a ledger.Applied) bool { return a.FinishedAt.Sub(a.CreatedAt) > late })
 }
-
-func wait(a ledger.Applied) time.Duration { return a.FinishedAt.Sub(a.CreatedAt) }
 
 // ahead remembers the jobs that were applied ahead of their tickets, so that those
 // end without asking Postgres. A job that is forgotten, or that somebody else has
-// applied, costs its ticket a round trip. A Postgres may come back without what it
-// has committed, from a backup or a standby that had not heard of it: the sweep sees
-// that, and all is forgotten.
+// applied, costs its ticket a round trip. The sweep's tickets are heard all the same:
+// a Postgres may come back without what it had committed, from a backup or a standby
+// that had not heard of it.
 type ahead struct {
 	mu         sync.Mutex // guards the rest
 	young, old map[uuid.UUID]struct{}
 	since      time.Time // that young is
 }
 
-// add remembers those that are settled, and finished for good: a failed job may be
-// replayed.
+// add remembers those that are finished for good: a failed job may be replayed.
 func (a *ahead) add(applied []ledger.Applied) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.age()
 	for _, job := range applied {
-		if job.Outcome != ledger.Failed && wait(job) > settled {
+		if job.Outcome != ledger.Failed {
 			a.young[job.JobID] = struct{}{}
 		}
 	}
@@ -63,15 +55,6 @@ func (a *ahead) without(jobs []uuid.UUID) []uuid.UUID {
 	defer a.mu.Unlock()
 	a.age()
 	return slices.DeleteFunc(slices.Clone(jobs), a.has)
-}
-
-// forget forgets everything if one of the jobs is among it, which are queued.
-func (a *ahead) forget(queued ...uuid.UUID) {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	if slices.ContainsFunc(queued, a.has) {
-		a.young, a.old = map[uuid.UUID]struct{}{}, nil
-	}
 }
 
 func (a *ahead) has(id uuid.UUID) bool {

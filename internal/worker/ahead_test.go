@@ -1,10 +1,7 @@
 package worker_test
 
 import (
-	"context"
-	"fmt"
 	"slices"
-	"sync/atomic"
 	"testing"
 	"time"
 
@@ -17,30 +14,12 @@ import (
 	"github.com/passbook/passbook/internal/worker"
 )
 
-// counting counts how often Postgres is asked to apply something.
-type counting struct {
-	*ledger.Applier
-	asked atomic.Int64
-}
-
-func (c *counting) ApplyHeads(ctx context.Context, tickets []uuid.UUID) (applied []ledger.Applied, left []uuid.UUID) {
-	c.asked.Add(1)
-	return c.Applier.ApplyHeads(ctx, tickets)
-}
-
-func (c *counting) Apply(ctx context.Context, ticket uuid.UUID, limit int) (applied []ledger.Applied, more bool, err error) {
-	c.asked.Add(1)
-	return c.Applier.Apply(ctx, ticket, limit)
-}
-
 // A ticket that comes late brings all of its accounts' queued jobs on, in order and
-// no more than a turn; the tickets of those that it was ahead of end without asking
-// Postgres.
+// no more than a turn; the worker knows those that it was ahead of.
 func TestAhead(t *testing.T) {
 	t.Parallel()
 	s := newSystem(t, testenv.Pool(t), testenv.Redis(t))
-	applier := &counting{Applier: ledger.NewApplier(s.pool)}
-	w := s.applying(applier)
+	w := s.sweeper()
 	many, few := ledgertest.Account(t, s.pool, s.user, 0), ledgertest.Account(t, s.pool, s.user, 0)
 	var manyJobs, fewJobs []uuid.UUID
 	for range 100 {
@@ -49,7 +28,7 @@ func TestAhead(t *testing.T) {
 	for range 3 {
 		fewJobs = append(fewJobs, ledgertest.Job(t, s.pool, few, ledger.Deposit, 1))
 	}
-	<-time.After(worker.Settled)
+	<-time.After(worker.Late)
 	apply := func(jobs ...uuid.UUID) {
 		t.Helper()
 		if rest, err := w.Apply(t.Context(), jobs); err != nil || len(rest) > 0 {
@@ -61,14 +40,11 @@ func TestAhead(t *testing.T) {
 	if n := s.count(job.Succeeded); n < 2*len(fewJobs) || n > most {
 		t.Errorf("applied %d jobs, want all of the short line, some of the long one, and at most %d", n, most)
 	}
-	if left := w.Unapplied(fewJobs[1:]...); len(left) > 0 {
+	if left := w.Unapplied(fewJobs[1:]); len(left) > 0 {
 		t.Errorf("%d jobs are not known to be applied", len(left))
 	}
-	asked := applier.asked.Load()
-	apply(fewJobs[1], manyJobs[1])
-	apply(fewJobs[2])
-	if n := applier.asked.Load(); n != asked {
-		t.Errorf("asked %d times for what was applied ahead", n-asked)
+	if left := w.Unapplied(manyJobs); len(left) <= len(manyJobs)-most || len(left) == len(manyJobs) {
+		t.Errorf("%d of %d jobs are not known to be applied", len(left), len(manyJobs))
 	}
 	for _, id := range manyJobs {
 		apply(id)
@@ -91,54 +67,47 @@ func TestAhead_InTime(t *testing.T) {
 		if _, err := w.Apply(t.Context(), []uuid.UUID{first}); err != nil {
 			t.Fatal(err)
 		}
-		return time.Since(began) < worker.Settled && s.count(job.Queued) > 0
+		return time.Since(began) < worker.Late && s.count(job.Queued) > 0
 	})
 }
 
-// What Postgres has forgotten, restored from a backup perhaps, is not taken for
-// applied for ever: the sweep sees the oldest of it queued, and the newest.
+// What Postgres has forgotten, restored from a backup perhaps, is applied again: the
+// sweep's ticket is heard, whatever the worker believes.
 func TestAhead_PostgresForgot(t *testing.T) {
 	t.Parallel()
-	for _, believed := range []int{0, 1, 2} {
-		t.Run(fmt.Sprint(believed), func(t *testing.T) {
-			t.Parallel()
-			s := newSystem(t, testenv.Pool(t), testenv.Redis(t))
-			account := ledgertest.Account(t, s.pool, s.user, 0)
-			const jobs = 3
-			var ids []uuid.UUID
-			for range jobs {
-				ids = append(ids, ledgertest.Job(t, s.pool, account, ledger.Deposit, 1))
-			}
-			w := s.sweeper()
-			w.BelieveApplied(ids[believed], ledger.Succeeded, time.Second)
-			if _, err := w.Apply(t.Context(), ids[believed:believed+1]); err != nil || s.count(job.Queued) != jobs {
-				t.Fatalf("%d of %d jobs are queued, %v; one of them is believed to be applied", s.count(job.Queued), jobs, err)
-			}
-			for range 2 {
-				w.Sweep(t.Context())
-			}
-			// What the sweep rings for.
-			if _, err := w.Apply(t.Context(), ids[jobs-1:]); err != nil || s.count(job.Queued) != 0 {
-				t.Errorf("%d jobs are queued, %v", s.count(job.Queued), err)
-			}
-		})
+	s := newSystem(t, testenv.Pool(t), testenv.Redis(t))
+	account := ledgertest.Account(t, s.pool, s.user, 0)
+	w := s.sweeper()
+	var ids []uuid.UUID
+	for range 3 {
+		id := ledgertest.Job(t, s.pool, account, ledger.Deposit, 1)
+		w.BelieveApplied(ledger.Applied{JobID: id, Outcome: ledger.Succeeded})
+		ids = append(ids, id)
+	}
+	s.run(w)
+	s.drained()
+	s.inOrder(account, ids)
+	if left := w.Unapplied(ids); len(left) > 0 {
+		t.Errorf("the worker has forgotten %d of what it believed, and so tells nothing here", len(left))
 	}
 }
 
-// A failed job may be queued again, and the ticket of one just accepted may be an
-// elder's too, so theirs must be heard; and nothing is remembered for long.
+// A failed job may be queued again, so its ticket must be heard; and nothing is
+// remembered for long.
 func TestAhead_Forgets(t *testing.T) {
 	t.Parallel()
 	s := newSystem(t, testenv.Pool(t), testenv.Redis(t))
 	w := s.sweeper()
-	succeeded, rejected, failed, fresh := uuid.New(), uuid.New(), uuid.New(), uuid.New()
-	w.BelieveApplied(succeeded, ledger.Succeeded, 2*worker.Settled)
-	w.BelieveApplied(rejected, ledger.Rejected, 2*worker.Settled)
-	w.BelieveApplied(failed, ledger.Failed, 2*worker.Settled)
-	w.BelieveApplied(fresh, ledger.Succeeded, worker.Settled)
-	for passed, want := range [][]uuid.UUID{{failed, fresh}, {failed, fresh}, {succeeded, rejected, failed, fresh}} {
-		if got := w.Unapplied(succeeded, rejected, failed, fresh); !slices.Equal(got, want) {
-			t.Errorf("after %d lives %d of four are forgotten, want %d", passed, len(got), len(want))
+	succeeded, rejected, failed := uuid.New(), uuid.New(), uuid.New()
+	w.BelieveApplied(
+		ledger.Applied{JobID: succeeded, Outcome: ledger.Succeeded},
+		ledger.Applied{JobID: rejected, Outcome: ledger.Rejected},
+		ledger.Applied{JobID: failed, Outcome: ledger.Failed},
+	)
+	all := []uuid.UUID{succeeded, rejected, failed}
+	for passed, want := range [][]uuid.UUID{{failed}, {failed}, all} {
+		if got := w.Unapplied(all); !slices.Equal(got, want) {
+			t.Errorf("after %d lives %d of three are forgotten, want %d", passed, len(got), len(want))
 		}
 		w.PassAheadLife()
 	}

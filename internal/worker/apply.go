@@ -37,9 +37,6 @@ const (
 // next ticket takes them, or the sweep's does.
 func (w *Worker) Apply(ctx context.Context, jobs []uuid.UUID) (rest []uuid.UUID, err error) {
 	crash.At(crash.TicketTaken)
-	if jobs = w.ahead.without(jobs); len(jobs) == 0 {
-		return nil, nil
-	}
 	applied, rest, err := w.apply(ctx, jobs, turn)
 	if err == nil && len(rest) == 0 && isLate(applied) {
 		w.goAhead(ctx, jobs)
@@ -89,6 +86,11 @@ func (w *Worker) goAhead(ctx context.Context, jobs []uuid.UUID) {
 	applied, _, _ := w.apply(ctx, newest, aheadTurn)
 	w.ahead.add(applied)
 }
+
+// Unapplied is the jobs that are not known to be applied ahead of their tickets. Of
+// those that are, so are the jobs that were accepted before, as far as they were
+// committed.
+func (w *Worker) Unapplied(jobs []uuid.UUID) []uuid.UUID { return w.ahead.without(jobs) }
 
 // newest waits no longer than an apply does for a connection that swallows everything.
 func (w *Worker) newest(ctx context.Context, jobs []uuid.UUID) ([]uuid.UUID, error) {

@@ -189,7 +189,6 @@ func (w *Worker) lookAfter(ctx context.Context, known suspect, lines queue.Lines
 	case err != nil:
 		return known, fmt.Errorf("look after account: %w", err)
 	}
-	w.ahead.forget(known.head, last)
 	next := suspect{head: known.head, ticket: known.ticket, still: known.still, since: time.Now()}
 	next.ticket.JobID = last
 	next.ticket.Again++

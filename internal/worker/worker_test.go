@@ -60,17 +60,23 @@ func newSystem(t testing.TB, pool *pgxpool.Pool, redisURL string) *system {
 // work runs a worker and answers with what stops it.
 func (s *system) work() (stop func()) {
 	s.t.Helper()
+	stopping := make(chan struct{})
+	end := s.run(s.worker(stopping))
+	stop = sync.OnceFunc(func() {
+		close(stopping)
+		end()
+	})
+	s.t.Cleanup(stop)
+	return stop
+}
+
+// run runs the worker that it is given.
+func (s *system) run(w *worker.Worker) (stop func()) {
+	s.t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
-	log := slog.New(slog.DiscardHandler)
-	w := worker.New(worker.Config{
-		Applier: ledger.NewApplier(s.pool),
-		Backlog: job.NewBacklog(s.pool),
-		Tickets: s.tickets,
-		Metrics: worker.NewMetrics(prometheus.NewRegistry()),
-		Log:     log,
-	}, ctx.Done())
 	server := queue.NewServer(queue.ServerConfig{
-		Redis: s.redis, Partitions: partitions, Handler: w.Apply, IsFailure: worker.IsFailure, Log: log,
+		Redis: s.redis, Partitions: partitions, Handler: w.Apply, Unapplied: w.Unapplied,
+		IsFailure: worker.IsFailure, Log: slog.New(slog.DiscardHandler),
 	})
 	var group errgroup.Group
 	group.Go(func() error { return server.Run(ctx) })
@@ -87,18 +93,17 @@ func (s *system) work() (stop func()) {
 
 // sweeper is a worker that only sweeps, when it is told to.
 func (s *system) sweeper() *worker.Worker {
-	return s.applying(ledger.NewApplier(s.pool))
+	return s.worker(nil)
 }
 
-// applying is one that applies by another applier.
-func (s *system) applying(applier worker.Applier) *worker.Worker {
+func (s *system) worker(stopping <-chan struct{}) *worker.Worker {
 	return worker.New(worker.Config{
-		Applier: applier,
+		Applier: ledger.NewApplier(s.pool),
 		Backlog: job.NewBacklog(s.pool),
 		Tickets: s.tickets,
 		Metrics: worker.NewMetrics(prometheus.NewRegistry()),
 		Log:     slog.New(slog.DiscardHandler),
-	}, nil)
+	}, stopping)
 }
 
 func (s *system) ring(account ledger.Account, id uuid.UUID) {
