@@ -76,8 +76,7 @@ func (w *Worker) apply(ctx context.Context, jobs []uuid.UUID, turn int) (applied
 // partition works tickets off holds all its neighbours up.
 //
 // Nothing depends on it: what it leaves, for whatever reason, has tickets of its own,
-// or the sweep's.
-// A kill leaves what one in Apply does.
+// or the sweep's. A kill leaves what one in Apply does.
 func (w *Worker) goAhead(ctx context.Context, jobs []uuid.UUID) {
 	newest, err := w.newest(ctx, jobs)
 	if err != nil || len(newest) == 0 {

@@ -12,7 +12,6 @@ const (
 	LongUnseen = longUnseen
 	SweepEvery = sweepEvery
 	Late       = late
-	AheadLife  = aheadLife
 )
 
 // Sweep is one sweep, for tests that count them.
