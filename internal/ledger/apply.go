@@ -12,7 +12,6 @@ import (
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
-	"github.com/jackc/pgx/v5/pgtype"
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/passbook/passbook/internal/crash"
@@ -46,77 +45,89 @@ func NewApplier(pool *pgxpool.Pool) *Applier {
 	return &Applier{pool: pool}
 }
 
-// lockSQL holds every other apply of the account off until the transaction ends.
-// It is a statement of its own: under READ COMMITTED the next one has a new
-// snapshot, taken when the lock is held, so it sees all that was applied before.
-// NO KEY: nothing that only refers to the account has to wait.
+// takeSQL applies the account's oldest queued job, if that is the ticket's or an
+// older one: it locks the account, decides, finishes the job, moves the balance and
+// writes the history, in one statement. All times come from Postgres's clock;
+// created_at never goes back within an account, even where that clock does.
 //
-// $1 the ticket's job. No row where there is no such job.
-const lockSQL = `
-	SELECT FROM accounts WHERE id = (SELECT account_id FROM jobs WHERE id = $1) FOR NO KEY UPDATE`
-
-// headSQL finds the account's oldest queued job, if that is the ticket's or an
-// older one. The account and the position are looked up first, as scalars, so
-// that the rest is one step into jobs_queued: a join would read and sort the
-// whole queue.
+// The account's lock holds every other apply of it off until the transaction ends; NO
+// KEY, so nothing that only refers to the account has to wait. The statement's one
+// snapshot is from before it waited for the lock, so it may be old when it has it:
 //
-// $1 the ticket's job.
-const headSQL = `
-		SELECT * FROM jobs
-		WHERE account_id = (SELECT account_id FROM jobs WHERE id = $1)
-			AND status = 'queued'
-			AND position <= (SELECT position FROM jobs WHERE id = $1)
-		ORDER BY position
-		LIMIT 1`
-
-// leftSQL counts the jobs up to the ticket's that stay queued when one is
-// finished.
+//   - What it reads of the account it reads with the lock: of a row that was changed
+//     meanwhile, Postgres locks and answers the newest version.
+//   - The job that it found may have been finished meanwhile. An UPDATE asks the newest
+//     version once more, here if it is unfinished, and where it is not nothing is taken,
+//     and so nothing moved or posted. (Asked if it is queued, a plan made for a new table
+//     would look for the job in jobs_queued, and walk through the whole queue.)
+//   - A job that it does not see is none that must come before one that it sees: that
+//     was committed before the other was sent.
 //
-// $1 the ticket's job, $2 how far to count.
-const leftSQL = `
-		CASE WHEN jobs.id = $1 THEN 0 ELSE (
-			SELECT count(*) FROM (
-				SELECT FROM jobs line
-				WHERE line.account_id = jobs.account_id AND line.status = 'queued' AND line.position > jobs.position
-					AND line.position <= (SELECT position FROM jobs WHERE id = $1)
-				LIMIT $2
-			) line
-		) END`
-
-// applySQL applies the account's oldest queued job, if that is the ticket's or
-// an older one: it decides, moves the balance, writes the history and finishes
-// the job, in one statement. All times come from Postgres's clock; created_at
-// never goes back within an account, even where that clock does.
+// https://www.postgresql.org/docs/current/transaction-iso.html#XACT-READ-COMMITTED
 //
-// $1 the ticket's job, $2 how far to count, $3 MaxAmount. One row: the job that
-// was finished and leftSQL; none where no job up to the ticket's was queued.
-const applySQL = `
-	WITH head AS (` + headSQL + `
+// $1 the ticket's job, $2 MaxAmount.
+const takeSQL = `
+	WITH locked AS (
+		SELECT head.id, head.type, head.amount, head.created_at, account.balance, account.last_seq, account.last_at
+		FROM jobs ticket, LATERAL (` + headSQL + `
+		) head, accounts account
+		WHERE ticket.id = $1 AND account.id = head.account_id
+		FOR NO KEY UPDATE OF account
 	), sums AS (
-		SELECT head.id, head.account_id, head.type, head.amount, head.description,
-			account.last_seq + 1 AS seq,
-			account.balance + CASE head.type WHEN 'deposit' THEN head.amount::bigint ELSE -head.amount::bigint END AS after,
-			greatest(clock_timestamp(), head.created_at, account.last_at + interval '1 microsecond') AS at
-		FROM head JOIN accounts account ON account.id = head.account_id
+		SELECT id, last_seq + 1 AS seq,
+			balance + CASE type WHEN 'deposit' THEN amount::bigint ELSE -amount::bigint END AS after,
+			greatest(clock_timestamp(), created_at, last_at + interval '1 microsecond') AS at
+		FROM locked
 	), verdict AS (
-		SELECT *, CASE WHEN after < 0 THEN 'insufficient_funds' WHEN after > $3 THEN 'balance_limit_exceeded' END AS failure
+		SELECT *, CASE WHEN after < 0 THEN 'insufficient_funds' WHEN after > $2 THEN 'balance_limit_exceeded' END AS fault
 		FROM sums
+	), taken AS (
+		UPDATE jobs SET
+			status = (CASE WHEN fault IS NULL THEN 'succeeded' ELSE 'rejected' END)::job_status,
+			failure = fault,
+			seq = CASE WHEN fault IS NULL THEN verdict.seq END,
+			balance_after = CASE WHEN fault IS NULL THEN after END,
+			finished_at = at
+		FROM verdict WHERE jobs.id = verdict.id AND jobs.finished_at IS NULL
+		RETURNING jobs.*
 	), moved AS (
-		UPDATE accounts SET balance = after, last_seq = seq, last_at = at
-		FROM verdict WHERE accounts.id = account_id AND failure IS NULL
+		UPDATE accounts SET balance = balance_after, last_seq = seq, last_at = finished_at
+		FROM taken WHERE accounts.id = account_id AND status = 'succeeded'
 	), posted AS (
 		INSERT INTO transactions (account_id, seq, type, amount, balance_after, description, job_id, created_at)
-		SELECT account_id, seq, type, amount, after, description, id, at
-		FROM verdict WHERE failure IS NULL
-	)
-	UPDATE jobs SET
-		status = (CASE WHEN verdict.failure IS NULL THEN 'succeeded' ELSE 'rejected' END)::job_status,
-		failure = verdict.failure,
-		seq = CASE WHEN verdict.failure IS NULL THEN verdict.seq END,
-		balance_after = CASE WHEN verdict.failure IS NULL THEN after END,
-		finished_at = at
-	FROM verdict WHERE jobs.id = verdict.id
-	RETURNING jobs.id, jobs.type, jobs.status, jobs.created_at, jobs.finished_at,` + leftSQL
+		SELECT account_id, seq, type, amount, balance_after, description, id, finished_at
+		FROM taken WHERE status = 'succeeded'
+	)`
+
+// headSQL is the oldest queued job of ticket's account, if that is the ticket's or an
+// older one: one step into jobs_queued.
+const headSQL = `
+			SELECT * FROM jobs
+			WHERE account_id = ticket.account_id AND status = 'queued' AND position <= ticket.position
+			ORDER BY position
+			LIMIT 1`
+
+// applySQL answers with the job that takeSQL has taken. No row where no job up to the
+// ticket's was queued, or somebody else was faster.
+const applySQL = takeSQL + `
+	SELECT id, type, status, created_at, finished_at FROM taken`
+
+// applyLastSQL does the same, and tells how many jobs up to the ticket's are left: the
+// ticket's own comes last. One row, the job null where none was taken; no row where
+// there is no such ticket's job.
+//
+// $3 how far to count.
+const applyLastSQL = takeSQL + `
+	SELECT taken.id, taken.type, taken.status, taken.created_at, taken.finished_at,
+		CASE WHEN taken.id = ticket.id THEN 0 ELSE (
+			SELECT count(*) FROM (
+				SELECT FROM jobs line
+				WHERE line.account_id = ticket.account_id AND line.status = 'queued'
+					AND line.position > coalesce(taken.position, 0) AND line.position <= ticket.position
+				LIMIT $3
+			) line
+		) END
+	FROM jobs ticket LEFT JOIN taken ON true WHERE ticket.id = $1`
 
 // Apply applies the queued jobs of the ticket's account in order of position,
 // up to the ticket's own job and at most limit of them, each in a transaction of
@@ -149,20 +160,16 @@ func (a *Applier) Apply(ctx context.Context, ticket uuid.UUID, limit int) (appli
 // next applies the n oldest of the account's queued jobs up to the ticket's and
 // tells how many are left, maxBatch standing for that and more.
 func (a *Applier) next(ctx context.Context, ticket uuid.UUID, n int) (applied []Applied, left int, err error) {
-	batch, err := a.applyBatch(ctx, slices.Repeat([]uuid.UUID{ticket}, n))
-	if postgres.IsDataFault(err) {
-		left = 1 // unless it turns out to be the last
-		var tried []step
-		tried, err = a.tryHead(ctx, ticket)
-		batch = append(batch, tried...)
-		if len(tried) > 0 {
-			left = 0
-		}
+	applied, left, err = a.applyBatch(ctx, slices.Repeat([]uuid.UUID{ticket}, n), applyLast)
+	if !postgres.IsDataFault(err) {
+		return applied, left, err
 	}
-	for _, step := range batch {
-		applied, left = append(applied, step.Applied), max(left, step.Left)
+	tried, err := a.tryHead(ctx, ticket)
+	left = 1 // as far as we know
+	if len(tried) > 0 && tried[0].JobID == ticket {
+		left = 0
 	}
-	return applied, left, err
+	return append(applied, tried...), left, err
 }
 
 // ApplyHeads applies, in one flush, the oldest queued job of the account of each
@@ -174,9 +181,9 @@ func (a *Applier) next(ctx context.Context, ticket uuid.UUID, n int) (applied []
 func (a *Applier) ApplyHeads(ctx context.Context, tickets []uuid.UUID) (applied []Applied, left []uuid.UUID) {
 	finished := map[uuid.UUID]bool{}
 	for batch := range slices.Chunk(tickets, maxBatch) {
-		steps, _ := a.applyBatch(ctx, batch) // one account's error is its own; Apply meets it
-		for _, step := range steps {
-			applied, finished[step.JobID] = append(applied, step.Applied), true
+		heads, _, _ := a.applyBatch(ctx, batch, apply) // one account's error is its own; Apply meets it
+		for _, job := range heads {
+			applied, finished[job.JobID] = append(applied, job), true
 		}
 	}
 	for _, ticket := range tickets {
@@ -192,93 +199,84 @@ func (a *Applier) ApplyHeads(ctx context.Context, tickets []uuid.UUID) (applied 
 // each of them waits for it until Postgres's lock_timeout.
 const maxBatch = 32
 
-// step is what one transaction did.
-type step struct {
-	Applied
-	Left int // jobs up to the ticket's that are still queued, as far as they were counted
+// statement is one that applyBatch sends, prepared once a connection.
+type statement struct {
+	name, sql string
+	more      [][]byte // what it takes after the ticket's job
 }
 
-// applyBatch sends a transaction for each ticket in one flush: a Sync ends each,
-// so that each commits or fails by itself, in order. It waits for each answer
-// for postgres.RoundTripTimeout, not for all of them: so many locks that are not
-// granted take Postgres longer. Then it leaves the connection, and what was sent
-// may still be applied, once.
+var (
+	maxAmount = binary.BigEndian.AppendUint64(nil, uint64(MaxAmount))
+	apply     = statement{"apply", applySQL, [][]byte{maxAmount}}
+	applyLast = statement{"apply_last", applyLastSQL, [][]byte{maxAmount, binary.BigEndian.AppendUint64(nil, maxBatch)}}
+)
+
+// applyBatch sends a transaction for each ticket in one flush, the last with the
+// statement last: a Sync ends each, so that each commits or fails by itself, in order.
+// left is what applyLast tells. It waits for each answer for
+// postgres.RoundTripTimeout, not for all of them: so many locks that are not granted
+// take Postgres longer. Then it leaves the connection, and what was sent may still be
+// applied, once.
 //
 // A kill once they are sent stops none of them: Postgres holds the lock and
 // commits while nobody listens, until it notices that the connection is gone.
 // The transactions from there on leave their jobs queued.
-func (a *Applier) applyBatch(ctx context.Context, tickets []uuid.UUID) (applied []step, err error) {
+func (a *Applier) applyBatch(ctx context.Context, tickets []uuid.UUID, last statement) (applied []Applied, left int, err error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	silence := time.AfterFunc(postgres.RoundTripTimeout, cancel)
 	defer silence.Stop()
 	err = a.pool.AcquireFunc(ctx, func(conn *pgxpool.Conn) error {
-		lock, err := conn.Conn().Prepare(ctx, "apply_lock", lockSQL) // asks the server once a connection
-		if err != nil {
-			return err
-		}
-		apply, err := conn.Conn().Prepare(ctx, "apply", applySQL)
-		if err != nil {
-			return err
+		for _, s := range []statement{apply, last} {
+			if _, err := conn.Conn().Prepare(ctx, s.name, s.sql); err != nil { // asks the server once a connection
+				return err
+			}
 		}
 		pipeline := conn.Conn().PgConn().StartPipeline(ctx)
 		for n, ticket := range tickets {
-			count := uncounted
-			if n == len(tickets)-1 { // nobody asks how many the others leave
-				count = counted
+			s := apply
+			if n == len(tickets)-1 {
+				s = last
 			}
 			// By name: pgx 5.12 loses count of statements sent by their
 			// description, when one of them fails.
-			pipeline.SendQueryPrepared(lock.Name, [][]byte{ticket[:]}, inBinary, nil)
-			pipeline.SendQueryPrepared(apply.Name, [][]byte{ticket[:], count, maxAmount}, inBinary, stepFormats)
+			pipeline.SendQueryPrepared(s.name, append([][]byte{ticket[:]}, s.more...), inBinary, inBinary)
 			pipeline.SendPipelineSync()
 		}
-		err = pipeline.Flush()
+		err := pipeline.Flush()
 		if err == nil {
 			crash.At(crash.ApplySent)
-			applied, err = readApplied(conn.Conn().TypeMap(), pipeline, func() { silence.Reset(postgres.RoundTripTimeout) })
+			applied, left, err = readApplied(pipeline, func() { silence.Reset(postgres.RoundTripTimeout) })
 		}
 		return errors.Join(err, pipeline.Close())
 	})
 	if err != nil {
-		return applied, fmt.Errorf("apply job %s: %w", tickets[0], err)
+		return applied, left, fmt.Errorf("apply job %s: %w", tickets[0], err)
 	}
 	crash.At(crash.ApplyCommitted)
-	return applied, nil
+	return applied, left, nil
 }
 
 // ApplyStatements are what applyBatch sends for one job, in the order in which
 // they share a transaction, for the benchmark to give to pgbench. Each takes what
 // its comment says.
-func ApplyStatements() []string { return []string{lockSQL, applySQL} }
-
-// How parameters and results go over the wire: enums as text, the rest binary.
-var (
-	inBinary    = []int16{1}
-	stepFormats = []int16{1, 0, 0, 1, 1, 1}
-	maxAmount   = binary.BigEndian.AppendUint64(nil, uint64(MaxAmount))
-	counted     = binary.BigEndian.AppendUint64(nil, maxBatch)
-	uncounted   = binary.BigEndian.AppendUint64(nil, 0)
-)
+func ApplyStatements() []string { return []string{applySQL} }
 
 // readApplied reads what applyBatch asked for, and tells heard of each answer. A
 // row counts only once its Sync is answered: that is when Postgres says that the
 // transaction is committed.
-func readApplied(types *pgtype.Map, pipeline *pgconn.Pipeline, heard func()) (applied []step, err error) {
-	var uncommitted []step
+func readApplied(pipeline *pgconn.Pipeline, heard func()) (applied []Applied, left int, err error) {
+	var uncommitted []Applied
 	for {
 		results, resultErr := pipeline.GetResults()
 		heard()
 		switch r := results.(type) {
 		case *pgconn.ResultReader:
-			if len(r.FieldDescriptions()) == 0 { // the lock's
-				var locked pgconn.CommandTag
-				if locked, resultErr = r.Close(); resultErr == nil && locked.RowsAffected() == 0 {
-					err = cmp.Or(err, ErrJobNotFound)
-				}
-				break
+			var unknown bool
+			uncommitted, left, unknown, resultErr = readAnswer(r)
+			if unknown {
+				err = cmp.Or(err, ErrJobNotFound)
 			}
-			uncommitted, resultErr = pgx.CollectRows(pgx.RowsFromResultReader(types, r), pgx.RowToStructByPos[step])
 		case *pgconn.PipelineSync:
 			applied, uncommitted = append(applied, uncommitted...), nil
 			crash.At(crash.ApplySynced)
@@ -288,12 +286,54 @@ func readApplied(types *pgtype.Map, pipeline *pgconn.Pipeline, heard func()) (ap
 			uncommitted = nil
 			err = cmp.Or(err, resultErr)
 			if _, refused := errors.AsType[*pgconn.PgError](resultErr); !refused {
-				return applied, err // no connection, no more results
+				return applied, left, err // no connection, no more results
 			}
 		case results == nil:
-			return applied, err
+			return applied, left, err
 		}
 	}
+}
+
+// inBinary is how parameters and answers go over the wire; an enum's label is its text.
+var inBinary = []int16{1}
+
+// The columns of an answer. applyLast's has one more.
+const (
+	idColumn = iota
+	typeColumn
+	outcomeColumn
+	createdColumn
+	finishedColumn
+	leftColumn
+)
+
+// readAnswer reads what one transaction did: the job that it has taken, if any. Of
+// applyLast, unknown is true where there is no such ticket's job. pgx would plan anew
+// for each row how to read it, an eighth of what a worker does.
+func readAnswer(r *pgconn.ResultReader) (taken []Applied, left int, unknown bool, err error) {
+	last := len(r.FieldDescriptions()) > leftColumn
+	answer := r.Read()
+	if answer.Err != nil || len(answer.Rows) == 0 {
+		return nil, 0, last && answer.Err == nil, answer.Err
+	}
+	row := answer.Rows[0]
+	if last {
+		left = int(binary.BigEndian.Uint64(row[leftColumn])) //nolint:gosec // maxBatch at most
+	}
+	if row[idColumn] == nil {
+		return nil, left, false, nil
+	}
+	id, err := uuid.FromBytes(row[idColumn])
+	return []Applied{{
+		JobID: id, Type: EntryType(row[typeColumn]), Outcome: Outcome(row[outcomeColumn]),
+		CreatedAt: readTime(row[createdColumn]), FinishedAt: readTime(row[finishedColumn]),
+	}}, left, false, err
+}
+
+// readTime reads Postgres's binary form of a time, the microseconds since 2000.
+func readTime(value []byte) time.Time {
+	since2000 := int64(binary.BigEndian.Uint64(value)) //nolint:gosec // its sign is in the bits
+	return time.Date(2000, time.January, 1, 0, 0, 0, 0, time.UTC).Add(time.Duration(since2000) * time.Microsecond)
 }
 
 // tryTimeout bounds a tryHead, which takes several round trips.
@@ -306,7 +346,7 @@ const tryTimeout = 2 * postgres.RoundTripTimeout
 //
 // A kill before the commit leaves the attempt uncounted and the job as it was;
 // one after it leaves it counted, and the job queued or failed.
-func (a *Applier) tryHead(ctx context.Context, ticket uuid.UUID) (tried []step, err error) {
+func (a *Applier) tryHead(ctx context.Context, ticket uuid.UUID) (tried []Applied, err error) {
 	ctx, cancel := context.WithTimeout(ctx, tryTimeout)
 	defer cancel()
 	var refusal error
@@ -321,14 +361,14 @@ func (a *Applier) tryHead(ctx context.Context, ticket uuid.UUID) (tried []step, 
 		}
 		crash.At(crash.TryCounted)
 		refusal = pgx.BeginFunc(ctx, tx, func(savepoint pgx.Tx) (err error) {
-			tried, err = queryStep(ctx, savepoint, applySQL, ticket, maxBatch, MaxAmount)
+			tried, err = queryApplied(ctx, savepoint, applySQL, ticket, MaxAmount)
 			return err
 		})
 		crash.At(crash.TryTried)
 		if !postgres.IsDataFault(refusal) || attempts < MaxAttempts {
 			return notRefusal(refusal)
 		}
-		tried, err = queryStep(ctx, tx, failSQL, ticket, maxBatch)
+		tried, err = queryApplied(ctx, tx, failSQL, ticket)
 		crash.At(crash.TryFailed)
 		return err
 	})
@@ -354,32 +394,39 @@ func notRefusal(err error) error {
 	return err
 }
 
+// lockSQL holds every other apply of the account off until the transaction ends.
+//
+// $1 the ticket's job.
+const lockSQL = `
+	SELECT FROM accounts WHERE id = (SELECT account_id FROM jobs WHERE id = $1) FOR NO KEY UPDATE`
+
 // countSQL counts an attempt of the account's oldest queued job.
 //
 // $1 the ticket's job. One row, the attempts so far; none where no job up to the
 // ticket's is queued.
 const countSQL = `
-	WITH head AS (` + headSQL + `
-	)
-	UPDATE jobs SET attempts = jobs.attempts + 1 FROM head WHERE jobs.id = head.id
+	UPDATE jobs SET attempts = jobs.attempts + 1
+	FROM jobs ticket, LATERAL (` + headSQL + `
+	) head
+	WHERE ticket.id = $1 AND jobs.id = head.id
 	RETURNING jobs.attempts`
 
 // failSQL ends the account's oldest queued job failed. Money does not move.
 //
-// $1 the ticket's job, $2 how far to count. One row, the job and leftSQL.
+// $1 the ticket's job. One row, the job.
 const failSQL = `
-	WITH head AS (` + headSQL + `
-	)
 	UPDATE jobs SET
 		status = 'failed',
 		failure = 'internal_error',
 		finished_at = greatest(clock_timestamp(), head.created_at)
-	FROM head WHERE jobs.id = head.id
-	RETURNING jobs.id, jobs.type, jobs.status, jobs.created_at, jobs.finished_at,` + leftSQL
+	FROM jobs ticket, LATERAL (` + headSQL + `
+	) head
+	WHERE ticket.id = $1 AND jobs.id = head.id
+	RETURNING jobs.id, jobs.type, jobs.status, jobs.created_at, jobs.finished_at`
 
-func queryStep(ctx context.Context, tx pgx.Tx, sql string, args ...any) ([]step, error) {
+func queryApplied(ctx context.Context, tx pgx.Tx, sql string, args ...any) ([]Applied, error) {
 	rows, _ := tx.Query(ctx, sql, args...) // CollectRows returns its error
-	return pgx.CollectRows(rows, pgx.RowToStructByPos[step])
+	return pgx.CollectRows(rows, pgx.RowToStructByPos[Applied])
 }
 
 // ErrNotFailed is returned for a replay of jobs that are not all failed ones.

@@ -1,6 +1,7 @@
 package ledger_test
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"slices"
@@ -199,6 +200,71 @@ func TestApplyConcurrently(t *testing.T) {
 		}
 	}
 	ledgertest.Check(t, pool)
+}
+
+// An apply that waited for the account's lock goes by what was applied meanwhile,
+// though its snapshot is older: it takes no job again, and reads no old balance.
+func TestApplyAfterAWait(t *testing.T) {
+	t.Parallel()
+	tests := []struct {
+		name  string
+		first ledger.EntryType
+		want  []string
+	}{
+		{"Moved", ledger.Deposit, []string{
+			"succeeded seq 2 balance 150 failure -", "succeeded seq 3 balance 50 failure -", "rejected seq - balance - failure insufficient_funds",
+		}},
+		{"Rejected", ledger.Withdrawal, []string{ // which leaves the account's row as it was
+			"rejected seq - balance - failure insufficient_funds", "rejected seq - balance - failure insufficient_funds",
+			"rejected seq - balance - failure insufficient_funds",
+		}},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
+			pool := testenv.Pool(t)
+			account := ledgertest.Account(t, pool, ledgertest.User(t, pool), 50)
+			ids := []uuid.UUID{
+				ledgertest.Job(t, pool, account, test.first, 100),
+				ledgertest.Job(t, pool, account, ledger.Withdrawal, 100),
+				ledgertest.Job(t, pool, account, ledger.Withdrawal, 100),
+			}
+			other, err := pool.Begin(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer other.Rollback(context.WithoutCancel(t.Context())) //nolint:errcheck // it is committed by then
+			if _, err := other.Exec(t.Context(), ledger.Statements["apply"].SQL, ids[0], ledger.MaxAmount); err != nil {
+				t.Fatal(err)
+			}
+			var applied []ledger.Applied
+			var group errgroup.Group
+			group.Go(func() (err error) {
+				applied, _, err = ledger.NewApplier(pool).Apply(t.Context(), ids[2], 10)
+				return err
+			})
+			testenv.Eventually(t, "the apply to wait for the lock", func() (waits bool) {
+				const sql = `SELECT EXISTS (SELECT FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock')`
+				err := pool.QueryRow(t.Context(), sql).Scan(&waits)
+				return err == nil && waits
+			})
+			if err := other.Commit(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			if err := group.Wait(); err != nil || len(applied) != 2 {
+				t.Errorf("applied %d jobs, %v; want the two that were left", len(applied), err)
+			}
+			for i, want := range test.want {
+				if got := readJob(t, pool, ids[i]); got.String() != want {
+					t.Errorf("job %d is %s, want %s", i, got, want)
+				}
+			}
+			if n := attempts(t, pool); n != 0 {
+				t.Errorf("Postgres refused %d attempts", n)
+			}
+			ledgertest.Check(t, pool)
+		})
+	}
 }
 
 // attempts counts those that Postgres refused.

@@ -5,10 +5,11 @@ import "fmt"
 // Statements are those that run for every ticket, with what they take beside the
 // ticket's job.
 var Statements = map[string]struct{ SQL, More string }{
-	"lock":  {lockSQL, ""},
-	"apply": {applySQL, ", 32, 100"},
-	"count": {countSQL, ""},
-	"fail":  {failSQL, ", 32"},
+	"apply":      {applySQL, ", 100"},
+	"apply_last": {applyLastSQL, ", 100, 32"},
+	"lock":       {lockSQL, ""},
+	"count":      {countSQL, ""},
+	"fail":       {failSQL, ""},
 }
 
 // RememberMany has the terms of so many accounts remembered, and answers with the

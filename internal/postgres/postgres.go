@@ -67,6 +67,7 @@ func Open(ctx context.Context, cfg Config) (*pgxpool.Pool, error) {
 	params := conn.RuntimeParams
 	params["application_name"] = cfg.Application
 	params["timezone"] = "UTC"
+	params["default_transaction_isolation"] = "read committed" // what the statements are written for
 	params["statement_timeout"] = milliseconds(statementTimeout)
 	params["lock_timeout"] = milliseconds(lockTimeout)
 	params["idle_in_transaction_session_timeout"] = milliseconds(idleTimeout)

@@ -65,6 +65,19 @@ func TestOpenDemandsDurability(t *testing.T) {
 	}
 }
 
+// Nor is one that was told to give each transaction one snapshot.
+func TestOpenReadsWhatIsCommitted(t *testing.T) {
+	t.Parallel()
+	url := testenv.Postgres(t)
+	const alter = `DO $$ BEGIN EXECUTE format('ALTER DATABASE %I SET default_transaction_isolation = serializable', current_database()); END $$`
+	if _, err := open(t, url).Exec(t.Context(), alter); err != nil {
+		t.Fatal(err)
+	}
+	if got := setting(t, open(t, url), "transaction_isolation"); got != "read committed" {
+		t.Errorf("transaction_isolation is %s, want read committed", got)
+	}
+}
+
 func TestOpenMaxConns(t *testing.T) {
 	t.Parallel()
 	url := testenv.Postgres(t)
