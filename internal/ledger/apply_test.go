@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"golang.org/x/sync/errgroup"
 
@@ -243,11 +244,7 @@ func TestApplyAfterAWait(t *testing.T) {
 				applied, _, err = ledger.NewApplier(pool).Apply(t.Context(), ids[2], 10)
 				return err
 			})
-			testenv.Eventually(t, "the apply to wait for the lock", func() (waits bool) {
-				const sql = `SELECT EXISTS (SELECT FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock')`
-				err := pool.QueryRow(t.Context(), sql).Scan(&waits)
-				return err == nil && waits
-			})
+			awaitWaiting(t, pool)
 			if err := other.Commit(t.Context()); err != nil {
 				t.Fatal(err)
 			}
@@ -265,6 +262,72 @@ func TestApplyAfterAWait(t *testing.T) {
 			ledgertest.Check(t, pool)
 		})
 	}
+}
+
+// The same of an apply whose snapshot does not even have the job that was applied
+// meanwhile, though that is the older one: the two were accepted at the same time.
+func TestApplyAfterAnUnseenJob(t *testing.T) {
+	t.Parallel()
+	pool := testenv.Pool(t)
+	account := ledgertest.Account(t, pool, ledgertest.User(t, pool), 50)
+	begin := func() pgx.Tx {
+		tx, err := pool.Begin(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = tx.Rollback(context.WithoutCancel(t.Context())) }) // it is committed by then
+		return tx
+	}
+	run := func(tx pgx.Tx, sql string, args ...any) {
+		t.Helper()
+		if _, err := tx.Exec(t.Context(), sql, args...); err != nil {
+			t.Fatal(err)
+		}
+	}
+	accepting, other := begin(), begin()
+	unseen := uuid.New()
+	run(accepting, `
+		INSERT INTO jobs (id, account_id, user_id, type, amount, idempotency_key)
+		SELECT $1, id, user_id, 'deposit', 100, 'unseen' FROM accounts WHERE id = $2`, unseen, account.ID)
+	seen := ledgertest.Job(t, pool, account, ledger.Withdrawal, 70)
+	run(other, ledger.Statements["lock"].SQL, seen)
+	var group errgroup.Group
+	group.Go(func() error {
+		_, _, err := ledger.NewApplier(pool).Apply(t.Context(), seen, 10)
+		return err
+	})
+	awaitWaiting(t, pool)
+	if err := accepting.Commit(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	run(other, ledger.Statements["apply"].SQL, unseen, ledger.MaxAmount)
+	if err := other.Commit(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := group.Wait(); err != nil {
+		t.Error(err)
+	}
+	for id, want := range map[uuid.UUID]string{
+		unseen: "succeeded seq 2 balance 150 failure -", seen: "succeeded seq 3 balance 80 failure -",
+	} {
+		if got := readJob(t, pool, id); got.String() != want {
+			t.Errorf("job is %s, want %s", got, want)
+		}
+	}
+	if n := attempts(t, pool); n != 0 {
+		t.Errorf("Postgres refused %d attempts", n)
+	}
+	ledgertest.Check(t, pool)
+}
+
+// awaitWaiting waits until somebody waits for a lock.
+func awaitWaiting(t *testing.T, pool *pgxpool.Pool) {
+	t.Helper()
+	testenv.Eventually(t, "the apply to wait for the lock", func() (waits bool) {
+		const sql = `SELECT EXISTS (SELECT FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock')`
+		err := pool.QueryRow(t.Context(), sql).Scan(&waits)
+		return err == nil && waits
+	})
 }
 
 // attempts counts those that Postgres refused.

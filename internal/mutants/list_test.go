@@ -78,11 +78,11 @@ var mutations = []mutation{
 	{
 		"no lock on the account", once,
 		[]edit{{apply, `FOR NO KEY UPDATE OF account`, ``}},
-		[]string{"-run=^TestApplyConcurrently$ ./internal/ledger"},
+		[]string{"-run=^TestApplyAfterAnUnseenJob$ ./internal/ledger"},
 	},
 	{
 		"finished jobs are applied too", once,
-		[]edit{{apply, `AND status = 'queued'`, ``}},
+		[]edit{{apply, `AND status = 'queued'`, ``}, {apply, `AND jobs.finished_at IS NULL`, ``}},
 		[]string{"-run=^TestApply$ ./internal/ledger", machine},
 	},
 	{
