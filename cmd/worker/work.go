@@ -72,8 +72,7 @@ func work(ctx context.Context, cfg config.Worker, log *slog.Logger) error {
 		Log:     log,
 	}, ctx.Done())
 	queues := queue.NewServer(queue.ServerConfig{
-		Redis: redisClient, Partitions: cfg.Partitions, Handler: jobs.Apply, Unapplied: jobs.Unapplied,
-		IsFailure: worker.IsFailure, Log: log,
+		Redis: redisClient, Partitions: cfg.Partitions, Handler: jobs.Apply, IsFailure: worker.IsFailure, Log: log,
 	})
 
 	working, failed := errgroup.WithContext(ctx)

@@ -54,7 +54,6 @@ var crashes = []crashRow{
 	{point: crash.ApplySynced, program: "worker", lead: heldNeighbour, jobs: "1 succeeded, 4 queued", tickets: 1, sweep: true},
 	{point: crash.ApplyCommitted, program: "worker", lead: threeTickets, jobs: "1 succeeded, 2 queued", tickets: 3},
 	{point: crash.ApplyCommitted, pass: 2, program: "worker", lead: oneTicket(5), jobs: "5 succeeded", tickets: 1},
-	{point: crash.ApplyCommitted, pass: 2, program: "worker", lead: threeTickets, jobs: "2 succeeded, 1 queued", tickets: 3}, // ahead of its ticket
 
 	{point: crash.TryLocked, program: "worker", lead: refused(4), jobs: "1 queued after 4 attempts, 2 queued", tickets: 3},
 	{point: crash.TryCounted, program: "worker", lead: refused(4), jobs: "1 queued after 4 attempts, 2 queued", tickets: 3},
@@ -64,7 +63,7 @@ var crashes = []crashRow{
 	{point: crash.TryCommitted, program: "worker", lead: refused(3), jobs: "1 queued after 4 attempts, 2 queued", tickets: 3},
 	{point: crash.TryCommitted, program: "worker", lead: refused(4), jobs: "1 failed after 5 attempts, 2 queued", tickets: 3},
 
-	{point: crash.TicketWorkedOff, program: "worker", lead: threeTickets, jobs: "3 succeeded", tickets: 3}, // two ahead of their tickets
+	{point: crash.TicketWorkedOff, program: "worker", lead: threeTickets, jobs: "1 succeeded, 2 queued", tickets: 3},
 	{point: crash.MoreUnwritten, program: "worker", lead: oneTicket(turn + 2), jobs: "64 succeeded, 2 queued", tickets: 1, sweep: true},
 	{point: crash.MoreUnwritten, program: "worker", lead: sharedTicket(turn + 3), jobs: "65 succeeded, 2 queued, 2 succeeded", tickets: 1, sweep: true},
 	{point: crash.MoreWritten, program: "worker", lead: oneTicket(turn + 2), jobs: "64 succeeded, 2 queued", tickets: 2},

@@ -62,17 +62,3 @@ func (b *Backlog) Last(ctx context.Context, accountID int64) (id uuid.UUID, err 
 	}
 	return id, nil
 }
-
-// Newest is the newest queued job of the account of each of the jobs that has one.
-func (b *Backlog) Newest(ctx context.Context, jobs []uuid.UUID) ([]uuid.UUID, error) {
-	const sql = `
-		SELECT newest.id FROM unnest($1::uuid[]) AS asked (id) JOIN jobs USING (id), LATERAL (
-			SELECT id FROM jobs line WHERE line.account_id = jobs.account_id AND status = 'queued' ORDER BY position DESC LIMIT 1
-		) newest`
-	rows, _ := b.pool.Query(ctx, sql, jobs) // CollectRows returns its error
-	newest, err := pgx.CollectRows(rows, pgx.RowTo[uuid.UUID])
-	if err != nil {
-		return nil, fmt.Errorf("find the newest queued jobs: %w", err)
-	}
-	return newest, nil
-}

@@ -73,14 +73,6 @@ const takeSQL = `
 		) head, accounts account
 		WHERE ticket.id = $1 AND account.id = head.account_id
 		FOR NO KEY UPDATE OF account
-	), sums AS (
-		SELECT id, last_seq + 1 AS seq,
-			balance + CASE type WHEN 'deposit' THEN amount::bigint ELSE -amount::bigint END AS after,
-			greatest(clock_timestamp(), created_at, last_at + interval '1 microsecond') AS at
-		FROM locked
-	), verdict AS (
-		SELECT *, CASE WHEN after < 0 THEN 'insufficient_funds' WHEN after > $2 THEN 'balance_limit_exceeded' END AS fault
-		FROM sums
 	), taken AS (
 		UPDATE jobs SET
 			status = (CASE WHEN fault IS NULL THEN 'succeeded' ELSE 'rejected' END)::job_status,
@@ -88,8 +80,11 @@ const takeSQL = `
 			seq = CASE WHEN fault IS NULL THEN verdict.seq END,
 			balance_after = CASE WHEN fault IS NULL THEN after END,
 			finished_at = at
-		FROM verdict WHERE jobs.id = verdict.id AND jobs.finished_at IS NULL
-		RETURNING jobs.*
+		FROM (` + verdictSQL + `
+		) verdict
+		WHERE jobs.id = verdict.id AND jobs.finished_at IS NULL
+		RETURNING jobs.id, jobs.account_id, jobs.position, jobs.type, jobs.status, jobs.amount, jobs.description,
+			jobs.seq, jobs.balance_after, jobs.created_at, jobs.finished_at
 	), moved AS (
 		UPDATE accounts SET balance = balance_after, last_seq = seq, last_at = finished_at
 		FROM taken WHERE accounts.id = account_id AND status = 'succeeded'
@@ -98,6 +93,16 @@ const takeSQL = `
 		SELECT account_id, seq, type, amount, balance_after, description, id, finished_at
 		FROM taken WHERE status = 'succeeded'
 	)`
+
+// verdictSQL decides on the job that is locked.
+const verdictSQL = `
+			SELECT *, CASE WHEN after < 0 THEN 'insufficient_funds' WHEN after > $2 THEN 'balance_limit_exceeded' END AS fault
+			FROM (
+				SELECT id, last_seq + 1 AS seq,
+					balance + CASE type WHEN 'deposit' THEN amount::bigint ELSE -amount::bigint END AS after,
+					greatest(clock_timestamp(), created_at, last_at + interval '1 microsecond') AS at
+				FROM locked
+			) sums`
 
 // headSQL is the oldest queued job of ticket's account, if that is the ticket's or an
 // older one: one step into jobs_queued.
@@ -160,9 +165,13 @@ func (a *Applier) Apply(ctx context.Context, ticket uuid.UUID, limit int) (appli
 // next applies the n oldest of the account's queued jobs up to the ticket's and
 // tells how many are left, maxBatch standing for that and more.
 func (a *Applier) next(ctx context.Context, ticket uuid.UUID, n int) (applied []Applied, left int, err error) {
-	applied, left, err = a.applyBatch(ctx, slices.Repeat([]uuid.UUID{ticket}, n), applyLast)
-	if !postgres.IsDataFault(err) {
-		return applied, left, err
+	applied, after := a.applyLines(ctx, []line{{ticket: ticket, n: n}})
+	left, err = after[0].left, after[0].err
+	switch {
+	case err == nil:
+		return applied, left, nil
+	case !postgres.IsDataFault(err):
+		return applied, left, fmt.Errorf("apply job %s: %w", ticket, err)
 	}
 	tried, err := a.tryHead(ctx, ticket)
 	left = 1 // as far as we know
@@ -172,32 +181,91 @@ func (a *Applier) next(ctx context.Context, ticket uuid.UUID, n int) (applied []
 	return append(applied, tried...), left, err
 }
 
-// ApplyHeads applies, in one flush, the oldest queued job of the account of each
-// ticket, each in a transaction of its own, and answers with those that it
-// finished. left are the tickets whose own job is not among them: Apply goes on
-// with each, and meets what went wrong with it.
+// ApplyShared applies the queued jobs of the account of each ticket, up to the ticket's
+// own, and has them share flushes: the oldest of each, and then at most limit more, or
+// one more of each. rest are the tickets that need another turn; with the troubled ones
+// something went wrong: Apply goes on with each, and meets it.
 //
 // A kill leaves what one in Apply does.
-func (a *Applier) ApplyHeads(ctx context.Context, tickets []uuid.UUID) (applied []Applied, left []uuid.UUID) {
-	finished := map[uuid.UUID]bool{}
-	for batch := range slices.Chunk(tickets, maxBatch) {
-		heads, _, _ := a.applyBatch(ctx, batch, apply) // one account's error is its own; Apply meets it
-		for _, job := range heads {
-			applied, finished[job.JobID] = append(applied, job), true
-		}
-	}
+func (a *Applier) ApplyShared(ctx context.Context, tickets []uuid.UUID, limit int) (applied []Applied, rest, troubled []uuid.UUID) {
+	var lines []line
 	for _, ticket := range tickets {
-		if !finished[ticket] {
-			left = append(left, ticket)
+		lines = append(lines, line{ticket: ticket, n: 1})
+	}
+	for {
+		some, after := a.applyLines(ctx, lines)
+		applied, lines, rest = append(applied, some...), nil, nil
+		for _, l := range after {
+			switch {
+			case l.err != nil:
+				troubled = append(troubled, l.ticket)
+			case l.left > 0:
+				lines, rest = append(lines, line{ticket: l.ticket, n: l.left}), append(rest, l.ticket)
+			}
+		}
+		if len(lines) == 0 || limit <= 0 {
+			return applied, rest, troubled
+		}
+		share := max(limit/len(lines), 1)
+		for i := range lines {
+			lines[i].n = min(lines[i].n, share)
+			limit -= lines[i].n
 		}
 	}
-	return applied, left
 }
 
 // maxBatch bounds how many transactions share a round trip, and so how long one
 // account's lock, held by somebody else, can hold up the rest of its partition:
 // each of them waits for it until Postgres's lock_timeout.
 const maxBatch = 32
+
+// line is an account's queued jobs up to a ticket's: the n oldest of them are to be
+// applied, and then so many are left, as far as they are counted. err is what the first
+// of them met that did not work.
+type line struct {
+	ticket uuid.UUID
+	n      int
+	left   int
+	err    error
+}
+
+// applyLines applies what is to be applied of each line, one after another. What is
+// sent together fails by itself, but for a connection that is lost.
+func (a *Applier) applyLines(ctx context.Context, lines []line) (applied []Applied, after []line) {
+	var sent []transaction
+	after = slices.Clone(lines)
+	for i := range after {
+		for n := range after[i].n {
+			sent = append(sent, transaction{line: &after[i], last: n == after[i].n-1})
+		}
+	}
+	for len(sent) > 0 {
+		batch := sent[:min(maxBatch, len(sent))]
+		some, heard, err := a.applyBatch(ctx, batch)
+		applied = append(applied, some...)
+		if err != nil {
+			for _, t := range sent[heard:] {
+				t.line.err = cmp.Or(t.line.err, err)
+			}
+			break
+		}
+		sent = sent[len(batch):]
+	}
+	return applied, after
+}
+
+// transaction is one that applyBatch sends, for the next job of its line.
+type transaction struct {
+	line *line
+	last bool // of its line: it counts those that are left
+}
+
+func (t transaction) statement() statement {
+	if t.last {
+		return applyLast
+	}
+	return apply
+}
 
 // statement is one that applyBatch sends, prepared once a connection.
 type statement struct {
@@ -211,50 +279,45 @@ var (
 	applyLast = statement{"apply_last", applyLastSQL, [][]byte{maxAmount, binary.BigEndian.AppendUint64(nil, maxBatch)}}
 )
 
-// applyBatch sends a transaction for each ticket in one flush, the last with the
-// statement last: a Sync ends each, so that each commits or fails by itself, in order.
-// left is what applyLast tells. It waits for each answer for
-// postgres.RoundTripTimeout, not for all of them: so many locks that are not granted
-// take Postgres longer. Then it leaves the connection, and what was sent may still be
-// applied, once.
+// applyBatch sends the transactions in one flush: a Sync ends each, so that each
+// commits or fails by itself, in order. heard is of how many the end was; err is why it
+// was not of all. It waits for each answer for postgres.RoundTripTimeout, not for all of
+// them: so many locks that are not granted take Postgres longer. Then it leaves the
+// connection, and what was sent may still be applied, once.
 //
 // A kill once they are sent stops none of them: Postgres holds the lock and
 // commits while nobody listens, until it notices that the connection is gone.
 // The transactions from there on leave their jobs queued.
-func (a *Applier) applyBatch(ctx context.Context, tickets []uuid.UUID, last statement) (applied []Applied, left int, err error) {
+func (a *Applier) applyBatch(ctx context.Context, batch []transaction) (applied []Applied, heard int, err error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	silence := time.AfterFunc(postgres.RoundTripTimeout, cancel)
 	defer silence.Stop()
 	err = a.pool.AcquireFunc(ctx, func(conn *pgxpool.Conn) error {
-		for _, s := range []statement{apply, last} {
+		for _, s := range []statement{apply, applyLast} {
 			if _, err := conn.Conn().Prepare(ctx, s.name, s.sql); err != nil { // asks the server once a connection
 				return err
 			}
 		}
 		pipeline := conn.Conn().PgConn().StartPipeline(ctx)
-		for n, ticket := range tickets {
-			s := apply
-			if n == len(tickets)-1 {
-				s = last
-			}
+		for _, t := range batch {
+			s := t.statement()
 			// By name: pgx 5.12 loses count of statements sent by their
 			// description, when one of them fails.
-			pipeline.SendQueryPrepared(s.name, append([][]byte{ticket[:]}, s.more...), inBinary, inBinary)
+			pipeline.SendQueryPrepared(s.name, append([][]byte{t.line.ticket[:]}, s.more...), inBinary, inBinary)
 			pipeline.SendPipelineSync()
 		}
 		err := pipeline.Flush()
 		if err == nil {
 			crash.At(crash.ApplySent)
-			applied, left, err = readApplied(pipeline, func() { silence.Reset(postgres.RoundTripTimeout) })
+			applied, heard, err = readApplied(pipeline, batch, func() { silence.Reset(postgres.RoundTripTimeout) })
 		}
 		return errors.Join(err, pipeline.Close())
 	})
-	if err != nil {
-		return applied, left, fmt.Errorf("apply job %s: %w", tickets[0], err)
+	if err == nil {
+		crash.At(crash.ApplyCommitted)
 	}
-	crash.At(crash.ApplyCommitted)
-	return applied, left, nil
+	return applied, heard, err
 }
 
 // ApplyStatements are what applyBatch sends for one job, in the order in which
@@ -262,36 +325,31 @@ func (a *Applier) applyBatch(ctx context.Context, tickets []uuid.UUID, last stat
 // its comment says.
 func ApplyStatements() []string { return []string{applySQL} }
 
-// readApplied reads what applyBatch asked for, and tells heard of each answer. A
-// row counts only once its Sync is answered: that is when Postgres says that the
+// readApplied reads what became of each transaction, and calls each for each answer. A
+// job counts only once its Sync is answered: that is when Postgres says that the
 // transaction is committed.
-func readApplied(pipeline *pgconn.Pipeline, heard func()) (applied []Applied, left int, err error) {
-	var uncommitted []Applied
-	for {
-		results, resultErr := pipeline.GetResults()
-		heard()
-		switch r := results.(type) {
-		case *pgconn.ResultReader:
-			var unknown bool
-			uncommitted, left, unknown, resultErr = readAnswer(r)
-			if unknown {
-				err = cmp.Or(err, ErrJobNotFound)
-			}
-		case *pgconn.PipelineSync:
-			applied, uncommitted = append(applied, uncommitted...), nil
-			crash.At(crash.ApplySynced)
+func readApplied(pipeline *pgconn.Pipeline, batch []transaction, each func()) (applied []Applied, heard int, err error) {
+	for i, t := range batch {
+		results, err := pipeline.GetResults()
+		each()
+		var uncommitted []Applied
+		if answer, ok := results.(*pgconn.ResultReader); ok {
+			uncommitted, err = t.read(answer)
 		}
-		switch {
-		case resultErr != nil:
-			uncommitted = nil
-			err = cmp.Or(err, resultErr)
-			if _, refused := errors.AsType[*pgconn.PgError](resultErr); !refused {
-				return applied, left, err // no connection, no more results
+		if err != nil {
+			t.line.err = cmp.Or(t.line.err, err)
+			if _, refused := errors.AsType[*pgconn.PgError](err); !refused && !errors.Is(err, ErrJobNotFound) {
+				return applied, i, err // no connection, no more answers
 			}
-		case results == nil:
-			return applied, left, err
 		}
+		if _, err := pipeline.GetResults(); err != nil {
+			return applied, i, err
+		}
+		each()
+		applied = append(applied, uncommitted...)
+		crash.At(crash.ApplySynced)
 	}
+	return applied, len(batch), nil
 }
 
 // inBinary is how parameters and answers go over the wire; an enum's label is its text.
@@ -307,27 +365,30 @@ const (
 	leftColumn
 )
 
-// readAnswer reads what one transaction did: the job that it has taken, if any. Of
-// applyLast, unknown is true where there is no such ticket's job. pgx would plan anew
-// for each row how to read it, an eighth of what a worker does.
-func readAnswer(r *pgconn.ResultReader) (taken []Applied, left int, unknown bool, err error) {
-	last := len(r.FieldDescriptions()) > leftColumn
-	answer := r.Read()
-	if answer.Err != nil || len(answer.Rows) == 0 {
-		return nil, 0, last && answer.Err == nil, answer.Err
+// read reads what the transaction has taken, if anything, and how much its line has
+// left. pgx would plan anew for each row how to read it, an eighth of what a worker does.
+func (t transaction) read(answer *pgconn.ResultReader) (taken []Applied, err error) {
+	result := answer.Read()
+	switch {
+	case result.Err != nil:
+		return nil, result.Err
+	case len(result.Rows) == 0 && t.last:
+		return nil, ErrJobNotFound
+	case len(result.Rows) == 0:
+		return nil, nil
 	}
-	row := answer.Rows[0]
-	if last {
-		left = int(binary.BigEndian.Uint64(row[leftColumn])) //nolint:gosec // maxBatch at most
+	row := result.Rows[0]
+	if t.last {
+		t.line.left = int(binary.BigEndian.Uint64(row[leftColumn])) //nolint:gosec // maxBatch at most
 	}
 	if row[idColumn] == nil {
-		return nil, left, false, nil
+		return nil, nil
 	}
 	id, err := uuid.FromBytes(row[idColumn])
 	return []Applied{{
 		JobID: id, Type: EntryType(row[typeColumn]), Outcome: Outcome(row[outcomeColumn]),
 		CreatedAt: readTime(row[createdColumn]), FinishedAt: readTime(row[finishedColumn]),
-	}}, left, false, err
+	}}, err
 }
 
 // readTime reads Postgres's binary form of a time, the microseconds since 2000.

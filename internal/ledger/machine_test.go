@@ -290,32 +290,86 @@ func (b *bank) apply(rt *rapid.T, a *modelAccount, ticket *modelJob, limit int) 
 	check(rt, applied, want)
 }
 
-// ApplyHeads brings one ticket for several accounts, or for one of them twice.
-func (b *bank) ApplyHeads(rt *rapid.T) {
-	var (
-		tickets, wantLeft []uuid.UUID
-		brought, want     []*modelJob
-	)
+// ApplyShared brings one ticket for several accounts, or for one of them twice.
+func (b *bank) ApplyShared(rt *rapid.T) {
+	var tickets []shared
 	for range rapid.IntRange(1, 4).Draw(rt, "tickets") {
 		a, ticket := b.ticket(rt, hasJobs)
-		tickets, brought = append(tickets, ticket.id), append(brought, ticket)
-		head := a.head(ticket)
-		if head == nil || a.refuses(head) { // no attempt is counted: that is Apply's
-			continue
-		}
-		a.finish(head)
-		want = append(want, head)
+		tickets = append(tickets, shared{a: a, ticket: ticket, n: 1})
 	}
-	for _, ticket := range brought {
-		if !slices.Contains(want, ticket) {
-			wantLeft = append(wantLeft, ticket.id)
+	limit := limits.Draw(rt, "limit")
+	var (
+		ids, wantRest, wantTroubled []uuid.UUID
+		want                        []*modelJob
+	)
+	for _, t := range tickets {
+		ids = append(ids, t.ticket.id)
+	}
+	for limit := limit; len(tickets) > 0; {
+		var open []shared
+		for _, t := range tickets {
+			switch left, finished := t.apply(); {
+			case left < 0:
+				wantTroubled = append(wantTroubled, t.ticket.id)
+				want = append(want, finished...)
+			default:
+				want = append(want, finished...)
+				if left > 0 {
+					open = append(open, shared{a: t.a, ticket: t.ticket, n: left})
+				}
+			}
+		}
+		wantRest, tickets = nil, nil
+		for _, t := range open {
+			wantRest = append(wantRest, t.ticket.id)
+		}
+		if limit > 0 {
+			tickets = open
+		}
+		share := limit
+		for i := range tickets {
+			tickets[i].n = min(tickets[i].n, max(share/len(open), 1))
+			limit -= tickets[i].n
 		}
 	}
-	applied, left := b.applier.ApplyHeads(b.t.Context(), tickets)
-	if !slices.Equal(left, wantLeft) {
-		rt.Fatalf("apply heads: left %v; the model says %v", left, wantLeft)
+	applied, rest, troubled := b.applier.ApplyShared(b.t.Context(), ids, limit)
+	if !slices.Equal(rest, wantRest) || !slices.Equal(troubled, wantTroubled) {
+		rt.Fatalf("apply shared: rest %v, troubled %v; the model says %v, %v", rest, troubled, wantRest, wantTroubled)
 	}
 	check(rt, applied, want)
+}
+
+// shared is a ticket that is brought with others, for the n oldest jobs of its account.
+type shared struct {
+	a      *modelAccount
+	ticket *modelJob
+	n      int
+}
+
+// apply finishes them, and answers with how many are left up to the ticket's: none where
+// its own was among them, less than none where one is refused. No attempt is counted:
+// that is Apply's.
+func (s shared) apply() (left int, finished []*modelJob) {
+	for range s.n {
+		head := s.a.head(s.ticket)
+		switch {
+		case head == nil:
+			continue
+		case s.a.refuses(head):
+			return -1, finished
+		}
+		s.a.finish(head)
+		finished = append(finished, head)
+		if head == s.ticket {
+			return 0, finished
+		}
+	}
+	for _, j := range s.a.jobs[:slices.Index(s.a.jobs, s.ticket)+1] {
+		if j.outcome == queued {
+			left++
+		}
+	}
+	return left, finished
 }
 
 // ApplyUnknown brings a ticket that names no job.

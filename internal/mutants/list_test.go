@@ -27,7 +27,7 @@ const (
 	sweep    = "internal/worker/sweep.go"
 	work     = "internal/worker/worker.go"
 	handler  = "internal/worker/apply.go"
-	tickets  = "internal/queue/client.go"
+	rings    = "internal/queue/ring.go"
 	serving  = "internal/queue/server.go"
 )
 
@@ -105,10 +105,10 @@ var mutations = []mutation{
 	{
 		"what is not committed is answered", once,
 		[]edit{
-			{apply, `applied, uncommitted = append(applied, uncommitted...), nil`, ``},
+			{apply, `applied = append(applied, uncommitted...)`, ``},
 			{
-				apply, `uncommitted, left, unknown, resultErr = readAnswer(r)`,
-				`uncommitted, left, unknown, resultErr = readAnswer(r)
+				apply, `uncommitted, err = t.read(answer)`,
+				`uncommitted, err = t.read(answer)
 				applied = append(applied, uncommitted...)`,
 			},
 		},
@@ -175,7 +175,7 @@ var mutations = []mutation{
 	{
 		"one transaction a batch", alone,
 		[]edit{
-			{apply, `pipeline.SendPipelineSync()`, `if n == len(tickets)-1 { pipeline.SendPipelineSync() }`},
+			{apply, `pipeline.SendPipelineSync()`, `if t == batch[len(batch)-1] { pipeline.SendPipelineSync() }`},
 		},
 		[]string{"-run=^TestApplyRefusedJob$ ./internal/ledger"},
 	},
@@ -187,13 +187,18 @@ var mutations = []mutation{
 	},
 	{
 		"a ring forgets those that share its ticket", disposable,
-		[]edit{{tickets, `tickets[i].jobs = append(tickets[i].jobs, ring.jobID)`, `tickets[i].jobs = []uuid.UUID{ring.jobID}`}},
+		[]edit{{rings, `ticket.jobs = append(ticket.jobs, ring.jobID)`, `ticket.jobs = []uuid.UUID{ring.jobID}`}},
 		[]string{"-run=^TestRingsShareTickets$ ./internal/queue", "-run=^TestTicketsKeepToTheirPartition$ ./internal/queue"},
 	},
 	{
 		"a shared ring names an older job", disposable,
-		[]edit{{tickets, `next.position > rings[i].position`, `next.position < rings[i].position`}},
+		[]edit{{rings, `next.position > line.rings[i].position`, `next.position < line.rings[i].position`}},
 		[]string{"-run=^TestRingsShareTickets$ ./internal/queue"},
+	},
+	{
+		"rings wait for a short line for ever", disposable,
+		[]edit{{rings, `&& now.Sub(line.since) < wait`, `&& wait > 0`}},
+		[]string{"-run=^TestRingsWaitForAShortLine$ ./internal/queue"},
 	},
 	{
 		"another turn takes another account's name", disposable,
@@ -202,7 +207,7 @@ var mutations = []mutation{
 	},
 	{
 		"jobs left in line are not counted", disposable,
-		[]edit{{apply, `left = int(binary.BigEndian.Uint64(row[leftColumn]))`, `_ = row[leftColumn]`}},
+		[]edit{{apply, `t.line.left = int(binary.BigEndian.Uint64(row[leftColumn]))`, `_ = row[leftColumn]`}},
 		[]string{"-run=^TestApplyInOrderUpToTheTicket$ ./internal/ledger", machine},
 	},
 

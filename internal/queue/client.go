@@ -10,9 +10,6 @@ import (
 	"github.com/google/uuid"
 	"github.com/hibiken/asynq"
 	"github.com/redis/go-redis/v9"
-	"golang.org/x/sync/errgroup"
-
-	"github.com/passbook/passbook/internal/crash"
 )
 
 // Bounds of the client.
@@ -25,6 +22,14 @@ const (
 	// maxCollected bounds how many rings are looked at, before what they come to
 	// is written.
 	maxCollected = 1024
+	// longLine is how many tickets in a partition's line are enough: its worker has one
+	// in hand, and the next. More would only make each other wait.
+	longLine = 2
+	// lookEvery is how often the lines are looked at while there is work.
+	lookEvery = 5 * time.Millisecond
+	// longestWait is how long a ring waits for a long line to become shorter, before
+	// it has a ticket all the same.
+	longestWait = 100 * time.Millisecond
 	// ringTimeout bounds one write, so that a Redis that hangs is noticed.
 	ringTimeout = time.Second
 	// drainTimeout bounds what is written after the end was announced.
@@ -52,13 +57,6 @@ type Client struct {
 	lost       func() // told of each ring that was not written
 }
 
-// ring is what Ring was asked for.
-type ring struct {
-	accountID, position int64
-	jobID               uuid.UUID
-	elders              bool // it stands for others of its account too
-}
-
 // NewClient writes tickets to partitions queues. lost is called for each ring
 // that could not be written. Run must run for Ring to work.
 func NewClient(r redis.UniversalClient, partitions int, log *slog.Logger, lost func()) *Client {
@@ -68,8 +66,8 @@ func NewClient(r redis.UniversalClient, partitions int, log *slog.Logger, lost f
 // Ring writes a ticket for an accepted job and those of its account before it,
 // soon and without making its caller wait: a Redis that is slow or down must not
 // hold an accept up. Accounts of a partition that are rung for together share
-// the ticket. A ring that is lost, or that a kill takes with the process, the
-// sweep makes good.
+// the ticket, and so do those that are while the partition's line is long. A ring
+// that is lost, or that a kill takes with the process, the sweep makes good.
 func (c *Client) Ring(accountID, position int64, jobID uuid.UUID) {
 	select {
 	case c.rings <- ring{accountID: accountID, position: position, jobID: jobID}:
@@ -78,139 +76,10 @@ func (c *Client) Ring(accountID, position int64, jobID uuid.UUID) {
 	}
 }
 
-// Run writes what Ring was asked for until ctx ends, and then what is left, for
-// as long as Redis takes it and no longer than drainTimeout.
-func (c *Client) Run(ctx context.Context) error {
-	writing, cancel := context.WithCancel(context.WithoutCancel(ctx))
-	defer cancel()
-	context.AfterFunc(ctx, func() { time.AfterFunc(drainTimeout, cancel) })
-	var group errgroup.Group
-	for range writers {
-		group.Go(func() error {
-			c.writeUntil(ctx, writing)
-			return nil
-		})
-	}
-	return group.Wait()
-}
-
-// writeUntil writes until ctx ends, and then what is left until writing does.
-func (c *Client) writeUntil(ctx, writing context.Context) {
-	renew := time.NewTicker(announceEvery)
-	defer renew.Stop()
-	client := asynq.NewClientFromRedisClient(c.redis)
-	for ctx.Err() == nil {
-		select {
-		case first := <-c.rings:
-			c.write(writing, client, c.collect(first))
-		case <-renew.C:
-			client = asynq.NewClientFromRedisClient(c.redis)
-		case <-ctx.Done():
-		}
-	}
-	for writing.Err() == nil {
-		select {
-		case first := <-c.rings:
-			if !c.write(writing, client, c.collect(first)) {
-				return
-			}
-		default:
-			return
-		}
-	}
-}
-
-// collect takes the rings that are there with the first: the last one of each
-// account. Those that it stands for may have been committed after it, and even after
-// somebody has applied it.
-func (c *Client) collect(first ring) (rings []ring) {
-	last := map[int64]int{first.accountID: 0}
-	rings = append(rings, first)
-	for range maxCollected {
-		var next ring
-		select {
-		case next = <-c.rings:
-		default:
-			return rings
-		}
-		i, known := last[next.accountID]
-		switch {
-		case !known:
-			last[next.accountID] = len(rings)
-			rings = append(rings, next)
-		default:
-			if next.position > rings[i].position {
-				rings[i] = next
-			}
-			rings[i].elders = true
-		}
-	}
-	return rings
-}
-
-// share sorts rings into tickets: the jobs of up to maxShared accounts of a
-// partition each, the first accounts first.
-func (c *Client) share(rings []ring) (tickets []shared) {
-	open := map[int]int{} // by partition: the ticket that has room
-	for _, ring := range rings {
-		partition := Partition(ring.accountID, c.partitions)
-		i, known := open[partition]
-		if !known || len(tickets[i].jobs) == maxShared {
-			i = len(tickets)
-			open[partition] = i
-			tickets = append(tickets, shared{partition: partition})
-		}
-		tickets[i].jobs = append(tickets[i].jobs, ring.jobID)
-		tickets[i].elders = tickets[i].elders || ring.elders
-	}
-	return tickets
-}
-
-// shared is a ticket for several accounts of a partition.
-type shared struct {
-	partition int
-	jobs      []uuid.UUID
-	elders    bool
-}
-
-// write writes the rings' tickets, up to the first that Redis does not take within
-// ringTimeout: the others would fare no better, and somebody may wait for the end.
-func (c *Client) write(ctx context.Context, client *asynq.Client, rings []ring) (written bool) {
-	crash.At(crash.RingTaken)
-	var err error
-	for _, ticket := range c.share(rings) {
-		if err == nil {
-			err = c.writeOne(ctx, client, ticket)
-		}
-		if err != nil {
-			for range ticket.jobs {
-				c.lost()
-			}
-		}
-	}
-	if err != nil {
-		c.log.Debug("rings lost, the sweep will find their jobs", "error", err)
-	}
-	return err == nil
-}
-
-func (c *Client) writeOne(ctx context.Context, client *asynq.Client, ticket shared) error {
-	ctx, cancel := context.WithTimeout(ctx, ringTimeout)
-	defer cancel()
-	task := newTask(ticket.jobs)
-	if ticket.elders {
-		task = newTaskForElders(ticket.jobs)
-	}
-	err := enqueue(ctx, client, Name(ticket.partition), ticket.jobs[0].String(), task)
-	crash.At(crash.RingWritten)
-	return err
-}
-
-// Enqueue writes a ticket now, for all of the account's jobs up to its own. One that
-// is there already is a success.
+// Enqueue writes a ticket now. One that is there already is a success.
 func (c *Client) Enqueue(ctx context.Context, ticket Ticket) error {
 	client := asynq.NewClientFromRedisClient(c.redis)
-	return enqueue(ctx, client, Name(Partition(ticket.AccountID, c.partitions)), ticket.id(), newTaskForElders([]uuid.UUID{ticket.JobID}))
+	return enqueue(ctx, client, Name(Partition(ticket.AccountID, c.partitions)), ticket.id(), newTask([]uuid.UUID{ticket.JobID}))
 }
 
 func enqueue(ctx context.Context, client *asynq.Client, queue, id string, task *asynq.Task) error {

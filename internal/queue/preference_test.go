@@ -37,7 +37,7 @@ func TestPreference(t *testing.T) {
 	dequeues.settle(t, 2*partitions)
 	before := dequeues.n.Load()
 	took := map[int]int{}
-	tickets := writer(client)
+	tickets := ticketsOf(client)
 	for partition := range partitions {
 		ticket := Ticket{AccountID: accountOf(partition), JobID: uuid.New()}
 		if err := tickets.Enqueue(t.Context(), ticket); err != nil {
@@ -102,7 +102,7 @@ func TestPreference_Dead(t *testing.T) {
 	testenv.Eventually(t, "the dead worker to be preferred for some", func() bool { return len(*server.prefer.others.Load()) > 0 })
 	for partition := range partitions {
 		ticket := Ticket{AccountID: accountOf(partition), JobID: uuid.New()}
-		if err := writer(client).Enqueue(t.Context(), ticket); err != nil {
+		if err := ticketsOf(client).Enqueue(t.Context(), ticket); err != nil {
 			t.Fatal(err)
 		}
 		if got := receive(t, handled); got != ticket.JobID {
@@ -138,7 +138,7 @@ func TestPreference_Leave(t *testing.T) {
 	for partition := range partitions {
 		if others()[line(partition)] {
 			ticket := Ticket{AccountID: accountOf(partition), JobID: uuid.New()}
-			if err := writer(client).Enqueue(t.Context(), ticket); err != nil {
+			if err := ticketsOf(client).Enqueue(t.Context(), ticket); err != nil {
 				t.Fatal(err)
 			}
 			left[ticket.JobID] = true

@@ -74,34 +74,20 @@ const (
 	// alsoHeader names the jobs that a ticket is for beside its payload's, which
 	// is all that builds before it know of.
 	alsoHeader = "also"
-	// eldersHeader marks a ticket that may be all there is for jobs accepted before
-	// its own: they are not done because its own is.
-	eldersHeader = "elders"
-	idLength     = 36
+	idLength   = 36
 )
 
 // newTask is a ticket for one job each of several accounts.
 func newTask(jobs []uuid.UUID) *asynq.Task {
-	return newTaskWithHeaders(jobs, map[string]string{})
-}
-
-// newTaskForElders is the same, and for what was accepted before them.
-func newTaskForElders(jobs []uuid.UUID) *asynq.Task {
-	return newTaskWithHeaders(jobs, map[string]string{eldersHeader: "yes"})
-}
-
-func newTaskWithHeaders(jobs []uuid.UUID, headers map[string]string) *asynq.Task {
-	if len(jobs) > 1 {
-		var also strings.Builder
-		for _, id := range jobs[1:] {
-			also.WriteString(id.String())
-		}
-		headers[alsoHeader] = also.String()
+	payload := []byte(jobs[0].String())
+	if len(jobs) == 1 {
+		return asynq.NewTask(taskType, payload)
 	}
-	if len(headers) == 0 {
-		headers = nil
+	var also strings.Builder
+	for _, id := range jobs[1:] {
+		also.WriteString(id.String())
 	}
-	return asynq.NewTaskWithHeaders(taskType, []byte(jobs[0].String()), headers)
+	return asynq.NewTaskWithHeaders(taskType, payload, map[string]string{alsoHeader: also.String()})
 }
 
 // parse reads what newTask wrote.

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/uuid"
 	"github.com/hibiken/asynq"
@@ -88,12 +89,19 @@ func TestRingsShareTickets(t *testing.T) {
 		}
 	}
 	var got [][]uuid.UUID
-	for _, ticket := range tickets.share(tickets.collect(<-tickets.rings)) {
+	for _, ticket := range due(tickets) {
 		got = append(got, ticket.jobs)
 	}
 	if want := slices.Collect(slices.Chunk(last, maxShared)); !slices.EqualFunc(got, want, slices.Equal) {
 		t.Errorf("the tickets are for %v, want the last job of each account, %v", got, want)
 	}
+}
+
+// due are the tickets that come of the rings that wait.
+func due(c *Client) []shared {
+	w := newWriter(c)
+	w.take(<-c.rings)
+	return w.due(time.Now(), longestWait)
 }
 
 // A ticket is for accounts of one partition, and in that one's queue.
@@ -106,7 +114,7 @@ func TestTicketsKeepToTheirPartition(t *testing.T) {
 		want[id] = Partition(n, partitions)
 		tickets.Ring(n, n, id)
 	}
-	for _, ticket := range tickets.share(tickets.collect(<-tickets.rings)) {
+	for _, ticket := range due(tickets) {
 		for _, id := range ticket.jobs {
 			if want[id] != ticket.partition {
 				t.Errorf("job of partition %d is in the queue of %d", want[id], ticket.partition)

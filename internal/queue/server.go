@@ -40,9 +40,6 @@ type ServerConfig struct {
 	Redis      redis.UniversalClient
 	Partitions int
 	Handler    Handler
-	// Unapplied leaves those of a ticket's jobs out that are known to be applied, so
-	// that Handler is not asked for them; nil leaves out none.
-	Unapplied func(jobs []uuid.UUID) []uuid.UUID
 	// IsFailure tells the errors that spend one of a ticket's tries.
 	IsFailure func(error) bool
 	Log       *slog.Logger
@@ -119,11 +116,6 @@ func (s *Server) process(ctx context.Context, task *asynq.Task) error {
 	jobs, err := parse(task)
 	if err != nil {
 		return fmt.Errorf("%w: %w", err, asynq.SkipRetry)
-	}
-	if _, elders := task.Headers()[eldersHeader]; !elders && s.cfg.Unapplied != nil {
-		if jobs = s.cfg.Unapplied(jobs); len(jobs) == 0 {
-			return nil
-		}
 	}
 	rest, err := s.cfg.Handler(ctx, jobs)
 	// A kill before the acknowledgement leaves the ticket in a dead worker's

@@ -50,7 +50,7 @@ func serve(t testing.TB, client redis.UniversalClient, handler Handler, prepare 
 
 func asIs(*Server) {}
 
-func writer(client redis.UniversalClient) *Client {
+func ticketsOf(client redis.UniversalClient) *Client {
 	return NewClient(client, partitions, slog.New(slog.DiscardHandler), func() {})
 }
 
@@ -103,7 +103,7 @@ func TestBellKnowsAsynq(t *testing.T) {
 	const tickets = 20
 	for n := range int64(tickets) {
 		ticket := Ticket{AccountID: n, JobID: uuid.New()}
-		if err := writer(client).Enqueue(t.Context(), ticket); err != nil {
+		if err := ticketsOf(client).Enqueue(t.Context(), ticket); err != nil {
 			t.Fatal(err)
 		}
 		if got := receive(t, handled); got != ticket.JobID {
@@ -134,7 +134,7 @@ func TestServeWithoutEvents(t *testing.T) {
 	}, asIs)
 	for n := range int64(3) {
 		ticket := Ticket{AccountID: n, JobID: uuid.New()}
-		if err := writer(client).Enqueue(t.Context(), ticket); err != nil {
+		if err := ticketsOf(client).Enqueue(t.Context(), ticket); err != nil {
 			t.Fatal(err)
 		}
 		receive(t, handled)
@@ -154,7 +154,7 @@ func TestServeThroughRestart(t *testing.T) {
 	}, func(s *Server) { theBell = s.bell })
 	for range 2 {
 		ticket := Ticket{AccountID: 1, JobID: uuid.New()}
-		testenv.Eventually(t, "the ticket to be written", func() bool { return writer(client).Enqueue(t.Context(), ticket) == nil })
+		testenv.Eventually(t, "the ticket to be written", func() bool { return ticketsOf(client).Enqueue(t.Context(), ticket) == nil })
 		if got := receive(t, handled); got != ticket.JobID {
 			t.Errorf("handed out %s, want %s", got, ticket.JobID)
 		}
@@ -194,7 +194,7 @@ func TestMore(t *testing.T) {
 		}
 		return rest[id], err
 	}, asIs)
-	if err := writer(client).writeOne(t.Context(), tickets, shared{partition: partition, jobs: jobs}); err != nil {
+	if err := newWriter(ticketsOf(client)).writeOne(t.Context(), shared{partition: partition, jobs: jobs}); err != nil {
 		t.Fatal(err)
 	}
 	for i, want := range []turn{
@@ -206,71 +206,63 @@ func TestMore(t *testing.T) {
 	}
 }
 
-// What is known to be applied is not handed out, unless the ticket may be all that
-// there is for jobs accepted before it.
-func TestUnapplied(t *testing.T) {
+// A ticket that nobody of ours wrote ends archived, where an operator sees it.
+// Rings whose partition has a long line wait until it is short, or for long enough,
+// and come to one ticket then.
+func TestRingsWaitForAShortLine(t *testing.T) {
 	t.Parallel()
 	client := connect(t, testenv.Redis(t))
-	handled := make(chan []uuid.UUID, 4)
-	known := map[uuid.UUID]bool{}
-	serve(t, client, func(_ context.Context, jobs []uuid.UUID) ([]uuid.UUID, error) {
-		handled <- jobs
-		return nil, nil
-	}, func(s *Server) {
-		s.cfg.Unapplied = func(jobs []uuid.UUID) []uuid.UUID {
-			return slices.DeleteFunc(slices.Clone(jobs), func(id uuid.UUID) bool { return known[id] })
-		}
-	})
-	tickets := asynq.NewClientFromRedisClient(client)
-	write := func(id string, rings ...ring) {
-		t.Helper()
-		c := writer(client)
-		for _, ring := range rings {
-			c.rings <- ring
-		}
-		for _, ticket := range c.share(c.collect(<-c.rings)) {
-			if ticket.jobs[0].String() != id {
-				t.Fatalf("wrote %s, want %s", ticket.jobs[0], id)
-			}
-			if err := c.writeOne(t.Context(), tickets, ticket); err != nil {
+	w := newWriter(NewClient(client, 1, slog.New(slog.DiscardHandler), func() { t.Error("a ring was lost") }))
+	var jobs []uuid.UUID
+	next := func() {
+		jobs = append(jobs, uuid.New())
+		w.add(ring{accountID: int64(len(jobs)), position: 1, jobID: jobs[len(jobs)-1]})
+	}
+	due := func(now time.Time) (got []uuid.UUID) {
+		for _, ticket := range w.due(now, longestWait) {
+			got = append(got, ticket.jobs...)
+			if err := w.writeOne(t.Context(), ticket); err != nil {
 				t.Fatal(err)
 			}
 		}
+		return got
 	}
-	account := accountOf(0)
-	neighbour := account + 1
-	for Partition(neighbour, partitions) != 0 {
-		neighbour++
-	}
-	done, doneToo, elder, open := uuid.New(), uuid.New(), uuid.New(), uuid.New()
-	known[done], known[doneToo] = true, true
-	write(done.String(), ring{accountID: account, position: 2, jobID: done})
-	write(doneToo.String(), ring{accountID: account, position: 3, jobID: doneToo}, ring{accountID: neighbour, position: 4, jobID: open})
-	if got := receive(t, handled); !slices.Equal(got, []uuid.UUID{open}) {
-		t.Errorf("handed out %v, want %v alone", got, open)
-	}
-	for _, rings := range [][]ring{
-		{{accountID: account, position: 2, jobID: done}, {accountID: account, position: 1, jobID: elder}},
-		{{accountID: account, position: 1, jobID: elder}, {accountID: account, position: 2, jobID: done}},
-	} {
-		write(done.String(), rings...)
-		if got := receive(t, handled); !slices.Equal(got, []uuid.UUID{done}) {
-			t.Errorf("handed out %v, want %v", got, done)
+	want := func(what string, got, want []uuid.UUID) {
+		t.Helper()
+		if !slices.Equal(got, want) {
+			t.Errorf("%s: tickets for %v, want %v", what, got, want)
 		}
-		testenv.Eventually(t, "the ticket to be gone", func() bool {
-			place, err := writer(client).Find(Ticket{AccountID: account, JobID: done})
-			return err == nil && place.Position == Gone
-		})
 	}
-	if err := writer(client).Enqueue(t.Context(), Ticket{AccountID: account, JobID: doneToo}); err != nil {
+	for n := range longLine {
+		next()
+		want("a short line", due(time.Now()), jobs[n:])
+	}
+	next()
+	next()
+	want("a long line", due(time.Now()), nil)
+	w.look(t.Context())
+	want("a line that is long still", due(time.Now()), nil)
+	if err := client.LPop(t.Context(), line(0)).Err(); err != nil {
 		t.Fatal(err)
 	}
-	if got := receive(t, handled); !slices.Equal(got, []uuid.UUID{doneToo}) {
-		t.Errorf("handed out %v, want %v", got, doneToo)
+	want("a line that nobody has looked at", due(time.Now()), nil)
+	w.look(t.Context())
+	want("a line that is short again", due(time.Now()), jobs[longLine:])
+	next()
+	want("a long line again", due(time.Now()), nil)
+	want("a long wait", due(time.Now().Add(longestWait)), jobs[longLine+2:])
+	if n := client.LLen(t.Context(), line(0)).Val(); n != longLine+1 {
+		t.Errorf("%d tickets in line, want %d: rings that wait together share one", n, longLine+1)
+	}
+	if err := client.FlushAll(t.Context()).Err(); err != nil {
+		t.Fatal(err)
+	}
+	w.look(t.Context())
+	if len(w.lines) > 0 {
+		t.Errorf("%d lines are looked at, want none: they are empty, and nobody waits", len(w.lines))
 	}
 }
 
-// A ticket that nobody of ours wrote ends archived, where an operator sees it.
 func TestBadTicketsAreArchived(t *testing.T) {
 	t.Parallel()
 	client := connect(t, testenv.Redis(t))
@@ -280,7 +272,7 @@ func TestBadTicketsAreArchived(t *testing.T) {
 		t.Fatal(err)
 	}
 	unknown := Ticket{AccountID: 1, JobID: uuid.New()}
-	if err := writer(client).Enqueue(t.Context(), unknown); err != nil {
+	if err := ticketsOf(client).Enqueue(t.Context(), unknown); err != nil {
 		t.Fatal(err)
 	}
 	inspector := asynq.NewInspectorFromRedisClient(client)
@@ -295,7 +287,7 @@ func TestBadTicketsAreArchived(t *testing.T) {
 func TestFind(t *testing.T) {
 	t.Parallel()
 	client := connect(t, testenv.Redis(t))
-	tickets := writer(client)
+	tickets := ticketsOf(client)
 	ticket := Ticket{AccountID: 1, JobID: uuid.New()}
 	want := func(when string, want Position) {
 		t.Helper()

@@ -15,10 +15,11 @@ import (
 )
 
 // Applier applies an account's queued jobs in order, up to the ticket's and at
-// most limit of them; more where it did not get that far. ApplyHeads does so for
-// several accounts, one job each, and tells which tickets are left.
+// most limit of them; more where it did not get that far. ApplyShared does so for
+// several accounts, and tells which tickets need another turn, and which it had trouble
+// with.
 type Applier interface {
-	ApplyHeads(ctx context.Context, tickets []uuid.UUID) (applied []ledger.Applied, left []uuid.UUID)
+	ApplyShared(ctx context.Context, tickets []uuid.UUID, limit int) (applied []ledger.Applied, rest, troubled []uuid.UUID)
 	Apply(ctx context.Context, ticket uuid.UUID, limit int) (applied []ledger.Applied, more bool, err error)
 }
 
@@ -26,7 +27,6 @@ type Applier interface {
 type Backlog interface {
 	Heads(ctx context.Context, after int64, limit int) ([]job.Head, error)
 	Last(ctx context.Context, accountID int64) (uuid.UUID, error)
-	Newest(ctx context.Context, jobs []uuid.UUID) ([]uuid.UUID, error)
 }
 
 // Tickets writes tickets and looks for them.
@@ -50,7 +50,6 @@ type Worker struct {
 	cfg      Config
 	stopping <-chan struct{}   // closed when no new try should start
 	suspects map[int64]suspect // by account id; the sweep's
-	ahead    ahead
 }
 
 // New makes a worker that gives up waiting for Postgres when stopping is closed.

@@ -60,23 +60,10 @@ func newSystem(t testing.TB, pool *pgxpool.Pool, redisURL string) *system {
 // work runs a worker and answers with what stops it.
 func (s *system) work() (stop func()) {
 	s.t.Helper()
-	stopping := make(chan struct{})
-	end := s.run(s.worker(stopping))
-	stop = sync.OnceFunc(func() {
-		close(stopping)
-		end()
-	})
-	s.t.Cleanup(stop)
-	return stop
-}
-
-// run runs the worker that it is given.
-func (s *system) run(w *worker.Worker) (stop func()) {
-	s.t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
+	w := s.worker(ctx.Done())
 	server := queue.NewServer(queue.ServerConfig{
-		Redis: s.redis, Partitions: partitions, Handler: w.Apply, Unapplied: w.Unapplied,
-		IsFailure: worker.IsFailure, Log: slog.New(slog.DiscardHandler),
+		Redis: s.redis, Partitions: partitions, Handler: w.Apply, IsFailure: worker.IsFailure, Log: slog.New(slog.DiscardHandler),
 	})
 	var group errgroup.Group
 	group.Go(func() error { return server.Run(ctx) })
