@@ -26,7 +26,7 @@ const (
 	// in hand, and the next. More would only make each other wait.
 	longLine = 2
 	// lookEvery is how often the lines are looked at while there is work.
-	lookEvery = 5 * time.Millisecond
+	lookEvery = 10 * time.Millisecond
 	// longestWait is how long a ring waits for a long line to become shorter, before
 	// it has a ticket all the same.
 	longestWait = 100 * time.Millisecond
