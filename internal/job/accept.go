@@ -235,7 +235,7 @@ const insertSQL = `
 func InsertStatements() []string { return []string{lockSQL, insertSQL} }
 
 type insertedRow struct {
-	ID        uuid.UUID
+	ID        [16]byte // a uuid.UUID: pgx would write it as text, and read that
 	AccountID int64
 	Currency  string
 	Opened    bool // the key opened an account
@@ -288,8 +288,8 @@ func (a *Acceptor) ring(rows []insertedRow) {
 func (a *Acceptor) columns(batch []*ask) []any {
 	var (
 		n            = len(batch)
-		ids          = make([]uuid.UUID, n)
-		users        = make([]uuid.UUID, n)
+		ids          = make([][16]byte, n) // pgx writes a uuid.UUID as text, and reads that
+		users        = make([][16]byte, n)
 		numbers      = make([]string, n)
 		keys         = make([]string, n)
 		types        = make([]string, n)
