@@ -31,7 +31,7 @@ const (
 
 	// RingTaken is between taking a ring from memory and writing its ticket.
 	RingTaken Point = "ring-taken"
-	// RingWritten is between writing an accept's ticket and taking the next ring.
+	// RingWritten is between writing an accept's ticket and writing the next.
 	RingWritten Point = "ring-written"
 
 	// TicketTaken is between taking a ticket and asking Postgres for its job.

@@ -148,19 +148,26 @@ const applyLastSQL = takeSQL + `
 func (a *Applier) Apply(ctx context.Context, ticket uuid.UUID, limit int) (applied []Applied, more bool, err error) {
 	// Most tickets find just their own job in line: one transaction, one round
 	// trip. Only when an older job was first do the others share the next.
-	for n := 1; n > 0; n = min(n, limit-len(applied), maxBatch) {
+	for n, vain := 1, 0; n > 0; n = min(n, limit-len(applied), maxBatch) {
 		var batch []Applied
 		batch, n, err = a.next(ctx, ticket, n)
 		applied = append(applied, batch...)
+		if vain++; len(batch) > 0 {
+			vain = 0
+		}
 		switch {
 		case err != nil:
 			return applied, true, err
-		case len(applied) >= limit:
+		case len(applied) >= limit, vain == maxVain:
 			return applied, n > 0, nil
 		}
 	}
 	return applied, false, nil
 }
+
+// maxVain is how often in a row Apply finds that somebody else was faster, before it
+// leaves the account to them, and its partition to others.
+const maxVain = 3
 
 // next applies the n oldest of the account's queued jobs up to the ticket's and
 // tells how many are left, maxBatch standing for that and more.
@@ -216,7 +223,7 @@ func (a *Applier) ApplyShared(ctx context.Context, tickets []uuid.UUID, limit in
 
 // maxBatch bounds how many transactions share a round trip, and so how long one
 // account's lock, held by somebody else, can hold up the rest of its partition:
-// each of them waits for it until Postgres's lock_timeout.
+// each that is the account's waits for it until Postgres's lock_timeout.
 const maxBatch = 32
 
 // line is an account's queued jobs up to a ticket's: the n oldest of them are to be
@@ -320,9 +327,10 @@ func (a *Applier) applyBatch(ctx context.Context, batch []transaction) (applied 
 	return applied, heard, err
 }
 
-// ApplyStatements are what applyBatch sends for one job, in the order in which
-// they share a transaction, for the benchmark to give to pgbench. Each takes what
-// its comment says.
+// ApplyStatements are what applyBatch sends for a job that has others behind it, in the
+// order in which they share a transaction, for the benchmark to give to pgbench: a last
+// one's statement costs more, and the benchmark's is to be a ceiling. Each takes what its
+// comment says.
 func ApplyStatements() []string { return []string{applySQL} }
 
 // readApplied reads what became of each transaction, and calls each for each answer. A

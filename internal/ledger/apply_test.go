@@ -106,6 +106,40 @@ func TestApplyUnknownJob(t *testing.T) {
 	}
 }
 
+// Tickets that share flushes are all told of when there is nobody to ask, more of them
+// than one flush has, too.
+func TestApplySharedWithoutAConnection(t *testing.T) {
+	t.Parallel()
+	pool := testenv.Pool(t)
+	user := ledgertest.User(t, pool)
+	var tickets []uuid.UUID
+	for range 40 {
+		tickets = append(tickets, ledgertest.Job(t, pool, ledgertest.Account(t, pool, user, 0), ledger.Deposit, 1))
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	applied, rest, troubled := ledger.NewApplier(pool).ApplyShared(ctx, tickets, 64)
+	if len(applied) > 0 || len(rest) > 0 || !slices.Equal(troubled, tickets) {
+		t.Errorf("applied %d, %d need another turn, %d are in trouble; want all %d in trouble", len(applied), len(rest), len(troubled), len(tickets))
+	}
+	if applied, rest, troubled := ledger.NewApplier(pool).ApplyShared(t.Context(), tickets, 64); len(applied) != len(tickets) || len(rest)+len(troubled) > 0 {
+		t.Errorf("applied %d of %d, %d need another turn, %d are in trouble", len(applied), len(tickets), len(rest), len(troubled))
+	}
+}
+
+// An account that is not there, as a bad restore may leave one, holds nobody up for ever.
+func TestApplyWithoutAnAccount(t *testing.T) {
+	t.Parallel()
+	pool := testenv.Pool(t)
+	account := ledgertest.Account(t, pool, ledgertest.User(t, pool), 0)
+	id := ledgertest.Job(t, pool, account, ledger.Deposit, 1)
+	ledgertest.Exec(t, pool, `ALTER TABLE accounts DISABLE TRIGGER USER; DELETE FROM accounts`)
+	applied, more, err := ledger.NewApplier(pool).Apply(t.Context(), id, 64)
+	if len(applied) > 0 || !more || err != nil {
+		t.Errorf("applied %d, more %t, %v; want nothing, and more", len(applied), more, err)
+	}
+}
+
 // A ticket applies everything before its job, in order, and nothing after it.
 func TestApplyInOrderUpToTheTicket(t *testing.T) {
 	t.Parallel()

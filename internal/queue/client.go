@@ -25,8 +25,10 @@ const (
 	// longLine is how many tickets in a partition's line are enough: its worker has one
 	// in hand, and the next. More would only make each other wait.
 	longLine = 2
-	// lookEvery is how often the lines are looked at while there is work.
-	lookEvery = 10 * time.Millisecond
+	// lookEvery is how often the lines are looked at while there is work, and
+	// longestLook while they stand still, with no worker there perhaps.
+	lookEvery   = 10 * time.Millisecond
+	longestLook = time.Second
 	// longestWait is how long a ring waits for a long line to become shorter, before
 	// it has a ticket all the same.
 	longestWait = 100 * time.Millisecond

@@ -28,22 +28,26 @@ func (c *Client) Run(ctx context.Context) error {
 	renew := time.NewTicker(announceEvery)
 	defer renew.Stop()
 	w := newWriter(c)
-	look := time.NewTimer(lookEvery)
+	pause := lookEvery // doubles while nobody rings
+	look := time.NewTimer(pause)
 	defer look.Stop()
 	for looking := true; ctx.Err() == nil; {
 		select {
 		case first := <-c.rings:
 			w.take(first)
+			looking = looking && pause == lookEvery
+			pause = lookEvery
 		case <-look.C:
 			w.look(writing)
 			looking = false
+			pause = min(2*pause, longestLook)
 		case <-renew.C:
 			w.asynq = asynq.NewClientFromRedisClient(c.redis)
 		case <-ctx.Done():
 		}
 		w.write(writing, w.due(time.Now(), longestWait))
 		if !looking && len(w.lines) > 0 {
-			look.Reset(lookEvery)
+			look.Reset(pause)
 			looking = true
 		}
 	}

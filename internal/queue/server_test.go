@@ -206,7 +206,6 @@ func TestMore(t *testing.T) {
 	}
 }
 
-// A ticket that nobody of ours wrote ends archived, where an operator sees it.
 // Rings whose partition has a long line wait until it is short, or for long enough,
 // and come to one ticket then.
 func TestRingsWaitForAShortLine(t *testing.T) {
@@ -233,23 +232,24 @@ func TestRingsWaitForAShortLine(t *testing.T) {
 			t.Errorf("%s: tickets for %v, want %v", what, got, want)
 		}
 	}
+	began := time.Now() // whatever Redis takes, no time passes
 	for n := range longLine {
 		next()
-		want("a short line", due(time.Now()), jobs[n:])
+		want("a short line", due(began), jobs[n:])
 	}
 	next()
 	next()
-	want("a long line", due(time.Now()), nil)
+	want("a long line", due(began), nil)
 	w.look(t.Context())
-	want("a line that is long still", due(time.Now()), nil)
+	want("a line that is long still", due(began), nil)
 	if err := client.LPop(t.Context(), line(0)).Err(); err != nil {
 		t.Fatal(err)
 	}
-	want("a line that nobody has looked at", due(time.Now()), nil)
+	want("a line that nobody has looked at", due(began), nil)
 	w.look(t.Context())
-	want("a line that is short again", due(time.Now()), jobs[longLine:])
+	want("a line that is short again", due(began), jobs[longLine:])
 	next()
-	want("a long line again", due(time.Now()), nil)
+	want("a long line again", due(began), nil)
 	want("a long wait", due(time.Now().Add(longestWait)), jobs[longLine+2:])
 	if n := client.LLen(t.Context(), line(0)).Val(); n != longLine+1 {
 		t.Errorf("%d tickets in line, want %d: rings that wait together share one", n, longLine+1)
@@ -263,6 +263,46 @@ func TestRingsWaitForAShortLine(t *testing.T) {
 	}
 }
 
+// Rings that wait are written when their line is short again, whether somebody rings
+// or not, and at the end.
+func TestRingsThatWaitAreWritten(t *testing.T) {
+	t.Parallel()
+	const soon = announceEvery / 2 // something else would wake the writer
+	client := connect(t, testenv.Redis(t))
+	tickets := NewClient(client, 1, slog.New(slog.DiscardHandler), func() { t.Error("a ring was lost") })
+	ctx, cancel := context.WithCancel(context.Background())
+	ended := make(chan error, 1)
+	go func() { ended <- tickets.Run(ctx) }()
+	var jobs []uuid.UUID
+	ring := func() {
+		jobs = append(jobs, uuid.New())
+		tickets.Ring(int64(len(jobs)), 1, jobs[len(jobs)-1])
+	}
+	written := func() bool {
+		for i, job := range jobs {
+			place, err := tickets.Find(Ticket{AccountID: int64(i + 1), JobID: job})
+			if err != nil || place.Position != InLine {
+				return false
+			}
+		}
+		return true
+	}
+	began := time.Now()
+	for range longLine + 1 { // one at a time, or they share a ticket
+		ring()
+		testenv.Eventually(t, "the ticket to be written", written)
+	}
+	if took := time.Since(began); took > soon {
+		t.Errorf("the last ring waited for %v, with nobody to ring after it", took)
+	}
+	ring()
+	cancel()
+	if err := receive(t, ended); err != nil || !written() {
+		t.Errorf("ended with %v; a ring that waited has no ticket", err)
+	}
+}
+
+// A ticket that nobody of ours wrote ends archived, where an operator sees it.
 func TestBadTicketsAreArchived(t *testing.T) {
 	t.Parallel()
 	client := connect(t, testenv.Redis(t))
