@@ -81,11 +81,11 @@ func (c *Client) Ring(accountID, position int64, jobID uuid.UUID) {
 // Enqueue writes a ticket now. One that is there already is a success.
 func (c *Client) Enqueue(ctx context.Context, ticket Ticket) error {
 	client := asynq.NewClientFromRedisClient(c.redis)
-	return enqueue(ctx, client, Name(Partition(ticket.AccountID, c.partitions)), ticket.id(), newTask([]uuid.UUID{ticket.JobID}))
+	return enqueue(ctx, client, Name(Partition(ticket.AccountID, c.partitions)), ticket.id(), []uuid.UUID{ticket.JobID})
 }
 
-func enqueue(ctx context.Context, client *asynq.Client, queue, id string, task *asynq.Task) error {
-	_, err := client.EnqueueContext(ctx, task,
+func enqueue(ctx context.Context, client *asynq.Client, queue, id string, jobs []uuid.UUID) error {
+	_, err := client.EnqueueContext(ctx, newTask(jobs),
 		asynq.TaskID(id), asynq.Queue(queue), asynq.MaxRetry(maxRetry), asynq.Timeout(ticketTimeout))
 	if err != nil && !errors.Is(err, asynq.ErrTaskIDConflict) {
 		return fmt.Errorf("enqueue ticket %s: %w", id, err)

@@ -28,7 +28,7 @@ func (c *Client) Run(ctx context.Context) error {
 	renew := time.NewTicker(announceEvery)
 	defer renew.Stop()
 	w := newWriter(c)
-	pause := lookEvery // doubles while nobody rings
+	pause := lookEvery // doubles while no ring waits
 	look := time.NewTimer(pause)
 	defer look.Stop()
 	for looking := true; ctx.Err() == nil; {
@@ -40,7 +40,9 @@ func (c *Client) Run(ctx context.Context) error {
 		case <-look.C:
 			w.look(writing)
 			looking = false
-			pause = min(2*pause, longestLook)
+			if pause = min(2*pause, longestLook); w.waits() {
+				pause = lookEvery
+			}
 		case <-renew.C:
 			w.asynq = asynq.NewClientFromRedisClient(c.redis)
 		case <-ctx.Done():
@@ -159,6 +161,16 @@ func (w *writer) look(ctx context.Context) {
 	}
 }
 
+// waits tells whether any ring waits.
+func (w *writer) waits() bool {
+	for _, line := range w.lines {
+		if len(line.rings) > 0 {
+			return true
+		}
+	}
+	return false
+}
+
 // shared is a ticket for several accounts of a partition.
 type shared struct {
 	partition int
@@ -198,7 +210,7 @@ func (w *writer) write(ctx context.Context, tickets []shared) (written bool) {
 func (w *writer) writeOne(ctx context.Context, ticket shared) error {
 	ctx, cancel := context.WithTimeout(ctx, ringTimeout)
 	defer cancel()
-	err := enqueue(ctx, w.asynq, Name(ticket.partition), ticket.jobs[0].String(), newTask(ticket.jobs))
+	err := enqueue(ctx, w.asynq, Name(ticket.partition), ticket.jobs[0].String(), ticket.jobs)
 	crash.At(crash.RingWritten)
 	return err
 }

@@ -142,7 +142,7 @@ func (s *Server) process(ctx context.Context, task *asynq.Task) error {
 // job, the sweep's perhaps, and each account waits for its own trouble alone.
 func (s *Server) goOn(ctx context.Context, queue, id string, jobs []uuid.UUID) error {
 	for _, job := range jobs {
-		if err := enqueue(ctx, s.client, queue, nextID(job, id), newTask([]uuid.UUID{job})); err != nil {
+		if err := enqueue(ctx, s.client, queue, nextID(job, id), []uuid.UUID{job}); err != nil {
 			return err
 		}
 	}

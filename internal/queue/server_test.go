@@ -190,7 +190,7 @@ func TestMore(t *testing.T) {
 		id, _ := asynq.GetTaskID(ctx)
 		handled <- turn{id, jobs}
 		if id == name(0, 0) {
-			err = enqueue(ctx, tickets, Name(partition), name(0, 1), newTask(jobs[:1])) // the sweep does
+			err = enqueue(ctx, tickets, Name(partition), name(0, 1), jobs[:1]) // the sweep does
 		}
 		return rest[id], err
 	}, asIs)
