@@ -4,7 +4,7 @@
 -- The forms of what never changes are looked at where somebody sets it, at the insert:
 -- that none of it changes, jobs_terms and accounts_terms hold. Postgres reads the tree
 -- of each check anew for every statement that changes a row, and matches the row with
--- its patterns: for these, a twelfth of what an apply cost it.
+-- its patterns: for these, some tenth of what an apply cost it.
 --
 -- last_seq starts at 0 and rises by one: accounts_start_empty, accounts_move.
 --
