@@ -49,9 +49,10 @@ var crashes = []crashRow{
 
 	{point: crash.TicketTaken, program: "worker", lead: threeTickets, jobs: "3 queued", tickets: 3},
 	{point: crash.ApplySent, program: "worker", lead: commitAlone, jobs: "1 succeeded, 2 queued", tickets: 3},
+	{point: crash.ApplySent, pass: 2, program: "worker", lead: halfBatch, jobs: "2 succeeded, 3 queued", tickets: 1, sweep: true},
+	{point: crash.ApplySent, program: "worker", lead: heldNeighbour, jobs: "1 succeeded, 4 queued", tickets: 1, sweep: true},
 	{point: crash.ApplySynced, program: "worker", lead: threeTickets, jobs: "1 succeeded, 2 queued", tickets: 3},
-	{point: crash.ApplySynced, pass: 2, program: "worker", lead: halfBatch, jobs: "2 succeeded, 3 queued", tickets: 1, sweep: true},
-	{point: crash.ApplySynced, program: "worker", lead: heldNeighbour, jobs: "1 succeeded, 4 queued", tickets: 1, sweep: true},
+	{point: crash.ApplySynced, pass: 2, program: "worker", lead: oneTicket(5), jobs: "5 succeeded", tickets: 1},
 	{point: crash.ApplyCommitted, program: "worker", lead: threeTickets, jobs: "1 succeeded, 2 queued", tickets: 3},
 	{point: crash.ApplyCommitted, pass: 2, program: "worker", lead: oneTicket(5), jobs: "5 succeeded", tickets: 1},
 

@@ -221,9 +221,7 @@ func (a *Applier) ApplyShared(ctx context.Context, tickets []uuid.UUID, limit in
 	}
 }
 
-// maxBatch bounds how many transactions share a round trip, and so how long one
-// account's lock, held by somebody else, can hold up the rest of its partition:
-// each that is the account's waits for it until Postgres's lock_timeout.
+// maxBatch bounds how many transactions share a round trip.
 const maxBatch = 32
 
 // line is an account's queued jobs up to a ticket's: the n oldest of them are to be
@@ -236,8 +234,8 @@ type line struct {
 	err    error
 }
 
-// applyLines applies what is to be applied of each line, one after another. What is
-// sent together fails by itself, but for a connection that is lost.
+// applyLines applies what is to be applied of each line, one after another. A line that
+// meets trouble goes no further; the others do, but for a connection that is lost.
 func (a *Applier) applyLines(ctx context.Context, lines []line) (applied []Applied, after []line) {
 	var sent []transaction
 	after = slices.Clone(lines)
@@ -247,16 +245,15 @@ func (a *Applier) applyLines(ctx context.Context, lines []line) (applied []Appli
 		}
 	}
 	for len(sent) > 0 {
-		batch := sent[:min(maxBatch, len(sent))]
-		some, heard, err := a.applyBatch(ctx, batch)
-		applied = append(applied, some...)
+		some, heard, err := a.applyBatch(ctx, sent[:min(maxBatch, len(sent))])
+		applied, sent = append(applied, some...), sent[heard:]
 		if err != nil {
-			for _, t := range sent[heard:] {
+			for _, t := range sent {
 				t.line.err = cmp.Or(t.line.err, err)
 			}
 			break
 		}
-		sent = sent[len(batch):]
+		sent = slices.DeleteFunc(sent, func(t transaction) bool { return t.line.err != nil })
 	}
 	return applied, after
 }
@@ -277,20 +274,28 @@ func (t transaction) statement() statement {
 // statement is one that applyBatch sends, prepared once a connection.
 type statement struct {
 	name, sql string
-	more      [][]byte // what it takes after the ticket's job
+	more      [][]byte // what an apply takes after the ticket's job
 }
 
 var (
 	maxAmount = binary.BigEndian.AppendUint64(nil, uint64(MaxAmount))
 	apply     = statement{"apply", applySQL, [][]byte{maxAmount}}
 	applyLast = statement{"apply_last", applyLastSQL, [][]byte{maxAmount, binary.BigEndian.AppendUint64(nil, maxBatch)}}
+	begin     = statement{name: "begin", sql: `BEGIN`}
+	commit    = statement{name: "commit", sql: `COMMIT`}
+	chain     = statement{name: "chain", sql: `COMMIT AND CHAIN`} // commits one and begins the next
 )
 
-// applyBatch sends the transactions in one flush: a Sync ends each, so that each
-// commits or fails by itself, in order. heard is of how many the end was; err is why it
-// was not of all. It waits for each answer for postgres.RoundTripTimeout, not for all of
-// them: so many locks that are not granted take Postgres longer. Then it leaves the
-// connection, and what was sent may still be applied, once.
+// flushEvery is how many transactions Postgres goes through between two answers: each
+// wakes this process, and costs both some tenth of an apply.
+const flushEvery = 8
+
+// applyBatch sends the transactions together. Each commits by itself, in order. The
+// first that fails ends them, and its line has the error: those behind it are not begun.
+// heard is of how many the end was; err is why nothing more can be heard. It waits for
+// each answer for postgres.RoundTripTimeout, not for all of them: so many flushes of a
+// slow disk take Postgres longer. Then it leaves the connection, and what was sent may
+// still be applied, once.
 //
 // A kill once they are sent stops none of them: Postgres holds the lock and
 // commits while nobody listens, until it notices that the connection is gone.
@@ -301,30 +306,60 @@ func (a *Applier) applyBatch(ctx context.Context, batch []transaction) (applied 
 	silence := time.AfterFunc(postgres.RoundTripTimeout, cancel)
 	defer silence.Stop()
 	err = a.pool.AcquireFunc(ctx, func(conn *pgxpool.Conn) error {
-		for _, s := range []statement{apply, applyLast} {
-			if _, err := conn.Conn().Prepare(ctx, s.name, s.sql); err != nil { // asks the server once a connection
+		prepared := map[string]*pgconn.StatementDescription{}
+		for _, s := range []statement{apply, applyLast, begin, commit, chain} {
+			description, err := conn.Conn().Prepare(ctx, s.name, s.sql) // asks the server once a connection
+			if err != nil {
 				return err
 			}
+			prepared[s.name] = description
 		}
 		pipeline := conn.Conn().PgConn().StartPipeline(ctx)
-		for _, t := range batch {
-			s := t.statement()
-			// By name: pgx 5.12 loses count of statements sent by their
-			// description, when one of them fails.
-			pipeline.SendQueryPrepared(s.name, append([][]byte{t.line.ticket[:]}, s.more...), inBinary, inBinary)
-			pipeline.SendPipelineSync()
-		}
+		sendBatch(pipeline, prepared, batch)
 		err := pipeline.Flush()
 		if err == nil {
 			crash.At(crash.ApplySent)
 			applied, heard, err = readApplied(pipeline, batch, func() { silence.Reset(postgres.RoundTripTimeout) })
 		}
-		return errors.Join(err, pipeline.Close())
+		err = errors.Join(err, pipeline.Close())
+		if err == nil && heard < len(batch) { // one failed, and Postgres waits for the end of it
+			_, err = conn.Exec(ctx, "ROLLBACK")
+		}
+		return err
 	})
 	if err == nil {
 		crash.At(crash.ApplyCommitted)
 	}
 	return applied, heard, err
+}
+
+// sendBatch sends the batch's transactions with a single Sync at their end, which Postgres
+// answers by itself and commits the last one at, or one alone. The others are in BEGIN
+// and COMMIT, so that there is nothing to answer after each.
+func sendBatch(pipeline *pgconn.Pipeline, prepared map[string]*pgconn.StatementDescription, batch []transaction) {
+	send := func(s statement, args ...[]byte) {
+		// By a description: by its name each would be described anew. pgx 5.12 loses
+		// count of descriptions when one fails, but not before the Sync.
+		pipeline.SendQueryStatement(prepared[s.name], args, inBinary, inBinary)
+	}
+	if len(batch) > 1 {
+		send(begin)
+	}
+	for i, t := range batch {
+		s := t.statement()
+		send(s, append([][]byte{t.line.ticket[:]}, s.more...)...)
+		switch behind := len(batch) - 1 - i; behind {
+		case 0:
+			pipeline.SendPipelineSync()
+		case 1:
+			send(commit)
+		default:
+			send(chain)
+		}
+		if i%flushEvery == flushEvery-1 && i < len(batch)-1 {
+			pipeline.SendFlushRequest()
+		}
+	}
 }
 
 // ApplyStatements are what applyBatch sends for a job that has others behind it, in the
@@ -333,28 +368,31 @@ func (a *Applier) applyBatch(ctx context.Context, batch []transaction) (applied 
 // comment says.
 func ApplyStatements() []string { return []string{applySQL} }
 
-// readApplied reads what became of each transaction, and calls each for each answer. A
-// job counts only once its Sync is answered: that is when Postgres says that the
-// transaction is committed.
+// readApplied reads what became of each transaction, up to the first that failed, and
+// calls each for each answer. A job counts only once the end of its transaction is
+// answered, its COMMIT or the Sync: that is when Postgres says that it is committed.
 func readApplied(pipeline *pgconn.Pipeline, batch []transaction, each func()) (applied []Applied, heard int, err error) {
+	if len(batch) > 1 {
+		if _, err := pipeline.GetResults(); err != nil { // of BEGIN
+			return nil, 0, err
+		}
+	}
 	for i, t := range batch {
-		results, err := pipeline.GetResults()
+		taken, err := t.hear(pipeline)
 		each()
-		var uncommitted []Applied
-		if answer, ok := results.(*pgconn.ResultReader); ok {
-			uncommitted, err = t.read(answer)
+		if err == nil || errors.Is(err, ErrJobNotFound) {
+			t.line.err = err
+			_, err = pipeline.GetResults()
+			each()
+		}
+		if _, failed := errors.AsType[*pgconn.PgError](err); failed {
+			t.line.err = err
+			return applied, i + 1, nil
 		}
 		if err != nil {
-			t.line.err = cmp.Or(t.line.err, err)
-			if _, refused := errors.AsType[*pgconn.PgError](err); !refused && !errors.Is(err, ErrJobNotFound) {
-				return applied, i, err // no connection, no more answers
-			}
+			return applied, i, err // no connection, no more answers
 		}
-		if _, err := pipeline.GetResults(); err != nil {
-			return applied, i, err
-		}
-		each()
-		applied = append(applied, uncommitted...)
+		applied = append(applied, taken...)
 		crash.At(crash.ApplySynced)
 	}
 	return applied, len(batch), nil
@@ -373,9 +411,17 @@ const (
 	leftColumn
 )
 
-// read reads what the transaction has taken, if anything, and how much its line has
+// hear hears what the transaction has taken, if anything, and how much its line has
 // left. pgx would plan anew for each row how to read it, an eighth of what a worker does.
-func (t transaction) read(answer *pgconn.ResultReader) (taken []Applied, err error) {
+func (t transaction) hear(pipeline *pgconn.Pipeline) (taken []Applied, err error) {
+	results, err := pipeline.GetResults()
+	if err != nil {
+		return nil, err
+	}
+	answer, ok := results.(*pgconn.ResultReader)
+	if !ok {
+		return nil, fmt.Errorf("%T where a job was to be answered", results)
+	}
 	result := answer.Read()
 	switch {
 	case result.Err != nil:

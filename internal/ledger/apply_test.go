@@ -127,6 +127,77 @@ func TestApplySharedWithoutAConnection(t *testing.T) {
 	}
 }
 
+// Of tickets that share flushes the one whose account is in trouble, refused or locked,
+// is told of. The others lose nothing by it, and the connection is good for more.
+func TestApplySharedBesideTrouble(t *testing.T) {
+	t.Parallel()
+	tests := []struct {
+		name, trouble string
+		kept          bool // until it is over with the transaction
+	}{
+		{"Refused", `ALTER TABLE transactions ADD CONSTRAINT unlucky CHECK (amount <> 13)`, false},
+		{"Locked", `SELECT FROM accounts WHERE id = (SELECT account_id FROM jobs WHERE amount = 13) FOR UPDATE`, true},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
+			pool := testenv.Pool(t)
+			user := ledgertest.User(t, pool)
+			var tickets []uuid.UUID
+			for i := range 5 {
+				account := ledgertest.Account(t, pool, user, 0)
+				if i == 2 {
+					ledgertest.Job(t, pool, account, ledger.Deposit, 13)
+				}
+				for range 3 {
+					tickets = append(tickets[:i], ledgertest.Job(t, pool, account, ledger.Deposit, 1))
+				}
+			}
+			config := pool.Config()
+			config.MaxConns = 1
+			config.ConnConfig.RuntimeParams["lock_timeout"] = "50"
+			single, err := pgxpool.NewWithConfig(t.Context(), config)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer single.Close()
+			holder, err := pool.Begin(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer holder.Rollback(t.Context()) //nolint:errcheck // it is over by then
+			if _, err := holder.Exec(t.Context(), test.trouble); err != nil {
+				t.Fatal(err)
+			}
+			if !test.kept {
+				if err := holder.Commit(t.Context()); err != nil {
+					t.Fatal(err)
+				}
+			}
+			before := backend(t, single)
+			applied, rest, troubled := ledger.NewApplier(single).ApplyShared(t.Context(), tickets, 64)
+			if len(applied) != 4*3 || len(rest) > 0 || !slices.Equal(troubled, tickets[2:3]) {
+				t.Errorf("applied %d, %d need another turn, in trouble are %v; want 12, none, and %s", len(applied), len(rest), troubled, tickets[2])
+			}
+			if n := attempts(t, pool); n != 0 {
+				t.Errorf("%d attempts are counted; Apply counts them", n)
+			}
+			if after := backend(t, single); after != before {
+				t.Error("the connection was lost")
+			}
+		})
+	}
+}
+
+// backend is the process behind the pool's one connection.
+func backend(t *testing.T, single *pgxpool.Pool) (pid int) {
+	t.Helper()
+	if err := single.QueryRow(t.Context(), `SELECT pg_backend_pid()`).Scan(&pid); err != nil {
+		t.Fatal(err)
+	}
+	return pid
+}
+
 // An account that is not there, as a bad restore may leave one, holds nobody up for ever.
 func TestApplyWithoutAnAccount(t *testing.T) {
 	t.Parallel()

@@ -2,7 +2,10 @@ package ledger_test
 
 import (
 	"errors"
+	"slices"
 	"testing"
+
+	"github.com/google/uuid"
 
 	"github.com/passbook/passbook/internal/ledger"
 	"github.com/passbook/passbook/internal/ledger/ledgertest"
@@ -13,23 +16,42 @@ import (
 // answered: here the connection dies between the two.
 func TestApplyAnswersOnlyWhatIsCommitted(t *testing.T) {
 	t.Parallel()
-	pool := testenv.Pool(t)
-	for _, sql := range faultSQL {
-		ledgertest.Exec(t, pool, sql)
+	tests := []struct {
+		name    string
+		amounts []int64 // of the account's jobs
+	}{
+		{"Alone", []int64{killedAmount}},
+		{"FirstOfABatch", []int64{1, killedAmount, 2, 3}},
+		{"LastOfABatch", []int64{1, 2, killedAmount}},
 	}
-	account := ledgertest.Account(t, pool, ledgertest.User(t, pool), 0)
-	ledgertest.Exec(t, pool, `INSERT INTO faults VALUES ($1, $2, 'commit')`, account.ID, killedAmount)
-	id := ledgertest.Job(t, pool, account, ledger.Deposit, killedAmount)
-	applied, more, err := ledger.NewApplier(pool).Apply(t.Context(), id, 64)
-	if err == nil || !more || len(applied) > 0 {
-		t.Errorf("answered with %+v, more %t, %v before the commit", applied, more, err)
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
+			pool := testenv.Pool(t)
+			for _, sql := range faultSQL {
+				ledgertest.Exec(t, pool, sql)
+			}
+			account := ledgertest.Account(t, pool, ledgertest.User(t, pool), 0)
+			ledgertest.Exec(t, pool, `INSERT INTO faults VALUES ($1, $2, 'commit')`, account.ID, killedAmount)
+			var ids []uuid.UUID
+			for _, amount := range test.amounts {
+				ids = append(ids, ledgertest.Job(t, pool, account, ledger.Deposit, amount))
+			}
+			before := slices.Index(test.amounts, killedAmount)
+			applied, more, err := ledger.NewApplier(pool).Apply(t.Context(), ids[len(ids)-1], 64)
+			if err == nil || !more || len(applied) != before {
+				t.Errorf("answered with %+v, more %t, %v before the commit", applied, more, err)
+			}
+			for i, id := range ids[before:] {
+				if got := readJob(t, pool, id).String(); got != queued {
+					t.Errorf("job %d is %s, want %s", before+i, got, queued)
+				}
+			}
+			ledgertest.Exec(t, pool, `DELETE FROM faults`)
+			apply(t, pool, ids[len(ids)-1])
+			ledgertest.Check(t, pool)
+		})
 	}
-	if got, want := readJob(t, pool, id).String(), queued; got != want {
-		t.Errorf("job is %s, want %s", got, want)
-	}
-	ledgertest.Exec(t, pool, `DELETE FROM faults`)
-	apply(t, pool, id)
-	ledgertest.Check(t, pool)
 }
 
 // Jobs that were dated by clocks that were ahead, or have been set back since,

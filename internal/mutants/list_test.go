@@ -105,11 +105,11 @@ var mutations = []mutation{
 	{
 		"what is not committed is answered", once,
 		[]edit{
-			{apply, `applied = append(applied, uncommitted...)`, ``},
+			{apply, `applied = append(applied, taken...)`, ``},
 			{
-				apply, `uncommitted, err = t.read(answer)`,
-				`uncommitted, err = t.read(answer)
-				applied = append(applied, uncommitted...)`,
+				apply, `taken, err := t.hear(pipeline)`,
+				`taken, err := t.hear(pipeline)
+				applied = append(applied, taken...)`,
 			},
 		},
 		[]string{"-run=^TestApplyAnswersOnlyWhatIsCommitted$ ./internal/ledger"},

@@ -27,8 +27,7 @@ const (
 // Apply is the queue's handler: it applies the account of each of the ticket's
 // jobs up to that job, a turn at most. rest are the jobs whose accounts need
 // another one. One account's trouble is told. An account that is locked holds the
-// others up for Postgres's lock_timeout, once for each of its jobs that were sent
-// together: the oldest alone, where it was locked before, and once more by itself.
+// others up for Postgres's lock_timeout, twice: beside them and once more by itself.
 //
 // A kill before Postgres has heard of it leaves the jobs queued; the account's
 // next ticket takes them, or the sweep's does.
