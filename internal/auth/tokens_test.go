@@ -289,17 +289,70 @@ func whatIsWrong(header, claims []byte, identity Identity, now int64) string {
 	return ""
 }
 
-func BenchmarkVerify(b *testing.B) {
-	s := newTestSigner(b)
-	token, err := s.sign(testIdentity(), newClock().Now())
+// A token that is remembered is good for no longer than it says, and for no other.
+func TestVerifyKnown(t *testing.T) {
+	t.Parallel()
+	s, identity, now := newTestSigner(t), testIdentity(), newClock().Now()
+	token, err := s.sign(identity, now)
 	if err != nil {
-		b.Fatal(err)
+		t.Fatal(err)
 	}
-	b.ReportAllocs()
-	for b.Loop() {
-		if _, err := s.verify(token); err != nil {
-			b.Fatal(err)
+	for range 2 {
+		if got, err := s.verifyAt(token, now); err != nil || got != identity {
+			t.Errorf("got %+v, %v; want %+v", got, err, identity)
 		}
+	}
+	if len(s.verified.seen) != 1 {
+		t.Fatalf("%d tokens are remembered, want one", len(s.verified.seen))
+	}
+	if _, err := s.verifyAt(token, now.Add(accessTokenLife)); err == nil {
+		t.Error("it is good for ever")
+	}
+	for i, c := range []byte(token) {
+		forged := []byte(token)
+		forged[i] = 'A'
+		if c == 'A' {
+			forged[i] = 'B'
+		}
+		if _, err := s.verify(string(forged)); err == nil {
+			t.Errorf("it is good with %q at %d, too", forged[i], i)
+		}
+	}
+	if len(s.verified.seen) != 1 {
+		t.Errorf("%d tokens are remembered, forged ones among them", len(s.verified.seen))
+	}
+	for i := range maxVerified {
+		s.verified.keep([32]byte{byte(i), byte(i >> 8), byte(i >> 16), 1}, accessClaims{})
+	}
+	if n := len(s.verified.seen); n > maxVerified {
+		t.Errorf("%d tokens are remembered", n)
+	}
+	if got, err := s.verifyAt(token, now); err != nil || got != identity {
+		t.Errorf("once forgotten: got %+v, %v; want %+v", got, err, identity)
+	}
+}
+
+func BenchmarkVerify(b *testing.B) {
+	for _, bench := range []struct {
+		name  string
+		known bool
+	}{{"New", false}, {"Known", true}} {
+		b.Run(bench.name, func(b *testing.B) {
+			s := newTestSigner(b)
+			token, err := s.sign(testIdentity(), newClock().Now())
+			if err != nil {
+				b.Fatal(err)
+			}
+			b.ReportAllocs()
+			for b.Loop() {
+				if !bench.known {
+					clear(s.verified.seen)
+				}
+				if _, err := s.verify(token); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
 	}
 }
 
