@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/google/uuid"
@@ -21,9 +22,11 @@ import (
 const (
 	// maxBatch is how many accepts share an insert.
 	maxBatch = 64
-	// committers is how many inserts are under way at once. While they wait
-	// for the disk the next batch collects; more of them would make batches
-	// smaller, not faster.
+	// slowInsert is how long an insert may take before the next one begins: while
+	// it is under way the next batch collects, and more at once would make batches
+	// smaller, not faster. One that is slow may wait for a lock, which the others
+	// need not, or for a standby. committers bounds how many are then under way.
+	slowInsert = 10 * time.Millisecond
 	committers = 2
 	// maxWaiting is how many accepts wait for a committer before the next one
 	// waits at the door.
@@ -120,19 +123,33 @@ func (a *Acceptor) Accept(ctx context.Context, req Request) (job Job, replayed b
 // its last request by then.
 func (a *Acceptor) Run(ctx context.Context) error {
 	var group errgroup.Group
+	turn := make(chan struct{}, 1) // to collect
+	turn <- struct{}{}
 	for range committers {
 		group.Go(func() error {
-			for {
-				batch := a.collect(ctx)
-				if len(batch) == 0 {
-					return nil
-				}
-				crash.At(crash.AcceptCollected)
-				a.commit(ctx, batch)
+			for a.commitNext(ctx, turn) {
 			}
+			return nil
 		})
 	}
 	return group.Wait()
+}
+
+// commitNext waits for its turn, collects a batch and commits it. The turn is the next
+// one's when that is done, or takes long. False when ctx has ended.
+func (a *Acceptor) commitNext(ctx context.Context, turn chan struct{}) (collected bool) {
+	<-turn
+	over := sync.OnceFunc(func() { turn <- struct{}{} })
+	defer over()
+	batch := a.collect(ctx)
+	if len(batch) == 0 {
+		return false
+	}
+	slow := time.AfterFunc(slowInsert, over)
+	defer slow.Stop()
+	crash.At(crash.AcceptCollected)
+	a.commit(ctx, batch)
+	return true
 }
 
 // collect waits for one ask and takes those that are there with it. Nobody
@@ -198,8 +215,9 @@ const lockSQL = `SELECT pg_advisory_xact_lock_shared(key) FROM unnest($1::bigint
 //
 // $1 ids, $2 users, $3 account numbers, $4 keys, $5 types, $6 amounts,
 // $7 descriptions, $8 the accounts' room where it is known, as arrays; $9 how
-// many queued jobs an account may have. A row for each ask whose account is the
-// caller's; without a position where nothing was inserted.
+// many queued jobs an account may have. A row without a position for each ask whose
+// account is the caller's, and then one with it for each that was inserted: to join
+// them, Postgres would hold each ask against each job.
 const insertSQL = `
 	WITH asked AS (
 		SELECT *, max(CASE nth WHEN 1 THEN coalesce(known, $9 - (
@@ -224,10 +242,10 @@ const insertSQL = `
 		WHERE nth <= room AND NOT opened
 		ORDER BY user_id, key COLLATE "C"
 		ON CONFLICT (user_id, idempotency_key) DO NOTHING
-		RETURNING id, position, created_at
+		RETURNING id, account_id, position, created_at
 	)
-	SELECT asked.id, account_id, currency, opened, room, position, created_at
-	FROM asked LEFT JOIN inserted USING (id)`
+	SELECT id, account_id, currency, opened, room, NULL::bigint, NULL::timestamptz FROM asked UNION ALL
+	SELECT id, account_id, '', false, 0, position, created_at FROM inserted`
 
 // InsertStatements are what insert sends for a batch, in the order in which they
 // share a transaction, for the benchmark to give to pgbench. Each takes what its
@@ -264,8 +282,12 @@ func (a *Acceptor) insert(ctx context.Context, batch []*ask) (map[uuid.UUID]inse
 	crash.At(crash.AcceptCommitted)
 	a.ring(rows)
 	crash.At(crash.AcceptRung)
-	inserted := make(map[uuid.UUID]insertedRow, len(rows))
+	inserted := make(map[uuid.UUID]insertedRow, len(batch))
 	for _, row := range rows {
+		if row.Position != nil {
+			asked := inserted[row.ID]
+			row.Currency, row.Opened, row.Room = asked.Currency, asked.Opened, asked.Room
+		}
 		inserted[row.ID] = row
 	}
 	return inserted, nil

@@ -288,7 +288,7 @@ var (
 
 // flushEvery is how many transactions Postgres goes through between two answers: each
 // wakes this process, and costs both some tenth of an apply.
-const flushEvery = 8
+const flushEvery = 16
 
 // applyBatch sends the transactions together. Each commits by itself, in order. The
 // first that fails ends them, and its line has the error: those behind it are not begun.
