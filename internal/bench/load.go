@@ -73,7 +73,7 @@ func evenly(n int, rate float64) []time.Duration {
 type posted struct {
 	began time.Time       // the first request
 	took  time.Duration   // to the last answer
-	waits []time.Duration // of each order, from when it was sent, or was due
+	waits []time.Duration // of each order, from when it was sent, or was due and found no connection
 }
 
 // posting is a load on its way.
@@ -85,8 +85,8 @@ type posting struct {
 }
 
 // post has visit see to every order once, over n connections to the doors in
-// turn. Where orders are due at a time, what a late one waits for a free
-// connection counts as its wait.
+// turn. Where orders are due at a time, what one waits for a free connection counts
+// as its wait.
 func (s *scene) post(ctx context.Context, orders []order, due []time.Duration, n int, visit func(*connection, order) error) (posted, error) {
 	s.jobs += len(orders)
 	p := &posting{orders: orders, due: due, posted: posted{waits: make([]time.Duration, len(orders))}}
@@ -131,8 +131,11 @@ func (p *posting) work(ctx context.Context, c *connection, visit func(*connectio
 		from := time.Now()
 		if p.due != nil {
 			from = p.began.Add(p.due[i])
-			if err := sleep(ctx, time.Until(from)); err != nil {
-				return err
+			if early := time.Until(from); early > 0 {
+				if err := sleep(ctx, early); err != nil {
+					return err
+				}
+				from = time.Now() // Go's timers are up to a millisecond late, where a process rests
 			}
 		}
 		if err := visit(c, p.orders[i]); err != nil {
