@@ -53,6 +53,7 @@ var crashes = []crashRow{
 	{point: crash.ApplySent, program: "worker", lead: heldNeighbour, jobs: "1 succeeded, 4 queued", tickets: 1, sweep: true},
 	{point: crash.ApplySynced, program: "worker", lead: threeTickets, jobs: "1 succeeded, 2 queued", tickets: 3},
 	{point: crash.ApplySynced, pass: 2, program: "worker", lead: oneTicket(5), jobs: "5 succeeded", tickets: 1},
+	{point: crash.ApplySynced, pass: 9, program: "worker", lead: heardInPart, jobs: "10 succeeded, 10 queued", tickets: 1, sweep: true},
 	{point: crash.ApplyCommitted, program: "worker", lead: threeTickets, jobs: "1 succeeded, 2 queued", tickets: 3},
 	{point: crash.ApplyCommitted, pass: 2, program: "worker", lead: oneTicket(5), jobs: "5 succeeded", tickets: 1},
 
@@ -212,8 +213,8 @@ func sharedTicket(n int) func(*crashScene) {
 	}
 }
 
-// heldNeighbour is a worker's: of the accounts that share a ticket it has heard
-// from the first, and Postgres is held at the second.
+// heldNeighbour is a worker's: it has sent for the accounts that share a ticket, and
+// Postgres has committed the first one's and is held at the second.
 func heldNeighbour(sc *crashScene) {
 	sc.closeGate(fmt.Sprintf(`BEFORE INSERT ON transactions FOR EACH ROW WHEN (NEW.amount = %d)`, neighbourly))
 	sharedTicket(3)(sc)
@@ -240,11 +241,19 @@ func commitAlone(sc *crashScene) {
 }
 
 // halfBatch is a worker's: of five orders the first is applied by itself, the
-// rest in one batch, of which Postgres has answered the first and is held at
+// rest in one batch, of which Postgres has committed the first and is held at
 // the second.
 func halfBatch(sc *crashScene) {
 	sc.closeGate(`BEFORE INSERT ON transactions FOR EACH ROW WHEN (NEW.seq = 4)`)
 	oneTicket(5)(sc)
+	sc.held(1)
+}
+
+// heardInPart is a worker's: of the batch behind the first of twenty orders it has
+// heard of eight, and Postgres is held at the tenth.
+func heardInPart(sc *crashScene) {
+	sc.closeGate(`BEFORE INSERT ON transactions FOR EACH ROW WHEN (NEW.seq = 12)`)
+	oneTicket(20)(sc)
 	sc.held(1)
 }
 

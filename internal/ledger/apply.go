@@ -288,14 +288,14 @@ var (
 
 // flushEvery is how many transactions Postgres goes through between two answers: each
 // wakes this process, and costs both some tenth of an apply.
-const flushEvery = 16
+const flushEvery = 8
 
 // applyBatch sends the transactions together. Each commits by itself, in order. The
 // first that fails ends them, and its line has the error: those behind it are not begun.
 // heard is of how many the end was; err is why nothing more can be heard. It waits for
-// each answer for postgres.RoundTripTimeout, not for all of them: so many flushes of a
-// slow disk take Postgres longer. Then it leaves the connection, and what was sent may
-// still be applied, once.
+// postgres.RoundTripTimeout for flushEvery of them, or for one that fails. Then it leaves
+// the connection, as if Postgres were down, and what was sent may still be applied, once:
+// of a disk or a standby that takes half a second for a commit it hears little.
 //
 // A kill once they are sent stops none of them: Postgres holds the lock and
 // commits while nobody listens, until it notices that the connection is gone.
@@ -338,8 +338,8 @@ func (a *Applier) applyBatch(ctx context.Context, batch []transaction) (applied 
 // and COMMIT, so that there is nothing to answer after each.
 func sendBatch(pipeline *pgconn.Pipeline, prepared map[string]*pgconn.StatementDescription, batch []transaction) {
 	send := func(s statement, args ...[]byte) {
-		// By a description: by its name each would be described anew. pgx 5.12 loses
-		// count of descriptions when one fails, but not before the Sync.
+		// By a description: by its name each apply would be described anew. pgx 5.12
+		// loses count of descriptions when one fails, but not before the Sync.
 		pipeline.SendQueryStatement(prepared[s.name], args, inBinary, inBinary)
 	}
 	if len(batch) > 1 {
@@ -382,7 +382,7 @@ func readApplied(pipeline *pgconn.Pipeline, batch []transaction, each func()) (a
 		each()
 		if err == nil || errors.Is(err, ErrJobNotFound) {
 			t.line.err = err
-			_, err = pipeline.GetResults()
+			err = hearCommit(pipeline)
 			each()
 		}
 		if _, failed := errors.AsType[*pgconn.PgError](err); failed {
@@ -396,6 +396,23 @@ func readApplied(pipeline *pgconn.Pipeline, batch []transaction, each func()) (a
 		crash.At(crash.ApplySynced)
 	}
 	return applied, len(batch), nil
+}
+
+// hearCommit hears the end of a transaction.
+func hearCommit(pipeline *pgconn.Pipeline) error {
+	results, err := pipeline.GetResults()
+	if err != nil {
+		return err
+	}
+	switch end := results.(type) {
+	case *pgconn.PipelineSync:
+		return nil
+	case *pgconn.ResultReader:
+		if tag, err := end.Close(); err != nil || tag.String() == "COMMIT" {
+			return err
+		}
+	}
+	return fmt.Errorf("%T where a commit was to be answered", results)
 }
 
 // inBinary is how parameters and answers go over the wire; an enum's label is its text.

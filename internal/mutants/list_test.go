@@ -175,7 +175,7 @@ var mutations = []mutation{
 	{
 		"one transaction a batch", alone,
 		[]edit{
-			{apply, `pipeline.SendPipelineSync()`, `if t == batch[len(batch)-1] { pipeline.SendPipelineSync() }`},
+			{apply, `sql: ` + "`COMMIT AND CHAIN`", `sql: ` + "`SAVEPOINT chained`"},
 		},
 		[]string{"-run=^TestApplyRefusedJob$ ./internal/ledger"},
 	},
