@@ -71,6 +71,9 @@ func Open(ctx context.Context, cfg Config) (*pgxpool.Pool, error) {
 	params["statement_timeout"] = milliseconds(statementTimeout)
 	params["lock_timeout"] = milliseconds(lockTimeout)
 	params["idle_in_transaction_session_timeout"] = milliseconds(idleTimeout)
+	// A host that vanishes between an apply and its COMMIT leaves the account locked
+	// until Postgres notices: by itself after two hours, this way within 20 s.
+	params["tcp_keepalives_idle"], params["tcp_keepalives_interval"], params["tcp_keepalives_count"] = "5", "5", "3"
 	if cfg.Serving {
 		params["enable_seqscan"] = "off"
 		params["enable_bitmapscan"] = "off"

@@ -65,7 +65,18 @@ func TestOpenDemandsDurability(t *testing.T) {
 	}
 }
 
-// Nor is one that was told to give each transaction one snapshot.
+// A client whose host has vanished is noticed within 20 s.
+func TestOpenAsksWhetherTheClientIsThere(t *testing.T) {
+	t.Parallel()
+	pool := open(t, testenv.Postgres(t))
+	for name, want := range map[string]string{"tcp_keepalives_idle": "5", "tcp_keepalives_interval": "5", "tcp_keepalives_count": "3"} {
+		if got := setting(t, pool, name); got != want {
+			t.Errorf("%s is %s, want %s", name, got, want)
+		}
+	}
+}
+
+// A database that was told to give each transaction one snapshot is not believed, either.
 func TestOpenReadsWhatIsCommitted(t *testing.T) {
 	t.Parallel()
 	url := testenv.Postgres(t)
