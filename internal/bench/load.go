@@ -122,6 +122,10 @@ func (s *scene) post(ctx context.Context, orders []order, due []time.Duration, n
 	return p.posted, err
 }
 
+// timerLateness is by how much Go's timers may be late where a process rests: that is
+// the load's own, and not its order's wait.
+const timerLateness = time.Millisecond
+
 func (p *posting) work(ctx context.Context, c *connection, visit func(*connection, order) error) error {
 	for {
 		i := int(p.next.Add(1)) - 1
@@ -135,7 +139,7 @@ func (p *posting) work(ctx context.Context, c *connection, visit func(*connectio
 				if err := sleep(ctx, early); err != nil {
 					return err
 				}
-				from = time.Now() // Go's timers are up to a millisecond late, where a process rests
+				from = from.Add(min(time.Since(from), timerLateness))
 			}
 		}
 		if err := visit(c, p.orders[i]); err != nil {

@@ -162,12 +162,8 @@ func (a *Acceptor) collect(ctx context.Context) (batch []*ask) {
 		case first := <-a.asks:
 			batch = append(batch, first)
 		}
-		for len(batch) < maxBatch && len(a.asks) > 0 {
-			select {
-			case next := <-a.asks:
-				batch = append(batch, next)
-			default: // the other committer took it
-			}
+		for len(batch) < maxBatch && len(a.asks) > 0 { // and nobody else takes them
+			batch = append(batch, <-a.asks)
 		}
 		batch = slices.DeleteFunc(batch, func(asked *ask) bool { return asked.ctx.Err() != nil })
 	}
@@ -216,8 +212,8 @@ const lockSQL = `SELECT pg_advisory_xact_lock_shared(key) FROM unnest($1::bigint
 // $1 ids, $2 users, $3 account numbers, $4 keys, $5 types, $6 amounts,
 // $7 descriptions, $8 the accounts' room where it is known, as arrays; $9 how
 // many queued jobs an account may have. A row without a position for each ask whose
-// account is the caller's, and then one with it for each that was inserted: to join
-// them, Postgres would hold each ask against each job.
+// account is the caller's, and one with it for each that was inserted: to join them,
+// Postgres would hold each ask against each job.
 const insertSQL = `
 	WITH asked AS (
 		SELECT *, max(CASE nth WHEN 1 THEN coalesce(known, $9 - (
@@ -284,11 +280,16 @@ func (a *Acceptor) insert(ctx context.Context, batch []*ask) (map[uuid.UUID]inse
 	crash.At(crash.AcceptRung)
 	inserted := make(map[uuid.UUID]insertedRow, len(batch))
 	for _, row := range rows {
+		if row.Position == nil {
+			inserted[row.ID] = row
+		}
+	}
+	for _, row := range rows {
 		if row.Position != nil {
 			asked := inserted[row.ID]
-			row.Currency, row.Opened, row.Room = asked.Currency, asked.Opened, asked.Room
+			asked.Position, asked.CreatedAt = row.Position, row.CreatedAt
+			inserted[row.ID] = asked
 		}
-		inserted[row.ID] = row
 	}
 	return inserted, nil
 }
