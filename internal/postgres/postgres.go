@@ -34,7 +34,8 @@ const (
 // RoundTripTimeout is how long a client waits for the next answer, before it
 // takes the connection for one that swallows everything and leaves it. It is
 // longer than Postgres's own time-outs on a serving connection, so that a
-// statement which is only slow is ended by Postgres, and its error is heard.
+// statement which is only slow is ended by Postgres, and its error is heard. Applies
+// that are sent together share it, some at a time.
 const RoundTripTimeout = lockTimeout + servingStatementTimeout + 1500*time.Millisecond
 
 // Config says which database to open and how wide.
