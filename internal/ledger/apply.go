@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"time"
 
@@ -45,7 +46,7 @@ func NewApplier(pool *pgxpool.Pool) *Applier {
 	return &Applier{pool: pool}
 }
 
-// takeSQL applies the account's oldest queued job, if that is the ticket's or an
+// applySQL applies the account's oldest queued job, if that is the ticket's or an
 // older one: it locks the account, decides, finishes the job, moves the balance and
 // writes the history, in one statement. All times come from Postgres's clock;
 // created_at never goes back within an account, even where that clock does.
@@ -65,8 +66,9 @@ func NewApplier(pool *pgxpool.Pool) *Applier {
 //
 // https://www.postgresql.org/docs/current/transaction-iso.html#XACT-READ-COMMITTED
 //
-// $1 the ticket's job, $2 MaxAmount.
-const takeSQL = `
+// $1 the ticket's job, $2 MaxAmount. One row, the job; none where no job up to the
+// ticket's was queued, or somebody else was faster.
+const applySQL = `
 	WITH locked AS (
 		SELECT head.id, head.type, head.amount, head.created_at, account.balance, account.last_seq, account.last_at
 		FROM jobs ticket, LATERAL (` + headSQL + `
@@ -92,7 +94,8 @@ const takeSQL = `
 		INSERT INTO transactions (account_id, seq, type, amount, balance_after, description, job_id, created_at)
 		SELECT account_id, seq, type, amount, balance_after, description, id, finished_at
 		FROM taken WHERE status = 'succeeded'
-	)`
+	)
+	SELECT id, type, status, created_at, finished_at FROM taken`
 
 // verdictSQL decides on the job that is locked.
 const verdictSQL = `
@@ -107,32 +110,26 @@ const verdictSQL = `
 // headSQL is the oldest queued job of ticket's account, if that is the ticket's or an
 // older one: one step into jobs_queued.
 const headSQL = `
-			SELECT * FROM jobs
-			WHERE account_id = ticket.account_id AND status = 'queued' AND position <= ticket.position
+			SELECT * ` + lineSQL + `
 			ORDER BY position
 			LIMIT 1`
 
-// applySQL answers with the job that takeSQL has taken. No row where no job up to the
-// ticket's was queued, or somebody else was faster.
-const applySQL = takeSQL + `
-	SELECT id, type, status, created_at, finished_at FROM taken`
+// lineSQL is the account's queued jobs up to ticket's.
+const lineSQL = `FROM jobs
+			WHERE account_id = ticket.account_id AND status = 'queued' AND position <= ticket.position`
 
-// applyLastSQL does the same, and tells how many jobs up to the ticket's are left: the
-// ticket's own comes last. One row, the job null where none was taken; no row where
-// there is no such ticket's job.
+// leftSQL counts the jobs that are still queued of each ticket's account, up to the
+// ticket's own.
 //
-// $3 how far to count.
-const applyLastSQL = takeSQL + `
-	SELECT taken.id, taken.type, taken.status, taken.created_at, taken.finished_at,
-		CASE WHEN taken.id = ticket.id THEN 0 ELSE (
-			SELECT count(*) FROM (
-				SELECT FROM jobs line
-				WHERE line.account_id = ticket.account_id AND line.status = 'queued'
-					AND line.position > coalesce(taken.position, 0) AND line.position <= ticket.position
-				LIMIT $3
-			) line
-		) END
-	FROM jobs ticket LEFT JOIN taken ON true WHERE ticket.id = $1`
+// $1 the tickets' jobs, $2 how far to count. A row for each ticket whose job there is.
+const leftSQL = `
+	SELECT ticket.id, (
+		SELECT count(*) FROM (
+			SELECT ` + lineSQL + `
+			LIMIT $2
+		) line
+	)
+	FROM jobs ticket WHERE ticket.id = ANY ($1)`
 
 // Apply applies the queued jobs of the ticket's account in order of position,
 // up to the ticket's own job and at most limit of them, each in a transaction of
@@ -148,9 +145,9 @@ const applyLastSQL = takeSQL + `
 func (a *Applier) Apply(ctx context.Context, ticket uuid.UUID, limit int) (applied []Applied, more bool, err error) {
 	// Most tickets find just their own job in line: one transaction, one round
 	// trip. Only when an older job was first do the others share the next.
-	for n, vain := 1, 0; n > 0; n = min(n, limit-len(applied), maxBatch) {
+	for l, vain := (line{ticket: ticket, n: 1}), 0; l.n > 0; l.n = min(l.left, limit-len(applied)) {
 		var batch []Applied
-		batch, n, err = a.next(ctx, ticket, n)
+		batch, l, err = a.next(ctx, l)
 		applied = append(applied, batch...)
 		if vain++; len(batch) > 0 {
 			vain = 0
@@ -159,7 +156,7 @@ func (a *Applier) Apply(ctx context.Context, ticket uuid.UUID, limit int) (appli
 		case err != nil:
 			return applied, true, err
 		case len(applied) >= limit, vain == maxVain:
-			return applied, n > 0, nil
+			return applied, l.left > 0, nil
 		}
 	}
 	return applied, false, nil
@@ -169,23 +166,22 @@ func (a *Applier) Apply(ctx context.Context, ticket uuid.UUID, limit int) (appli
 // leaves the account to them, and its partition to others.
 const maxVain = 3
 
-// next applies the n oldest of the account's queued jobs up to the ticket's and
-// tells how many are left, maxBatch standing for that and more.
-func (a *Applier) next(ctx context.Context, ticket uuid.UUID, n int) (applied []Applied, left int, err error) {
-	applied, after := a.applyLines(ctx, []line{{ticket: ticket, n: n}})
-	left, err = after[0].left, after[0].err
+// next applies what is to be applied of the line, and tells how it is after that.
+func (a *Applier) next(ctx context.Context, l line) (applied []Applied, after line, err error) {
+	applied, lines := a.applyLines(ctx, []line{l})
+	after = lines[0]
 	switch {
-	case err == nil:
-		return applied, left, nil
-	case !postgres.IsDataFault(err):
-		return applied, left, fmt.Errorf("apply job %s: %w", ticket, err)
+	case after.err == nil:
+		return applied, after, nil
+	case !postgres.IsDataFault(after.err):
+		return applied, after, fmt.Errorf("apply job %s: %w", l.ticket, after.err)
 	}
-	tried, err := a.tryHead(ctx, ticket)
-	left = 1 // as far as we know
-	if len(tried) > 0 && tried[0].JobID == ticket {
-		left = 0
+	tried, err := a.tryHead(ctx, l.ticket)
+	after = line{ticket: l.ticket, left: 1} // as far as we know
+	if len(tried) > 0 && tried[0].JobID == l.ticket {
+		after.left = 0
 	}
-	return append(applied, tried...), left, err
+	return append(applied, tried...), after, err
 }
 
 // ApplyShared applies the queued jobs of the account of each ticket, up to the ticket's
@@ -207,7 +203,7 @@ func (a *Applier) ApplyShared(ctx context.Context, tickets []uuid.UUID, limit in
 			case l.err != nil:
 				troubled = append(troubled, l.ticket)
 			case l.left > 0:
-				lines, rest = append(lines, line{ticket: l.ticket, n: l.left}), append(rest, l.ticket)
+				lines, rest = append(lines, l), append(rest, l.ticket)
 			}
 		}
 		if len(lines) == 0 || limit <= 0 {
@@ -215,7 +211,7 @@ func (a *Applier) ApplyShared(ctx context.Context, tickets []uuid.UUID, limit in
 		}
 		share := max(limit/len(lines), 1)
 		for i := range lines {
-			lines[i].n = min(lines[i].n, share)
+			lines[i].n = min(lines[i].left, share)
 			limit -= lines[i].n
 		}
 	}
@@ -224,74 +220,91 @@ func (a *Applier) ApplyShared(ctx context.Context, tickets []uuid.UUID, limit in
 // maxBatch bounds how many transactions share a round trip.
 const maxBatch = 32
 
-// line is an account's queued jobs up to a ticket's: the n oldest of them are to be
-// applied, and then so many are left, as far as they are counted. err is what the first
-// of them met that did not work.
+// maxCounted is how far a line's jobs are counted: more than a turn takes.
+const maxCounted = 2*maxBatch + 1
+
+// line is an account's queued jobs up to a ticket's.
 type line struct {
 	ticket uuid.UUID
-	n      int
-	left   int
-	err    error
+	n      int   // how many of the oldest to apply
+	left   int   // how many there are, as far as they are counted; 0 is also not known
+	ended  bool  // the ticket's own job has been applied, the last of them
+	err    error // what the first of them met that did not work
 }
 
-// applyLines applies what is to be applied of each line, one after another. A line that
-// meets trouble goes no further; the others do, but for a connection that is lost.
+// applyLines applies what is to be applied of each line, one after another, and tells
+// what is left. A line that meets trouble goes no further; the others do, but for a
+// connection that is lost.
 func (a *Applier) applyLines(ctx context.Context, lines []line) (applied []Applied, after []line) {
-	var sent []transaction
+	var sent []*line // once for each transaction
 	after = slices.Clone(lines)
 	for i := range after {
-		for n := range after[i].n {
-			sent = append(sent, transaction{line: &after[i], last: n == after[i].n-1})
-		}
+		sent = append(sent, slices.Repeat([]*line{&after[i]}, after[i].n)...)
 	}
 	for len(sent) > 0 {
 		some, heard, err := a.applyBatch(ctx, sent[:min(maxBatch, len(sent))])
 		applied, sent = append(applied, some...), sent[heard:]
 		if err != nil {
-			for _, t := range sent {
-				t.line.err = cmp.Or(t.line.err, err)
+			for _, l := range sent {
+				l.err = cmp.Or(l.err, err)
 			}
 			break
 		}
-		sent = slices.DeleteFunc(sent, func(t transaction) bool { return t.line.err != nil })
+		sent = slices.DeleteFunc(sent, func(l *line) bool { return l.err != nil })
 	}
+	a.count(ctx, after)
 	return applied, after
 }
 
-// transaction is one that applyBatch sends, for the next job of its line.
-type transaction struct {
-	line *line
-	last bool // of its line: it counts those that are left
-}
-
-func (t transaction) statement() statement {
-	if t.last {
-		return applyLast
+// count counts what is left of the lines of which it is not known. Most are ended: a
+// ticket's own job is the only one of its account, or the last.
+func (a *Applier) count(ctx context.Context, lines []line) {
+	unknown := map[uuid.UUID][]*line{} // two of one ticket, where somebody else has written that
+	for i := range lines {
+		if l := &lines[i]; l.err == nil && !l.ended && l.left <= 0 {
+			unknown[l.ticket] = append(unknown[l.ticket], l)
+		}
 	}
-	return apply
+	if len(unknown) == 0 {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, postgres.RoundTripTimeout)
+	defer cancel()
+	rows, _ := a.pool.Query(ctx, leftSQL, slices.Collect(maps.Keys(unknown)), maxCounted) // ForEachRow returns its error
+	var ticket uuid.UUID
+	var left int
+	_, err := pgx.ForEachRow(rows, []any{&ticket, &left}, func() error {
+		for _, l := range unknown[ticket] {
+			l.left = left
+		}
+		delete(unknown, ticket)
+		return nil
+	})
+	for _, same := range unknown {
+		for _, l := range same {
+			l.err = cmp.Or(err, ErrJobNotFound)
+		}
+	}
 }
 
 // statement is one that applyBatch sends, prepared once a connection.
-type statement struct {
-	name, sql string
-	more      [][]byte // what an apply takes after the ticket's job
-}
+type statement struct{ name, sql string }
 
 var (
-	maxAmount = binary.BigEndian.AppendUint64(nil, uint64(MaxAmount))
-	apply     = statement{"apply", applySQL, [][]byte{maxAmount}}
-	applyLast = statement{"apply_last", applyLastSQL, [][]byte{maxAmount, binary.BigEndian.AppendUint64(nil, maxBatch)}}
-	begin     = statement{name: "begin", sql: `BEGIN`}
-	commit    = statement{name: "commit", sql: `COMMIT`}
-	chain     = statement{name: "chain", sql: `COMMIT AND CHAIN`} // commits one and begins the next
+	apply  = statement{"apply", applySQL}
+	begin  = statement{"begin", `BEGIN`}
+	commit = statement{"commit", `COMMIT`}
+	chain  = statement{"chain", `COMMIT AND CHAIN`} // commits one and begins the next
 )
+
+var maxAmount = binary.BigEndian.AppendUint64(nil, uint64(MaxAmount))
 
 // flushEvery is how many transactions Postgres goes through between two answers: each
 // wakes this process, and costs both some tenth of an apply.
 const flushEvery = 8
 
-// applyBatch sends the transactions together. Each commits by itself, in order. The
-// first that fails ends them, and its line has the error: those behind it are not begun.
+// applyBatch sends a transaction for the next job of each line together. Each commits by
+// itself, in order. The first that fails ends them, and its line has the error: those behind it are not begun.
 // heard is of how many the end was; err is why nothing more can be heard. It waits for
 // postgres.RoundTripTimeout for flushEvery of them, or for one that fails. Then it leaves
 // the connection, as if Postgres were down, and what was sent may still be applied, once:
@@ -300,14 +313,14 @@ const flushEvery = 8
 // A kill once they are sent stops none of them: Postgres holds the lock and
 // commits while nobody listens, until it notices that the connection is gone.
 // The transactions from there on leave their jobs queued.
-func (a *Applier) applyBatch(ctx context.Context, batch []transaction) (applied []Applied, heard int, err error) {
+func (a *Applier) applyBatch(ctx context.Context, batch []*line) (applied []Applied, heard int, err error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	silence := time.AfterFunc(postgres.RoundTripTimeout, cancel)
 	defer silence.Stop()
 	err = a.pool.AcquireFunc(ctx, func(conn *pgxpool.Conn) error {
 		prepared := map[string]*pgconn.StatementDescription{}
-		for _, s := range []statement{apply, applyLast, begin, commit, chain} {
+		for _, s := range []statement{apply, begin, commit, chain} {
 			description, err := conn.Conn().Prepare(ctx, s.name, s.sql) // asks the server once a connection
 			if err != nil {
 				return err
@@ -336,7 +349,7 @@ func (a *Applier) applyBatch(ctx context.Context, batch []transaction) (applied 
 // sendBatch sends the batch's transactions with a single Sync at their end, which Postgres
 // answers by itself and commits the last one at, or one alone. The others are in BEGIN
 // and COMMIT, so that there is nothing to answer after each.
-func sendBatch(pipeline *pgconn.Pipeline, prepared map[string]*pgconn.StatementDescription, batch []transaction) {
+func sendBatch(pipeline *pgconn.Pipeline, prepared map[string]*pgconn.StatementDescription, batch []*line) {
 	send := func(s statement, args ...[]byte) {
 		// By a description: by its name each apply would be described anew. pgx 5.12
 		// loses count of descriptions when one fails, but not before the Sync.
@@ -345,9 +358,8 @@ func sendBatch(pipeline *pgconn.Pipeline, prepared map[string]*pgconn.StatementD
 	if len(batch) > 1 {
 		send(begin)
 	}
-	for i, t := range batch {
-		s := t.statement()
-		send(s, append([][]byte{t.line.ticket[:]}, s.more...)...)
+	for i, l := range batch {
+		send(apply, l.ticket[:], maxAmount)
 		switch behind := len(batch) - 1 - i; behind {
 		case 0:
 			pipeline.SendPipelineSync()
@@ -362,37 +374,35 @@ func sendBatch(pipeline *pgconn.Pipeline, prepared map[string]*pgconn.StatementD
 	}
 }
 
-// ApplyStatements are what applyBatch sends for a job that has others behind it, in the
-// order in which they share a transaction, for the benchmark to give to pgbench: a last
-// one's statement costs more, and the benchmark's is to be a ceiling. Each takes what its
-// comment says.
+// ApplyStatements are what applyBatch sends for a job, in the order in which they share a
+// transaction, for the benchmark to give to pgbench. Each takes what its comment says.
 func ApplyStatements() []string { return []string{applySQL} }
 
 // readApplied reads what became of each transaction, up to the first that failed, and
 // calls each for each answer. A job counts only once the end of its transaction is
 // answered, its COMMIT or the Sync: that is when Postgres says that it is committed.
-func readApplied(pipeline *pgconn.Pipeline, batch []transaction, each func()) (applied []Applied, heard int, err error) {
+func readApplied(pipeline *pgconn.Pipeline, batch []*line, each func()) (applied []Applied, heard int, err error) {
 	if len(batch) > 1 {
 		if _, err := pipeline.GetResults(); err != nil { // of BEGIN
 			return nil, 0, err
 		}
 	}
-	for i, t := range batch {
-		taken, err := t.hear(pipeline)
+	for i, l := range batch {
+		taken, err := hearTaken(pipeline)
 		each()
-		if err == nil || errors.Is(err, ErrJobNotFound) {
-			t.line.err = err
+		if err == nil {
 			err = hearCommit(pipeline)
 			each()
 		}
 		if _, failed := errors.AsType[*pgconn.PgError](err); failed {
-			t.line.err = err
+			l.err = err
 			return applied, i + 1, nil
 		}
 		if err != nil {
 			return applied, i, err // no connection, no more answers
 		}
 		applied = append(applied, taken...)
+		l.took(taken)
 		crash.At(crash.ApplySynced)
 	}
 	return applied, len(batch), nil
@@ -418,19 +428,29 @@ func hearCommit(pipeline *pgconn.Pipeline) error {
 // inBinary is how parameters and answers go over the wire; an enum's label is its text.
 var inBinary = []int16{1}
 
-// The columns of an answer. applyLast's has one more.
+// The columns of an answer.
 const (
 	idColumn = iota
 	typeColumn
 	outcomeColumn
 	createdColumn
 	finishedColumn
-	leftColumn
 )
 
-// hear hears what the transaction has taken, if anything, and how much its line has
-// left. pgx would plan anew for each row how to read it, an eighth of what a worker does.
-func (t transaction) hear(pipeline *pgconn.Pipeline) (taken []Applied, err error) {
+// took notes what an apply for the line has taken, if anything. Where that was nothing,
+// somebody else is at it, and how many are left is not known.
+func (l *line) took(taken []Applied) {
+	l.left--
+	if len(taken) == 0 {
+		l.left = 0
+	} else if taken[0].JobID == l.ticket {
+		l.left, l.ended = 0, true
+	}
+}
+
+// hearTaken hears which job an apply has taken, if any. pgx would plan anew for each row
+// how to read it, an eighth of what a worker does.
+func hearTaken(pipeline *pgconn.Pipeline) (taken []Applied, err error) {
 	results, err := pipeline.GetResults()
 	if err != nil {
 		return nil, err
@@ -440,21 +460,10 @@ func (t transaction) hear(pipeline *pgconn.Pipeline) (taken []Applied, err error
 		return nil, fmt.Errorf("%T where a job was to be answered", results)
 	}
 	result := answer.Read()
-	switch {
-	case result.Err != nil:
+	if result.Err != nil || len(result.Rows) == 0 {
 		return nil, result.Err
-	case len(result.Rows) == 0 && t.last:
-		return nil, ErrJobNotFound
-	case len(result.Rows) == 0:
-		return nil, nil
 	}
 	row := result.Rows[0]
-	if t.last {
-		t.line.left = int(binary.BigEndian.Uint64(row[leftColumn])) //nolint:gosec // maxBatch at most
-	}
-	if row[idColumn] == nil {
-		return nil, nil
-	}
 	id, err := uuid.FromBytes(row[idColumn])
 	return []Applied{{
 		JobID: id, Type: EntryType(row[typeColumn]), Outcome: Outcome(row[outcomeColumn]),

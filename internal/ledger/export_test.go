@@ -5,11 +5,11 @@ import "fmt"
 // Statements are those that run for every ticket, with what they take beside the
 // ticket's job.
 var Statements = map[string]struct{ SQL, More string }{
-	"apply":      {applySQL, ", 100"},
-	"apply_last": {applyLastSQL, ", 100, 32"},
-	"lock":       {lockSQL, ""},
-	"count":      {countSQL, ""},
-	"fail":       {failSQL, ""},
+	"apply": {applySQL, ", 100"},
+	"left":  {leftSQL, ", 32"},
+	"lock":  {lockSQL, ""},
+	"count": {countSQL, ""},
+	"fail":  {failSQL, ""},
 }
 
 // RememberMany has the terms of so many accounts remembered, and answers with the

@@ -295,10 +295,10 @@ func (b *bank) apply(rt *rapid.T, a *modelAccount, ticket *modelJob, limit int) 
 
 // ApplyShared brings one ticket for several accounts, or for one of them twice.
 func (b *bank) ApplyShared(rt *rapid.T) {
-	var tickets []shared
+	var tickets []*shared
 	for range rapid.IntRange(1, 4).Draw(rt, "tickets") {
 		a, ticket := b.ticket(rt, hasJobs)
-		tickets = append(tickets, shared{a: a, ticket: ticket, n: 1})
+		tickets = append(tickets, &shared{a: a, ticket: ticket, n: 1})
 	}
 	limit := limits.Draw(rt, "limit")
 	var (
@@ -309,17 +309,17 @@ func (b *bank) ApplyShared(rt *rapid.T) {
 		ids = append(ids, t.ticket.id)
 	}
 	for limit := limit; len(tickets) > 0; {
-		var open []shared
 		for _, t := range tickets {
-			switch left, finished := t.apply(); {
-			case left < 0:
+			want = append(want, t.apply()...)
+		}
+		var open []*shared
+		for _, t := range tickets {
+			t.count()
+			switch {
+			case t.refused:
 				wantTroubled = append(wantTroubled, t.ticket.id)
-				want = append(want, finished...)
-			default:
-				want = append(want, finished...)
-				if left > 0 {
-					open = append(open, shared{a: t.a, ticket: t.ticket, n: left})
-				}
+			case t.left > 0:
+				open = append(open, t)
 			}
 		}
 		wantRest, tickets = nil, nil
@@ -331,7 +331,7 @@ func (b *bank) ApplyShared(rt *rapid.T) {
 		}
 		share := limit
 		for i := range tickets {
-			tickets[i].n = min(tickets[i].n, max(share/len(open), 1))
+			tickets[i].n = min(tickets[i].left, max(share/len(open), 1))
 			limit -= tickets[i].n
 		}
 	}
@@ -343,36 +343,46 @@ func (b *bank) ApplyShared(rt *rapid.T) {
 }
 
 // shared is a ticket that is brought with others, for the n oldest jobs of its account.
+// Of left it is told once; two of one account don't tell each other what they took.
 type shared struct {
-	a      *modelAccount
-	ticket *modelJob
-	n      int
+	a       *modelAccount
+	ticket  *modelJob
+	n, left int
+	ended   bool // its own job is finished by it
+	refused bool
 }
 
-// apply finishes them, and answers with how many are left up to the ticket's: none where
-// its own was among them, less than none where one is refused. No attempt is counted:
-// that is Apply's.
-func (s shared) apply() (left int, finished []*modelJob) {
+// apply finishes them, up to one that is refused. No attempt is counted: that is Apply's.
+func (s *shared) apply() (finished []*modelJob) {
 	for range s.n {
 		head := s.a.head(s.ticket)
-		switch {
-		case head == nil:
+		if s.left--; head == nil {
+			s.left = 0
 			continue
-		case s.a.refuses(head):
-			return -1, finished
+		}
+		if s.refused = s.a.refuses(head); s.refused {
+			return finished
 		}
 		s.a.finish(head)
 		finished = append(finished, head)
-		if head == s.ticket {
-			return 0, finished
+		if s.ended = head == s.ticket; s.ended {
+			s.left = 0
 		}
 	}
+	return finished
+}
+
+// count counts what is left in line, where that is not known.
+func (s *shared) count() {
+	if s.ended || s.left > 0 {
+		return
+	}
+	s.left = 0
 	for _, j := range s.a.jobs[:slices.Index(s.a.jobs, s.ticket)+1] {
 		if j.outcome == queued {
-			left++
+			s.left++
 		}
 	}
-	return left, finished
 }
 
 // ApplyUnknown brings a ticket that names no job.

@@ -107,8 +107,8 @@ var mutations = []mutation{
 		[]edit{
 			{apply, `applied = append(applied, taken...)`, ``},
 			{
-				apply, `taken, err := t.hear(pipeline)`,
-				`taken, err := t.hear(pipeline)
+				apply, `taken, err := hearTaken(pipeline)`,
+				`taken, err := hearTaken(pipeline)
 				applied = append(applied, taken...)`,
 			},
 		},
@@ -175,7 +175,7 @@ var mutations = []mutation{
 	{
 		"one transaction a batch", alone,
 		[]edit{
-			{apply, `sql: ` + "`COMMIT AND CHAIN`", `sql: ` + "`SAVEPOINT chained`"},
+			{apply, `"chain", ` + "`COMMIT AND CHAIN`", `"chain", ` + "`SAVEPOINT chained`"},
 		},
 		[]string{"-run=^TestApplyRefusedJob$ ./internal/ledger"},
 	},
@@ -207,7 +207,7 @@ var mutations = []mutation{
 	},
 	{
 		"jobs left in line are not counted", disposable,
-		[]edit{{apply, `t.line.left = int(binary.BigEndian.Uint64(row[leftColumn]))`, `_ = row[leftColumn]`}},
+		[]edit{{apply, `l.left = left`, `_ = left`}},
 		[]string{"-run=^TestApplyInOrderUpToTheTicket$ ./internal/ledger", machine},
 	},
 
