@@ -46,6 +46,10 @@ func work(ctx context.Context, cfg config.Worker, log *slog.Logger) error {
 		return err
 	}
 	defer pool.Close()
+	applier := ledger.NewApplier(pool)
+	if err := applier.Warm(ctx); err != nil { // each connection is opened when it is needed, then
+		log.Warn("not all connections are warm", "error", err)
+	}
 	queue.LogTo(log)
 	redisClient, err := queue.Connect(cfg.RedisURL)
 	if err != nil {
@@ -65,7 +69,7 @@ func work(ctx context.Context, cfg config.Worker, log *slog.Logger) error {
 	}
 
 	jobs := worker.New(worker.Config{
-		Applier: ledger.NewApplier(pool),
+		Applier: applier,
 		Backlog: job.NewBacklog(pool),
 		Tickets: queue.NewClient(redisClient, cfg.Partitions, log, func() {}),
 		Metrics: worker.NewMetrics(registry),

@@ -106,6 +106,51 @@ func TestApplyUnknownJob(t *testing.T) {
 	}
 }
 
+// A worker's connections are open, and have their plans, before the first job comes.
+func TestWarm(t *testing.T) {
+	t.Parallel()
+	const conns = 3
+	config := testenv.Pool(t).Config()
+	config.MaxConns = conns
+	pool, err := pgxpool.NewWithConfig(t.Context(), config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer pool.Close()
+	if err := ledger.NewApplier(pool).Warm(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if n := pool.Stat().TotalConns(); n != conns {
+		t.Errorf("%d connections, want %d", n, conns)
+	}
+	for _, conn := range pool.AcquireAllIdle(t.Context()) {
+		var plans int
+		const sql = `SELECT generic_plans + custom_plans FROM pg_prepared_statements WHERE name = 'apply'`
+		if err := conn.QueryRow(t.Context(), sql).Scan(&plans); err != nil || plans != 1 {
+			t.Errorf("apply was planned %d times, %v", plans, err)
+		}
+		conn.Release()
+	}
+}
+
+// A Postgres that is not there leaves the pool as it was, and is told.
+func TestWarmWithoutAServer(t *testing.T) {
+	t.Parallel()
+	config := testenv.Pool(t).Config()
+	config.ConnConfig.Port = 1
+	pool, err := pgxpool.NewWithConfig(t.Context(), config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer pool.Close()
+	if err := ledger.NewApplier(pool).Warm(t.Context()); err == nil {
+		t.Error("warm, though nobody is there")
+	}
+	if n := pool.Stat().AcquiredConns(); n != 0 {
+		t.Errorf("%d connections are held", n)
+	}
+}
+
 // Tickets that share flushes are all told of when there is nobody to ask, more of them
 // than one flush has, too.
 func TestApplySharedWithoutAConnection(t *testing.T) {
