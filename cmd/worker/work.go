@@ -27,7 +27,7 @@ const (
 	// maxConns are the connections to Postgres of one process, unless the URL
 	// says pool_max_conns. More applies at once than this would only wait for
 	// Postgres's cores.
-	maxConns = 8
+	maxConns = 12
 	// stopTimeout is how long the operator's port may take after SIGTERM.
 	stopTimeout = 5 * time.Second
 )

@@ -20,11 +20,11 @@ const (
 	// Redis more rings come together, and share the next ones.
 	writers = 2
 	// maxCollected bounds how many rings are looked at, before what they come to
-	// is written.
-	maxCollected = 1024
+	// is written. It must be more than come while the writer rests.
+	maxCollected = 8192
 	// longLine is how many tickets in a partition's line are enough: its worker has one
-	// in hand, and the next. More would only make each other wait.
-	longLine = 2
+	// in hand, and this is the next. More would only make each other wait.
+	longLine = 1
 	// lookEvery is how often the lines are looked at while there is work, and
 	// longestLook while they stand still, with no worker there perhaps.
 	lookEvery   = 10 * time.Millisecond
@@ -32,6 +32,12 @@ const (
 	// longestWait is how long a ring waits for a long line to become shorter, before
 	// it has a ticket all the same.
 	longestWait = 100 * time.Millisecond
+	// restShare is how many times as long as its last tickets took a writer rests, and
+	// longestRest how long at most. Rings that come meanwhile share the next tickets:
+	// the busier the bank is, the more jobs a ticket brings, which costs as much for
+	// one as for thirty. A bank that is not busy has no next ring so soon.
+	restShare   = 8
+	longestRest = 50 * time.Millisecond
 	// ringTimeout bounds one write, so that a Redis that hangs is noticed.
 	ringTimeout = time.Second
 	// drainTimeout bounds what is written after the end was announced.
@@ -56,20 +62,22 @@ type Client struct {
 	partitions int
 	log        *slog.Logger
 	rings      chan ring
-	lost       func() // told of each ring that was not written
+	lost       func()        // told of each ring that was not written
+	rest       time.Duration // the longest; tests rest longer
 }
 
 // NewClient writes tickets to partitions queues. lost is called for each ring
 // that could not be written. Run must run for Ring to work.
 func NewClient(r redis.UniversalClient, partitions int, log *slog.Logger, lost func()) *Client {
-	return &Client{redis: r, partitions: partitions, log: log, rings: make(chan ring, maxRings), lost: lost}
+	return &Client{redis: r, partitions: partitions, log: log, rings: make(chan ring, maxRings), lost: lost, rest: longestRest}
 }
 
 // Ring writes a ticket for an accepted job and those of its account before it,
 // soon and without making its caller wait: a Redis that is slow or down must not
 // hold an accept up. Accounts of a partition that are rung for together share
-// the ticket, and so do those that are while the partition's line is long. A ring
-// that is lost, or that a kill takes with the process, the sweep makes good.
+// the ticket, and so do those that are while the partition's line is long, or
+// while the writer rests. A ring that is lost, or that a kill takes with the
+// process, the sweep makes good.
 func (c *Client) Ring(accountID, position int64, jobID uuid.UUID) {
 	select {
 	case c.rings <- ring{accountID: accountID, position: position, jobID: jobID}:

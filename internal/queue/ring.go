@@ -47,7 +47,10 @@ func (c *Client) Run(ctx context.Context) error {
 			w.asynq = asynq.NewClientFromRedisClient(c.redis)
 		case <-ctx.Done():
 		}
-		w.write(writing, w.due(time.Now(), longestWait))
+		if began, tickets := time.Now(), w.due(time.Now(), longestWait); len(tickets) > 0 {
+			w.write(writing, tickets)
+			sleep(ctx, min(restShare*time.Since(began), c.rest))
+		}
 		if !looking && len(w.lines) > 0 {
 			look.Reset(pause)
 			looking = true
@@ -64,6 +67,15 @@ func (c *Client) Run(ctx context.Context) error {
 		written = w.write(writing, w.due(time.Now(), 0))
 	}
 	return nil
+}
+
+func sleep(ctx context.Context, d time.Duration) {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+	case <-ctx.Done():
+	}
 }
 
 // writer turns rings into tickets. It is Run's alone.

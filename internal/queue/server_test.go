@@ -263,6 +263,45 @@ func TestRingsWaitForAShortLine(t *testing.T) {
 	}
 }
 
+// Rings that come soon after another's ticket come to one ticket, though their line is
+// empty: the longer Redis takes for a ticket, the longer its writer rests.
+func TestRingsWaitWhileTheWriterRests(t *testing.T) {
+	t.Parallel()
+	url := testenv.Redis(t)
+	client, slow := connect(t, url), connect(t, url)
+	calls := make(chan struct{}, 1)
+	slow.AddHook(delay{after: 100 * time.Millisecond, first: calls}) // two calls a ticket: a rest of some seconds
+	tickets := NewClient(slow, 2, slog.New(slog.DiscardHandler), func() { t.Error("a ring was lost") })
+	tickets.rest = time.Minute
+	ctx, cancel := context.WithCancel(context.Background())
+	ended := make(chan error, 1)
+	go func() { ended <- tickets.Run(ctx) }()
+	inLine := func(partition int) int64 { return client.LLen(t.Context(), line(partition)).Val() }
+	ring := func(partition int, account int64) {
+		for Partition(account, 2) != partition {
+			account += 1000
+		}
+		tickets.Ring(account, 1, uuid.New())
+	}
+	ring(0, 1)
+	testenv.Eventually(t, "the first ticket to be written", func() bool { return inLine(0) == 1 })
+	receive(t, calls)
+	ring(1, 2)
+	select {
+	case <-calls:
+		t.Error("a ticket is written while its writer is to rest")
+	case <-time.After(300 * time.Millisecond):
+	}
+	ring(1, 3)
+	cancel()
+	if err := receive(t, ended); err != nil {
+		t.Fatal(err)
+	}
+	if n := inLine(1); n != 1 {
+		t.Errorf("%d tickets in line, want one for all who waited", n)
+	}
+}
+
 // Rings that wait are written when their line is short again, whether somebody rings
 // or not, and at the end.
 func TestRingsThatWaitAreWritten(t *testing.T) {
