@@ -68,7 +68,6 @@ func endToEnd(ctx context.Context, r *round) error {
 		for name, spent := range went.cpu {
 			r.set(part, "cpu-"+name, spent.Seconds()*1e6/float64(jobs))
 		}
-		r.keepPace(went.applied)
 		return nil
 	})
 }
@@ -110,19 +109,20 @@ func peerOn(ctx context.Context, r *round, part string, jobs, accounts int) erro
 // skew tells how long cold accounts wait behind hot ones. As fast as 64
 // connections ask, every load is more than the machine can do: jobs then wait for
 // the backlog, however it is spread. So two loads of the same size are offered at
-// the same pace, 60 % of the first end-to-end rate of this run, whatever the
-// answers take: one over all accounts evenly, one by Zipf's law. The same
-// accounts, all but the hottest of the latter, count as cold in both.
+// the same pace, whatever the answers take: one over all accounts evenly, one by
+// Zipf's law. The pace is 60 % of the end-to-end rate, measured just before: a
+// machine's speed of some minutes ago says little. The same accounts, all but the
+// hottest of the latter, count as cold in both.
 func skew(ctx context.Context, r *round) error {
 	const part = "skew"
 	if err := zipfFlood(ctx, r); err != nil {
 		return err
 	}
-	pace, err := r.pace(ctx)
-	if err != nil {
+	before := &round{rig: r.rig, number: r.number, figures: figures{}}
+	if err := endToEnd(ctx, before); err != nil {
 		return err
 	}
-	pace *= paceShare
+	pace := paceShare * before.figures["end-to-end/applied"]
 	r.set(part, "pace", pace)
 	jobs, accounts := r.count(skewJobs), r.count(allAccounts)
 	loads := []struct {
@@ -165,24 +165,6 @@ func zipfFlood(ctx context.Context, r *round) error {
 		r.set("skew", "zipf-applied", went.applied)
 		return nil
 	})
-}
-
-// keepPace keeps the run's first end-to-end rate, in jobs a second: every round
-// of skew offers the same.
-func (r *round) keepPace(applied float64) {
-	if r.endToEndRate == 0 {
-		r.endToEndRate = applied
-	}
-}
-
-func (r *round) pace(ctx context.Context) (float64, error) {
-	if r.endToEndRate == 0 { // its part is not among those to measure
-		aside := &round{rig: r.rig, number: r.number, figures: figures{}}
-		if err := endToEnd(ctx, aside); err != nil {
-			return 0, err
-		}
-	}
-	return r.endToEndRate, nil
 }
 
 // light is what a client sees of a quiet bank, and what the bank costs at rest.

@@ -38,14 +38,13 @@ const (
 // the databases, and the programs.
 type rig struct {
 	settings
-	out          io.Writer
-	bin          string // the folder of the programs
-	postgres     *local.Postgres
-	key          auth.Key // signs the access tokens
-	password     string   // of the user
-	user         uuid.UUID
-	databases    int     // made so far, for their names
-	endToEndRate float64 // jobs a second, the first measured; 0 before
+	out       io.Writer
+	bin       string // the folder of the programs
+	postgres  *local.Postgres
+	key       auth.Key // signs the access tokens
+	password  string   // of the user
+	user      uuid.UUID
+	databases int // made so far, for their names
 }
 
 func newRig(ctx context.Context, s settings, out io.Writer) (_ *rig, err error) {

@@ -11,6 +11,7 @@ import (
 
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/redis/go-redis/v9"
+	"golang.org/x/sys/unix"
 
 	"github.com/passbook/passbook/internal/auth"
 	"github.com/passbook/passbook/internal/ledger"
@@ -306,8 +307,14 @@ func (s *scene) drain(ctx context.Context, c cast) (took time.Duration, err erro
 	return time.Since(began), err
 }
 
+// checkpoint has Postgres write out what is not yet, and then the file system: flushes
+// would wait for what earlier parts have written and dropped.
 func (s *scene) checkpoint(ctx context.Context) error {
-	return s.admin(ctx, "CHECKPOINT")
+	if err := s.admin(ctx, "CHECKPOINT"); err != nil {
+		return err
+	}
+	unix.Sync()
+	return nil
 }
 
 // finishedTick is how often we ask if all is done: a hundredth of a part's time
