@@ -25,8 +25,8 @@ import (
 
 const (
 	// maxConns are the connections to Postgres of one process, unless the URL
-	// says pool_max_conns. More applies at once than this would only wait for
-	// Postgres's cores.
+	// says pool_max_conns. Fewer leave two cores idle while commits wait for the
+	// disk; more have smaller tickets each (internal/bench/EXPERIMENTS.md).
 	maxConns = 12
 	// stopTimeout is how long the operator's port may take after SIGTERM.
 	stopTimeout = 5 * time.Second
@@ -47,7 +47,7 @@ func work(ctx context.Context, cfg config.Worker, log *slog.Logger) error {
 	}
 	defer pool.Close()
 	applier := ledger.NewApplier(pool)
-	if err := applier.Warm(ctx); err != nil { // each connection is opened when it is needed, then
+	if err := applier.Warm(ctx); err != nil && ctx.Err() == nil { // what is missing is opened when it is needed
 		log.Warn("not all connections are warm", "error", err)
 	}
 	queue.LogTo(log)

@@ -261,14 +261,15 @@ func (a *Applier) ApplyShared(ctx context.Context, tickets []uuid.UUID, limit in
 // maxBatch bounds how many transactions share a round trip.
 const maxBatch = 32
 
-// maxCounted is how far a line's jobs are counted: more than a turn takes.
+// maxCounted is how far a line's jobs are counted. A worker's turn is 64: so many and one
+// more, and it need not count again.
 const maxCounted = 2*maxBatch + 1
 
 // line is an account's queued jobs up to a ticket's.
 type line struct {
 	ticket uuid.UUID
 	n      int   // how many of the oldest to apply
-	left   int   // how many there are, as far as they are counted; 0 is also not known
+	left   int   // how many there are then, maxCounted at most; not known unless above 0, or ended
 	ended  bool  // the ticket's own job has been applied, the last of them
 	err    error // what the first of them met that did not work
 }
@@ -285,11 +286,13 @@ func (a *Applier) applyLines(ctx context.Context, lines []line) (applied []Appli
 	for len(sent) > 0 {
 		some, heard, err := a.applyBatch(ctx, sent[:min(maxBatch, len(sent))])
 		applied, sent = append(applied, some...), sent[heard:]
-		if err != nil {
-			for _, l := range sent {
-				l.err = cmp.Or(l.err, err)
+		if err != nil { // nobody is asked any more
+			for i := range after {
+				if l := &after[i]; l.isUnknown() || slices.Contains(sent, l) {
+					l.err = cmp.Or(l.err, err)
+				}
 			}
-			break
+			return applied, after
 		}
 		sent = slices.DeleteFunc(sent, func(l *line) bool { return l.err != nil })
 	}
@@ -297,12 +300,15 @@ func (a *Applier) applyLines(ctx context.Context, lines []line) (applied []Appli
 	return applied, after
 }
 
+// isUnknown tells a line of which we don't know what is left.
+func (l *line) isUnknown() bool { return l.err == nil && !l.ended && l.left <= 0 }
+
 // count counts what is left of the lines of which it is not known. Most are ended: a
 // ticket's own job is the only one of its account, or the last.
 func (a *Applier) count(ctx context.Context, lines []line) {
 	unknown := map[uuid.UUID][]*line{} // two of one ticket, where somebody else has written that
 	for i := range lines {
-		if l := &lines[i]; l.err == nil && !l.ended && l.left <= 0 {
+		if l := &lines[i]; l.isUnknown() {
 			unknown[l.ticket] = append(unknown[l.ticket], l)
 		}
 	}
@@ -345,11 +351,12 @@ var maxAmount = binary.BigEndian.AppendUint64(nil, uint64(MaxAmount))
 const flushEvery = 8
 
 // applyBatch sends a transaction for the next job of each line together. Each commits by
-// itself, in order. The first that fails ends them, and its line has the error: those behind it are not begun.
-// heard is of how many the end was; err is why nothing more can be heard. It waits for
-// postgres.RoundTripTimeout for flushEvery of them, or for one that fails. Then it leaves
-// the connection, as if Postgres were down, and what was sent may still be applied, once:
-// of a disk or a standby that takes half a second for a commit it hears little.
+// itself, in order. The first that fails ends them, and its line has the error: those
+// behind it are not begun. heard is of how many the end was; err is why nothing more can
+// be heard. It waits for postgres.RoundTripTimeout for flushEvery of them, or for one that
+// fails. Then it leaves the connection, as if Postgres were down, and what was sent may
+// still be applied, once: of a disk or a standby that takes half a second for a commit it
+// hears little.
 //
 // A kill once they are sent stops none of them: Postgres holds the lock and
 // commits while nobody listens, until it notices that the connection is gone.
@@ -486,7 +493,7 @@ const (
 )
 
 // took notes what an apply for the line has taken, if anything. Where that was nothing,
-// somebody else is at it, and how many are left is not known.
+// somebody else is at it, or has been, and how many are left is not known.
 func (l *line) took(taken []Applied) {
 	l.left--
 	if len(taken) == 0 {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 
 	"github.com/google/uuid"
@@ -133,21 +134,28 @@ func TestWarm(t *testing.T) {
 	}
 }
 
-// A Postgres that is not there leaves the pool as it was, and is told.
-func TestWarmWithoutAServer(t *testing.T) {
+// A Postgres that has no more connections for it leaves a worker with those that it has.
+func TestWarmWithTooFewConnections(t *testing.T) {
 	t.Parallel()
 	config := testenv.Pool(t).Config()
-	config.ConnConfig.Port = 1
+	config.MaxConns = 5
+	var opened atomic.Int32
+	config.BeforeConnect = func(context.Context, *pgx.ConnConfig) error {
+		if opened.Add(1) > 2 {
+			return errors.New("too many clients")
+		}
+		return nil
+	}
 	pool, err := pgxpool.NewWithConfig(t.Context(), config)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer pool.Close()
 	if err := ledger.NewApplier(pool).Warm(t.Context()); err == nil {
-		t.Error("warm, though nobody is there")
+		t.Error("warm, though connections are missing")
 	}
-	if n := pool.Stat().AcquiredConns(); n != 0 {
-		t.Errorf("%d connections are held", n)
+	if stat := pool.Stat(); stat.AcquiredConns() != 0 || stat.IdleConns() != 2 {
+		t.Errorf("%d connections are held and %d idle, want 0 and 2", stat.AcquiredConns(), stat.IdleConns())
 	}
 }
 

@@ -2,14 +2,13 @@ package ledger
 
 import "fmt"
 
-// Statements are those that run for every ticket, with what they take beside the
-// ticket's job.
-var Statements = map[string]struct{ SQL, More string }{
-	"apply": {applySQL, ", 100"},
-	"left":  {leftSQL, ", 32"},
-	"lock":  {lockSQL, ""},
-	"count": {countSQL, ""},
-	"fail":  {failSQL, ""},
+// Statements are those that run for tickets, with what they take: %s is a ticket's job.
+var Statements = map[string]struct{ SQL, Args string }{
+	"apply": {applySQL, "'%s', 100"},
+	"left":  {leftSQL, "'{%s}', 32"},
+	"lock":  {lockSQL, "'%s'"},
+	"count": {countSQL, "'%s'"},
+	"fail":  {failSQL, "'%s'"},
 }
 
 // RememberMany has the terms of so many accounts remembered, and answers with the

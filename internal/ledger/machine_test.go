@@ -305,7 +305,8 @@ func (b *bank) ApplyShared(rt *rapid.T) {
 		ids, wantRest, wantTroubled []uuid.UUID
 		want                        []*modelJob
 	)
-	for _, t := range tickets {
+	brought := tickets
+	for _, t := range brought {
 		ids = append(ids, t.ticket.id)
 	}
 	for limit := limit; len(tickets) > 0; {
@@ -336,6 +337,11 @@ func (b *bank) ApplyShared(rt *rapid.T) {
 		}
 	}
 	applied, rest, troubled := b.applier.ApplyShared(b.t.Context(), ids, limit)
+	for _, t := range brought {
+		if id := t.ticket.id; !slices.Contains(rest, id) && !slices.Contains(troubled, id) && t.ticket.outcome == queued {
+			rt.Fatalf("apply shared: job %s is queued, and nobody is told", id)
+		}
+	}
 	if !slices.Equal(rest, wantRest) || !slices.Equal(troubled, wantTroubled) {
 		rt.Fatalf("apply shared: rest %v, troubled %v; the model says %v, %v", rest, troubled, wantRest, wantTroubled)
 	}
@@ -343,7 +349,8 @@ func (b *bank) ApplyShared(rt *rapid.T) {
 }
 
 // shared is a ticket that is brought with others, for the n oldest jobs of its account.
-// Of left it is told once; two of one account don't tell each other what they took.
+// Of left it is told where that is not known; two of one account don't tell each other
+// what they took.
 type shared struct {
 	a       *modelAccount
 	ticket  *modelJob

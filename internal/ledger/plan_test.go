@@ -1,6 +1,7 @@
 package ledger_test
 
 import (
+	"fmt"
 	"strings"
 	"testing"
 
@@ -47,7 +48,7 @@ func checkPlans(t *testing.T, pool *pgxpool.Pool) {
 			if _, err := conn.Conn().Prepare(t.Context(), prepared, statement.SQL); err != nil {
 				t.Fatal(err)
 			}
-			explain := `EXPLAIN EXECUTE "` + prepared + `"('` + uuid.NewString() + `'` + statement.More + `)`
+			explain := `EXPLAIN EXECUTE "` + prepared + `"(` + fmt.Sprintf(statement.Args, uuid.New()) + `)`
 			rows, err := conn.Query(t.Context(), explain, pgx.QueryExecModeSimpleProtocol)
 			if err != nil {
 				t.Fatal(err)

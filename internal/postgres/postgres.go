@@ -60,6 +60,9 @@ func Open(ctx context.Context, cfg Config) (*pgxpool.Pool, error) {
 	if cfg.MaxConns > 0 && !strings.Contains(cfg.URL, "pool_max_conns=") {
 		poolConfig.MaxConns = cfg.MaxConns
 	}
+	if poolConfig.MaxConnLifetimeJitter == 0 { // those that were opened together are not renewed together, under load
+		poolConfig.MaxConnLifetimeJitter = poolConfig.MaxConnLifetime / 2
+	}
 	conn := poolConfig.ConnConfig
 	conn.ConnectTimeout = connectTimeout
 	conn.OnPgError = leaveStandby(conn.OnPgError)

@@ -20,7 +20,7 @@ const (
 	// Redis more rings come together, and share the next ones.
 	writers = 2
 	// maxCollected bounds how many rings are looked at, before what they come to
-	// is written. It must be more than come while the writer rests.
+	// is written. It must be more than come while the writer writes and rests.
 	maxCollected = 8192
 	// longLine is how many tickets in a partition's line are enough: its worker has one
 	// in hand, and this is the next. More would only make each other wait.
@@ -30,12 +30,13 @@ const (
 	lookEvery   = 10 * time.Millisecond
 	longestLook = time.Second
 	// longestWait is how long a ring waits for a long line to become shorter, before
-	// it has a ticket all the same.
+	// it has a ticket all the same, beside the writer's rests.
 	longestWait = 100 * time.Millisecond
 	// restShare is how many times as long as its last tickets took a writer rests, and
 	// longestRest how long at most. Rings that come meanwhile share the next tickets:
 	// the busier the bank is, the more jobs a ticket brings, which costs as much for
-	// one as for thirty. A bank that is not busy has no next ring so soon.
+	// one as for thirty. A bank that is not busy has no next ring so soon, unless Redis
+	// is slow.
 	restShare   = 8
 	longestRest = 50 * time.Millisecond
 	// ringTimeout bounds one write, so that a Redis that hangs is noticed.

@@ -47,7 +47,8 @@ func (c *Client) Run(ctx context.Context) error {
 			w.asynq = asynq.NewClientFromRedisClient(c.redis)
 		case <-ctx.Done():
 		}
-		if began, tickets := time.Now(), w.due(time.Now(), longestWait); len(tickets) > 0 {
+		began := time.Now()
+		if tickets := w.due(began, longestWait); len(tickets) > 0 {
 			w.write(writing, tickets)
 			sleep(ctx, min(restShare*time.Since(began), c.rest))
 		}

@@ -19,6 +19,9 @@ import (
 
 const partitions = 16
 
+// manyPartitions make a ticket for nearly every account.
+const manyPartitions = 1024
+
 func connect(t testing.TB, url string) redis.UniversalClient {
 	t.Helper()
 	client, err := Connect(url)
@@ -423,8 +426,8 @@ func TestStopWhileRedisHangs(t *testing.T) {
 	const soon = 10 * time.Second // ticket by ticket it takes a minute
 	server := testenv.RedisServer(t)
 	client := connect(t, server.URL())
-	lost := make(chan struct{}, maxCollected)
-	tickets := NewClient(client, maxCollected, slog.New(slog.DiscardHandler), func() { lost <- struct{}{} })
+	lost := make(chan struct{}, manyPartitions)
+	tickets := NewClient(client, manyPartitions, slog.New(slog.DiscardHandler), func() { lost <- struct{}{} })
 	testenv.Freeze(t, server.PID())
 	for n := range int64(100) {
 		tickets.Ring(n, n, uuid.New())
@@ -447,7 +450,7 @@ func TestStopWhileRedisIsSlow(t *testing.T) {
 	client := connect(t, testenv.Redis(t))
 	first := make(chan struct{}, 1)
 	client.AddHook(delay{after: 100 * time.Millisecond, first: first})
-	tickets := NewClient(client, maxCollected, slog.New(slog.DiscardHandler), func() {})
+	tickets := NewClient(client, manyPartitions, slog.New(slog.DiscardHandler), func() {})
 	for n := range int64(200) {
 		tickets.Ring(n, n, uuid.New())
 	}
