@@ -23,7 +23,8 @@ import (
 func TestMeasure(t *testing.T) {
 	folder := t.TempDir()
 	parts := []string{"end-to-end", "peer", "ceiling", "backlog"}
-	s, err := readSettings([]string{"-rounds=1", "-scale=0.01", "-parts=" + strings.Join(parts, ","), "-out=" + folder})
+	// A thousand jobs, or a worker spends less than the 10 ms that processors are told in.
+	s, err := readSettings([]string{"-rounds=1", "-scale=0.05", "-parts=" + strings.Join(parts, ","), "-out=" + folder})
 	if err != nil {
 		t.Fatal(err)
 	}
