@@ -46,10 +46,6 @@ func work(ctx context.Context, cfg config.Worker, log *slog.Logger) error {
 		return err
 	}
 	defer pool.Close()
-	applier := ledger.NewApplier(pool)
-	if err := applier.Warm(ctx); err != nil && ctx.Err() == nil { // what is missing is opened when it is needed
-		log.Warn("not all connections are warm", "error", err)
-	}
 	queue.LogTo(log)
 	redisClient, err := queue.Connect(cfg.RedisURL)
 	if err != nil {
@@ -69,7 +65,7 @@ func work(ctx context.Context, cfg config.Worker, log *slog.Logger) error {
 	}
 
 	jobs := worker.New(worker.Config{
-		Applier: applier,
+		Applier: ledger.NewApplier(pool),
 		Backlog: job.NewBacklog(pool),
 		Tickets: queue.NewClient(redisClient, cfg.Partitions, log, func() {}),
 		Metrics: worker.NewMetrics(registry),

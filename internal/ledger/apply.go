@@ -14,7 +14,6 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
-	"golang.org/x/sync/errgroup"
 
 	"github.com/passbook/passbook/internal/crash"
 	"github.com/passbook/passbook/internal/postgres"
@@ -45,46 +44,6 @@ type Applier struct {
 // NewApplier applies the jobs in the database behind pool.
 func NewApplier(pool *pgxpool.Pool) *Applier {
 	return &Applier{pool: pool}
-}
-
-// warmTimeout bounds Warm.
-const warmTimeout = 5 * time.Second
-
-// Warm opens all the pool's connections and has each plan an apply. Otherwise the first
-// jobs of a worker, and of each of its connections, would wait for that, and under load
-// it would take its share of what the jobs need. An error leaves the pool as useful as
-// it was: what is missing is opened when it is needed.
-func (a *Applier) Warm(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, warmTimeout)
-	defer cancel()
-	conns := make([]*pgxpool.Conn, a.pool.Config().MaxConns)
-	var group errgroup.Group
-	for i := range conns { // all before one is given back, or it would be taken again
-		group.Go(func() (err error) {
-			conns[i], err = a.pool.Acquire(ctx)
-			return err
-		})
-	}
-	err := group.Wait()
-	for _, conn := range conns {
-		if conn != nil {
-			err = cmp.Or(err, warm(ctx, conn))
-			conn.Release()
-		}
-	}
-	if err != nil {
-		return fmt.Errorf("warm connections: %w", err)
-	}
-	return nil
-}
-
-func warm(ctx context.Context, conn *pgxpool.Conn) error {
-	if _, err := prepare(ctx, conn.Conn()); err != nil {
-		return err
-	}
-	// The plan is made when it is first needed. No job has this name.
-	_, err := conn.Exec(ctx, apply.name, uuid.Nil, MaxAmount)
-	return err
 }
 
 // applySQL applies the account's oldest queued job, if that is the ticket's or an

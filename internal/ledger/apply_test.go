@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"slices"
 	"sync"
-	"sync/atomic"
 	"testing"
 
 	"github.com/google/uuid"
@@ -104,58 +103,6 @@ func TestApplyUnknownJob(t *testing.T) {
 	_, _, err := ledger.NewApplier(pool).Apply(t.Context(), uuid.New(), 1)
 	if !errors.Is(err, ledger.ErrJobNotFound) {
 		t.Errorf("got %v, want ErrJobNotFound", err)
-	}
-}
-
-// A worker's connections are open, and have their plans, before the first job comes.
-func TestWarm(t *testing.T) {
-	t.Parallel()
-	const conns = 3
-	config := testenv.Pool(t).Config()
-	config.MaxConns = conns
-	pool, err := pgxpool.NewWithConfig(t.Context(), config)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer pool.Close()
-	if err := ledger.NewApplier(pool).Warm(t.Context()); err != nil {
-		t.Fatal(err)
-	}
-	if n := pool.Stat().TotalConns(); n != conns {
-		t.Errorf("%d connections, want %d", n, conns)
-	}
-	for _, conn := range pool.AcquireAllIdle(t.Context()) {
-		var plans int
-		const sql = `SELECT generic_plans + custom_plans FROM pg_prepared_statements WHERE name = 'apply'`
-		if err := conn.QueryRow(t.Context(), sql).Scan(&plans); err != nil || plans != 1 {
-			t.Errorf("apply was planned %d times, %v", plans, err)
-		}
-		conn.Release()
-	}
-}
-
-// A Postgres that has no more connections for it leaves a worker with those that it has.
-func TestWarmWithTooFewConnections(t *testing.T) {
-	t.Parallel()
-	config := testenv.Pool(t).Config()
-	config.MaxConns = 5
-	var opened atomic.Int32
-	config.BeforeConnect = func(context.Context, *pgx.ConnConfig) error {
-		if opened.Add(1) > 2 {
-			return errors.New("too many clients")
-		}
-		return nil
-	}
-	pool, err := pgxpool.NewWithConfig(t.Context(), config)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer pool.Close()
-	if err := ledger.NewApplier(pool).Warm(t.Context()); err == nil {
-		t.Error("warm, though connections are missing")
-	}
-	if stat := pool.Stat(); stat.AcquiredConns() != 0 || stat.IdleConns() != 2 {
-		t.Errorf("%d connections are held and %d idle, want 0 and 2", stat.AcquiredConns(), stat.IdleConns())
 	}
 }
 
