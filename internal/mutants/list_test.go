@@ -207,7 +207,7 @@ var mutations = []mutation{
 	},
 	{
 		"jobs left in line are not counted", disposable,
-		[]edit{{apply, `l.left = left`, `_ = left`}},
+		[]edit{{apply, `l.left = left`, `l.left = 0 * left`}},
 		[]string{"-run=^TestApplyInOrderUpToTheTicket$ ./internal/ledger", machine},
 	},
 
