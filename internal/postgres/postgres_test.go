@@ -100,6 +100,14 @@ func TestOpenMaxConns(t *testing.T) {
 	}
 }
 
+// Connections that were opened together are not all renewed at once.
+func TestOpenSpreadsRenewals(t *testing.T) {
+	t.Parallel()
+	if config := open(t, testenv.Postgres(t)).Config(); config.MaxConnLifetimeJitter < config.MaxConnLifetime/4 {
+		t.Errorf("renewed within %v of each other", config.MaxConnLifetimeJitter)
+	}
+}
+
 // A server that takes no writes any more, be it that its operators fence it off
 // for a failover, is left for the one that does.
 func TestOpenLeavesAStandby(t *testing.T) {

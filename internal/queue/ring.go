@@ -50,7 +50,10 @@ func (c *Client) Run(ctx context.Context) error {
 		began := time.Now()
 		if tickets := w.due(began, longestWait); len(tickets) > 0 {
 			w.write(writing, tickets)
-			sleep(ctx, min(restShare*time.Since(began), c.rest))
+			select {
+			case <-time.After(min(restShare*time.Since(began), c.rest)):
+			case <-ctx.Done():
+			}
 		}
 		if !looking && len(w.lines) > 0 {
 			look.Reset(pause)
@@ -68,15 +71,6 @@ func (c *Client) Run(ctx context.Context) error {
 		written = w.write(writing, w.due(time.Now(), 0))
 	}
 	return nil
-}
-
-func sleep(ctx context.Context, d time.Duration) {
-	timer := time.NewTimer(d)
-	defer timer.Stop()
-	select {
-	case <-timer.C:
-	case <-ctx.Done():
-	}
 }
 
 // writer turns rings into tickets. It is Run's alone.
