@@ -189,6 +189,59 @@ func TestApplySharedBesideTrouble(t *testing.T) {
 	}
 }
 
+// Where the connection is lost on the way, all tickets are told of that may have jobs left:
+// also one whose account's oldest job was applied, and nobody counted the others.
+func TestApplySharedLosesItsConnection(t *testing.T) {
+	t.Parallel()
+	pool := testenv.Pool(t)
+	user := ledgertest.User(t, pool)
+	var accounts []ledger.Account
+	var tickets []uuid.UUID
+	for range 3 {
+		account := ledgertest.Account(t, pool, user, 0)
+		accounts = append(accounts, account)
+		ledgertest.Job(t, pool, account, ledger.Deposit, 1)
+		tickets = append(tickets, ledgertest.Job(t, pool, account, ledger.Deposit, 1))
+	}
+	holder, err := pool.Begin(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer holder.Rollback(t.Context()) //nolint:errcheck // it is over by then
+	if _, err := holder.Exec(t.Context(), `SELECT FROM accounts WHERE id = $1 FOR UPDATE`, accounts[1].ID); err != nil {
+		t.Fatal(err)
+	}
+	var group errgroup.Group
+	group.Go(func() error {
+		_, rest, troubled := ledger.NewApplier(pool).ApplyShared(t.Context(), tickets, 64)
+		if len(rest) > 0 || !slices.Equal(troubled, tickets) {
+			return fmt.Errorf("%v need another turn, %v are in trouble; want none, and all of %v", rest, troubled, tickets)
+		}
+		return nil
+	})
+	testenv.Eventually(t, "the second account's apply to be ended", func() bool {
+		const sql = `SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()`
+		tag, err := pool.Exec(t.Context(), sql)
+		return err == nil && tag.RowsAffected() > 0
+	})
+	if err := group.Wait(); err != nil {
+		t.Error(err)
+	}
+	if err := holder.Rollback(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	_, rest, troubled := ledger.NewApplier(pool).ApplyShared(t.Context(), tickets, 64)
+	if len(rest)+len(troubled) > 0 {
+		t.Errorf("later %d need another turn, and %d are in trouble", len(rest), len(troubled))
+	}
+	ledgertest.Check(t, pool)
+	for _, ticket := range tickets {
+		if got := readJob(t, pool, ticket); got.Status != "succeeded" || *got.Seq != 2 {
+			t.Errorf("job %s: %+v", ticket, got)
+		}
+	}
+}
+
 // backend is the process behind the pool's one connection.
 func backend(t *testing.T, single *pgxpool.Pool) (pid int) {
 	t.Helper()
