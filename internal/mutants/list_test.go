@@ -23,6 +23,7 @@ const (
 	schema   = "migrations/00001_passbook.sql"
 	terms    = "migrations/00003_terms.sql"
 	indexes  = "migrations/00005_indexes.sql"
+	rules    = "migrations/00009_rules.sql"
 	archival = "migrations/00006_archive.sql"
 	sweep    = "internal/worker/sweep.go"
 	work     = "internal/worker/worker.go"
@@ -99,7 +100,7 @@ var mutations = []mutation{
 	},
 	{
 		"a finished job may change", once,
-		[]edit{{schema, `NOT (OLD.status = 'queued' OR OLD.status = 'failed' AND NEW.status = 'queued')`, `false`}},
+		[]edit{{rules, `IF NOT (OLD.status = 'queued' OR OLD.status = 'failed' AND NEW.status = 'queued') THEN`, `IF false THEN`}},
 		[]string{refuses("SucceededJobQueuedAgain")},
 	},
 	{
@@ -158,8 +159,18 @@ var mutations = []mutation{
 	},
 	{
 		"a balance moves without its history", balanced,
-		[]edit{{schema, `CREATE TRIGGER accounts_move BEFORE UPDATE ON accounts`, `CREATE TRIGGER accounts_move BEFORE UPDATE OF number ON accounts`}},
+		[]edit{{rules, `CREATE OR REPLACE TRIGGER accounts_move BEFORE UPDATE ON accounts FOR EACH ROW EXECUTE FUNCTION hold_balance();`, `DROP TRIGGER IF EXISTS accounts_move ON accounts;`}},
 		[]string{refuses("BalanceWithoutHistory")},
+	},
+	{
+		"a posting may stand alone, and for more than there was", balanced,
+		[]edit{{rules, `CREATE OR REPLACE TRIGGER transactions_rules BEFORE INSERT ON`, `CREATE OR REPLACE TRIGGER transactions_rules BEFORE UPDATE ON`}},
+		[]string{refuses("PostingWithoutJob"), refuses("NegativeBefore")},
+	},
+	{
+		"a job may succeed without a transaction", balanced,
+		[]edit{{rules, `WHEN 'succeeded' THEN num_nulls(NEW.finished_at, NEW.seq, NEW.balance_after) = 0`, `WHEN 'succeeded' THEN true`}},
+		[]string{refuses("SucceededWithoutTransaction")},
 	},
 	{
 		"history may be rewritten", balanced,
