@@ -15,19 +15,24 @@ import (
 // How long an empty queue is left alone, unless its bell rings.
 const (
 	withBell    = 3 * time.Second
-	ofOther     = time.Second            // another worker's bell rings for it
 	withoutBell = 100 * time.Millisecond // Redis forbids CONFIG SET, or is not there
 )
 
-// checkEvery is how often the bell makes sure that Redis still sends events.
-const checkEvery = 10 * time.Second
+const (
+	// checkEvery is how often the bell makes sure that Redis still sends events.
+	checkEvery = 10 * time.Second
+	// watchEvery is how often it looks at the queues of other workers.
+	watchEvery = 500 * time.Millisecond
+)
 
 // bell is a Redis client under which Asynq need not poll: a dequeue that finds
 // its queue empty is held until Redis says that something was pushed onto it,
 // or some time passes. Asynq itself asks again and again.
 //
 // It listens for those queues alone that this worker is preferred for. Redis would
-// wake every listener for every ticket, and all but one in vain.
+// wake every listener for every ticket, and all but one in vain. A queue of another
+// worker it leaves to that one, unless a ticket is stuck there: then it helps until
+// it has found the queue empty once.
 //
 // It leans on how Asynq 0.26 dequeues: one EVALSHA a queue with four keys, the
 // first the pending list, the second the pause. TestBellKnowsAsynq fails where
@@ -36,13 +41,19 @@ type bell struct {
 	redis.UniversalClient
 	log      *slog.Logger
 	prefer   *preference
-	lists    map[string]string        // the pending lists, by the channel that tells of them. Never changed
-	pushed   map[string]chan struct{} // by pending list; each holds one ring. Never changed
-	withBell time.Duration            // how long an empty queue is held; tests wait longer,
-	ofOther  time.Duration            // also for another worker's
-	rings    atomic.Bool              // Redis sends the events, and we may hear them,
-	heard    bool                     // for it has let us listen once. listen's own
+	lists    map[string]string    // the pending lists, by the channel that tells of them. Never changed
+	dequeues map[string]*dequeues // by pending list. Never changed
+	withBell time.Duration        // how long an empty queue is held; tests wait longer,
+	every    time.Duration        // also to look at other workers'
+	rings    atomic.Bool          // Redis sends the events, and we may hear them,
+	heard    bool                 // for it has let us listen once. listen's own
 	closed   chan struct{}
+}
+
+// dequeues are those of one pending list. There is one at a time.
+type dequeues struct {
+	pushed  chan struct{} // holds one ring
+	helping bool          // the last one had another worker's ticket. The dequeues' own
 }
 
 func newBell(client redis.UniversalClient, partitions int, prefer *preference, log *slog.Logger) *bell {
@@ -51,15 +62,15 @@ func newBell(client redis.UniversalClient, partitions int, prefer *preference, l
 		log:             log,
 		prefer:          prefer,
 		lists:           make(map[string]string, partitions),
-		pushed:          make(map[string]chan struct{}, partitions),
+		dequeues:        make(map[string]*dequeues, partitions),
 		withBell:        withBell,
-		ofOther:         ofOther,
+		every:           watchEvery,
 		closed:          make(chan struct{}),
 	}
 	for partition := range partitions {
 		list := line(partition)
 		b.lists[channelOf(client, list)] = list
-		b.pushed[list] = make(chan struct{}, 1)
+		b.dequeues[list] = &dequeues{pushed: make(chan struct{}, 1)}
 	}
 	return b
 }
@@ -77,32 +88,36 @@ func channelOf(client redis.UniversalClient, key string) string {
 // the bell has rung. A ring that came since the last dequeue is kept, so none
 // is missed in between.
 func (b *bell) EvalSha(ctx context.Context, sha string, keys []string, args ...any) *redis.Cmd {
-	cmd := b.UniversalClient.EvalSha(ctx, sha, keys, args...)
-	if !isDequeue(keys) || cmd.Err() == nil || redis.HasErrorPrefix(cmd.Err(), "NOSCRIPT") {
-		return cmd
+	if !isDequeue(keys) {
+		return b.UniversalClient.EvalSha(ctx, sha, keys, args...)
 	}
-	if !errors.Is(cmd.Err(), redis.Nil) {
+	mine, other := b.dequeues[keys[0]], b.prefer.isOther(keys[0])
+	if other && !mine.helping && !b.wait(mine.pushed, b.patience()) {
+		nothing := redis.NewCmd(ctx)
+		nothing.SetErr(redis.Nil)
+		return nothing
+	}
+	cmd := b.UniversalClient.EvalSha(ctx, sha, keys, args...)
+	mine.helping = other && cmd.Err() == nil
+	switch err := cmd.Err(); {
+	case err == nil, redis.HasErrorPrefix(err, "NOSCRIPT"):
+	case !errors.Is(err, redis.Nil):
 		// Asynq asks again at once after an error. A Redis that is down or
 		// starting should not be stormed.
 		b.wait(nil, withoutBell)
-		return cmd
+	case other: // the next dequeue waits
+	case b.wait(mine.pushed, b.patience()):
+		return b.UniversalClient.EvalSha(ctx, sha, keys, args...)
 	}
-	if rang := b.wait(b.pushed[keys[0]], b.patience(keys[0])); !rang {
-		return cmd
-	}
-	return b.UniversalClient.EvalSha(ctx, sha, keys, args...)
+	return cmd
 }
 
 // patience is how long an empty queue is held.
-func (b *bell) patience(list string) time.Duration {
-	switch {
-	case !b.rings.Load():
+func (b *bell) patience() time.Duration {
+	if !b.rings.Load() {
 		return withoutBell
-	case b.prefer.isOther(list):
-		return b.ofOther
-	default:
-		return b.withBell
 	}
+	return b.withBell
 }
 
 func isDequeue(keys []string) bool {
@@ -179,7 +194,8 @@ func (b *bell) follow(ctx context.Context, subscription *redis.PubSub) error {
 }
 
 // hear takes what a subscription brings. Before the first event of a queue, and
-// after a lost connection, the queue may have filled unheard: it rings for that.
+// after a lost connection, the queue may have filled unheard, and workers may have
+// come or left: it rings for that, and looks.
 func (b *bell) hear(ctx context.Context, event any) {
 	switch event := event.(type) {
 	case *redis.Subscription:
@@ -189,23 +205,72 @@ func (b *bell) hear(ctx context.Context, event any) {
 			b.heard = true
 			b.askForEvents(ctx)
 			b.ringAll()
+			b.prefer.lookAgain()
 		default:
-			tell(b.pushed[b.lists[event.Channel]])
+			b.ring(b.lists[event.Channel])
 		}
 	case *redis.Message:
 		switch {
 		case event.Channel == workersKey:
 			b.prefer.lookAgain()
 		case strings.HasSuffix(event.Payload, "push"): // l when written, r when given back
-			tell(b.pushed[b.lists[event.Channel]])
+			b.ring(b.lists[event.Channel])
 		}
 	}
 }
 
+func (b *bell) ring(list string) { tell(b.dequeues[list].pushed) }
+
 func (b *bell) ringAll() {
-	for _, pushed := range b.pushed {
-		tell(pushed)
+	for list := range b.dequeues {
+		b.ring(list)
 	}
+}
+
+// watch looks at the queues of other workers until ctx ends.
+func (b *bell) watch(ctx context.Context) {
+	tick := time.NewTicker(b.every)
+	defer tick.Stop()
+	var oldest map[string]string
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+			oldest = b.lookAtOthers(ctx, oldest)
+		}
+	}
+}
+
+// lookAtOthers finds the oldest ticket of each queue of other workers, by pending list,
+// and rings for those that are stuck: it was the oldest before, too. The worker that is
+// preferred for it has died without a word, or has its hands full.
+func (b *bell) lookAtOthers(ctx context.Context, before map[string]string) (oldest map[string]string) {
+	ctx, cancel := context.WithTimeout(ctx, ringTimeout)
+	defer cancel()
+	asked := map[string]*redis.StringCmd{}
+	oldest = map[string]string{}
+	_, err := b.Pipelined(ctx, func(p redis.Pipeliner) error {
+		for list := range b.dequeues {
+			if b.prefer.isOther(list) {
+				asked[list] = p.LIndex(ctx, list, -1)
+			}
+		}
+		return nil
+	})
+	if err != nil && !errors.Is(err, redis.Nil) {
+		b.log.Debug("don't know what is stuck at other workers", "error", err)
+	}
+	for list, cmd := range asked {
+		ticket := cmd.Val()
+		if ticket == "" { // none, or it was not answered
+			continue
+		}
+		if oldest[list] = ticket; ticket == before[list] {
+			b.ring(list)
+		}
+	}
+	return oldest
 }
 
 // askForEvents makes Redis send the events of lists, beside whatever it sends

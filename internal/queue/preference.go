@@ -21,15 +21,16 @@ const (
 )
 
 // workersKey is a sorted set of the workers that are there, by Redis's time of their
-// last word, and a channel that tells when one leaves. Nothing depends on it but who
+// last word, and a channel that tells when one comes or leaves. Nothing depends on it but who
 // is woken.
 const workersKey = "passbook:workers"
 
 // preference spreads the partitions over the workers: each has one that is preferred,
 // by rendezvous hashing (Thaler and Ravishankar, 1998), and alone is woken for its
 // tickets. Were all, all but one would ask Redis twice for nothing
-// (internal/bench/EXPERIMENTS.md). The others look in from time to time, and so take
-// what the preferred one is too busy for, or too dead.
+// (internal/bench/EXPERIMENTS.md), and with two at one line its tickets are half as
+// large. The others look in from time to time, and so take what the preferred one is
+// too busy for, or too dead.
 type preference struct {
 	client     redis.UniversalClient
 	id         string
@@ -78,7 +79,7 @@ func (p *preference) run(ctx context.Context) {
 // written by another Redis's clock, before a failover.
 var announceScript = redis.NewScript(`
 local now = tonumber(redis.call("TIME")[1])
-redis.call("ZADD", KEYS[1], now, ARGV[1])
+if redis.call("ZADD", KEYS[1], now, ARGV[1]) == 1 then redis.call("PUBLISH", KEYS[1], "came") end
 redis.call("ZREMRANGEBYSCORE", KEYS[1], "-inf", now - tonumber(ARGV[2]))
 redis.call("ZREMRANGEBYSCORE", KEYS[1], now + 1, "+inf")
 return redis.call("ZRANGE", KEYS[1], 0, -1)`)
@@ -122,7 +123,7 @@ func (p *preference) spread(workers []string) {
 	}
 }
 
-// lookAgain asks for the workers that are there now: one has left.
+// lookAgain asks for the workers that are there now: one has come or left.
 func (p *preference) lookAgain() { tell(p.again) }
 
 // tell puts a word where one is kept.

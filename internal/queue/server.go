@@ -87,6 +87,10 @@ func (s *Server) Run(ctx context.Context) error {
 		return nil
 	})
 	listener.Go(func() error {
+		s.bell.watch(listening)
+		return nil
+	})
+	listener.Go(func() error {
 		s.prefer.run(serving)
 		return nil
 	})
