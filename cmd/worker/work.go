@@ -25,9 +25,9 @@ import (
 
 const (
 	// maxConns are the connections to Postgres of one process, unless the URL
-	// says pool_max_conns. Fewer leave two cores idle while commits wait for the
-	// disk; more have smaller tickets each (internal/bench/EXPERIMENTS.md).
-	maxConns = 12
+	// says pool_max_conns: one for each of sixteen partitions' tickets. Fewer
+	// leave two cores idle while commits wait for the disk (internal/bench/EXPERIMENTS.md).
+	maxConns = 16
 	// stopTimeout is how long the operator's port may take after SIGTERM.
 	stopTimeout = 5 * time.Second
 )
