@@ -34,7 +34,6 @@ type Applied struct {
 	Outcome    Outcome
 	CreatedAt  time.Time // when the job was accepted
 	FinishedAt time.Time
-	Position   int64 // its place in its account's order
 }
 
 // Applier applies jobs.
@@ -67,12 +66,12 @@ func NewApplier(pool *pgxpool.Pool) *Applier {
 //
 // https://www.postgresql.org/docs/current/transaction-iso.html#XACT-READ-COMMITTED
 //
-// $1 the ticket's job, $2 MaxAmount, $3 the position behind which to look. One row, the
-// job; none where no such job up to the ticket's was queued, or somebody else was faster.
+// $1 the ticket's job, $2 MaxAmount. One row, the job; none where no job up to the
+// ticket's was queued, or somebody else was faster.
 const applySQL = `
 	WITH locked AS (
 		SELECT head.id, head.type, head.amount, head.created_at, account.balance, account.last_seq, account.last_at
-		FROM jobs ticket, LATERAL (` + nextSQL + `
+		FROM jobs ticket, LATERAL (` + headSQL + `
 		) head, accounts account
 		WHERE ticket.id = $1 AND account.id = head.account_id
 		FOR NO KEY UPDATE OF account
@@ -96,7 +95,7 @@ const applySQL = `
 		SELECT account_id, seq, type, amount, balance_after, description, id, finished_at
 		FROM taken WHERE status = 'succeeded'
 	)
-	SELECT id, type, status, created_at, finished_at, position FROM taken`
+	SELECT id, type, status, created_at, finished_at FROM taken`
 
 // verdictSQL decides on the job that is locked.
 const verdictSQL = `
@@ -111,21 +110,7 @@ const verdictSQL = `
 // headSQL is the oldest queued job of ticket's account, if that is the ticket's or an
 // older one: one step into jobs_queued.
 const headSQL = `
-			SELECT * ` + lineSQL + oldestSQL
-
-// nextSQL is the oldest of those behind $3. A job that is finished leaves an entry in
-// jobs_queued until that is vacuumed, and every step into it goes past them all: of 30,000
-// in line, that was a sixth of an apply. So who has applied a job of a ticket looks for
-// the ticket's next behind it.
-//
-// A job may come up before $3 afterwards, committed late or replayed. It is one that no
-// job of the ticket must wait for: what was sent when it was answered has a higher
-// position than the ticket's own job, which was committed before its first apply. Who
-// commits it rings for it, and the next ticket's first apply finds it.
-const nextSQL = `
-			SELECT * ` + lineSQL + ` AND position > $3` + oldestSQL
-
-const oldestSQL = `
+			SELECT * ` + lineSQL + `
 			ORDER BY position
 			LIMIT 1`
 
@@ -243,7 +228,6 @@ const maxCounted = 2*maxBatch + 1
 type line struct {
 	ticket uuid.UUID
 	n      int   // how many of the oldest to apply
-	behind int64 // the position of the last that was applied
 	left   int   // how many there are then, maxCounted at most; not known unless above 0, or ended
 	ended  bool  // the ticket's own job has been applied, the last of them
 	err    error // what the first of them met that did not work
@@ -389,7 +373,7 @@ func sendBatch(pipeline *pgconn.Pipeline, prepared map[string]*pgconn.StatementD
 		send(begin)
 	}
 	for i, l := range batch {
-		send(apply, l.ticket[:], maxAmount, binary.BigEndian.AppendUint64(nil, uint64(l.behind))) //nolint:gosec // its sign is in the bits
+		send(apply, l.ticket[:], maxAmount)
 		switch behind := len(batch) - 1 - i; behind {
 		case 0:
 			pipeline.SendPipelineSync()
@@ -465,19 +449,15 @@ const (
 	outcomeColumn
 	createdColumn
 	finishedColumn
-	positionColumn
 )
 
 // took notes what an apply for the line has taken, if anything. Where that was nothing,
 // somebody else is at it, or has been, and how many are left is not known.
 func (l *line) took(taken []Applied) {
+	l.left--
 	if len(taken) == 0 {
 		l.left = 0
-		return
-	}
-	l.left--
-	l.behind = taken[0].Position
-	if taken[0].JobID == l.ticket {
+	} else if taken[0].JobID == l.ticket {
 		l.left, l.ended = 0, true
 	}
 }
@@ -502,17 +482,13 @@ func hearTaken(pipeline *pgconn.Pipeline) (taken []Applied, err error) {
 	return []Applied{{
 		JobID: id, Type: EntryType(row[typeColumn]), Outcome: Outcome(row[outcomeColumn]),
 		CreatedAt: readTime(row[createdColumn]), FinishedAt: readTime(row[finishedColumn]),
-		Position: readInt(row[positionColumn]),
 	}}, err
 }
 
 // readTime reads Postgres's binary form of a time, the microseconds since 2000.
 func readTime(value []byte) time.Time {
-	return time.Date(2000, time.January, 1, 0, 0, 0, 0, time.UTC).Add(time.Duration(readInt(value)) * time.Microsecond)
-}
-
-func readInt(value []byte) int64 {
-	return int64(binary.BigEndian.Uint64(value)) //nolint:gosec // its sign is in the bits
+	since2000 := int64(binary.BigEndian.Uint64(value)) //nolint:gosec // its sign is in the bits
+	return time.Date(2000, time.January, 1, 0, 0, 0, 0, time.UTC).Add(time.Duration(since2000) * time.Microsecond)
 }
 
 // tryTimeout bounds a tryHead, which takes several round trips.
@@ -540,7 +516,7 @@ func (a *Applier) tryHead(ctx context.Context, ticket uuid.UUID) (tried []Applie
 		}
 		crash.At(crash.TryCounted)
 		refusal = pgx.BeginFunc(ctx, tx, func(savepoint pgx.Tx) (err error) {
-			tried, err = queryApplied(ctx, savepoint, applySQL, ticket, MaxAmount, 0)
+			tried, err = queryApplied(ctx, savepoint, applySQL, ticket, MaxAmount)
 			return err
 		})
 		crash.At(crash.TryTried)
@@ -601,7 +577,7 @@ const failSQL = `
 	FROM jobs ticket, LATERAL (` + headSQL + `
 	) head
 	WHERE ticket.id = $1 AND jobs.id = head.id
-	RETURNING jobs.id, jobs.type, jobs.status, jobs.created_at, jobs.finished_at, jobs.position`
+	RETURNING jobs.id, jobs.type, jobs.status, jobs.created_at, jobs.finished_at`
 
 func queryApplied(ctx context.Context, tx pgx.Tx, sql string, args ...any) ([]Applied, error) {
 	rows, _ := tx.Query(ctx, sql, args...) // CollectRows returns its error

@@ -393,7 +393,7 @@ func TestApplyAfterAWait(t *testing.T) {
 				t.Fatal(err)
 			}
 			defer other.Rollback(context.WithoutCancel(t.Context())) //nolint:errcheck // it is committed by then
-			if _, err := other.Exec(t.Context(), ledger.Statements["apply"].SQL, ids[0], ledger.MaxAmount, 0); err != nil {
+			if _, err := other.Exec(t.Context(), ledger.Statements["apply"].SQL, ids[0], ledger.MaxAmount); err != nil {
 				t.Fatal(err)
 			}
 			var applied []ledger.Applied
@@ -458,7 +458,7 @@ func TestApplyAfterAnUnseenJob(t *testing.T) {
 	if err := accepting.Commit(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	run(other, ledger.Statements["apply"].SQL, unseen, ledger.MaxAmount, 0)
+	run(other, ledger.Statements["apply"].SQL, unseen, ledger.MaxAmount)
 	if err := other.Commit(t.Context()); err != nil {
 		t.Fatal(err)
 	}
@@ -474,48 +474,6 @@ func TestApplyAfterAnUnseenJob(t *testing.T) {
 	}
 	if n := attempts(t, pool); n != 0 {
 		t.Errorf("Postgres refused %d attempts", n)
-	}
-	ledgertest.Check(t, pool)
-}
-
-// A job that comes up behind those that a ticket has brought on, committed late, waits
-// for its own ticket, and so for none that was sent when it was answered.
-func TestApplyLeavesLateJobsToTheirTickets(t *testing.T) {
-	t.Parallel()
-	pool := testenv.Pool(t)
-	account := ledgertest.Account(t, pool, ledgertest.User(t, pool), 0)
-	late := uuid.New()
-	var position int64
-	if err := pool.QueryRow(t.Context(), `SELECT nextval('job_positions')`).Scan(&position); err != nil {
-		t.Fatal(err)
-	}
-	ledgertest.Exec(t, pool, `
-		CREATE FUNCTION commit_late() RETURNS trigger LANGUAGE plpgsql AS $$
-		BEGIN
-			INSERT INTO jobs (id, position, account_id, user_id, type, amount, idempotency_key)
-			SELECT '`+late.String()+`', `+fmt.Sprint(position)+`, id, user_id, 'deposit', 100, 'late' FROM accounts;
-			RETURN NULL;
-		END
-		$$;
-		CREATE TRIGGER commits_late AFTER INSERT ON transactions
-			FOR EACH ROW WHEN (NEW.balance_after = 1) EXECUTE FUNCTION commit_late()`)
-	var ids []uuid.UUID
-	for range 4 {
-		ids = append(ids, ledgertest.Job(t, pool, account, ledger.Deposit, 1))
-	}
-	apply(t, pool, ids[2])
-	apply(t, pool, late)
-	apply(t, pool, ids[3])
-	for i, want := range []string{
-		"succeeded seq 1 balance 1 failure -", "succeeded seq 2 balance 2 failure -", "succeeded seq 3 balance 3 failure -",
-		"succeeded seq 5 balance 104 failure -",
-	} {
-		if got := readJob(t, pool, ids[i]); got.String() != want {
-			t.Errorf("job %d is %s, want %s", i, got, want)
-		}
-	}
-	if got := readJob(t, pool, late); got.String() != "succeeded seq 4 balance 103 failure -" {
-		t.Errorf("the late job is %s", got)
 	}
 	ledgertest.Check(t, pool)
 }

@@ -4,7 +4,7 @@ import "fmt"
 
 // Statements are those that run for tickets, with what they take: %s is a ticket's job.
 var Statements = map[string]struct{ SQL, Args string }{
-	"apply": {applySQL, "'%s', 100, 0"},
+	"apply": {applySQL, "'%s', 100"},
 	"left":  {leftSQL, "'{%s}', 32"},
 	"lock":  {lockSQL, "'%s'"},
 	"count": {countSQL, "'%s'"},

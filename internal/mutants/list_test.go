@@ -132,11 +132,6 @@ var mutations = []mutation{
 		[]string{"-run=^TestApplyInOrderUpToTheTicket$ ./internal/ledger"},
 	},
 	{
-		"the next job is left out", inOrder,
-		[]edit{{apply, `l.behind = taken[0].Position`, `l.behind = taken[0].Position + 1`}},
-		[]string{"-run=^TestApplyInOrderUpToTheTicket$ ./internal/ledger", machine},
-	},
-	{
 		"connections draw positions ahead", inOrder,
 		[]edit{{schema, `job_positions AS bigint CACHE 1;`, `job_positions AS bigint CACHE 20;`}},
 		[]string{"-run=^TestPositionsAreNotCached$ ./internal/ledger", "-run=^TestAcceptOrder$ ./internal/job"},
