@@ -1,9 +1,10 @@
 -- +goose NO TRANSACTION
 -- +goose Up
 
--- The same rules as before, looked at in another way. Postgres reads the tree of each
--- check, and of each trigger's condition, anew for every statement that may concern it:
--- a sixth of what an apply cost it. A function's body it reads once a connection.
+-- The same rules as before, for every session whose triggers fire, looked at in another
+-- way. Postgres reads the tree of each check, and of each trigger's condition, anew for
+-- every statement that may concern it: a sixth of what an apply cost it. A function's
+-- body it reads once a connection.
 --
 -- Each statement may be run twice, should a later one fail; no row is at any time
 -- without its rules.
@@ -66,8 +67,8 @@ ALTER TABLE transactions DROP CONSTRAINT IF EXISTS transactions_check, DROP CONS
 
 -- +goose Down
 ALTER TABLE transactions DROP CONSTRAINT IF EXISTS transactions_check, DROP CONSTRAINT IF EXISTS transactions_check1,
-    DROP CONSTRAINT IF EXISTS transactions_seq_check;
-ALTER TABLE transactions ADD CONSTRAINT transactions_seq_check CHECK (seq >= 1),
+    DROP CONSTRAINT IF EXISTS transactions_seq_check,
+    ADD CONSTRAINT transactions_seq_check CHECK (seq >= 1),
     ADD CONSTRAINT transactions_check CHECK (job_id IS NOT NULL OR (seq = 1 AND type = 'deposit')),
     ADD CONSTRAINT transactions_check1 CHECK (type = 'withdrawal' OR balance_after >= amount);
 DROP TRIGGER IF EXISTS transactions_rules ON transactions;
@@ -76,8 +77,8 @@ CREATE OR REPLACE TRIGGER accounts_move BEFORE UPDATE ON accounts
                          OR (NEW.last_seq, NEW.balance, NEW.last_at) = (OLD.last_seq, OLD.balance, OLD.last_at)))
     EXECUTE FUNCTION refuse('a balance moves only with its history');
 ALTER TABLE jobs DROP CONSTRAINT IF EXISTS jobs_check, DROP CONSTRAINT IF EXISTS jobs_check1, DROP CONSTRAINT IF EXISTS jobs_check2,
-    DROP CONSTRAINT IF EXISTS jobs_attempts_check;
-ALTER TABLE jobs ADD CONSTRAINT jobs_attempts_check CHECK (attempts >= 0),
+    DROP CONSTRAINT IF EXISTS jobs_attempts_check,
+    ADD CONSTRAINT jobs_attempts_check CHECK (attempts >= 0),
     ADD CONSTRAINT jobs_check CHECK ((status = 'queued') = (finished_at IS NULL)),
     ADD CONSTRAINT jobs_check1 CHECK ((status = 'succeeded') = (seq IS NOT NULL AND balance_after IS NOT NULL)),
     ADD CONSTRAINT jobs_check2 CHECK ((status IN ('rejected', 'failed')) = (failure IS NOT NULL));

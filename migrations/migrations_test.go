@@ -154,6 +154,44 @@ func TestDownKeepsArchivedJobs(t *testing.T) {
 	}
 }
 
+// The rules of jobs, balances and history hold whichever way the schema moves.
+func TestRulesHoldBothWays(t *testing.T) {
+	t.Parallel()
+	url := testenv.Postgres(t)
+	execute(t, url, `
+		INSERT INTO users (id, email, password_hash) VALUES (gen_random_uuid(), 'a@example.com', '');
+		INSERT INTO accounts (user_id, number, currency, last_at, created_at) SELECT id, '1234', 'KRW', now(), now() FROM users;
+		INSERT INTO jobs (id, account_id, user_id, type, amount, idempotency_key)
+		SELECT gen_random_uuid(), id, user_id, 'deposit', 1, 'k' FROM accounts`)
+	conn := connect(t, url)
+	refuses := func(when string) {
+		t.Helper()
+		for _, sql := range []string{
+			`UPDATE jobs SET status = 'succeeded', finished_at = now()`,
+			`UPDATE jobs SET finished_at = now()`,
+			`UPDATE jobs SET attempts = -1`,
+			`UPDATE accounts SET balance = 1`,
+			`INSERT INTO transactions (account_id, seq, type, amount, balance_after, created_at) VALUES (1, 2, 'deposit', 1, 1, now())`,
+			`INSERT INTO transactions (account_id, seq, type, amount, balance_after, created_at) VALUES (1, 1, 'deposit', 2, 1, now())`,
+			`INSERT INTO transactions (account_id, seq, type, amount, balance_after, created_at) VALUES (1, 0, 'deposit', 1, 1, now())`,
+		} {
+			if _, err := conn.Exec(t.Context(), sql); err == nil {
+				t.Errorf("%s: nothing refuses %s", when, sql)
+			}
+		}
+	}
+	refuses("up")
+	const forms = 8
+	downTo(t, url, forms)
+	refuses("down")
+	if err := migrations.Up(t.Context(), url); err != nil {
+		t.Fatal(err)
+	}
+	refuses("up again")
+	downTo(t, url, forms)
+	refuses("down again")
+}
+
 // downTo takes the migrations after a version back.
 func downTo(t testing.TB, url string, version int64) {
 	t.Helper()

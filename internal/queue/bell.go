@@ -21,8 +21,10 @@ const (
 const (
 	// checkEvery is how often the bell makes sure that Redis still sends events.
 	checkEvery = 10 * time.Second
-	// watchEvery is how often it looks at the queues of other workers.
+	// watchEvery is how often it looks at the queues of other workers, and manyWait how
+	// many tickets wait in one that is too much for its worker.
 	watchEvery = 500 * time.Millisecond
+	manyWait   = 8
 )
 
 // bell is a Redis client under which Asynq need not poll: a dequeue that finds
@@ -31,8 +33,8 @@ const (
 //
 // It listens for those queues alone that this worker is preferred for. Redis would
 // wake every listener for every ticket, and all but one in vain. A queue of another
-// worker it leaves to that one, unless a ticket is stuck there: then it helps until
-// it has found the queue empty once.
+// worker it leaves to that one, unless a ticket is stuck there or many wait: then it
+// helps for as long as it finds any.
 //
 // It leans on how Asynq 0.26 dequeues: one EVALSHA a queue with four keys, the
 // first the pending list, the second the pause. TestBellKnowsAsynq fails where
@@ -88,7 +90,7 @@ func channelOf(client redis.UniversalClient, key string) string {
 // the bell has rung. A ring that came since the last dequeue is kept, so none
 // is missed in between.
 func (b *bell) EvalSha(ctx context.Context, sha string, keys []string, args ...any) *redis.Cmd {
-	if !isDequeue(keys) {
+	if !isDequeue(keys) || b.dequeues[keys[0]] == nil {
 		return b.UniversalClient.EvalSha(ctx, sha, keys, args...)
 	}
 	mine, other := b.dequeues[keys[0]], b.prefer.isOther(keys[0])
@@ -204,7 +206,7 @@ func (b *bell) hear(ctx context.Context, event any) {
 		case event.Channel == workersKey:
 			b.heard = true
 			b.askForEvents(ctx)
-			b.ringAll()
+			b.ringOwn()
 			b.prefer.lookAgain()
 		default:
 			b.ring(b.lists[event.Channel])
@@ -219,11 +221,18 @@ func (b *bell) hear(ctx context.Context, event any) {
 	}
 }
 
-func (b *bell) ring(list string) { tell(b.dequeues[list].pushed) }
+func (b *bell) ring(list string) {
+	if dequeues := b.dequeues[list]; dequeues != nil {
+		tell(dequeues.pushed)
+	}
+}
 
-func (b *bell) ringAll() {
+// ringOwn rings for all but the queues of other workers, which are watched.
+func (b *bell) ringOwn() {
 	for list := range b.dequeues {
-		b.ring(list)
+		if !b.prefer.isOther(list) {
+			b.ring(list)
+		}
 	}
 }
 
@@ -243,30 +252,31 @@ func (b *bell) watch(ctx context.Context) {
 }
 
 // lookAtOthers finds the oldest ticket of each queue of other workers, by pending list,
-// and rings for those that are stuck: it was the oldest before, too. The worker that is
-// preferred for it has died without a word, or has its hands full.
+// and rings for those that are stuck, where it was the oldest before, too, or many wait.
+// The worker that is preferred for it has died without a word, or has its hands full.
 func (b *bell) lookAtOthers(ctx context.Context, before map[string]string) (oldest map[string]string) {
 	ctx, cancel := context.WithTimeout(ctx, ringTimeout)
 	defer cancel()
-	asked := map[string]*redis.StringCmd{}
+	asked := map[string]*redis.StringSliceCmd{}
 	oldest = map[string]string{}
 	_, err := b.Pipelined(ctx, func(p redis.Pipeliner) error {
 		for list := range b.dequeues {
 			if b.prefer.isOther(list) {
-				asked[list] = p.LIndex(ctx, list, -1)
+				asked[list] = p.LRange(ctx, list, -manyWait, -1)
 			}
 		}
 		return nil
 	})
-	if err != nil && !errors.Is(err, redis.Nil) {
+	if err != nil {
 		b.log.Debug("don't know what is stuck at other workers", "error", err)
 	}
 	for list, cmd := range asked {
-		ticket := cmd.Val()
-		if ticket == "" { // none, or it was not answered
+		tickets := cmd.Val()
+		if len(tickets) == 0 { // or it was not answered
 			continue
 		}
-		if oldest[list] = ticket; ticket == before[list] {
+		oldest[list] = tickets[len(tickets)-1]
+		if oldest[list] == before[list] || len(tickets) == manyWait {
 			b.ring(list)
 		}
 	}

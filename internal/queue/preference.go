@@ -79,7 +79,7 @@ func (p *preference) run(ctx context.Context) {
 // written by another Redis's clock, before a failover.
 var announceScript = redis.NewScript(`
 local now = tonumber(redis.call("TIME")[1])
-if redis.call("ZADD", KEYS[1], now, ARGV[1]) == 1 then redis.call("PUBLISH", KEYS[1], "came") end
+if redis.call("ZADD", KEYS[1], now, ARGV[1]) == 1 then redis.pcall("PUBLISH", KEYS[1], "came") end
 redis.call("ZREMRANGEBYSCORE", KEYS[1], "-inf", now - tonumber(ARGV[2]))
 redis.call("ZREMRANGEBYSCORE", KEYS[1], now + 1, "+inf")
 return redis.call("ZRANGE", KEYS[1], 0, -1)`)
