@@ -478,6 +478,43 @@ func TestApplyAfterAnUnseenJob(t *testing.T) {
 	ledgertest.Check(t, pool)
 }
 
+// The lowest position is taken each time: a job that comes up before those that a
+// ticket has brought on, committed late or replayed, is the next.
+func TestApplyTakesTheLowestPositionEachTime(t *testing.T) {
+	t.Parallel()
+	pool := testenv.Pool(t)
+	account := ledgertest.Account(t, pool, ledgertest.User(t, pool), 0)
+	late := uuid.New()
+	var position int64
+	if err := pool.QueryRow(t.Context(), `SELECT nextval('job_positions')`).Scan(&position); err != nil {
+		t.Fatal(err)
+	}
+	ledgertest.Exec(t, pool, fmt.Sprintf(`
+		CREATE FUNCTION commit_late() RETURNS trigger LANGUAGE plpgsql AS $$
+		BEGIN
+			INSERT INTO jobs (id, position, account_id, user_id, type, amount, idempotency_key)
+			SELECT '%s', %d, id, user_id, 'deposit', 100, 'late' FROM accounts;
+			RETURN NULL;
+		END
+		$$;
+		CREATE TRIGGER commits_late AFTER INSERT ON transactions
+			FOR EACH ROW WHEN (NEW.balance_after = 1) EXECUTE FUNCTION commit_late()`, late, position))
+	var ids []uuid.UUID
+	for range 3 {
+		ids = append(ids, ledgertest.Job(t, pool, account, ledger.Deposit, 1))
+	}
+	apply(t, pool, ids[2])
+	for id, want := range map[uuid.UUID]string{
+		ids[0]: "succeeded seq 1 balance 1 failure -", late: "succeeded seq 2 balance 101 failure -",
+		ids[1]: "succeeded seq 3 balance 102 failure -", ids[2]: "succeeded seq 4 balance 103 failure -",
+	} {
+		if got := readJob(t, pool, id); got.String() != want {
+			t.Errorf("job is %s, want %s", got, want)
+		}
+	}
+	ledgertest.Check(t, pool)
+}
+
 // awaitWaiting waits until somebody waits for a lock.
 func awaitWaiting(t *testing.T, pool *pgxpool.Pool) {
 	t.Helper()
