@@ -148,109 +148,106 @@ func TestPreference_Unheard(t *testing.T) {
 	testenv.Eventually(t, "the other worker to be preferred for some", func() bool { return len(*server.prefer.others.Load()) > 0 })
 }
 
+// beside is a server that nothing wakes but its bell, and another worker that is there
+// and does nothing.
+type beside struct {
+	client   redis.UniversalClient
+	dequeues *countDequeues
+	handled  chan uuid.UUID
+	server   *Server
+	other    *preference
+}
+
+// theirs tells whether the other worker is preferred for a partition.
+func (b *beside) theirs(partition int) bool { return b.server.prefer.isOther(line(partition)) }
+
+func serveBeside(t *testing.T) *beside {
+	t.Helper()
+	b := &beside{client: connect(t, testenv.Redis(t)), dequeues: new(countDequeues), handled: make(chan uuid.UUID, 1)}
+	b.client.AddHook(b.dequeues)
+	serve(t, b.client, func(_ context.Context, jobs []uuid.UUID) ([]uuid.UUID, error) {
+		b.handled <- jobs[0]
+		return nil, nil
+	}, func(s *Server) {
+		s.bell.withBell, s.bell.every, s.prefer.every = time.Hour, time.Hour, time.Hour
+		b.server = s
+	})
+	b.other = newPreference(b.client, partitions, slog.New(slog.DiscardHandler))
+	testenv.Eventually(t, "the other worker to be preferred for some", func() bool {
+		_, err := b.other.announce(t.Context())
+		return err == nil && len(*b.server.prefer.others.Load()) > 0
+	})
+	b.dequeues.settle(t, partitions)
+	return b
+}
+
 // A worker leaves another's tickets alone for as long as that one takes them, and
 // helps where one is stuck, or many wait, until there is none.
 func TestPreference_Stuck(t *testing.T) {
 	t.Parallel()
-	client := connect(t, testenv.Redis(t))
-	dequeues := new(countDequeues)
-	client.AddHook(dequeues)
-	handled := make(chan uuid.UUID, 1)
-	var server *Server
-	serve(t, client, func(_ context.Context, jobs []uuid.UUID) ([]uuid.UUID, error) {
-		handled <- jobs[0]
-		return nil, nil
-	}, func(s *Server) {
-		s.bell.withBell, s.bell.every, s.prefer.every = time.Hour, time.Hour, time.Hour
-		server = s
-	})
-	silent := newPreference(client, partitions, slog.New(slog.DiscardHandler))
-	others := func() map[string]bool { return *server.prefer.others.Load() }
-	testenv.Eventually(t, "the silent worker to be preferred for some", func() bool {
-		_, err := silent.announce(t.Context())
-		return err == nil && len(others()) > 0
-	})
-	dequeues.settle(t, partitions)
+	b := serveBeside(t)
 	theirs := 0
-	for !others()[line(theirs)] {
+	for !b.theirs(theirs) {
 		theirs++
 	}
 	write := func() uuid.UUID {
 		ticket := Ticket{AccountID: accountOf(theirs), JobID: uuid.New()}
-		if err := ticketsOf(client).Enqueue(t.Context(), ticket); err != nil {
+		if err := ticketsOf(b.client).Enqueue(t.Context(), ticket); err != nil {
 			t.Fatal(err)
 		}
 		return ticket.JobID
 	}
-	before := dequeues.n.Load()
+	before := b.dequeues.n.Load()
 	write()
-	oldest := server.bell.lookAtOthers(t.Context(), nil)
-	if err := client.RPop(t.Context(), line(theirs)).Err(); err != nil { // the silent worker takes it
+	oldest := b.server.bell.lookAtOthers(t.Context(), nil)
+	if err := b.client.RPop(t.Context(), line(theirs)).Err(); err != nil { // the other worker takes it
 		t.Fatal(err)
 	}
 	stuck, next := write(), write()
-	oldest = server.bell.lookAtOthers(t.Context(), oldest)
-	dequeues.settle(t, 0)
-	if asked := dequeues.n.Load() - before; asked > 0 {
+	oldest = b.server.bell.lookAtOthers(t.Context(), oldest)
+	b.dequeues.settle(t, 0)
+	if asked := b.dequeues.n.Load() - before; asked > 0 {
 		t.Errorf("%d dequeues for tickets that another worker takes", asked)
 	}
-	oldest = server.bell.lookAtOthers(t.Context(), oldest)
+	oldest = b.server.bell.lookAtOthers(t.Context(), oldest)
 	for _, want := range []uuid.UUID{stuck, next} {
-		if got := receive(t, handled); got != want {
+		if got := receive(t, b.handled); got != want {
 			t.Errorf("handed out %s, want %s", got, want)
 		}
 	}
-	dequeues.settle(t, before+3)
+	b.dequeues.settle(t, before+3)
 	write()
-	server.bell.lookAtOthers(t.Context(), oldest)
-	dequeues.settle(t, 0)
-	if asked := dequeues.n.Load() - before; asked != 3 {
+	b.server.bell.lookAtOthers(t.Context(), oldest)
+	b.dequeues.settle(t, 0)
+	if asked := b.dequeues.n.Load() - before; asked != 3 {
 		t.Errorf("%d dequeues, want 3: for the stuck ticket, the next, and none", asked)
 	}
 	for range manyWait - 1 {
 		write()
 	}
-	server.bell.lookAtOthers(t.Context(), nil)
+	b.server.bell.lookAtOthers(t.Context(), nil)
 	for range manyWait {
-		receive(t, handled)
+		receive(t, b.handled)
 	}
 }
 
 // Where a worker takes its leave, the others serve its partitions at once.
 func TestPreference_Leave(t *testing.T) {
 	t.Parallel()
-	client := connect(t, testenv.Redis(t))
-	dequeues := new(countDequeues)
-	client.AddHook(dequeues)
-	handled := make(chan uuid.UUID, 1)
-	var server *Server
-	serve(t, client, func(_ context.Context, jobs []uuid.UUID) ([]uuid.UUID, error) {
-		handled <- jobs[0]
-		return nil, nil
-	}, func(s *Server) {
-		s.bell.withBell, s.bell.every, s.prefer.every = time.Hour, time.Hour, time.Hour
-		server = s
-	})
-	leaver := newPreference(client, partitions, slog.New(slog.DiscardHandler))
-	others := func() map[string]bool { return *server.prefer.others.Load() }
-	testenv.Eventually(t, "the other worker to be preferred for some", func() bool {
-		_, err := leaver.announce(t.Context())
-		return err == nil && len(others()) > 0
-	})
-	dequeues.settle(t, partitions)
+	b := serveBeside(t)
 	left := map[uuid.UUID]bool{} // tickets that nobody is woken for
 	for partition := range partitions {
-		if others()[line(partition)] {
+		if b.theirs(partition) {
 			ticket := Ticket{AccountID: accountOf(partition), JobID: uuid.New()}
-			if err := ticketsOf(client).Enqueue(t.Context(), ticket); err != nil {
+			if err := ticketsOf(b.client).Enqueue(t.Context(), ticket); err != nil {
 				t.Fatal(err)
 			}
 			left[ticket.JobID] = true
 		}
 	}
-	leaver.leave(t.Context())
+	b.other.leave(t.Context())
 	for len(left) > 0 {
-		delete(left, receive(t, handled))
+		delete(left, receive(t, b.handled))
 	}
 }
 
