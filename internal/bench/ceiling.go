@@ -170,7 +170,7 @@ func plainInsert(user uuid.UUID) []string {
 }
 
 func boundApply() ([]string, error) {
-	return bindAll(ledger.ApplyStatements(), [][]string{{ceilingID, fmt.Sprint(ledger.MaxAmount)}})
+	return bindAll(ledger.ApplyStatements(), [][]string{{ceilingID, fmt.Sprint(ledger.MaxAmount), "0"}})
 }
 
 // ceilingScript is one job's way, in two transactions of a round trip each.

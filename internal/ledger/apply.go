@@ -6,13 +6,14 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"maps"
+	"io"
 	"slices"
 	"time"
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgtype"
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/passbook/passbook/internal/crash"
@@ -47,89 +48,11 @@ func NewApplier(pool *pgxpool.Pool) *Applier {
 }
 
 // applySQL applies the account's oldest queued job, if that is the ticket's or an
-// older one: it locks the account, decides, finishes the job, moves the balance and
-// writes the history, in one statement. All times come from Postgres's clock;
-// created_at never goes back within an account, even where that clock does.
+// older one, and waits for every other apply of it to end: migrations/00010_apply.sql.
 //
-// The account's lock holds every other apply of it off until the transaction ends; NO
-// KEY, so nothing that only refers to the account has to wait. The statement's one
-// snapshot is from before it waited for the lock, so it may be old when it has it:
-//
-//   - What it reads of the account it reads with the lock: of a row that was changed
-//     meanwhile, Postgres locks and answers the newest version.
-//   - The job that it found may have been finished meanwhile. An UPDATE asks the newest
-//     version once more, here if it is unfinished, and where it is not nothing is taken,
-//     and so nothing moved or posted. (Asked if it is queued, a plan made for a new table
-//     would look for the job in jobs_queued, and walk through the whole queue.)
-//   - A job that it does not see is none that must come before one that it sees: that
-//     was committed before the other was sent.
-//
-// https://www.postgresql.org/docs/current/transaction-iso.html#XACT-READ-COMMITTED
-//
-// $1 the ticket's job, $2 MaxAmount. One row, the job; none where no job up to the
-// ticket's was queued, or somebody else was faster.
-const applySQL = `
-	WITH locked AS (
-		SELECT head.id, head.type, head.amount, head.created_at, account.balance, account.last_seq, account.last_at
-		FROM jobs ticket, LATERAL (` + headSQL + `
-		) head, accounts account
-		WHERE ticket.id = $1 AND account.id = head.account_id
-		FOR NO KEY UPDATE OF account
-	), taken AS (
-		UPDATE jobs SET
-			status = (CASE WHEN fault IS NULL THEN 'succeeded' ELSE 'rejected' END)::job_status,
-			failure = fault,
-			seq = CASE WHEN fault IS NULL THEN verdict.seq END,
-			balance_after = CASE WHEN fault IS NULL THEN after END,
-			finished_at = at
-		FROM (` + verdictSQL + `
-		) verdict
-		WHERE jobs.id = verdict.id AND jobs.finished_at IS NULL
-		RETURNING jobs.id, jobs.account_id, jobs.position, jobs.type, jobs.status, jobs.amount, jobs.description,
-			jobs.seq, jobs.balance_after, jobs.created_at, jobs.finished_at
-	), moved AS (
-		UPDATE accounts SET balance = balance_after, last_seq = seq, last_at = finished_at
-		FROM taken WHERE accounts.id = account_id AND status = 'succeeded'
-	), posted AS (
-		INSERT INTO transactions (account_id, seq, type, amount, balance_after, description, job_id, created_at)
-		SELECT account_id, seq, type, amount, balance_after, description, id, finished_at
-		FROM taken WHERE status = 'succeeded'
-	)
-	SELECT id, type, status, created_at, finished_at FROM taken`
-
-// verdictSQL decides on the job that is locked.
-const verdictSQL = `
-			SELECT *, CASE WHEN after < 0 THEN 'insufficient_funds' WHEN after > $2 THEN 'balance_limit_exceeded' END AS fault
-			FROM (
-				SELECT id, last_seq + 1 AS seq,
-					balance + CASE type WHEN 'deposit' THEN amount::bigint ELSE -amount::bigint END AS after,
-					greatest(clock_timestamp(), created_at, last_at + interval '1 microsecond') AS at
-				FROM locked
-			) sums`
-
-// headSQL is the oldest queued job of ticket's account, if that is the ticket's or an
-// older one: one step into jobs_queued.
-const headSQL = `
-			SELECT * ` + lineSQL + `
-			ORDER BY position
-			LIMIT 1`
-
-// lineSQL is the account's queued jobs up to ticket's.
-const lineSQL = `FROM jobs
-			WHERE account_id = ticket.account_id AND status = 'queued' AND position <= ticket.position`
-
-// leftSQL counts the jobs that are still queued of each ticket's account, up to the
-// ticket's own.
-//
-// $1 the tickets' jobs, $2 how far to count. A row for each ticket whose job there is.
-const leftSQL = `
-	SELECT ticket.id, (
-		SELECT count(*) FROM (
-			SELECT ` + lineSQL + `
-			LIMIT $2
-		) line
-	)
-	FROM jobs ticket WHERE ticket.id = ANY ($1)`
+// $1 the ticket's job, $2 MaxAmount, $3 how far to count what is left. One row of one
+// column, the answer: a function that stands in FROM has its answer stored, and read again.
+const applySQL = `SELECT apply_job($1, $2, $3)`
 
 // Apply applies the queued jobs of the ticket's account in order of position,
 // up to the ticket's own job and at most limit of them, each in a transaction of
@@ -145,26 +68,16 @@ const leftSQL = `
 func (a *Applier) Apply(ctx context.Context, ticket uuid.UUID, limit int) (applied []Applied, more bool, err error) {
 	// Most tickets find just their own job in line: one transaction, one round
 	// trip. Only when an older job was first do the others share the next.
-	for l, vain := (line{ticket: ticket, n: 1}), 0; l.n > 0; l.n = min(l.left, limit-len(applied)) {
+	for l := (line{ticket: ticket, n: 1}); l.n > 0; l.n = min(l.left, limit-len(applied)) {
 		var batch []Applied
 		batch, l, err = a.next(ctx, l)
 		applied = append(applied, batch...)
-		if vain++; len(batch) > 0 {
-			vain = 0
-		}
-		switch {
-		case err != nil:
+		if more = l.left > 0; err != nil {
 			return applied, true, err
-		case len(applied) >= limit, vain == maxVain:
-			return applied, l.left > 0, nil
 		}
 	}
-	return applied, false, nil
+	return applied, more, nil
 }
-
-// maxVain is how often in a row Apply finds that somebody else was faster, before it
-// leaves the account to them, and its partition to others.
-const maxVain = 3
 
 // next applies what is to be applied of the line, and tells how it is after that.
 func (a *Applier) next(ctx context.Context, l line) (applied []Applied, after line, err error) {
@@ -177,9 +90,9 @@ func (a *Applier) next(ctx context.Context, l line) (applied []Applied, after li
 		return applied, after, fmt.Errorf("apply job %s: %w", l.ticket, after.err)
 	}
 	tried, err := a.tryHead(ctx, l.ticket)
-	after = line{ticket: l.ticket, left: 1} // as far as we know
-	if len(tried) > 0 && tried[0].JobID == l.ticket {
-		after.left = 0
+	after = line{ticket: l.ticket}
+	if len(tried) > 0 && tried[0].JobID != l.ticket {
+		after.left = 1 // as far as we know
 	}
 	return append(applied, tried...), after, err
 }
@@ -217,80 +130,49 @@ func (a *Applier) ApplyShared(ctx context.Context, tickets []uuid.UUID, limit in
 	}
 }
 
-// maxBatch bounds how many transactions share a round trip.
-const maxBatch = 32
+// maxBatch bounds how many transactions share a round trip: a worker's turn.
+const maxBatch = 64
 
-// maxCounted is how far a line's jobs are counted. A worker's turn is 64: so many and one
-// more, and it need not count again.
-const maxCounted = 2*maxBatch + 1
+// maxCounted is how far a line's jobs are counted: one more than a turn takes.
+const maxCounted = maxBatch + 1
 
 // line is an account's queued jobs up to a ticket's.
 type line struct {
 	ticket uuid.UUID
 	n      int   // how many of the oldest to apply
-	left   int   // how many there are then, maxCounted at most; not known unless above 0, or ended
-	ended  bool  // the ticket's own job has been applied, the last of them
+	left   int   // how many there are then, maxCounted at most
 	err    error // what the first of them met that did not work
+}
+
+// step is one transaction of a line, for the oldest of its jobs.
+type step struct {
+	line *line
+	last bool // of those for the line: it counts what is left
 }
 
 // applyLines applies what is to be applied of each line, one after another, and tells
 // what is left. A line that meets trouble goes no further; the others do, but for a
 // connection that is lost.
 func (a *Applier) applyLines(ctx context.Context, lines []line) (applied []Applied, after []line) {
-	var sent []*line // once for each transaction
+	var steps []step
 	after = slices.Clone(lines)
 	for i := range after {
-		sent = append(sent, slices.Repeat([]*line{&after[i]}, after[i].n)...)
+		for n := range after[i].n {
+			steps = append(steps, step{&after[i], n == after[i].n-1})
+		}
 	}
-	for len(sent) > 0 {
-		some, heard, err := a.applyBatch(ctx, sent[:min(maxBatch, len(sent))])
-		applied, sent = append(applied, some...), sent[heard:]
+	for len(steps) > 0 {
+		some, heard, err := a.applyBatch(ctx, steps[:min(maxBatch, len(steps))])
+		applied, steps = append(applied, some...), steps[heard:]
 		if err != nil { // nobody is asked any more
-			for i := range after {
-				if l := &after[i]; l.isUnknown() || slices.Contains(sent, l) {
-					l.err = cmp.Or(l.err, err)
-				}
+			for _, s := range steps {
+				s.line.err = cmp.Or(s.line.err, err)
 			}
 			return applied, after
 		}
-		sent = slices.DeleteFunc(sent, func(l *line) bool { return l.err != nil })
+		steps = slices.DeleteFunc(steps, func(s step) bool { return s.line.err != nil })
 	}
-	a.count(ctx, after)
 	return applied, after
-}
-
-// isUnknown tells a line of which we don't know what is left.
-func (l *line) isUnknown() bool { return l.err == nil && !l.ended && l.left <= 0 }
-
-// count counts what is left of the lines of which it is not known. Most are ended: a
-// ticket's own job is the only one of its account, or the last.
-func (a *Applier) count(ctx context.Context, lines []line) {
-	unknown := map[uuid.UUID][]*line{} // two of one ticket, where somebody else has written that
-	for i := range lines {
-		if l := &lines[i]; l.isUnknown() {
-			unknown[l.ticket] = append(unknown[l.ticket], l)
-		}
-	}
-	if len(unknown) == 0 {
-		return
-	}
-	ctx, cancel := context.WithTimeout(ctx, postgres.RoundTripTimeout)
-	defer cancel()
-	rows, _ := a.pool.Query(ctx, leftSQL, slices.Collect(maps.Keys(unknown)), maxCounted) // ForEachRow returns its error
-	var ticket uuid.UUID
-	var left int
-	_, err := pgx.ForEachRow(rows, []any{&ticket, &left}, func() error {
-		for _, l := range unknown[ticket] {
-			l.left = left
-		}
-		delete(unknown, ticket)
-		return nil
-	})
-	for _, same := range unknown {
-		for _, l := range same {
-			l.err = cmp.Or(err, ErrJobNotFound)
-		}
-	}
 }
 
 // statement is one that applyBatch sends, prepared once a connection.
@@ -303,13 +185,18 @@ var (
 	chain  = statement{"chain", `COMMIT AND CHAIN`} // commits one and begins the next
 )
 
-var maxAmount = binary.BigEndian.AppendUint64(nil, uint64(MaxAmount))
+// The parameters of an apply, as they go over the wire.
+var (
+	maxBalance = binary.BigEndian.AppendUint64(nil, uint64(MaxAmount))
+	countAll   = binary.BigEndian.AppendUint64(nil, maxCounted)
+	countNone  = binary.BigEndian.AppendUint64(nil, 0)
+)
 
 // flushEvery is how many transactions Postgres goes through between two answers: each
 // wakes this process, and costs both some tenth of an apply.
 const flushEvery = 8
 
-// applyBatch sends a transaction for the next job of each line together. Each commits by
+// applyBatch sends a transaction for each step together. Each commits by
 // itself, in order. The first that fails ends them, and its line has the error: those
 // behind it are not begun. heard is of how many the end was; err is why nothing more can
 // be heard. It waits for postgres.RoundTripTimeout for flushEvery of them, or for one that
@@ -320,7 +207,7 @@ const flushEvery = 8
 // A kill once they are sent stops none of them: Postgres holds the lock and
 // commits while nobody listens, until it notices that the connection is gone.
 // The transactions from there on leave their jobs queued.
-func (a *Applier) applyBatch(ctx context.Context, batch []*line) (applied []Applied, heard int, err error) {
+func (a *Applier) applyBatch(ctx context.Context, batch []step) (applied []Applied, heard int, err error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	silence := time.AfterFunc(postgres.RoundTripTimeout, cancel)
@@ -363,7 +250,7 @@ func prepare(ctx context.Context, conn *pgx.Conn) (prepared map[string]*pgconn.S
 // sendBatch sends the batch's transactions with a single Sync at their end, which Postgres
 // answers by itself and commits the last one at, or one alone. The others are in BEGIN
 // and COMMIT, so that there is nothing to answer after each.
-func sendBatch(pipeline *pgconn.Pipeline, prepared map[string]*pgconn.StatementDescription, batch []*line) {
+func sendBatch(pipeline *pgconn.Pipeline, prepared map[string]*pgconn.StatementDescription, batch []step) {
 	send := func(s statement, args ...[]byte) {
 		// By a description: by its name each apply would be described anew. pgx 5.12
 		// loses count of descriptions when one fails, but not before the Sync.
@@ -372,8 +259,12 @@ func sendBatch(pipeline *pgconn.Pipeline, prepared map[string]*pgconn.StatementD
 	if len(batch) > 1 {
 		send(begin)
 	}
-	for i, l := range batch {
-		send(apply, l.ticket[:], maxAmount)
+	for i, step := range batch {
+		count := countNone
+		if step.last {
+			count = countAll
+		}
+		send(apply, step.line.ticket[:], maxBalance, count)
 		switch behind := len(batch) - 1 - i; behind {
 		case 0:
 			pipeline.SendPipelineSync()
@@ -395,28 +286,28 @@ func ApplyStatements() []string { return []string{applySQL} }
 // readApplied reads what became of each transaction, up to the first that failed, and
 // calls each for each answer. A job counts only once the end of its transaction is
 // answered, its COMMIT or the Sync: that is when Postgres says that it is committed.
-func readApplied(pipeline *pgconn.Pipeline, batch []*line, each func()) (applied []Applied, heard int, err error) {
+func readApplied(pipeline *pgconn.Pipeline, batch []step, each func()) (applied []Applied, heard int, err error) {
 	if len(batch) > 1 {
 		if _, err := pipeline.GetResults(); err != nil { // of BEGIN
 			return nil, 0, err
 		}
 	}
-	for i, l := range batch {
-		taken, err := hearTaken(pipeline)
+	for i, step := range batch {
+		answer, err := hearAnswer(pipeline)
 		each()
 		if err == nil {
 			err = hearCommit(pipeline)
 			each()
 		}
 		if _, failed := errors.AsType[*pgconn.PgError](err); failed {
-			l.err = err
+			step.line.err = err
 			return applied, i + 1, nil
 		}
 		if err != nil {
 			return applied, i, err // no connection, no more answers
 		}
-		applied = append(applied, taken...)
-		l.took(taken)
+		applied = append(applied, answer.taken...)
+		step.line.hear(answer)
 		crash.At(crash.ApplySynced)
 	}
 	return applied, len(batch), nil
@@ -442,47 +333,85 @@ func hearCommit(pipeline *pgconn.Pipeline) error {
 // inBinary is how parameters and answers go over the wire; an enum's label is its text.
 var inBinary = []int16{1}
 
-// The columns of an answer.
-const (
-	idColumn = iota
-	typeColumn
-	outcomeColumn
-	createdColumn
-	finishedColumn
-)
+// answer is what an apply answers.
+type answer struct {
+	taken   []Applied // the job, or none
+	left    int       // how many there are behind it in its line, if they were counted
+	unknown bool      // no such ticket's job
+}
 
-// took notes what an apply for the line has taken, if anything. Where that was nothing,
-// somebody else is at it, or has been, and how many are left is not known.
-func (l *line) took(taken []Applied) {
-	l.left--
-	if len(taken) == 0 {
-		l.left = 0
-	} else if taken[0].JobID == l.ticket {
-		l.left, l.ended = 0, true
+// hear notes what an apply has answered.
+func (l *line) hear(a answer) {
+	l.left = a.left
+	if a.unknown {
+		l.err = ErrJobNotFound
 	}
 }
 
-// hearTaken hears which job an apply has taken, if any. pgx would plan anew for each row
-// how to read it, an eighth of what a worker does.
-func hearTaken(pipeline *pgconn.Pipeline) (taken []Applied, err error) {
+// The fields of an answer.
+const (
+	jobField = iota
+	kindField
+	outcomeField
+	acceptedField
+	finishedField
+	behindField
+	answerFields
+)
+
+// hearAnswer hears what an apply answers. pgx would plan anew for each row how to read
+// it, an eighth of what a worker does.
+func hearAnswer(pipeline *pgconn.Pipeline) (a answer, err error) {
 	results, err := pipeline.GetResults()
 	if err != nil {
-		return nil, err
+		return answer{}, err
 	}
-	answer, ok := results.(*pgconn.ResultReader)
+	reader, ok := results.(*pgconn.ResultReader)
 	if !ok {
-		return nil, fmt.Errorf("%T where a job was to be answered", results)
+		return answer{}, fmt.Errorf("%T where a job was to be answered", results)
 	}
-	result := answer.Read()
-	if result.Err != nil || len(result.Rows) == 0 {
-		return nil, result.Err
+	result := reader.Read()
+	if result.Err != nil {
+		return answer{}, result.Err
 	}
-	row := result.Rows[0]
-	id, err := uuid.FromBytes(row[idColumn])
-	return []Applied{{
-		JobID: id, Type: EntryType(row[typeColumn]), Outcome: Outcome(row[outcomeColumn]),
-		CreatedAt: readTime(row[createdColumn]), FinishedAt: readTime(row[finishedColumn]),
-	}}, err
+	if len(result.Rows) != 1 {
+		return answer{}, fmt.Errorf("%d rows where a job was to be answered", len(result.Rows))
+	}
+	return readAnswer(result.Rows[0][0])
+}
+
+func readAnswer(record []byte) (a answer, err error) {
+	fields, err := readRecord(record)
+	if err != nil {
+		return answer{}, err
+	}
+	if behind := fields[behindField]; behind != nil {
+		a.left = int(binary.BigEndian.Uint64(behind)) //nolint:gosec // maxCounted at most
+	}
+	if fields[jobField] == nil {
+		a.unknown = fields[behindField] == nil
+		return a, nil
+	}
+	id, err := uuid.FromBytes(fields[jobField])
+	a.taken = []Applied{{
+		JobID: id, Type: EntryType(fields[kindField]), Outcome: Outcome(fields[outcomeField]),
+		CreatedAt: readTime(fields[acceptedField]), FinishedAt: readTime(fields[finishedField]),
+	}}
+	return a, err
+}
+
+// readRecord reads Postgres's binary form of a record: how many fields, and the type,
+// the length and the bytes of each, nil for null.
+// https://github.com/postgres/postgres/blob/REL_15_STABLE/src/backend/utils/adt/rowtypes.c (record_send)
+func readRecord(record []byte) (fields [answerFields][]byte, err error) {
+	scanner := pgtype.NewCompositeBinaryScanner(nil, record)
+	for i := range fields {
+		if !scanner.Next() {
+			return fields, fmt.Errorf("%d fields where %d were to be answered: %w", i, answerFields, cmp.Or(scanner.Err(), io.ErrUnexpectedEOF))
+		}
+		fields[i] = scanner.Bytes()
+	}
+	return fields, nil
 }
 
 // readTime reads Postgres's binary form of a time, the microseconds since 2000.
@@ -516,7 +445,7 @@ func (a *Applier) tryHead(ctx context.Context, ticket uuid.UUID) (tried []Applie
 		}
 		crash.At(crash.TryCounted)
 		refusal = pgx.BeginFunc(ctx, tx, func(savepoint pgx.Tx) (err error) {
-			tried, err = queryApplied(ctx, savepoint, applySQL, ticket, MaxAmount)
+			tried, err = queryApplied(ctx, savepoint, retrySQL, ticket, MaxAmount)
 			return err
 		})
 		crash.At(crash.TryTried)
@@ -554,6 +483,19 @@ func notRefusal(err error) error {
 // $1 the ticket's job.
 const lockSQL = `
 	SELECT FROM accounts WHERE id = (SELECT account_id FROM jobs WHERE id = $1) FOR NO KEY UPDATE`
+
+// retrySQL is applySQL, without counting. One row, the job; none where no job up to the
+// ticket's was queued.
+const retrySQL = `
+	SELECT job, kind, outcome, accepted, finished FROM apply_job($1, $2, 0) WHERE job IS NOT NULL`
+
+// headSQL is the oldest queued job of ticket's account, if that is the ticket's or an
+// older one: one step into jobs_queued.
+const headSQL = `
+			SELECT * FROM jobs
+			WHERE account_id = ticket.account_id AND status = 'queued' AND position <= ticket.position
+			ORDER BY position
+			LIMIT 1`
 
 // countSQL counts an attempt of the account's oldest queued job.
 //

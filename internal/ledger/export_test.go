@@ -2,13 +2,17 @@ package ledger
 
 import "fmt"
 
-// Statements are those that run for tickets, with what they take: %s is a ticket's job.
-var Statements = map[string]struct{ SQL, Args string }{
-	"apply": {applySQL, "'%s', 100"},
-	"left":  {leftSQL, "'{%s}', 32"},
-	"lock":  {lockSQL, "'%s'"},
-	"count": {countSQL, "'%s'"},
-	"fail":  {failSQL, "'%s'"},
+// Statements are those that run for tickets: what each takes besides a ticket's job, and
+// how often it steps into the queue where that is not the oldest.
+var Statements = map[string]struct {
+	SQL   string
+	Args  []any
+	Steps int
+}{
+	"apply": {applySQL, []any{MaxAmount, maxCounted}, 2},
+	"lock":  {lockSQL, nil, 0},
+	"count": {countSQL, nil, 1},
+	"fail":  {failSQL, nil, 1},
 }
 
 // RememberMany has the terms of so many accounts remembered, and answers with the

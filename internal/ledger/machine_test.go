@@ -315,7 +315,6 @@ func (b *bank) ApplyShared(rt *rapid.T) {
 		}
 		var open []*shared
 		for _, t := range tickets {
-			t.count()
 			switch {
 			case t.refused:
 				wantTroubled = append(wantTroubled, t.ticket.id)
@@ -349,13 +348,11 @@ func (b *bank) ApplyShared(rt *rapid.T) {
 }
 
 // shared is a ticket that is brought with others, for the n oldest jobs of its account.
-// Of left it is told where that is not known; two of one account don't tell each other
-// what they took.
+// It is told how many are left behind those, before another ticket's are taken.
 type shared struct {
 	a       *modelAccount
 	ticket  *modelJob
 	n, left int
-	ended   bool // its own job is finished by it
 	refused bool
 }
 
@@ -363,26 +360,14 @@ type shared struct {
 func (s *shared) apply() (finished []*modelJob) {
 	for range s.n {
 		head := s.a.head(s.ticket)
-		if s.left--; head == nil {
-			s.left = 0
-			continue
+		if head == nil {
+			break
 		}
 		if s.refused = s.a.refuses(head); s.refused {
 			return finished
 		}
 		s.a.finish(head)
 		finished = append(finished, head)
-		if s.ended = head == s.ticket; s.ended {
-			s.left = 0
-		}
-	}
-	return finished
-}
-
-// count counts what is left in line, where that is not known.
-func (s *shared) count() {
-	if s.ended || s.left > 0 {
-		return
 	}
 	s.left = 0
 	for _, j := range s.a.jobs[:slices.Index(s.a.jobs, s.ticket)+1] {
@@ -390,6 +375,7 @@ func (s *shared) count() {
 			s.left++
 		}
 	}
+	return finished
 }
 
 // ApplyUnknown brings a ticket that names no job.
