@@ -28,15 +28,26 @@ LANGUAGE plpgsql AS $$
 DECLARE
     account  bigint;
     up_to    bigint;      -- the ticket's position
+    state    job_status;  -- of the ticket's job
     total    bigint;      -- the balance, and then what it would become
     next_seq bigint;
     last     timestamptz; -- of the account's last transaction
     sum      bigint;
     words    text;
 BEGIN
-    SELECT account_id, position INTO account, up_to FROM jobs WHERE id = ticket;
+    SELECT account_id, position, status INTO account, up_to, state FROM jobs WHERE id = ticket;
     IF NOT FOUND THEN
+        IF current_setting('transaction_read_only') = 'on' THEN -- of a standby, which may not know it yet
+            RAISE EXCEPTION 'apply_job can do nothing here' USING ERRCODE = 'read_only_sql_transaction';
+        END IF;
         RETURN;
+    END IF;
+    IF state <> 'queued' THEN -- all may be done: no lock to wait for, nothing to flush
+        PERFORM FROM jobs WHERE account_id = account AND status = 'queued' AND position <= up_to LIMIT 1;
+        IF NOT FOUND THEN
+            behind := 0;
+            RETURN;
+        END IF;
     END IF;
     SELECT balance, last_seq + 1, last_at INTO total, next_seq, last FROM accounts WHERE id = account FOR NO KEY UPDATE;
     IF NOT FOUND THEN -- as a bad restore may leave it

@@ -426,7 +426,8 @@ const tryTimeout = 2 * postgres.RoundTripTimeout
 // tryHead counts an attempt of the account's oldest queued job and applies it
 // once more, to learn whether it is that job that Postgres refuses. When it is,
 // the last of MaxAttempts ends it failed, and it is answered. The lock is held
-// throughout, so the attempt is counted for the job that was tried.
+// throughout, so the attempt is counted for the job that was tried. (An account that has
+// lost its row has no lock: of two at once the rules refuse one.)
 //
 // A kill before the commit leaves the attempt uncounted and the job as it was;
 // one after it leaves it counted, and the job queued or failed.

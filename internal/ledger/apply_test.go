@@ -15,6 +15,7 @@ import (
 
 	"github.com/passbook/passbook/internal/ledger"
 	"github.com/passbook/passbook/internal/ledger/ledgertest"
+	"github.com/passbook/passbook/internal/postgres"
 	"github.com/passbook/passbook/internal/testenv"
 )
 
@@ -254,6 +255,46 @@ func backend(t *testing.T, single *pgxpool.Pool) (pid int) {
 	return pid
 }
 
+// A ticket that comes when all is done waits for nobody who has the account's lock.
+func TestApplyWithNothingToDo(t *testing.T) {
+	t.Parallel()
+	pool := testenv.Pool(t)
+	account := ledgertest.Account(t, pool, ledgertest.User(t, pool), 0)
+	id := ledgertest.Job(t, pool, account, ledger.Deposit, 1)
+	applier := ledger.NewApplier(pool)
+	if applied, _, err := applier.Apply(t.Context(), id, 64); len(applied) != 1 || err != nil {
+		t.Fatalf("applied %d, %v", len(applied), err)
+	}
+	holder, err := pool.Begin(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer holder.Rollback(t.Context()) //nolint:errcheck // nothing is to be kept
+	if _, err := holder.Exec(t.Context(), `SELECT FROM accounts FOR UPDATE`); err != nil {
+		t.Fatal(err)
+	}
+	if applied, more, err := applier.Apply(t.Context(), id, 64); len(applied) > 0 || more || err != nil {
+		t.Errorf("applied %d, more %t, %v; want nothing, and no more", len(applied), more, err)
+	}
+}
+
+// A server that only reads, a standby perhaps, does not say of a job that it does not
+// have that there is none: that may be on its way to it.
+func TestApplyOnAServerThatOnlyReads(t *testing.T) {
+	t.Parallel()
+	config := testenv.Pool(t).Config()
+	config.ConnConfig.RuntimeParams["default_transaction_read_only"] = "on"
+	pool, err := pgxpool.NewWithConfig(t.Context(), config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer pool.Close()
+	_, more, err := ledger.NewApplier(pool).Apply(t.Context(), uuid.New(), 64)
+	if !more || !postgres.IsDown(err) || errors.Is(err, ledger.ErrJobNotFound) {
+		t.Errorf("more %t, %v; want Postgres to be down", more, err)
+	}
+}
+
 // An account that is not there, as a bad restore may leave one, holds nobody up for ever:
 // its jobs end failed, and an operator replays them.
 func TestApplyWithoutAnAccount(t *testing.T) {
@@ -374,8 +415,8 @@ func TestApplyConcurrently(t *testing.T) {
 	ledgertest.Check(t, pool)
 }
 
-// An apply that waited for the account's lock goes by what was applied meanwhile,
-// though its snapshot is older: it takes no job again, and reads no old balance.
+// An apply that waited for the account's lock goes by what was applied meanwhile: it
+// takes no job again, and reads no old balance.
 func TestApplyAfterAWait(t *testing.T) {
 	t.Parallel()
 	tests := []struct {
@@ -435,8 +476,8 @@ func TestApplyAfterAWait(t *testing.T) {
 	}
 }
 
-// The same of an apply whose snapshot does not even have the job that was applied
-// meanwhile, though that is the older one: the two were accepted at the same time.
+// The same where the job that was applied meanwhile was not even accepted when the wait
+// began, though it is the older one: the two were accepted at the same time.
 func TestApplyAfterAnUnseenJob(t *testing.T) {
 	t.Parallel()
 	pool := testenv.Pool(t)

@@ -418,8 +418,8 @@ func (b *bank) ApplyTwiceAtOnce(rt *rapid.T) {
 	want, _ := a.apply(last, len(applied[0])+len(applied[1]), never)
 	check(rt, byPosition(a, applied[0], applied[1]), want)
 	for i, ticket := range tickets {
-		if more[i] && len(applied[i]) < limit && len(applied[1-i]) == 0 {
-			rt.Fatalf("worker %d stopped at %d jobs of at most %d, and nobody was faster", i, len(applied[i]), limit)
+		if more[i] && len(applied[i]) < limit {
+			rt.Fatalf("worker %d stopped at %d jobs of at most %d", i, len(applied[i]), limit)
 		}
 		if !more[i] && ticket.outcome == queued {
 			rt.Fatalf("worker %d is done, and its ticket's job is still queued", i)

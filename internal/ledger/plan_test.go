@@ -59,6 +59,12 @@ func checkPlans(t *testing.T, url string) {
 			if _, err := tx.Exec(t.Context(), statement.SQL, append([]any{ticket}, statement.Args...)...); err != nil {
 				t.Fatal(err)
 			}
+			if _, err := tx.Exec(t.Context(), `SELECT`); err != nil { // which ends the one before, and has its plan told
+				t.Fatal(err)
+			}
+			if len(*plans) == 0 {
+				t.Fatal("no plan was told")
+			}
 			checkPlan(t, strings.Join(*plans, "\n"), statement.Steps)
 		})
 	}
@@ -88,24 +94,25 @@ func explaining(t *testing.T, url string) (pool *pgxpool.Pool, plans *[]string) 
 	return pool, plans
 }
 
-func checkPlan(t *testing.T, plan string, steps int) {
+func checkPlan(t *testing.T, plan string, wantSteps int) {
 	t.Helper()
 	for _, bad := range []string{"Seq Scan", "Sort", "Bitmap", "Hash", "Merge"} {
 		if strings.Contains(plan, bad) {
 			t.Errorf("the plan has a %s:\n%s", bad, plan)
 		}
 	}
+	steps := 0
 	lines := strings.Split(plan, "\n")
 	for i, line := range lines {
 		if !strings.Contains(line, "using jobs_queued") {
 			continue
 		}
-		steps--
+		steps++
 		if i+1 == len(lines) || !strings.Contains(lines[i+1], "Index Cond: ((account_id = ") {
 			t.Errorf("the plan walks through the whole queue:\n%s", plan)
 		}
 	}
-	if steps != 0 {
-		t.Errorf("the plan steps into the queue %d times too few:\n%s", steps, plan)
+	if steps != wantSteps {
+		t.Errorf("%d steps into the queue, want %d:\n%s", steps, wantSteps, plan)
 	}
 }
