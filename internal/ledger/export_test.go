@@ -3,16 +3,18 @@ package ledger
 import "fmt"
 
 // Statements are those that run for tickets: what each takes besides a ticket's job, and
-// how often it steps into the queue where that is not the oldest.
+// how often it steps into the queue where that is not the oldest, or is done.
 var Statements = map[string]struct {
 	SQL   string
 	Args  []any
 	Steps int
+	Done  bool
 }{
-	"apply": {applySQL, []any{MaxAmount, maxCounted}, 2},
-	"lock":  {lockSQL, nil, 0},
-	"count": {countSQL, nil, 1},
-	"fail":  {failSQL, nil, 1},
+	"apply": {SQL: applySQL, Args: []any{MaxAmount, maxCounted}, Steps: 2},
+	"done":  {SQL: applySQL, Args: []any{MaxAmount, maxCounted}, Steps: 1, Done: true},
+	"lock":  {SQL: lockSQL},
+	"count": {SQL: countSQL, Steps: 1},
+	"fail":  {SQL: failSQL, Steps: 1},
 }
 
 // RememberMany has the terms of so many accounts remembered, and answers with the
