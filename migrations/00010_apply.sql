@@ -35,11 +35,11 @@ DECLARE
     sum      bigint;
     words    text;
 BEGIN
+    IF current_setting('transaction_read_only') = 'on' THEN -- a standby, which may not know all yet
+        RAISE EXCEPTION 'apply_job can do nothing here' USING ERRCODE = 'read_only_sql_transaction';
+    END IF;
     SELECT account_id, position, status INTO account, up_to, state FROM jobs WHERE id = ticket;
     IF NOT FOUND THEN
-        IF current_setting('transaction_read_only') = 'on' THEN -- of a standby, which may not know it yet
-            RAISE EXCEPTION 'apply_job can do nothing here' USING ERRCODE = 'read_only_sql_transaction';
-        END IF;
         RETURN;
     END IF;
     IF state <> 'queued' THEN -- all may be done: no lock to wait for, nothing to flush

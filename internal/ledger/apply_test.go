@@ -278,20 +278,25 @@ func TestApplyWithNothingToDo(t *testing.T) {
 	}
 }
 
-// A server that only reads, a standby perhaps, does not say of a job that it does not
-// have that there is none: that may be on its way to it.
+// A server that only reads, a standby perhaps, does not say of a job that there is none, or
+// that it is done: the job, or its replay, may be on its way to it.
 func TestApplyOnAServerThatOnlyReads(t *testing.T) {
 	t.Parallel()
-	config := testenv.Pool(t).Config()
+	primary := testenv.Pool(t)
+	done := ledgertest.Job(t, primary, ledgertest.Account(t, primary, ledgertest.User(t, primary), 0), ledger.Deposit, 1)
+	apply(t, primary, done)
+	config := primary.Config()
 	config.ConnConfig.RuntimeParams["default_transaction_read_only"] = "on"
 	pool, err := pgxpool.NewWithConfig(t.Context(), config)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer pool.Close()
-	_, more, err := ledger.NewApplier(pool).Apply(t.Context(), uuid.New(), 64)
-	if !more || !postgres.IsDown(err) || errors.Is(err, ledger.ErrJobNotFound) {
-		t.Errorf("more %t, %v; want Postgres to be down", more, err)
+	for name, ticket := range map[string]uuid.UUID{"Unknown": uuid.New(), "Done": done} {
+		_, more, err := ledger.NewApplier(pool).Apply(t.Context(), ticket, 64)
+		if !more || !postgres.IsDown(err) || errors.Is(err, ledger.ErrJobNotFound) {
+			t.Errorf("%s: more %t, %v; want Postgres to be down", name, more, err)
+		}
 	}
 }
 

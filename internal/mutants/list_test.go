@@ -110,6 +110,13 @@ var mutations = []mutation{
 		[]string{"-run=^TestApplyAfterAWait$ ./internal/ledger"},
 	},
 	{
+		"a ticket whose own job is done leaves older ones", disposable,
+		[]edit{{applying, `position <= up_to LIMIT 1;
+        IF NOT FOUND THEN`, `position <= up_to LIMIT 1;
+        IF true THEN`}},
+		[]string{machine},
+	},
+	{
 		"a job may be posted twice", once,
 		[]edit{
 			{indexes, `CREATE UNIQUE INDEX CONCURRENTLY transactions_posting`, `CREATE INDEX CONCURRENTLY transactions_posting`},

@@ -231,6 +231,24 @@ func TestPreference_Stuck(t *testing.T) {
 	}
 }
 
+// Where events may have been missed, a worker looks for tickets of its own partitions.
+func TestPreference_RingsForItsOwn(t *testing.T) {
+	t.Parallel()
+	b := serveBeside(t)
+	want := int64(0) // two for each of its own: when it rings, and when Asynq comes again
+	for partition := range partitions {
+		if !b.theirs(partition) {
+			want += 2
+		}
+	}
+	before := b.dequeues.n.Load()
+	b.server.bell.ringOwn()
+	b.dequeues.settle(t, before+want)
+	if asked := b.dequeues.n.Load() - before; asked != want {
+		t.Errorf("%d dequeues, want %d: for the partitions of its own alone", asked, want)
+	}
+}
+
 // Where a worker takes its leave, the others serve its partitions at once.
 func TestPreference_Leave(t *testing.T) {
 	t.Parallel()
