@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"net"
@@ -108,7 +109,7 @@ func (s *scene) post(ctx context.Context, orders []order, due []time.Duration, n
 	for _, c := range open {
 		stop := context.AfterFunc(ctx, func() { _ = c.Close() }) // ends what it waits for
 		defer stop()
-		group.Go(func() error { return p.work(ctx, c, visit) })
+		group.Go(func() error { return p.work(c, visit) })
 	}
 	err := group.Wait()
 	p.took = time.Since(p.began)
@@ -122,11 +123,7 @@ func (s *scene) post(ctx context.Context, orders []order, due []time.Duration, n
 	return p.posted, err
 }
 
-// timerLateness is by how much Go's timers may be late where a process rests: that is
-// the load's own, and not its order's wait.
-const timerLateness = time.Millisecond
-
-func (p *posting) work(ctx context.Context, c *connection, visit func(*connection, order) error) error {
+func (p *posting) work(c *connection, visit func(*connection, order) error) error {
 	for {
 		i := int(p.next.Add(1)) - 1
 		if i >= len(p.orders) {
@@ -135,11 +132,8 @@ func (p *posting) work(ctx context.Context, c *connection, visit func(*connectio
 		from := time.Now()
 		if p.due != nil {
 			from = p.began.Add(p.due[i])
-			if early := time.Until(from); early > 0 {
-				if err := sleep(ctx, early); err != nil {
-					return err
-				}
-				from = from.Add(min(time.Since(from), timerLateness))
+			if err := c.alarm.wait(from); err != nil {
+				return err
 			}
 		}
 		if err := visit(c, p.orders[i]); err != nil {
@@ -155,6 +149,7 @@ func (p *posting) work(ctx context.Context, c *connection, visit func(*connectio
 // memory each time.
 type connection struct {
 	net.Conn
+	alarm      alarm
 	reader     *bufio.Reader
 	response   fasthttp.Response
 	deposit    request
@@ -183,15 +178,25 @@ func connect(ctx context.Context, addr, token string) (*connection, error) {
 	if err != nil {
 		return nil, fmt.Errorf("connect: %w", err)
 	}
+	alarm, err := newAlarm()
+	if err != nil {
+		return nil, errors.Join(err, conn.Close())
+	}
 	head := "Host: " + addr + "\r\nAuthorization: Bearer " + token + "\r\n"
 	return &connection{
 		Conn:       conn,
+		alarm:      alarm,
 		reader:     bufio.NewReader(conn),
 		deposit:    orderRequest("deposits", head),
 		withdrawal: orderRequest("withdrawals", head),
 		look:       lookRequest(head),
 		head:       head,
 	}, nil
+}
+
+// Close ends what the connection waits for.
+func (c *connection) Close() error {
+	return errors.Join(c.Conn.Close(), c.alarm.Close())
 }
 
 func orderRequest(kind, head string) request {
@@ -230,10 +235,11 @@ func (c *connection) postAndPoll(o order) error {
 		return fmt.Errorf("the answer has no location: %s", c.response.Header.String())
 	}
 	copy(c.look.bytes[c.look.id:], location[len(location)-len(noUUID):])
-	pause := time.NewTicker(pollPause)
-	defer pause.Stop()
-	for bytes.Contains(c.response.Body(), []byte(`"status":"queued"`)) {
-		<-pause.C
+	for next := time.Now(); bytes.Contains(c.response.Body(), []byte(`"status":"queued"`)); {
+		next = next.Add(max(pollPause, time.Since(next)))
+		if err := c.alarm.wait(next); err != nil {
+			return err
+		}
 		if err := c.ask(&c.look); err != nil {
 			return err
 		}

@@ -1,0 +1,35 @@
+package main
+
+import (
+	"errors"
+	"os"
+	"testing"
+	"time"
+)
+
+// An alarm goes off when it should, not before and not again, and lets go who waits when it is closed.
+func TestAlarm(t *testing.T) {
+	t.Parallel()
+	a, err := newAlarm()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, after := range []time.Duration{5 * time.Millisecond, -time.Second, 0, time.Millisecond} {
+		then := time.Now().Add(after)
+		if err := a.wait(then); err != nil {
+			t.Fatal(err)
+		}
+		if early := time.Until(then); early > 0 {
+			t.Errorf("set to %v it went off %v early", after, early)
+		}
+	}
+	waited := make(chan error)
+	go func() { waited <- a.wait(time.Now().Add(time.Hour)) }()
+	time.AfterFunc(10*time.Millisecond, func() { _ = a.Close() }) // it may wait by then, or not
+	if err := <-waited; !errors.Is(err, os.ErrClosed) {
+		t.Errorf("closed on the way: %v", err)
+	}
+	if err := a.wait(time.Now().Add(time.Hour)); err == nil {
+		t.Error("closed before, it waited")
+	}
+}
