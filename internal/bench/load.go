@@ -74,7 +74,7 @@ func evenly(n int, rate float64) []time.Duration {
 type posted struct {
 	began time.Time       // the first request
 	took  time.Duration   // to the last answer
-	waits []time.Duration // of each order, from when it was sent, or was due and found no connection
+	waits []time.Duration // of each order, from when it was due, or sent where no time was set
 }
 
 // posting is a load on its way.
