@@ -6,6 +6,7 @@ import (
 	"encoding/xml"
 	"errors"
 	"io"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -190,6 +191,46 @@ func TestQuantiles(t *testing.T) {
 	}
 	if got := quantilesOf(times); got != (quantiles{p50: 50, p99: 99}) {
 		t.Errorf("got %+v", got)
+	}
+}
+
+// A round measures a pair in turn, each turn a set of figures by itself, and the others
+// once. Peaks are the round's, whichever turn they were in.
+func TestRound(t *testing.T) {
+	t.Parallel()
+	var order []string
+	measured := 0.0
+	noting := func(name, pair string) part {
+		return part{name: name, pair: pair, measure: func(_ context.Context, r *round) error {
+			order = append(order, name)
+			measured++
+			r.set(name, "applied", measured)
+			r.set(peaksPart, "api", measured) // each larger than the one before
+			return nil
+		}}
+	}
+	parts := []part{noting("a", "1"), noting("b", "1"), noting("alone", ""), noting("c", "2"), noting("other", "")}
+	for n, want := range []struct {
+		order string
+		found []figures
+	}{
+		{"a b b a a b alone c other", []figures{
+			{"a/applied": 1, "b/applied": 2, "alone/applied": 7, "c/applied": 8, "other/applied": 9, "memory/api": 9},
+			{"b/applied": 3, "a/applied": 4},
+			{"a/applied": 5, "b/applied": 6},
+		}},
+		{"other c alone b a a b b a", []figures{
+			{"other/applied": 1, "c/applied": 2, "alone/applied": 3, "b/applied": 4, "a/applied": 5, "memory/api": 9},
+			{"a/applied": 6, "b/applied": 7},
+			{"b/applied": 8, "a/applied": 9},
+		}},
+	} {
+		order, measured = nil, 0
+		r := &rig{settings: settings{parts: parts, rounds: 2}, out: io.Discard}
+		found, err := r.round(t.Context(), n)
+		if err != nil || strings.Join(order, " ") != want.order || !slices.EqualFunc(found, want.found, maps.Equal) {
+			t.Errorf("round %d: measured %q, found %v, %v, want %q, %v", n, order, found, err, want.order, want.found)
+		}
 	}
 }
 

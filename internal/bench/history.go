@@ -85,7 +85,7 @@ func measureHistory(ctx context.Context, rows int64, s settings, out io.Writer) 
 		return err
 	}
 	fmt.Fprintln(out, machine)
-	h := &history{round: &round{rig: r, figures: figures{}}, rows: rows}
+	h := &history{round: r.newRound(0), rows: rows}
 	for _, rows := range []int64{rows / 100, rows / 10, rows} {
 		h.banks = append(h.banks, newBank(rows))
 	}
@@ -490,13 +490,13 @@ func (h *history) export(ctx context.Context) error {
 }
 
 func (s *scene) countCSV(ctx context.Context, path string) (lines int64, err error) {
-	request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+s.doors[0].address()+path, http.NoBody)
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+s.doors[0].address()+path, http.NoBody) //nolint:gosec // of a process that we started
 	if err != nil {
 		return 0, err
 	}
 	request.Header.Set("Accept", "text/csv")
 	request.Header.Set("Authorization", "Bearer "+s.token)
-	response, err := http.DefaultClient.Do(request)
+	response, err := http.DefaultClient.Do(request) //nolint:gosec // the same
 	if err != nil {
 		return 0, fmt.Errorf("export: %w", err)
 	}
@@ -531,7 +531,7 @@ func (h *history) apply(ctx context.Context) error {
 		found := figures{}
 		drain := func(name string) func(s *scene) error {
 			return func(s *scene) error {
-				s.round = &round{rig: h.rig, number: n, figures: figures{}}
+				s.round = h.newRound(n)
 				jobs := h.count(applyJobs)
 				if n == 0 {
 					jobs = h.count(applyJobs / 3)

@@ -10,15 +10,15 @@
 //
 // `make bench`, `make bench-history` and `make profile` run it. Each takes -h.
 //
-// One round measures every part once; rounds alternate their direction, so that
-// no part always follows the same other. A part has a scene of its own: a copy of
-// one template database (10,000 accounts of one user, opened through
-// ledger.Accounts, and nothing else), so tables are equally small for everyone, a
-// Redis that is new, and processes that are. Before its clock starts everything is
-// warmed up with a few hundred jobs, and Postgres writes a checkpoint, so that no
-// part pays for another's. All of it, the load
-// too, shares one machine: ratios within a run mean something, figures of two
-// machines side by side do not.
+// One round measures every part, and what a target sets against each other close
+// together, several times: a machine that is shared changes its speed within seconds.
+// Rounds alternate their direction, so that no part always follows the same other. A
+// part has a scene of its own: a copy of one template database (10,000 accounts of one
+// user, opened through ledger.Accounts, and nothing else), so tables are equally small
+// for everyone, a Redis that is new, and processes that are. Before its clock starts
+// everything is warmed up with a few hundred jobs, and Postgres writes a checkpoint, so
+// that no part pays for another's. All of it, the load too, shares one machine: ratios
+// within a run mean something, figures of two machines side by side do not.
 package main
 
 import (

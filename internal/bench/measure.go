@@ -63,7 +63,7 @@ func measure(ctx context.Context, s settings, out io.Writer) (err error) {
 		if err != nil {
 			return err
 		}
-		rounds = append(rounds, found)
+		rounds = append(rounds, found...)
 	}
 	result := summarize(rounds, catalogue, targets)
 	result.TakenAt, result.Took = began.UTC(), time.Since(began).Round(time.Second).String()
@@ -72,33 +72,72 @@ func measure(ctx context.Context, s settings, out io.Writer) (err error) {
 	return result.write(s.folder, "latest", out)
 }
 
-// round measures every part once, backwards in every other round.
-func (r *rig) round(ctx context.Context, n int) (figures, error) {
-	pass := &round{rig: r, number: n, figures: figures{}}
+// round measures every part, backwards in every other round. What it found comes first,
+// and then what further turns of its pairs did.
+func (r *rig) round(ctx context.Context, n int) ([]figures, error) {
 	parts := slices.Clone(r.parts)
 	if n%2 == 1 {
 		slices.Reverse(parts)
 	}
-	for i, p := range parts {
-		began := time.Now()
-		r.say("round %d of %d, part %d of %d: %s", n+1, r.rounds, i+1, len(parts), p.name)
-		err := p.measureIn(ctx, pass)
-		switch {
-		case ctx.Err() != nil: // whatever it cut short is no fault
-			return nil, ctx.Err()
-		case err != nil:
-			return nil, fmt.Errorf("%s: %w", p.name, err)
+	pass := r.newRound(n)
+	found := []figures{pass.figures}
+	for len(parts) > 0 {
+		group := parts[:1]
+		if len(parts) > 1 && parts[0].isPairOf(parts[1]) {
+			group = parts[:2]
 		}
-		r.say("  %s(%v)", pass.figures.line(p.name), time.Since(began).Round(100*time.Millisecond))
+		parts = parts[len(group):]
+		if err := pass.turn(ctx, group, ""); err != nil {
+			return nil, err
+		}
+		for turn := 2; len(group) == 2 && turn <= pairTurns; turn++ {
+			again := r.newRound(n)
+			slices.Reverse(group)
+			if err := again.turn(ctx, group, fmt.Sprintf(", turn %d of %d", turn, pairTurns)); err != nil {
+				return nil, err
+			}
+			pass.takePeaks(again.figures)
+			found = append(found, again.figures)
+		}
 	}
-	return pass.figures, nil
+	return found, nil
 }
 
-// round is one pass over the parts.
+// turn measures some parts, one after another.
+func (r *round) turn(ctx context.Context, parts []part, which string) error {
+	for _, p := range parts {
+		began := time.Now()
+		r.say("round %d of %d, part %d of %d: %s%s", r.number+1, r.rounds, r.place(p), len(r.parts), p.name, which)
+		err := p.measureIn(ctx, r)
+		switch {
+		case ctx.Err() != nil: // whatever it cut short is no fault
+			return ctx.Err()
+		case err != nil:
+			return fmt.Errorf("%s: %w", p.name, err)
+		}
+		r.say("  %s(%v)", r.figures.line(p.name), time.Since(began).Round(100*time.Millisecond))
+	}
+	return nil
+}
+
+// round is one pass over the parts, or one more turn of a pair.
 type round struct {
 	*rig
 	number  int
 	figures figures // found so far
+}
+
+func (r *rig) newRound(n int) *round {
+	return &round{rig: r, number: n, figures: figures{}}
+}
+
+// place is where a part stands in a round.
+func (r *round) place(p part) int {
+	i := slices.IndexFunc(r.parts, func(other part) bool { return other.name == p.name })
+	if r.number%2 == 1 {
+		return len(r.parts) - i
+	}
+	return i + 1
 }
 
 func (r *round) set(part, name string, value float64) {

@@ -47,7 +47,7 @@ func profile(ctx context.Context, s profileSettings, out io.Writer) (err error) 
 	if err := os.MkdirAll(s.folder, 0o755); err != nil { //nolint:gosec // for everybody to read
 		return fmt.Errorf("make the folder of the profiles: %w", err)
 	}
-	pass := &round{rig: r, figures: figures{}}
+	pass := r.newRound(0)
 	return pass.onScene(ctx, plain, func(scene *scene) error {
 		r.say("Profiling for %v.", s.span)
 		return scene.profile(ctx, s)

@@ -178,15 +178,28 @@ func (s *scene) clear(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
-// notePeak notes the largest peak of each program in this round, in MB.
+// peaksPart is the part of the largest peak of each program in a round, in MB.
+const peaksPart = "memory"
+
+// notePeak notes a program's peak.
 func (s *scene) notePeak(p *process) error {
 	peak, err := peakMemory(p.pid())
 	if err != nil {
 		return fmt.Errorf("%s: %w\n%s", p.name, err, p.log())
 	}
-	key := "memory/" + p.name
+	key := peaksPart + "/" + p.name
 	s.figures[key] = max(s.figures[key], float64(peak)/1e6)
 	return nil
+}
+
+// takePeaks makes a further turn's peaks the round's.
+func (r *round) takePeaks(again figures) {
+	for key, peak := range again {
+		if strings.HasPrefix(key, peaksPart+"/") {
+			r.figures[key] = max(r.figures[key], peak)
+			delete(again, key)
+		}
+	}
 }
 
 // check fails unless every job that was asked for has been applied once, and the
