@@ -183,6 +183,13 @@ func TestSpread(t *testing.T) {
 	}
 }
 
+func TestMean(t *testing.T) {
+	t.Parallel()
+	if got := mean([]float64{1, 2, 6}); got != 3 {
+		t.Errorf("got %v, want 3", got)
+	}
+}
+
 func TestQuantiles(t *testing.T) {
 	t.Parallel()
 	var times []time.Duration

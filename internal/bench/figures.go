@@ -186,6 +186,13 @@ func spreadOf(values []float64) spread {
 	return spread{Median: median, Min: sorted[0], Max: sorted[len(sorted)-1], Rounds: values}
 }
 
+func mean(values []float64) (sum float64) {
+	for _, v := range values {
+		sum += v / float64(len(values))
+	}
+	return sum
+}
+
 // number writes three digits that count, or all before the point.
 func number(value float64) string {
 	switch size := math.Abs(value); {

@@ -220,32 +220,41 @@ type cell struct {
 	cast
 }
 
-var cells = []cell{
+// compared are the cells that a target sets against each other.
+var compared = []cell{
 	{"plain", plain},
-	{"workers-4", cast{apis: 1, workers: 4, partitions: 16}}, // beside what it is held against
+	{"workers-4", cast{apis: 1, workers: 4, partitions: 16}},
+}
+
+// cells are all of them, in a round's order: what is compared several times in turn.
+var cells = slices.Concat(slices.Repeat(compared, pairTurns), []cell{
 	{"workers-2", cast{apis: 1, workers: 2, partitions: 16}},
 	{"apis-2", cast{apis: 2, workers: 1, partitions: 16}},
 	{"partitions-4", cast{apis: 1, workers: 1, partitions: 4}},
 	{"partitions-64", cast{apis: 1, workers: 1, partitions: 64}},
-}
+})
 
 // scaleOut is the end-to-end load, half as many jobs, with more of one thing at a
-// time.
+// time. A cell that is measured several times counts with the mean.
 func scaleOut(cells []cell) func(context.Context, *round) error {
 	return func(ctx context.Context, r *round) error {
 		cells := slices.Clone(cells)
 		if r.number%2 == 1 {
 			slices.Reverse(cells)
 		}
+		found := map[string][]float64{}
 		for _, cell := range cells {
 			err := r.onScene(ctx, cell.cast, func(s *scene) error {
 				went, err := s.put(ctx, evenOrders(r.seed(), r.count(scaleJobs), r.count(manyAccounts)))
-				r.set("scale-out", cell.name, went.applied)
+				found[cell.name] = append(found[cell.name], went.applied)
 				return err
 			})
 			if err != nil {
 				return err
 			}
+		}
+		for name, rates := range found {
+			r.set("scale-out", name, mean(rates))
 		}
 		return nil
 	}
@@ -286,7 +295,7 @@ func backlog(ctx context.Context, r *round) error {
 		return err
 	}
 	after, err := endToEndRate(ctx, r)
-	r.set(part, "end-to-end", (before+after)/2)
+	r.set(part, "end-to-end", mean([]float64{before, after}))
 	return err
 }
 

@@ -87,11 +87,11 @@ func (s *scene) profile(ctx context.Context, settings profileSettings) error {
 // saveProfile has a process profile its CPU for a span, and keeps the profile.
 func saveProfile(ctx context.Context, operator string, span time.Duration, path string) error {
 	url := fmt.Sprintf("http://%s/debug/pprof/profile?seconds=%d", operator, int(span.Seconds()))
-	request, err := http.NewRequestWithContext(ctx, http.MethodGet, url, http.NoBody) //nolint:gosec // of a process that we started
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, url, http.NoBody)
 	if err != nil {
 		return err
 	}
-	response, err := http.DefaultClient.Do(request) //nolint:gosec // the same
+	response, err := http.DefaultClient.Do(request)
 	if err != nil {
 		return fmt.Errorf("profile: %w", err)
 	}

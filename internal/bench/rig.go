@@ -86,7 +86,7 @@ func (r *rig) build(ctx context.Context) (err error) {
 func (r *rig) close(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, stopWait)
 	defer cancel()
-	err := os.RemoveAll(r.bin) //nolint:gosec // the folder that build made
+	err := os.RemoveAll(r.bin)
 	if r.postgres != nil {
 		err = errors.Join(err, r.postgres.Remove(ctx))
 	}
