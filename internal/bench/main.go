@@ -10,7 +10,7 @@
 //
 // `make bench`, `make bench-history` and `make profile` run it. Each takes -h.
 //
-// One round measures every part, and what a target sets against each other close
+// One round measures every part, and most of what a target sets against each other close
 // together, several times: a machine that is shared changes its speed within seconds.
 // Rounds alternate their direction, so that no part always follows the same other. A
 // part has a scene of its own: a copy of one template database (10,000 accounts of one
