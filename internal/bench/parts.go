@@ -295,8 +295,11 @@ func backlog(ctx context.Context, r *round) error {
 		return err
 	}
 	after, err := endToEndRate(ctx, r)
+	if err != nil {
+		return err
+	}
 	r.set(part, "end-to-end", mean([]float64{before, after}))
-	return err
+	return nil
 }
 
 func perSecond(n int, took time.Duration) float64 {
