@@ -23,7 +23,7 @@ import (
 // works when somebody does.
 func TestMeasure(t *testing.T) {
 	folder := t.TempDir()
-	parts := []string{"end-to-end", "peer", "ceiling", "backlog"}
+	parts := []string{"end-to-end", "peer", "accepts", "ceiling", "backlog"}
 	// A thousand jobs, or a worker spends less than the 10 ms that processors are told in.
 	s, err := readSettings([]string{"-rounds=1", "-scale=0.05", "-parts=" + strings.Join(parts, ","), "-out=" + folder})
 	if err != nil {
@@ -201,14 +201,14 @@ func TestQuantiles(t *testing.T) {
 	}
 }
 
-// A round measures a pair in turn, each turn a set of figures by itself, and the others
+// A round measures a group in turn, each turn a set of figures by itself, and the others
 // once. Peaks are the round's, whichever turn they were in.
 func TestRound(t *testing.T) {
 	t.Parallel()
 	var order []string
 	measured := 0.0
-	noting := func(name, pair string) part {
-		return part{name: name, pair: pair, measure: func(_ context.Context, r *round) error {
+	noting := func(name, group string) part {
+		return part{name: name, group: group, measure: func(_ context.Context, r *round) error {
 			order = append(order, name)
 			measured++
 			r.set(name, "applied", measured)
@@ -216,20 +216,20 @@ func TestRound(t *testing.T) {
 			return nil
 		}}
 	}
-	parts := []part{noting("a", "1"), noting("b", "1"), noting("alone", ""), noting("c", "2"), noting("other", "")}
+	parts := []part{noting("a", "1"), noting("b", "1"), noting("c", "1"), noting("alone", ""), noting("d", "2"), noting("other", "")}
 	for n, want := range []struct {
 		order string
 		found []figures
 	}{
-		{"a b b a a b alone c other", []figures{
-			{"a/applied": 1, "b/applied": 2, "alone/applied": 7, "c/applied": 8, "other/applied": 9, "memory/api": 9},
-			{"b/applied": 3, "a/applied": 4},
-			{"a/applied": 5, "b/applied": 6},
+		{"a b c c b a a b c alone d other", []figures{
+			{"a/applied": 1, "b/applied": 2, "c/applied": 3, "alone/applied": 10, "d/applied": 11, "other/applied": 12, "memory/api": 12},
+			{"c/applied": 4, "b/applied": 5, "a/applied": 6},
+			{"a/applied": 7, "b/applied": 8, "c/applied": 9},
 		}},
-		{"other c alone b a a b b a", []figures{
-			{"other/applied": 1, "c/applied": 2, "alone/applied": 3, "b/applied": 4, "a/applied": 5, "memory/api": 9},
-			{"a/applied": 6, "b/applied": 7},
-			{"b/applied": 8, "a/applied": 9},
+		{"other d alone c b a a b c c b a", []figures{
+			{"other/applied": 1, "d/applied": 2, "alone/applied": 3, "c/applied": 4, "b/applied": 5, "a/applied": 6, "memory/api": 12},
+			{"a/applied": 7, "b/applied": 8, "c/applied": 9},
+			{"c/applied": 10, "b/applied": 11, "a/applied": 12},
 		}},
 	} {
 		order, measured = nil, 0

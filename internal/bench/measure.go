@@ -73,7 +73,7 @@ func measure(ctx context.Context, s settings, out io.Writer) (err error) {
 }
 
 // round measures every part, backwards in every other round. What it found comes first,
-// and then what further turns of its pairs did.
+// and then what further turns of its groups did.
 func (r *rig) round(ctx context.Context, n int) ([]figures, error) {
 	parts := slices.Clone(r.parts)
 	if n%2 == 1 {
@@ -82,18 +82,15 @@ func (r *rig) round(ctx context.Context, n int) ([]figures, error) {
 	pass := r.newRound(n)
 	found := []figures{pass.figures}
 	for len(parts) > 0 {
-		group := parts[:1]
-		if len(parts) > 1 && parts[0].isPairOf(parts[1]) {
-			group = parts[:2]
-		}
-		parts = parts[len(group):]
-		if err := pass.turn(ctx, group, ""); err != nil {
+		together := group(parts)
+		parts = parts[len(together):]
+		if err := pass.turn(ctx, together, ""); err != nil {
 			return nil, err
 		}
-		for turn := 2; len(group) == 2 && turn <= pairTurns; turn++ {
+		for turn := 2; len(together) > 1 && turn <= groupTurns; turn++ {
 			again := r.newRound(n)
-			slices.Reverse(group)
-			if err := again.turn(ctx, group, fmt.Sprintf(", turn %d of %d", turn, pairTurns)); err != nil {
+			slices.Reverse(together)
+			if err := again.turn(ctx, together, fmt.Sprintf(", turn %d of %d", turn, groupTurns)); err != nil {
 				return nil, err
 			}
 			pass.takePeaks(again.figures)
@@ -120,7 +117,7 @@ func (r *round) turn(ctx context.Context, parts []part, which string) error {
 	return nil
 }
 
-// round is one pass over the parts, or one more turn of a pair.
+// round is one pass over the parts, or one more turn of a group.
 type round struct {
 	*rig
 	number  int

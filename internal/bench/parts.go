@@ -36,13 +36,14 @@ const (
 type part struct {
 	name    string
 	measure func(ctx context.Context, r *round) error
-	pair    string // whatever two parts have in common that are measured in turn
+	group   string // whatever parts have in common that are measured in turn, the peer between
 }
 
 func parts() []part {
 	return []part{
 		{"end-to-end", endToEnd, "many accounts"},
 		{"peer", peerOnMany, "many accounts"},
+		{"accepts", accepts, "many accounts"},
 		{"ceiling", ceiling, ""},
 		{"hot", oneHotAccount, "one account"},
 		{"peer-hot", peerOnOne, "one account"},
@@ -53,12 +54,17 @@ func parts() []part {
 	}
 }
 
-// pairTurns is how often a round measures the parts of a pair, in turn: a machine's speed
-// changes within seconds, and each turn is a ratio of its own.
-const pairTurns = 3
+// groupTurns is how often a round measures the parts of a group, in turn: a machine's speed
+// changes within seconds, and each turn has ratios of its own.
+const groupTurns = 3
 
-func (p part) isPairOf(other part) bool {
-	return p.pair != "" && p.pair == other.pair
+// group is the first of the parts, with those behind it that are measured in turn with it.
+func group(parts []part) []part {
+	n := 1
+	for n < len(parts) && parts[0].group != "" && parts[n].group == parts[0].group {
+		n++
+	}
+	return parts[:n]
 }
 
 // plain is Passbook as `make run` starts it.
@@ -120,6 +126,23 @@ func peerOn(ctx context.Context, r *round, part string, jobs, accounts int) erro
 		r.set(part, "post-p50", went.post.p50)
 		r.set(part, "post-p99", went.post.p99)
 		return nil
+	})
+}
+
+// accepts is the same load, accepted while no worker is there.
+func accepts(ctx context.Context, r *round) error {
+	return r.onScene(ctx, cast{apis: 1, partitions: plain.partitions}, func(s *scene) error {
+		orders := evenOrders(r.seed(), r.count(endToEndJobs), r.count(manyAccounts))
+		if err := s.warmAccepts(ctx, orders); err != nil {
+			return err
+		}
+		took, err := s.accept(ctx, orders)
+		if err != nil {
+			return err
+		}
+		r.set("accepts", "accepted", perSecond(len(orders), took))
+		_, err = s.drain(ctx, plain)
+		return err
 	})
 }
 
@@ -227,7 +250,7 @@ var compared = []cell{
 }
 
 // cells are all of them, in a round's order: what is compared several times in turn.
-var cells = slices.Concat(slices.Repeat(compared, pairTurns), []cell{
+var cells = slices.Concat(slices.Repeat(compared, groupTurns), []cell{
 	{"workers-2", cast{apis: 1, workers: 2, partitions: 16}},
 	{"apis-2", cast{apis: 2, workers: 1, partitions: 16}},
 	{"partitions-4", cast{apis: 1, workers: 1, partitions: 4}},

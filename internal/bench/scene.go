@@ -287,10 +287,16 @@ func (s *scene) putBy(ctx context.Context, orders []order, due []time.Duration) 
 // processes and connections do once, such as to prepare a statement, costs a bank
 // nothing, and a short load much.
 func (s *scene) warm(ctx context.Context, orders []order) error {
-	if _, err := s.post(ctx, again(orders[:min(len(orders), s.count(warmJobs))]), nil, connections, (*connection).post); err != nil {
+	if err := s.warmAccepts(ctx, orders); err != nil {
 		return err
 	}
 	return s.awaitFinished(ctx, finishedTick)
+}
+
+// warmAccepts is as much of it as a scene without workers can do.
+func (s *scene) warmAccepts(ctx context.Context, orders []order) error {
+	_, err := s.accept(ctx, again(orders[:min(len(orders), s.count(warmJobs))]))
+	return err
 }
 
 // accept puts a load on, and waits for the answers alone.
