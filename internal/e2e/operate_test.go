@@ -234,6 +234,7 @@ func dumpDOM(t *testing.T, url string, after time.Duration) (string, error) {
 	// Its own processes end with it.
 	chromium.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	chromium.Cancel = func() error { return syscall.Kill(-chromium.Process.Pid, syscall.SIGKILL) }
+	chromium.WaitDelay = patience // one that has left the group may keep the output open
 	dom, err := chromium.Output()
 	return string(dom), err
 }
