@@ -358,6 +358,42 @@ func TestApplyInOrderUpToTheTicket(t *testing.T) {
 	}
 }
 
+// A ticket that waits for the account, and finds its own job done by then, leaves the
+// jobs behind it to their own.
+func TestApplyNothingBehindTheTicket(t *testing.T) {
+	t.Parallel()
+	pool := testenv.Pool(t)
+	account := ledgertest.Account(t, pool, ledgertest.User(t, pool), 0)
+	first, behind := ledgertest.Job(t, pool, account, ledger.Deposit, 1), ledgertest.Job(t, pool, account, ledger.Deposit, 2)
+	tx, err := pool.Begin(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer tx.Rollback(context.WithoutCancel(t.Context())) //nolint:errcheck // it is committed
+	if _, err := tx.Exec(t.Context(), `SELECT apply_job($1, $2, 0)`, first, ledger.MaxAmount); err != nil {
+		t.Fatal(err)
+	}
+	var waiting errgroup.Group
+	waiting.Go(func() error {
+		applied, more, err := ledger.NewApplier(pool).Apply(t.Context(), first, 100)
+		if err == nil && (more || len(applied) > 0) {
+			err = fmt.Errorf("applied %+v, more %t; want nothing", applied, more)
+		}
+		return err
+	})
+	awaitWaiting(t, pool)
+	if err := tx.Commit(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := waiting.Wait(); err != nil {
+		t.Error(err)
+	}
+	if got := readJob(t, pool, behind); got.Status != "queued" {
+		t.Errorf("the job behind the ticket's is %s, want queued", got)
+	}
+	ledgertest.Check(t, pool)
+}
+
 // Many workers with many tickets, doubled and in any order, apply each job
 // once, in the order of position.
 func TestApplyConcurrently(t *testing.T) {
@@ -663,7 +699,7 @@ func TestApplyRefusedJob(t *testing.T) {
 		if err := applier.Replay(t.Context(), []uuid.UUID{unlucky}); err != nil {
 			t.Fatal(err)
 		}
-		apply(t, pool, unlucky)
+		apply(t, pool, after) // a ticket whose own job is done
 		if got, want := readJob(t, pool, unlucky).String(), "succeeded seq 5 balance 990 failure -"; got != want {
 			t.Errorf("replayed job is %s, want %s", got, want)
 		}

@@ -114,7 +114,7 @@ var mutations = []mutation{
 		[]edit{{applying, `position <= up_to LIMIT 1;
         IF NOT FOUND THEN`, `position <= up_to LIMIT 1;
         IF true THEN`}},
-		[]string{machine},
+		[]string{"-run=^TestApplyRefusedJob$ ./internal/ledger"},
 	},
 	{
 		"a job may be posted twice", once,
@@ -156,7 +156,7 @@ var mutations = []mutation{
 		[]edit{{applying, `AND position <= up_to
     ORDER`, `
     ORDER`}},
-		[]string{"-run=^TestApplyInOrderUpToTheTicket$ ./internal/ledger"},
+		[]string{"-run=^TestApplyNothingBehindTheTicket$ ./internal/ledger"},
 	},
 	{
 		"connections draw positions ahead", inOrder,
