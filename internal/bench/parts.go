@@ -36,7 +36,7 @@ const (
 type part struct {
 	name    string
 	measure func(ctx context.Context, r *round) error
-	group   string // whatever parts have in common that are measured in turn, the peer between
+	group   string // whatever parts have in common that are measured in turn
 }
 
 func parts() []part {

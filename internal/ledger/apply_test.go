@@ -369,8 +369,8 @@ func TestApplyNothingBehindTheTicket(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer tx.Rollback(context.WithoutCancel(t.Context())) //nolint:errcheck // it is committed
-	if _, err := tx.Exec(t.Context(), `SELECT apply_job($1, $2, 0)`, first, ledger.MaxAmount); err != nil {
+	defer tx.Rollback(context.WithoutCancel(t.Context())) //nolint:errcheck // it is over by then
+	if _, err := tx.Exec(t.Context(), ledger.Statements["apply"].SQL, first, ledger.MaxAmount, 0); err != nil {
 		t.Fatal(err)
 	}
 	var waiting errgroup.Group
