@@ -78,7 +78,7 @@ func serve(ctx context.Context, cfg config.API, log *slog.Logger) error {
 	if err != nil {
 		return fmt.Errorf("HTTP_ADDR %s can't be listened on, choose another: %w", cfg.HTTPAddr, err)
 	}
-	operator, err := ops.Listen(ctx, ops.Config{Addr: cfg.OpsAddr, Token: cfg.OpsToken, Registry: registry, Checks: checks, Log: log})
+	operator, err := ops.Listen(ctx, ops.Config{Addr: cfg.OpsAddr, Token: cfg.OpsToken, Hosts: cfg.OpsHosts, Registry: registry, Checks: checks, Log: log})
 	if err != nil {
 		_ = listener.Close()
 		return err

@@ -56,7 +56,7 @@ func work(ctx context.Context, cfg config.Worker, log *slog.Logger) error {
 	registry := ops.NewRegistry()
 	registry.MustRegister(ops.PoolCollector(pool), metrics.NewQueueMetricsCollector(asynq.NewInspectorFromRedisClient(redisClient)))
 	operator, err := ops.Listen(ctx, ops.Config{
-		Addr: cfg.OpsAddr, Token: cfg.OpsToken, Registry: registry, Log: log,
+		Addr: cfg.OpsAddr, Token: cfg.OpsToken, Hosts: cfg.OpsHosts, Registry: registry, Log: log,
 		Checks: readiness(pool, redisClient, schema),
 		Extra:  map[string]http.Handler{dashboardPath: dashboard(cfg.RedisURL)},
 	})

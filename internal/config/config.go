@@ -19,6 +19,7 @@ type API struct {
 	HTTPAddr            string
 	OpsAddr             string
 	OpsToken            string // empty for none
+	OpsHosts            []string
 	Partitions          int
 	MaxQueuedPerAccount int
 	Log                 Log
@@ -30,6 +31,7 @@ type Worker struct {
 	RedisURL    string
 	OpsAddr     string
 	OpsToken    string // empty for none
+	OpsHosts    []string
 	Partitions  int
 	Log         Log
 }
@@ -66,6 +68,7 @@ func LoadAPI(getenv func(string) string) (API, error) {
 		Log:                 readLog(&env),
 	}
 	cfg.OpsToken = readOpsToken(&env, cfg.OpsAddr)
+	cfg.OpsHosts = readOpsHosts(&env)
 	if getenv(readDatabaseURL.name) != "" {
 		cfg.ReadDatabaseURL = read(&env, readDatabaseURL, parseDatabaseURL)
 	}
@@ -86,6 +89,7 @@ func LoadWorker(getenv func(string) string) (Worker, error) {
 		Log:         readLog(&env),
 	}
 	cfg.OpsToken = readOpsToken(&env, cfg.OpsAddr)
+	cfg.OpsHosts = readOpsHosts(&env)
 	if err := env.err(); err != nil {
 		return Worker{}, err
 	}
@@ -124,6 +128,15 @@ func readOpsToken(env *environment, addr string) string {
 		env.fault(opsToken, "missing, and OPS_ADDR is not a loopback address")
 	}
 	return ""
+}
+
+// readOpsHosts reads the names that the operator's port answers to; none where the
+// variable is absent.
+func readOpsHosts(env *environment) []string {
+	if env.getenv(opsHosts.name) == "" {
+		return nil
+	}
+	return read(env, opsHosts, parseHosts)
 }
 
 // variable is one variable of the environment, in the words of its fault.

@@ -60,7 +60,7 @@ func TestLoadAPI(t *testing.T) {
 	})
 	t.Run("EverythingSet", func(t *testing.T) {
 		got, err := config.LoadAPI(with(
-			"HTTP_ADDR", ":80", "OPS_ADDR", "0.0.0.0:0", "OPS_TOKEN", "0123456789abcdef",
+			"HTTP_ADDR", ":80", "OPS_ADDR", "0.0.0.0:0", "OPS_TOKEN", "0123456789abcdef", "OPS_HOSTS", "a,b",
 			"QUEUE_PARTITIONS", "1024", "MAX_QUEUED_PER_ACCOUNT", "1",
 			"LOG_LEVEL", "debug", "LOG_FORMAT", "text", "READ_DATABASE_URL", "postgres://replica/passbook",
 			"JWT_KEYS", "new:"+base64.RawURLEncoding.EncodeToString(key)+",old:"+base64.RawStdEncoding.EncodeToString(key),
@@ -76,6 +76,7 @@ func TestLoadAPI(t *testing.T) {
 			HTTPAddr:            ":80",
 			OpsAddr:             "0.0.0.0:0",
 			OpsToken:            "0123456789abcdef",
+			OpsHosts:            []string{"a", "b"},
 			Partitions:          1024,
 			MaxQueuedPerAccount: 1,
 			Log:                 config.Log{Level: slog.LevelDebug},
@@ -132,7 +133,7 @@ func TestLoadWorker(t *testing.T) {
 			Partitions:  16,
 			Log:         config.Log{Level: slog.LevelInfo, JSON: true},
 		}
-		if got != want {
+		if !reflect.DeepEqual(got, want) {
 			t.Errorf("got %+v\nwant %+v", got, want)
 		}
 	})
@@ -217,6 +218,12 @@ func TestValues(t *testing.T) {
 		{"OPS_TOKEN", "0123456789abcde", false},
 		{"OPS_TOKEN", "0123456789 abcdef", false},
 		{"OPS_TOKEN", "0123456789abcdéf", false},
+
+		{"OPS_HOSTS", "worker", true},
+		{"OPS_HOSTS", "worker,worker.internal.example", true},
+		{"OPS_HOSTS", "worker,", false},
+		{"OPS_HOSTS", "worker:9091", false},
+		{"OPS_HOSTS", "http://worker", false},
 
 		{"QUEUE_PARTITIONS", "1", true},
 		{"QUEUE_PARTITIONS", "1025", false},

@@ -53,6 +53,11 @@ var (
 		want:    fmt.Sprintf("at least %d visible ASCII characters", minToken),
 		example: "from `openssl rand -hex 32`",
 	}
+	opsHosts = variable{
+		name:    "OPS_HOSTS",
+		want:    "host names without ports, separated by commas",
+		example: "worker,worker.internal.example",
+	}
 	queuePartitions = variable{
 		name:     "QUEUE_PARTITIONS",
 		standard: "16",
@@ -204,6 +209,16 @@ func parseToken(text string) (string, error) {
 		return "", errors.New("has characters that a header can't carry")
 	}
 	return text, nil
+}
+
+func parseHosts(text string) ([]string, error) {
+	hosts := strings.Split(text, ",")
+	for _, host := range hosts {
+		if host == "" || !hostForm.MatchString(host) {
+			return nil, fmt.Errorf("%q is not a host name", host)
+		}
+	}
+	return hosts, nil
 }
 
 func parsePartitions(text string) (int, error) {

@@ -31,8 +31,9 @@ const (
 
 // Config says what the operator's port shows, and to whom.
 type Config struct {
-	Addr     string // host:port; OPS_ADDR
-	Token    string // asked for on everything but health; nobody is asked where it is empty
+	Addr     string   // host:port; OPS_ADDR
+	Token    string   // asked for on everything but health; nobody is asked where it is empty
+	Hosts    []string // host names that are answered beside loopback ones; OPS_HOSTS
 	Registry *prometheus.Registry
 	Checks   []Check // what /readyz asks
 	Log      *slog.Logger
@@ -95,7 +96,7 @@ func routes(cfg Config) http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /livez", answerLive)
 	mux.Handle("GET /readyz", readyHandler{checks: cfg.Checks, log: cfg.Log})
-	mux.Handle("/", guard(cfg.Token, guardedRoutes(cfg)))
+	mux.Handle("/", guardHost(cfg.Token != "", cfg.Hosts, refuseFrames(guard(cfg.Token, guardedRoutes(cfg)))))
 	return mux
 }
 
