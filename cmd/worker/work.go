@@ -58,7 +58,7 @@ func work(ctx context.Context, cfg config.Worker, log *slog.Logger) error {
 	operator, err := ops.Listen(ctx, ops.Config{
 		Addr: cfg.OpsAddr, Token: cfg.OpsToken, Hosts: cfg.OpsHosts, Registry: registry, Log: log,
 		Checks: readiness(pool, redisClient, schema),
-		Extra:  map[string]http.Handler{dashboardPath: dashboard(cfg.RedisURL)},
+		Extra:  map[string]http.Handler{dashboardPath: dashboard(redisClient)},
 	})
 	if err != nil {
 		return err
@@ -96,14 +96,18 @@ func work(ctx context.Context, cfg config.Worker, log *slog.Logger) error {
 
 const dashboardPath = "/queues"
 
-// dashboard is Asynq's own. It has no lock of its own: the operator's port has.
-func dashboard(redisURL string) http.Handler {
-	opt, err := asynq.ParseRedisURI(redisURL)
-	if err != nil { // queue.Connect takes no URL that Asynq doesn't
-		return http.NotFoundHandler()
-	}
-	return asynqmon.New(asynqmon.Options{RootPath: dashboardPath, RedisConnOpt: opt})
+// dashboard is Asynq's own, on the worker's own Redis client: another one, made of what
+// Asynq reads in a URL, would know no ACL user, no parameter and no default port, and show
+// another database. It asks for no token: the operator's port does.
+func dashboard(client redis.UniversalClient) http.Handler {
+	return asynqmon.New(asynqmon.Options{RootPath: dashboardPath, RedisConnOpt: ownClient{client}})
 }
+
+// ownClient has Asynq's parts share a client.
+type ownClient struct{ client redis.UniversalClient }
+
+// MakeRedisClient returns the client.
+func (o ownClient) MakeRedisClient() any { return o.client }
 
 // readiness asks after what the worker stands on: without either it applies
 // nothing.
