@@ -5,6 +5,7 @@ import (
 	"net"
 	"net/url"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"syscall"
@@ -253,6 +254,14 @@ func TestStart_InUse(t *testing.T) {
 				t.Error("removed under a running server")
 			}
 		})
+	}
+}
+
+// make run prints the URL for redis-cli.
+func TestRedis_URLOpensRedisCLI(t *testing.T) {
+	said, err := exec.CommandContext(t.Context(), "redis-cli", "-u", testenv.Redis(t), "PING").CombinedOutput()
+	if err != nil || !strings.Contains(string(said), "PONG") {
+		t.Errorf("%v: %s", err, said)
 	}
 }
 

@@ -65,7 +65,7 @@ func (r *Redis) URL() string {
 	defer r.mu.Unlock()
 	u := url.URL{
 		Scheme: "redis",
-		User:   url.UserPassword("", r.password),
+		User:   url.UserPassword("default", r.password), // Debian's redis-cli takes none for a user called ""
 		Host:   net.JoinHostPort("127.0.0.1", strconv.Itoa(r.port)),
 		Path:   "/0",
 	}
