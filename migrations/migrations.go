@@ -23,6 +23,8 @@ import (
 	"github.com/jackc/pgx/v5/stdlib"
 	"github.com/pressly/goose/v3"
 	"github.com/pressly/goose/v3/lock"
+
+	"github.com/passbook/passbook/internal/postgres"
 )
 
 //go:embed *.sql
@@ -47,14 +49,18 @@ func Up(ctx context.Context, databaseURL string) error {
 	if err != nil {
 		return fmt.Errorf("migrate: %w", err)
 	}
+	postgres.SetSession(cfg.ConnConfig, "passbook-migrate")
 	cfg.ConnConfig.RuntimeParams["lock_timeout"] = lockTimeout
-	db := stdlib.OpenDB(*cfg.ConnConfig)
+	for _, unbounded := range []string{"statement_timeout", "idle_in_transaction_session_timeout", "idle_session_timeout"} {
+		cfg.ConnConfig.RuntimeParams[unbounded] = "0" // an index takes as long as it takes; one that is cut off stays INVALID
+	}
+	db := stdlib.OpenDB(*cfg.ConnConfig, stdlib.OptionAfterConnect(postgres.SecureSession))
 	defer db.Close()                                                           //nolint:errcheck // nothing is pending on it
 	locker, err := lock.NewPostgresSessionLocker(lock.WithLockTimeout(1, 300)) // asks each second, for five minutes
 	if err != nil {
 		return fmt.Errorf("migrate: %w", err)
 	}
-	provider, err := goose.NewProvider(goose.DialectPostgres, db, files, goose.WithSessionLocker(locker))
+	provider, err := goose.NewProvider(goose.DialectPostgres, db, files, goose.WithSessionLocker(locker), goose.WithTableName(postgres.VersionTable))
 	if err != nil {
 		return fmt.Errorf("migrate: %w", err)
 	}

@@ -11,6 +11,7 @@ import (
 	"github.com/pressly/goose/v3"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/passbook/passbook/internal/postgres"
 	"github.com/passbook/passbook/internal/testenv"
 	"github.com/passbook/passbook/migrations"
 )
@@ -37,7 +38,7 @@ func TestUpAtOnce(t *testing.T) {
 	}
 	conn := connect(t, url)
 	var version, applied int64
-	if err := conn.QueryRow(t.Context(), `SELECT max(version_id), count(*) FILTER (WHERE version_id > 0) FROM goose_db_version`).Scan(&version, &applied); err != nil {
+	if err := conn.QueryRow(t.Context(), `SELECT max(version_id), count(*) FILTER (WHERE version_id > 0) FROM passbook_schema_version`).Scan(&version, &applied); err != nil {
 		t.Fatal(err)
 	}
 	if version != want || applied != want {
@@ -51,6 +52,19 @@ func TestUpPoolURL(t *testing.T) {
 	if err := migrations.Up(t.Context(), testenv.Postgres(t)+"&pool_max_conns=4"); err != nil {
 		t.Error(err)
 	}
+}
+
+// Another service keeps its own migrations in the same database, in goose's own table.
+func TestUpBesideAnotherService(t *testing.T) {
+	t.Parallel()
+	url := testenv.Postgres(t)
+	execute(t, url, `DROP SCHEMA public CASCADE; CREATE SCHEMA public;
+		CREATE TABLE goose_db_version (id serial PRIMARY KEY, version_id bigint, is_applied boolean, tstamp timestamp DEFAULT now());
+		INSERT INTO goose_db_version (version_id, is_applied) SELECT n, true FROM generate_series(0, 99) n`)
+	if err := migrations.Up(t.Context(), url); err != nil {
+		t.Fatal(err)
+	}
+	execute(t, url, `SELECT FROM jobs`)
 }
 
 // Somebody who reads for long, a pg_dump say, holds the migration up; nobody else
@@ -93,6 +107,8 @@ func TestUpWaitsForASnapshot(t *testing.T) {
 	t.Parallel()
 	url := testenv.Postgres(t)
 	downTo(t, url, 3)
+	// What the database bounds, the migration does not heed: an index that is cut off stays INVALID.
+	execute(t, url, fmt.Sprintf(`ALTER DATABASE %s SET statement_timeout = '500 ms'`, databaseOf(t, url)))
 	reader, err := connect(t, url).BeginTx(t.Context(), pgx.TxOptions{IsoLevel: pgx.RepeatableRead})
 	if err != nil {
 		t.Fatal(err)
@@ -201,7 +217,7 @@ func downTo(t testing.TB, url string, version int64) {
 	}
 	db := stdlib.OpenDB(*cfg)
 	defer db.Close() //nolint:errcheck // nothing is pending on it
-	provider, err := goose.NewProvider(goose.DialectPostgres, db, os.DirFS("."))
+	provider, err := goose.NewProvider(goose.DialectPostgres, db, os.DirFS("."), goose.WithTableName(postgres.VersionTable))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -225,4 +241,9 @@ func execute(t testing.TB, url, sql string) {
 	if _, err := connect(t, url).Exec(t.Context(), sql); err != nil {
 		t.Fatal(fmt.Errorf("%s: %w", sql, err))
 	}
+}
+
+func databaseOf(t *testing.T, url string) string {
+	t.Helper()
+	return pgx.Identifier{connect(t, url).Config().Database}.Sanitize()
 }

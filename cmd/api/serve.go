@@ -156,7 +156,7 @@ func readiness(pool, replica *pgxpool.Pool, redisClient redis.UniversalClient, s
 	}
 	if replica != nil {
 		checks = append(checks, ops.Check{Name: "replica", Required: false, Probe: func(ctx context.Context) error {
-			return postgres.CheckReady(ctx, replica, schema)
+			return postgres.CheckReplica(ctx, replica, schema)
 		}})
 	}
 	return checks

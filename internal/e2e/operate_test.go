@@ -282,7 +282,7 @@ func TestStartFaults(t *testing.T) {
 	}
 	t.Run("NewerSchema", func(t *testing.T) {
 		pool := s.connect()
-		if _, err := pool.Exec(t.Context(), `INSERT INTO goose_db_version (version_id, is_applied) VALUES (99999, true)`); err != nil {
+		if _, err := pool.Exec(t.Context(), `INSERT INTO passbook_schema_version (version_id, is_applied) VALUES (99999, true)`); err != nil {
 			t.Fatal(err)
 		}
 		p := begin(t, "worker", s.env())

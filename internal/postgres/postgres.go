@@ -10,7 +10,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
 )
@@ -68,10 +67,8 @@ func Open(ctx context.Context, cfg Config) (*pgxpool.Pool, error) {
 	conn.OnPgError = leaveStandby(conn.OnPgError)
 	conn.LookupFunc = lookupSoon(conn.LookupFunc)
 	conn.Tracer = newTurnstile()
+	SetSession(conn, cfg.Application)
 	params := conn.RuntimeParams
-	params["application_name"] = cfg.Application
-	params["timezone"] = "UTC"
-	params["default_transaction_isolation"] = "read committed" // what the statements are written for
 	params["statement_timeout"] = milliseconds(statementTimeout)
 	params["lock_timeout"] = milliseconds(lockTimeout)
 	params["idle_in_transaction_session_timeout"] = milliseconds(idleTimeout)
@@ -88,7 +85,7 @@ func Open(ctx context.Context, cfg Config) (*pgxpool.Pool, error) {
 		params["statement_timeout"] = milliseconds(servingStatementTimeout)
 		params["idle_in_transaction_session_timeout"] = milliseconds(servingIdleTimeout)
 	}
-	poolConfig.AfterConnect = demandDurability
+	poolConfig.AfterConnect = SecureSession
 	var p pinger
 	poolConfig.ShouldPing = p.isDead
 	p.pool, err = pgxpool.NewWithConfig(ctx, poolConfig)
@@ -121,20 +118,6 @@ func leaveStandby(next pgconn.PgErrorHandler) pgconn.PgErrorHandler {
 	return func(conn *pgconn.PgConn, err *pgconn.PgError) (keep bool) {
 		return err.Code != readOnly && next(conn, err)
 	}
-}
-
-// demandDurability turns synchronous_commit on where the server, the database
-// or the role has it weaker: a 202 says that the job is on disk. The stronger
-// remote_apply stays.
-func demandDurability(ctx context.Context, conn *pgx.Conn) error {
-	const sql = `SELECT set_config('synchronous_commit', 'on', false)
-		WHERE current_setting('synchronous_commit') NOT IN ('on', 'remote_apply')`
-	ctx, cancel := context.WithTimeout(ctx, connectTimeout) // the pool itself would wait for ever
-	defer cancel()
-	if _, err := conn.Exec(ctx, sql); err != nil {
-		return fmt.Errorf("set synchronous_commit: %w", err)
-	}
-	return nil
 }
 
 // ConfirmSQL, in a transaction that reads, makes its commit wait as a writer's

@@ -337,7 +337,7 @@ func TestSchema(t *testing.T) {
 	t.Parallel()
 	pool := open(t, testenv.Postgres(t))
 	var version int64
-	if err := pool.QueryRow(t.Context(), `SELECT max(version_id) FROM goose_db_version`).Scan(&version); err != nil {
+	if err := pool.QueryRow(t.Context(), `SELECT max(version_id) FROM passbook_schema_version`).Scan(&version); err != nil {
 		t.Fatal(err)
 	}
 	check := func(when string, err error, bad bool) {
@@ -352,7 +352,7 @@ func TestSchema(t *testing.T) {
 	check("ready on the same", postgres.CheckReady(t.Context(), pool, version), false)
 	check("ready on a newer one", postgres.CheckReady(t.Context(), pool, version-1), false)
 	check("ready on an older one", postgres.CheckReady(t.Context(), pool, version+1), true)
-	if _, err := pool.Exec(t.Context(), `DROP TABLE goose_db_version`); err != nil {
+	if _, err := pool.Exec(t.Context(), `DROP TABLE passbook_schema_version`); err != nil {
 		t.Fatal(err)
 	}
 	check("never migrated", postgres.CheckSchema(t.Context(), pool, version), true)
@@ -364,7 +364,7 @@ func TestAwaitSchema(t *testing.T) {
 	server := testenv.PostgresServer(t)
 	pool := open(t, server.URL())
 	var version int64
-	if err := pool.QueryRow(t.Context(), `SELECT max(version_id) FROM goose_db_version`).Scan(&version); err != nil {
+	if err := pool.QueryRow(t.Context(), `SELECT max(version_id) FROM passbook_schema_version`).Scan(&version); err != nil {
 		t.Fatal(err)
 	}
 	if err := server.Kill(); err != nil {

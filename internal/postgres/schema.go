@@ -15,6 +15,10 @@ import (
 // ErrSchema is returned for a database whose schema this build does not know.
 var ErrSchema = errors.New("unknown schema")
 
+// VersionTable is where goose keeps what was applied. The name is ours: another service
+// that uses goose in the same database has its own versions in goose's own table.
+const VersionTable = "passbook_schema_version"
+
 // CheckSchema compares the database's schema version with the one this build
 // was written for and answers ErrSchema, with what to do, unless they are equal.
 func CheckSchema(ctx context.Context, pool *pgxpool.Pool, want int64) error {
@@ -40,7 +44,7 @@ func AwaitSchema(ctx context.Context, pool *pgxpool.Pool, want int64, log *slog.
 	defer tick.Stop()
 	for {
 		err := checkSchemaInTime(ctx, pool, want)
-		if errors.Is(err, ErrSchema) || !IsDown(err) {
+		if errors.Is(err, ErrSchema) || errors.Is(err, ErrUnsuitable) || !IsDown(err) {
 			return err
 		}
 		log.Warn("waiting for Postgres", "error", err)
@@ -58,9 +62,23 @@ func checkSchemaInTime(ctx context.Context, pool *pgxpool.Pool, want int64) erro
 	return CheckSchema(ctx, pool, want)
 }
 
-// CheckReady answers nil when Postgres answers and has at least the schema that
-// this build needs: during an upgrade it may be ahead of a running process.
+// CheckReady answers nil when Postgres takes writes and has at least the schema that
+// this build needs: during an upgrade it may be ahead of a running process. ErrUnsuitable
+// for a database that only reads, as default_transaction_read_only or a standby has it.
 func CheckReady(ctx context.Context, pool *pgxpool.Pool, need int64) error {
+	const sql = `SELECT current_setting('transaction_read_only') = 'on'`
+	var readOnly bool
+	if err := pool.QueryRow(ctx, sql).Scan(&readOnly); err != nil {
+		return fmt.Errorf("ask whether Postgres takes writes: %w", err)
+	}
+	if readOnly {
+		return fmt.Errorf("%w: it takes no writes: it is a standby, or default_transaction_read_only is on", ErrUnsuitable)
+	}
+	return CheckReplica(ctx, pool, need)
+}
+
+// CheckReplica is CheckReady for a server that is only read from.
+func CheckReplica(ctx context.Context, pool *pgxpool.Pool, need int64) error {
 	have, err := schemaVersion(ctx, pool)
 	if err != nil {
 		return err
@@ -72,7 +90,7 @@ func CheckReady(ctx context.Context, pool *pgxpool.Pool, need int64) error {
 }
 
 func schemaVersion(ctx context.Context, pool *pgxpool.Pool) (int64, error) {
-	const sql = `SELECT coalesce(max(version_id), 0) FROM goose_db_version WHERE is_applied`
+	const sql = `SELECT coalesce(max(version_id), 0) FROM ` + VersionTable + ` WHERE is_applied`
 	var version int64
 	err := pool.QueryRow(ctx, sql).Scan(&version)
 	var pg *pgconn.PgError

@@ -1,0 +1,177 @@
+package postgres_test
+
+import (
+	"errors"
+	"fmt"
+	"net/url"
+	"testing"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/passbook/passbook/internal/postgres"
+	"github.com/passbook/passbook/internal/testenv"
+)
+
+// alterDatabase gives every new session of the database a setting.
+func alterDatabase(t *testing.T, url, name, value string) {
+	t.Helper()
+	conn, err := pgx.Connect(t.Context(), url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close(t.Context()) //nolint:errcheck // nothing is pending on it
+	sql := fmt.Sprintf(`ALTER DATABASE %s SET %s = %s`, pgx.Identifier{conn.Config().Database}.Sanitize(), name, value)
+	if _, err := conn.Exec(t.Context(), sql); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// What a database is told to do changes nothing of what the statements stand on.
+func TestSessionSetsWhatItNeeds(t *testing.T) {
+	t.Parallel()
+	for name, test := range map[string]struct{ given, want string }{
+		"client_encoding":               {"'LATIN1'", "UTF8"},
+		"timezone":                      {"'Asia/Seoul'", "UTC"},
+		"datestyle":                     {"'German'", "ISO, MDY"},
+		"intervalstyle":                 {"'sql_standard'", "postgres"},
+		"bytea_output":                  {"'escape'", "hex"},
+		"standard_conforming_strings":   {"off", "on"},
+		"transform_null_equals":         {"on", "off"},
+		"default_transaction_isolation": {"'serializable'", "read committed"},
+		"search_path":                   {"'elsewhere'", "public, pg_temp"},
+		"session_replication_role":      {"'replica'", "origin"},
+		"synchronous_commit":            {"off", "on"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			url := testenv.Postgres(t)
+			alterDatabase(t, url, name, test.given)
+			if got := setting(t, open(t, url), name); got != test.want {
+				t.Errorf("%s is %q, want %q", name, got, test.want)
+			}
+		})
+	}
+}
+
+// A setting that is loaded into a running server does not reach the sessions that are
+// there: each 202 of theirs stays durable.
+func TestSessionKeepsItsSettings(t *testing.T) {
+	t.Parallel()
+	server := testenv.PostgresServer(t)
+	pool := open(t, server.URL())
+	conn, err := pool.Acquire(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Release()
+	for _, sql := range []string{
+		`ALTER SYSTEM SET session_replication_role = replica`,
+		`ALTER SYSTEM SET bytea_output = escape`, `SELECT pg_reload_conf()`,
+	} {
+		if _, err := conn.Exec(t.Context(), sql); err != nil {
+			t.Fatal(err)
+		}
+	}
+	plain, err := pgx.Connect(t.Context(), server.URL())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer plain.Close(t.Context()) //nolint:errcheck // nothing is pending on it
+	testenv.Eventually(t, "a plain session follows the server", func() bool {
+		var output string
+		return plain.QueryRow(t.Context(), `SHOW bytea_output`).Scan(&output) == nil && output == "escape"
+	})
+	for name, want := range map[string]string{"session_replication_role": "origin", "bytea_output": "hex"} {
+		var got string
+		if err := conn.QueryRow(t.Context(), `SELECT current_setting($1)`, name).Scan(&got); err != nil || got != want {
+			t.Errorf("after a reload %s is %q (%v), want %q", name, got, err, want)
+		}
+	}
+	// The test's server has this one on its command line, where no reload reaches it.
+	const sourceSQL = `SELECT source FROM pg_settings WHERE name = 'synchronous_commit'`
+	var source string
+	if err := conn.QueryRow(t.Context(), sourceSQL).Scan(&source); err != nil || source != "session" {
+		t.Errorf("synchronous_commit comes from %q (%v), want the session", source, err)
+	}
+}
+
+// What no session can set right is refused, with what to do.
+func TestSessionRefuses(t *testing.T) {
+	t.Parallel()
+	t.Run("Encoding", func(t *testing.T) {
+		t.Parallel()
+		server := testenv.PostgresServer(t)
+		for _, encoding := range []string{"SQL_ASCII", "LATIN1"} {
+			execute(t, server.URL(), fmt.Sprintf(`CREATE DATABASE "%s" ENCODING '%[1]s' LOCALE 'C' TEMPLATE template0`, encoding))
+			wantUnsuitable(t, withPath(t, server.URL(), encoding))
+		}
+	})
+	t.Run("TriggersOff", func(t *testing.T) {
+		t.Parallel()
+		server := testenv.PostgresServer(t)
+		execute(t, server.URL(), `CREATE ROLE serving LOGIN PASSWORD 'serving'`)
+		execute(t, server.URL(), `ALTER ROLE serving SET session_replication_role = replica`)
+		u, err := url.Parse(server.URL())
+		if err != nil {
+			t.Fatal(err)
+		}
+		u.User = url.UserPassword("serving", "serving")
+		wantUnsuitable(t, u.String())
+	})
+}
+
+func wantUnsuitable(t *testing.T, url string) {
+	t.Helper()
+	if err := open(t, url).Ping(t.Context()); !errors.Is(err, postgres.ErrUnsuitable) {
+		t.Errorf("%v, want %v", err, postgres.ErrUnsuitable)
+	}
+}
+
+func withPath(t *testing.T, address, database string) string {
+	t.Helper()
+	u, err := url.Parse(address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	u.Path = "/" + database
+	return u.String()
+}
+
+func execute(t *testing.T, url, sql string) {
+	t.Helper()
+	conn, err := pgx.Connect(t.Context(), url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close(t.Context()) //nolint:errcheck // nothing is pending on it
+	if _, err := conn.Exec(t.Context(), sql); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// A database that takes no writes is not ready, and one that is read from alone may be so.
+func TestReadyTakesWrites(t *testing.T) {
+	t.Parallel()
+	url := testenv.Postgres(t)
+	alterDatabase(t, url, "default_transaction_read_only", "on")
+	pool := open(t, url)
+	if err := postgres.CheckReady(t.Context(), pool, 1); !errors.Is(err, postgres.ErrUnsuitable) {
+		t.Errorf("%v, want %v", err, postgres.ErrUnsuitable)
+	}
+	if err := postgres.CheckReplica(t.Context(), pool, 1); err != nil {
+		t.Error(err)
+	}
+}
+
+// Another service's migrations in the same database are not ours.
+func TestSchemaOfAnotherService(t *testing.T) {
+	t.Parallel()
+	url := testenv.Postgres(t)
+	pool := open(t, url)
+	execute(t, url, `DROP SCHEMA public CASCADE; CREATE SCHEMA public`)
+	execute(t, url, `CREATE TABLE goose_db_version (id serial, version_id bigint, is_applied boolean);
+		INSERT INTO goose_db_version (version_id, is_applied) SELECT n, true FROM generate_series(0, 99) n`)
+	if err := postgres.CheckSchema(t.Context(), pool, 1); !errors.Is(err, postgres.ErrSchema) {
+		t.Errorf("%v, want %v", err, postgres.ErrSchema)
+	}
+}
