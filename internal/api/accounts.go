@@ -1,14 +1,12 @@
 package api
 
 import (
-	"context"
 	"net/http"
 	"regexp"
 	"strings"
 	"time"
 
 	"github.com/gofiber/fiber/v2"
-	"github.com/google/uuid"
 
 	"github.com/passbook/passbook/internal/ledger"
 )
@@ -73,7 +71,11 @@ func (a *API) openAccount(c *fiber.Ctx, _ *query) error {
 }
 
 func (a *API) readAccount(c *fiber.Ctx, _ *query) error {
-	account, err := a.accountBy(c, a.cfg.Accounts.Account)
+	owned, err := ownedAccount(c)
+	if err != nil {
+		return err
+	}
+	account, err := a.cfg.Accounts.Account(c.UserContext(), owned.UserID, owned.Number)
 	if err != nil {
 		return err
 	}
@@ -93,7 +95,7 @@ func (a *API) readBalance(c *fiber.Ctx, q *query) error {
 	if err := q.err(); err != nil {
 		return err
 	}
-	account, err := a.terms(c)
+	account, err := ownedAccount(c)
 	if err != nil {
 		return err
 	}
@@ -102,22 +104,19 @@ func (a *API) readBalance(c *fiber.Ctx, q *query) error {
 		return err
 	}
 	return c.JSON(balanceBody{
-		Number: account.Number, Currency: account.Currency,
+		Number: account.Number, Currency: balance.Currency,
 		Balance: balance.Balance, Seq: balance.Seq, At: timestamp(balance.At),
 	})
 }
 
-// terms are what never changes of the caller's account that the path names.
-func (a *API) terms(c *fiber.Ctx) (ledger.Account, error) {
-	return a.accountBy(c, a.cfg.Accounts.Terms)
-}
-
-func (a *API) accountBy(c *fiber.Ctx, read func(context.Context, uuid.UUID, string) (ledger.Account, error)) (ledger.Account, error) {
+// ownedAccount is the account that the path names, if it is the caller's: that is
+// for each statement to check.
+func ownedAccount(c *fiber.Ctx) (ledger.Owned, error) {
 	number := accountNumber(c)
 	if !numberPattern.MatchString(number) {
-		return ledger.Account{}, ledger.ErrAccountNotFound
+		return ledger.Owned{}, ledger.ErrAccountNotFound
 	}
-	return read(c.UserContext(), caller(c), number)
+	return ledger.Owned{UserID: caller(c), Number: number}, nil
 }
 
 // accountNumber copies the number out of Fiber's buffer.

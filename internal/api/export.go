@@ -104,11 +104,14 @@ func (e *exports) stop() {
 // nothing for writeTimeout, or is not done after longestExport. Where something
 // fails on the way the connection is cut, so that nobody takes a part for the
 // whole.
-func (a *API) exportTransactions(c *fiber.Ctx, account ledger.Account, page statement.Page) error {
+func (a *API) exportTransactions(c *fiber.Ctx, account ledger.Owned, page statement.Page) error {
 	if !c.Request().Header.IsHTTP11() {
 		return errNoChunks
 	}
 	if c.Method() == fiber.MethodHead {
+		if _, err := a.cfg.Accounts.Account(c.UserContext(), account.UserID, account.Number); err != nil {
+			return err
+		}
 		describeExport(c, account)
 		return nil
 	}
@@ -149,7 +152,7 @@ func (a *API) exportTransactions(c *fiber.Ctx, account ledger.Account, page stat
 	return nil
 }
 
-func describeExport(c *fiber.Ctx, account ledger.Account) {
+func describeExport(c *fiber.Ctx, account ledger.Owned) {
 	c.Vary(fiber.HeaderAccept)
 	c.Set(fiber.HeaderContentType, mimeCSV)
 	c.Set(fiber.HeaderContentDisposition, fmt.Sprintf("attachment; filename=%q", account.Number+".csv"))

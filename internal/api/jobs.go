@@ -155,15 +155,15 @@ func (a *API) listJobs(c *fiber.Ctx, q *query) error {
 	if err := q.err(); err != nil {
 		return err
 	}
-	account, err := a.terms(c)
+	account, err := ownedAccount(c)
 	if err != nil {
 		return err
 	}
-	list := fmt.Sprintf("jobs of %d, status %q, ascending %t", account.ID, page.Status, page.Ascending)
+	list := fmt.Sprintf("jobs of %s's %s, status %q, ascending %t", account.UserID, account.Number, page.Status, page.Ascending)
 	if page.After, err = q.after(a.cursors, list); err != nil {
 		return err
 	}
-	page.AccountID, page.Limit = account.ID, limit+1
+	page.Account, page.Limit = account, limit+1
 	jobs, err := a.cfg.Jobs.List(c.UserContext(), page)
 	if err != nil {
 		return err

@@ -57,7 +57,7 @@ func (a *API) listTransactions(c *fiber.Ctx, q *query) error {
 	if page.Type == allTypes {
 		page.Type = ""
 	}
-	account, err := a.terms(c)
+	account, err := ownedAccount(c)
 	if err != nil {
 		return err
 	}
@@ -103,8 +103,8 @@ func historyPlaces(page statement.Page) (list string, place func(ledger.Transact
 const byTime = ", places by time"
 
 func historyList(page statement.Page) string {
-	return fmt.Sprintf("transactions of %d, type %q, from %d, to %d, ascending %t",
-		page.Account.ID, page.Type, page.From.UnixMicro(), page.To.UnixMicro(), page.Ascending)
+	return fmt.Sprintf("transactions of %s's %s, type %q, from %d, to %d, ascending %t",
+		page.Account.UserID, page.Account.Number, page.Type, page.From.UnixMicro(), page.To.UnixMicro(), page.Ascending)
 }
 
 // HistoryCursor is the cursor with which the list of transactions goes on after one
@@ -124,7 +124,7 @@ func roundUp(t time.Time) time.Time {
 }
 
 func (a *API) readTransaction(c *fiber.Ctx, _ *query) error {
-	account, err := a.terms(c)
+	account, err := ownedAccount(c)
 	if err != nil {
 		return err
 	}

@@ -99,10 +99,6 @@ func TestListTransactions_Places(t *testing.T) {
 	s := start(t)
 	c := s.user(t)
 	account, all := history(s, c, 5)
-	var id int64
-	if err := s.pool.QueryRow(t.Context(), `SELECT id FROM accounts WHERE number = $1`, account.Number).Scan(&id); err != nil {
-		t.Fatal(err)
-	}
 	for query, page := range map[string]statement.Page{
 		"order=asc":                           {},
 		"order=asc&type=all":                  {},
@@ -110,7 +106,7 @@ func TestListTransactions_Places(t *testing.T) {
 		"order=asc&to=2100-01-01T00:00:00Z":   {To: instant(t, "2100-01-01T00:00:00Z")},
 		"order=asc&type=withdrawal":           {Type: ledger.Withdrawal},
 	} {
-		page.Account.ID, page.Ascending = id, true
+		page.Account, page.Ascending = ledger.Owned{UserID: c.userID, Number: account.Number}, true
 		want := slices.DeleteFunc(slices.Clone(all[3:]), func(transaction transactionJSON) bool {
 			return page.Type != "" && transaction.Type != string(page.Type)
 		})

@@ -51,7 +51,8 @@ type bank struct {
 	rows     int64
 	database string
 	user     uuid.UUID
-	accounts []bankAccount // by id, from 1: the large one, the middling ones, the small ones
+	accounts []bankAccount  // by id, from 1: the large one, the middling ones, the small ones
+	places   map[string]int // of the accounts by their numbers
 }
 
 type bankAccount struct {
@@ -62,12 +63,15 @@ type bankAccount struct {
 }
 
 func newBank(rows int64) *bank {
-	b := &bank{rows: rows, database: fmt.Sprintf("history_%d", rows), accounts: []bankAccount{{number: "LARGE"}}}
+	b := &bank{rows: rows, database: fmt.Sprintf("history_%d", rows), accounts: []bankAccount{{number: "LARGE"}}, places: map[string]int{}}
 	for n := range middlingAccounts {
 		b.accounts = append(b.accounts, bankAccount{number: accountNumber(n)})
 	}
 	for n := range rows * (20 - largeOf20 - middlingOf20) / 20 / smallAccountRows {
 		b.accounts = append(b.accounts, bankAccount{number: fmt.Sprintf("SMALL-%07d", n)})
+	}
+	for n, account := range b.accounts {
+		b.places[account.number] = n
 	}
 	return b
 }
@@ -78,8 +82,8 @@ func (b *bank) large() int    { return 0 }
 func (b *bank) middling() int { return 1 + middlingAccounts }
 
 // account is one of the bank's, as the API knows it.
-func (b *bank) account(n int) ledger.Account {
-	return ledger.Account{ID: int64(n) + 1, Number: b.accounts[n].number}
+func (b *bank) account(n int) ledger.Owned {
+	return ledger.Owned{UserID: b.user, Number: b.accounts[n].number}
 }
 
 // fill makes the bank: the schema, its user, the transactions through COPY, then

@@ -418,12 +418,12 @@ func (h *history) strangers(n int) [][]*lookedAt {
 	all := make([][]*lookedAt, len(h.banks))
 	for b, bank := range h.banks {
 		l := h.looker(bank)
-		for met := map[int64]bool{}; len(met) < min(n, len(bank.accounts)/2); {
+		for met := map[string]bool{}; len(met) < min(n, len(bank.accounts)/2); {
 			account := l.common()
-			if !met[account.ID] {
+			if !met[account.Number] {
 				all[b] = append(all[b], &lookedAt{look: l.page(statement.Page{Account: account}), bank: b})
 			}
-			met[account.ID] = true
+			met[account.Number] = true
 		}
 	}
 	return all

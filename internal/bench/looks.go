@@ -85,7 +85,7 @@ func ofType(entry ledger.EntryType, page statement.Page) statement.Page {
 }
 
 // any is the large account, a middling one or a small one, each as often.
-func (l *looker) any() ledger.Account {
+func (l *looker) any() ledger.Owned {
 	if l.random.IntN(3) == 0 {
 		return l.account(l.large())
 	}
@@ -93,7 +93,7 @@ func (l *looker) any() ledger.Account {
 }
 
 // common is any account but the large one.
-func (l *looker) common() ledger.Account {
+func (l *looker) common() ledger.Owned {
 	if l.random.IntN(2) == 0 {
 		return l.aMiddling()
 	}
@@ -101,14 +101,14 @@ func (l *looker) common() ledger.Account {
 }
 
 // long is any account but a small one.
-func (l *looker) long() ledger.Account {
+func (l *looker) long() ledger.Owned {
 	if l.random.IntN(2) == 0 {
 		return l.account(l.large())
 	}
 	return l.aMiddling()
 }
 
-func (l *looker) aMiddling() ledger.Account { return l.account(1 + l.random.IntN(middlingAccounts)) }
+func (l *looker) aMiddling() ledger.Owned { return l.account(1 + l.random.IntN(middlingAccounts)) }
 
 func (l *looker) rare() statement.Page {
 	return statement.Page{Account: l.account(l.large()), Type: ledger.Withdrawal}
@@ -128,7 +128,7 @@ func (l *looker) deepest(entry ledger.EntryType) statement.Page {
 	left := int64(pageLimit + 1)
 	if entry == ledger.Withdrawal {
 		left = 3*pageLimit + 1
-		if page.Account.ID == l.account(l.large()).ID {
+		if page.Account == l.account(l.large()) {
 			left = rareEvery*pageLimit + 1
 		}
 	}
@@ -155,13 +155,13 @@ func (l *looker) between(least, most time.Duration) time.Duration {
 }
 
 // during is a span that begins on a random day of those in which it fits.
-func (l *looker) during(account ledger.Account, years, months, days int) statement.Page {
+func (l *looker) during(account ledger.Owned, years, months, days int) statement.Page {
 	most := int(bankEnded.Sub(bankBegan.AddDate(years, months, days)) / (24 * time.Hour))
 	from := bankBegan.AddDate(0, 0, l.random.IntN(most+1))
 	return statement.Page{Account: account, From: from, To: from.AddDate(years, months, days)}
 }
 
-func (l *looker) seq(account ledger.Account) int64 { return l.accounts[account.ID-1].seq }
+func (l *looker) seq(account ledger.Owned) int64 { return l.accounts[l.places[account.Number]].seq }
 
 func (l *looker) page(p statement.Page) look {
 	q := url.Values{}
@@ -192,7 +192,7 @@ func (l *looker) balance() look {
 	at := bankBegan.Add(time.Duration(l.random.Int64N(int64(bankEnded.Sub(bankBegan))))).Truncate(time.Second)
 	return look{
 		path: "/v1/accounts/" + account.Number + "/balance?at=" + url.QueryEscape(at.Format(time.RFC3339)),
-		sql:  statement.BalanceSQL, args: []any{account.ID, at},
+		sql:  statement.BalanceSQL, args: []any{account.UserID, account.Number, at},
 		right: func(body []byte) error {
 			var answer struct{ Balance *int64 }
 			if err := json.Unmarshal(body, &answer); err != nil || answer.Balance == nil {
@@ -208,7 +208,7 @@ func (l *looker) transaction() look {
 	seq := 1 + l.random.Int64N(l.seq(account))
 	return look{
 		path: fmt.Sprintf("/v1/accounts/%s/transactions/%d", account.Number, seq),
-		sql:  statement.TransactionSQL, args: []any{account.ID, seq},
+		sql:  statement.TransactionSQL, args: []any{account.UserID, account.Number, seq},
 		right: func(body []byte) error {
 			var answer struct{ Seq int64 }
 			if err := json.Unmarshal(body, &answer); err != nil || answer.Seq != seq {

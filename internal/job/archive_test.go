@@ -159,7 +159,7 @@ func TestArchive(t *testing.T) {
 		for _, status := range append([]job.Status{""}, job.Statuses...) {
 			for _, ascending := range []bool{true, false} {
 				for limit := range len(jobs) + 1 {
-					page := job.Page{AccountID: account.ID, Status: status, Ascending: ascending, Limit: limit + 1}
+					page := job.Page{Account: ledger.Owned{UserID: user, Number: account.Number}, Status: status, Ascending: ascending, Limit: limit + 1}
 					told = append(told, fmt.Sprintf("%q ascending %t by %d: %s", status, ascending, page.Limit, inFull(t, walk(t, reader, page))))
 				}
 			}

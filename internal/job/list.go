@@ -2,16 +2,19 @@ package job
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"math"
 	"strings"
 
 	"github.com/jackc/pgx/v5"
+
+	"github.com/passbook/passbook/internal/ledger"
 )
 
 // Page asks for a part of an account's jobs.
 type Page struct {
-	AccountID int64
+	Account   ledger.Owned
 	Status    Status // all where empty
 	Ascending bool   // by position; else the newest first
 	After     int64  // the position that the page before ended with, 0 for the first page
@@ -19,7 +22,7 @@ type Page struct {
 }
 
 // List reads a page of an account's jobs in the order in which they were
-// accepted. Whose account it is, the caller has checked.
+// accepted; ErrAccountNotFound where the account is not there or another's.
 func (r *Reader) List(ctx context.Context, page Page) ([]Job, error) {
 	after := page.After
 	if after == 0 && !page.Ascending {
@@ -29,12 +32,29 @@ func (r *Reader) List(ctx context.Context, page Page) ([]Job, error) {
 	if page.Status != "" {
 		statuses = []Status{page.Status}
 	}
-	rows, _ := r.pool.Query(ctx, listSQL(statuses, page.Ascending), page.AccountID, after, page.Limit) // CollectRows returns its error
+	rows, _ := r.pool.Query(ctx, listSQL(statuses, page.Ascending), page.Account.UserID, page.Account.Number, after, page.Limit) // CollectRows returns its error
 	jobs, err := pgx.CollectRows(rows, pgx.RowToStructByPos[Job])
 	if err != nil {
 		return nil, fmt.Errorf("list jobs: %w", err)
 	}
+	if len(jobs) == 0 {
+		return nil, r.checkOwned(ctx, page.Account)
+	}
 	return jobs, nil
+}
+
+// checkOwned tells an account without jobs from one that is not the caller's:
+// ErrAccountNotFound.
+func (r *Reader) checkOwned(ctx context.Context, account ledger.Owned) error {
+	const sql = `SELECT FROM accounts WHERE user_id = $1 AND number = $2`
+	err := r.pool.QueryRow(ctx, sql, account.UserID, account.Number).Scan()
+	if errors.Is(err, pgx.ErrNoRows) {
+		return ErrAccountNotFound
+	}
+	if err != nil {
+		return fmt.Errorf("list jobs: %w", err)
+	}
+	return nil
 }
 
 // listSQL reads each status from its own stretch of an index, in order, and
@@ -42,7 +62,9 @@ func (r *Reader) List(ctx context.Context, page Page) ([]Job, error) {
 // every accept and every apply an entry. The statuses stand in the text because
 // the planner must see which partial index they belong to.
 //
-// $1 the account's id, $2 the position to go on after, $3 the limit.
+// The account is found by its owner and number in this statement, once.
+//
+// $1 the user, $2 the account's number, $3 the position to go on after, $4 the limit.
 func listSQL(statuses []Status, ascending bool) string {
 	beyond, order := "<", "DESC"
 	if ascending {
@@ -51,12 +73,12 @@ func listSQL(statuses []Status, ascending bool) string {
 	var stretches []string
 	for _, status := range statuses {
 		for _, table := range tablesOf(status) {
-			stretches = append(stretches, fmt.Sprintf(`(SELECT * FROM %s WHERE account_id = $1 AND status = '%s' AND position %s $2
-				ORDER BY position %s LIMIT $3)`, table, status, beyond, order))
+			stretches = append(stretches, fmt.Sprintf(`(SELECT * FROM %s WHERE account_id = (SELECT id FROM owned) AND status = '%s' AND position %s $3
+				ORDER BY position %s LIMIT $4)`, table, status, beyond, order))
 		}
 	}
-	return fmt.Sprintf(`SELECT %s FROM accounts account, (SELECT * FROM (%s) merged ORDER BY position %s LIMIT $3) job
-		WHERE account.id = $1
+	return fmt.Sprintf(`WITH owned AS MATERIALIZED (SELECT id, number, currency FROM accounts WHERE user_id = $1 AND number = $2)
+		SELECT %s FROM owned account, (SELECT * FROM (%s) merged ORDER BY position %s LIMIT $4) job
 		ORDER BY job.position %[3]s`, columns, strings.Join(stretches, " UNION ALL "), order)
 }
 

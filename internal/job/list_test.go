@@ -46,7 +46,7 @@ func TestList(t *testing.T) {
 					slices.Reverse(want)
 				}
 				var got []uuid.UUID
-				page := job.Page{AccountID: account.ID, Status: status, Ascending: ascending, Limit: 3}
+				page := job.Page{Account: ledger.Owned{UserID: user, Number: account.Number}, Status: status, Ascending: ascending, Limit: 3}
 				for {
 					jobs, err := job.NewReader(pool).List(t.Context(), page)
 					if err != nil {
@@ -94,7 +94,7 @@ func TestListPlans(t *testing.T) {
 	ledgertest.Exec(t, pool, `VACUUM ANALYZE accounts`)
 	for name, sql := range job.ListQueries() {
 		t.Run(name, func(t *testing.T) {
-			rows, err := pool.Query(t.Context(), "EXPLAIN "+sql, account.ID, int64(20000), 21)
+			rows, err := pool.Query(t.Context(), "EXPLAIN "+sql, user, account.Number, int64(20000), 21)
 			if err != nil {
 				t.Fatal(err)
 			}

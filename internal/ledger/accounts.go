@@ -32,8 +32,7 @@ type Opening struct {
 
 // Accounts opens accounts and reads them.
 type Accounts struct {
-	pool  *pgxpool.Pool
-	terms terms
+	pool *pgxpool.Pool
 }
 
 // NewAccounts keeps accounts in the database behind pool.

@@ -1,7 +1,5 @@
 package ledger
 
-import "fmt"
-
 // Statements are those that run for tickets: what each takes besides a ticket's job, and
 // how often it steps into the queue where that is not the oldest, or is done.
 var Statements = map[string]struct {
@@ -15,15 +13,4 @@ var Statements = map[string]struct {
 	"lock":  {SQL: lockSQL},
 	"count": {SQL: countSQL, Steps: 1},
 	"fail":  {SQL: failSQL, Steps: 1},
-}
-
-// RememberMany has the terms of so many accounts remembered, and answers with the
-// most that were at a time.
-func RememberMany(n int) (most int) {
-	var t terms
-	for i := range n {
-		t.keep(termsKey{number: fmt.Sprint(i)}, Account{})
-		most = max(most, len(t.known))
-	}
-	return most
 }

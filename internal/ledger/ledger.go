@@ -59,6 +59,14 @@ type Account struct {
 	CreatedAt time.Time
 }
 
+// Owned names an account as its owner does. A read of an account's data checks both
+// in the statement that reads it: after a failover or a restore another account may
+// have the number, or the id, that an account had before.
+type Owned struct {
+	UserID uuid.UUID
+	Number string
+}
+
 // Transaction is one entry of an account's history.
 type Transaction struct {
 	Seq          int64 // from 1, without a gap

@@ -71,7 +71,10 @@ func (e *Export) begin(ctx context.Context, page Page) (err error) {
 		return err
 	}
 	e.more = e.rows.Next() // waits until Postgres has begun
-	return e.rows.Err()
+	if err := e.rows.Err(); err != nil || e.more {
+		return err
+	}
+	return checkOwned(ctx, e.tx, page.Account)
 }
 
 // Each calls do for each transaction, until it answers an error or ctx ends: then

@@ -66,7 +66,7 @@ type told struct {
 
 func (r *replicated) ask(statements *statement.Statements) (got told, err error) {
 	r.t.Helper()
-	account := r.account()
+	account := ledger.Owned{UserID: r.user, Number: r.number}
 	ctx, cancel := context.WithTimeout(r.t.Context(), answerTime) // one that hangs is wrong
 	defer cancel()
 	page := statement.Page{Account: account, Ascending: true, Limit: 10}
@@ -85,7 +85,7 @@ func (r *replicated) ask(statements *statement.Statements) (got told, err error)
 		got.exported = append(got.exported, entry.Seq)
 		return nil
 	})
-	last, lastErr := statements.Transaction(ctx, account, account.LastSeq)
+	last, lastErr := statements.Transaction(ctx, account, r.account().LastSeq)
 	balance, balanceErr := statements.Balance(ctx, account, endOfTime)
 	got.last, got.balance = last.Seq, balance.Seq
 	return got, errors.Join(err, lastErr, balanceErr)
@@ -159,11 +159,11 @@ func TestReplica(t *testing.T) {
 	})
 	r.deposit(1)
 	r.wantSeqs(statements, 1, 2, 3)
-	if seqs, err := byReplica.List(t.Context(), statement.Page{Account: r.account(), Limit: 10}); err == nil {
+	if seqs, err := byReplica.List(t.Context(), statement.Page{Account: ledger.Owned{UserID: r.user, Number: r.number}, Limit: 10}); err == nil {
 		t.Errorf("a replica that is behind answered: %v", seqs)
 	}
 	opened := ledgertest.Account(t, r.primary, r.user, 5) // the replica knows nothing of it
-	if balance, err := statements.Balance(t.Context(), opened, time.Time{}); err != nil || balance.Balance != 5 {
+	if balance, err := statements.Balance(t.Context(), ledger.Owned{UserID: r.user, Number: opened.Number}, time.Time{}); err != nil || balance.Balance != 5 {
 		t.Errorf("balance %+v, %v; want 5", balance, err)
 	}
 
@@ -180,7 +180,7 @@ func TestReplica(t *testing.T) {
 	r.wantSeqs(statements, 1, 2, 3)
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	if _, err := statements.List(ctx, statement.Page{Account: r.account(), Limit: 1}); err == nil {
+	if _, err := statements.List(ctx, statement.Page{Account: ledger.Owned{UserID: r.user, Number: r.number}, Limit: 1}); err == nil {
 		t.Error("a list without time was answered")
 	}
 }

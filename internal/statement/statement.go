@@ -4,6 +4,7 @@
 package statement
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -32,7 +33,7 @@ func New(primary, replica *pgxpool.Pool) *Statements {
 // Page asks for a part of an account's history: at least as much of it is there as
 // was when this was asked.
 type Page struct {
-	Account   ledger.Account   // its id counts
+	Account   ledger.Owned
 	Type      ledger.EntryType // all where empty
 	From      time.Time        // inclusive; no bound where zero
 	To        time.Time        // exclusive; no bound where zero
@@ -48,18 +49,44 @@ func (p Page) ByTime() bool { return p.Type != "" || !p.From.IsZero() || !p.To.I
 
 const columns = `seq, type, amount, balance_after, description, job_id, created_at`
 
-// List reads a page of a history. Whose account it is, the caller has checked.
+// List reads a page of a history; ledger.ErrAccountNotFound where the account is not
+// there or another's.
 func (s *Statements) List(ctx context.Context, page Page) ([]ledger.Transaction, error) {
 	sql, args := page.Statement()
 	transactions, err := read(ctx, s, page.Account, func(ctx context.Context, conn *pgxpool.Conn) ([]ledger.Transaction, error) {
 		defer conn.Release()
 		rows, _ := conn.Query(ctx, sql, args...) // CollectRows returns its error
-		return pgx.CollectRows(rows, pgx.RowToStructByPos[ledger.Transaction])
+		transactions, err := pgx.CollectRows(rows, pgx.RowToStructByPos[ledger.Transaction])
+		if err == nil && len(transactions) == 0 {
+			err = checkOwned(ctx, conn, page.Account)
+		}
+		return transactions, err
 	})
 	if err != nil {
 		return nil, fmt.Errorf("list transactions: %w", err)
 	}
 	return transactions, nil
+}
+
+// ownedSQL is the id of the account $2 of the user $1, read once a statement. No read
+// knows the id from an earlier one.
+const ownedSQL = `WITH owned AS MATERIALIZED (SELECT id FROM accounts WHERE user_id = $1 AND number = $2) `
+
+// ofOwned finds the rows of that account.
+const ofOwned = `account_id = (SELECT id FROM owned)`
+
+// checkOwned tells an account that has nothing to show from one that is not the
+// caller's: ledger.ErrAccountNotFound.
+func checkOwned(ctx context.Context, conn interface {
+	QueryRow(ctx context.Context, sql string, args ...any) pgx.Row
+}, account ledger.Owned,
+) error {
+	const sql = ownedSQL + `SELECT FROM owned`
+	err := conn.QueryRow(ctx, sql, account.UserID, account.Number).Scan()
+	if errors.Is(err, pgx.ErrNoRows) {
+		return ledger.ErrAccountNotFound
+	}
+	return err
 }
 
 // Statement is what List asks Postgres. It walks the primary key from one end or,
@@ -71,8 +98,9 @@ func (p Page) Statement() (sql string, args []any) {
 		args = append(args, value)
 		return fmt.Sprintf("$%d", len(args))
 	}
-	account := arg(p.Account.ID)
-	where := "account_id = " + account
+	arg(p.Account.UserID)
+	arg(p.Account.Number)
+	where := ofOwned
 	by, beyond, direction := "seq", "<", "DESC"
 	if p.ByTime() {
 		by = "created_at"
@@ -91,7 +119,7 @@ func (p Page) Statement() (sql string, args []any) {
 		where += " AND created_at " + beyond + " " + arg(p.AfterTime)
 	case p.ByTime() && p.After != 0:
 		where += " AND created_at " + beyond +
-			" (SELECT created_at FROM transactions WHERE account_id = " + account + " AND seq = " + arg(p.After) + ")"
+			" (SELECT created_at FROM transactions WHERE " + ofOwned + " AND seq = " + arg(p.After) + ")"
 	case p.After != 0:
 		where += " AND seq " + beyond + " " + arg(p.After)
 	}
@@ -106,7 +134,7 @@ func (p Page) Statement() (sql string, args []any) {
 	}
 	// Not told how many rows it is for, the planner takes it for a tenth of them. By
 	// an estimate it might read them all, to sort them.
-	return walk + order + " LIMIT (SELECT nullif(" + arg(int64(p.Limit)) + ", 0))", args
+	return ownedSQL + walk + order + " LIMIT (SELECT nullif(" + arg(int64(p.Limit)) + ", 0))", args
 }
 
 // Constants, as they stand in the indexes' predicates.
@@ -117,17 +145,22 @@ const (
 
 // TransactionSQL reads one entry by the primary key.
 //
-// $1 the account's id, $2 the seq.
-const TransactionSQL = `SELECT ` + columns + ` FROM transactions WHERE account_id = $1 AND seq = $2`
+// $1 the user, $2 the account's number, $3 the seq.
+const TransactionSQL = ownedSQL + `SELECT ` + columns + ` FROM transactions WHERE ` + ofOwned + ` AND seq = $3`
 
-// Transaction reads one entry of a history; ErrNotFound where it has no such.
-func (s *Statements) Transaction(ctx context.Context, account ledger.Account, seq int64) (ledger.Transaction, error) {
+// Transaction reads one entry of a history; ErrNotFound where it has no such, and
+// ledger.ErrAccountNotFound where the account is not there or another's.
+func (s *Statements) Transaction(ctx context.Context, account ledger.Owned, seq int64) (ledger.Transaction, error) {
 	transaction, err := read(ctx, s, account, func(ctx context.Context, conn *pgxpool.Conn) (ledger.Transaction, error) {
 		defer conn.Release()
-		rows, _ := conn.Query(ctx, TransactionSQL, account.ID, seq) // CollectExactlyOneRow returns its error
-		return pgx.CollectExactlyOneRow(rows, pgx.RowToStructByPos[ledger.Transaction])
+		rows, _ := conn.Query(ctx, TransactionSQL, account.UserID, account.Number, seq) // CollectExactlyOneRow returns its error
+		transaction, err := pgx.CollectExactlyOneRow(rows, pgx.RowToStructByPos[ledger.Transaction])
+		if errors.Is(err, pgx.ErrNoRows) {
+			err = cmp.Or(checkOwned(ctx, conn, account), ErrNotFound)
+		}
+		return transaction, err
 	})
-	if errors.Is(err, pgx.ErrNoRows) {
+	if errors.Is(err, ErrNotFound) {
 		return ledger.Transaction{}, ErrNotFound
 	}
 	if err != nil {
@@ -138,38 +171,44 @@ func (s *Statements) Transaction(ctx context.Context, account ledger.Account, se
 
 // Balance is what an account had at a time.
 type Balance struct {
-	Seq     int64 // of the last transaction until then, 0 before the first
-	Balance int64 // minor units
-	At      time.Time
+	Currency string // ISO 4217
+	Seq      int64  // of the last transaction until then, 0 before the first
+	Balance  int64  // minor units
+	At       time.Time
 }
 
 // BalanceSQL is one probe of each type's index. Where the clock has gone back,
 // the last transaction is dated ahead of it: it counts all the same.
 //
-// $1 the account's id, $2 the time; now where null.
+// $1 the user, $2 the account's number, $3 the time; now where null.
 const BalanceSQL = `
-	SELECT coalesce(entry.seq, 0), coalesce(entry.balance_after, 0),
-		coalesce($2, greatest(statement_timestamp(), entry.created_at))
-	FROM (SELECT) nothing LEFT JOIN LATERAL (
+	SELECT account.currency, coalesce(entry.seq, 0), coalesce(entry.balance_after, 0),
+		coalesce($3, greatest(statement_timestamp(), entry.created_at))
+	FROM accounts account LEFT JOIN LATERAL (
 		(` + untilSQL + deposits + newestSQL + `) UNION ALL (` + untilSQL + withdrawals + newestSQL + `)` + newestSQL + `
-	) entry ON true`
+	) entry ON true
+	WHERE account.user_id = $1 AND account.number = $2`
 
 const (
 	untilSQL = `
 			SELECT seq, balance_after, created_at FROM transactions
-			WHERE account_id = $1 AND created_at <= coalesce($2::timestamptz, 'infinity')`
+			WHERE account_id = account.id AND created_at <= coalesce($3::timestamptz, 'infinity')`
 	newestSQL = ` ORDER BY created_at DESC LIMIT 1`
 )
 
 // Balance reads what an account had after the last transaction at or before a
-// time, to the microsecond; now where at is zero. Whose account it is, the caller
-// has checked.
-func (s *Statements) Balance(ctx context.Context, account ledger.Account, at time.Time) (Balance, error) {
+// time, to the microsecond; now where at is zero. ledger.ErrAccountNotFound where the
+// account is not there or another's.
+func (s *Statements) Balance(ctx context.Context, account ledger.Owned, at time.Time) (Balance, error) {
 	var when *time.Time
 	probe := func(ctx context.Context, conn *pgxpool.Conn) (Balance, error) {
 		defer conn.Release()
-		rows, _ := conn.Query(ctx, BalanceSQL, account.ID, when) // CollectExactlyOneRow returns its error
-		return pgx.CollectExactlyOneRow(rows, pgx.RowToStructByPos[Balance])
+		rows, _ := conn.Query(ctx, BalanceSQL, account.UserID, account.Number, when) // CollectExactlyOneRow returns its error
+		balance, err := pgx.CollectExactlyOneRow(rows, pgx.RowToStructByPos[Balance])
+		if errors.Is(err, pgx.ErrNoRows) {
+			err = ledger.ErrAccountNotFound
+		}
+		return balance, err
 	}
 	var balance Balance
 	var err error

@@ -47,10 +47,18 @@ func fill(t testing.TB, pool *pgxpool.Pool, accountID int64, entries int) {
 		FROM generate_series(1, $3) seq`, accountID, start, entries)
 }
 
+// open opens an account of a new user.
+func open(t testing.TB, pool *pgxpool.Pool, initialDeposit int64) (ledger.Account, ledger.Owned) {
+	t.Helper()
+	user := ledgertest.User(t, pool)
+	account := ledgertest.Account(t, pool, user, initialDeposit)
+	return account, ledger.Owned{UserID: user, Number: account.Number}
+}
+
 func TestList(t *testing.T) {
 	t.Parallel()
 	pool := testenv.Pool(t)
-	account := ledgertest.Account(t, pool, ledgertest.User(t, pool), 0)
+	account, owned := open(t, pool, 0)
 	const entries = 250
 	fill(t, pool, account.ID, entries)
 	ledgertest.Account(t, pool, ledgertest.User(t, pool), 7) // whose history must not show
@@ -89,7 +97,7 @@ func TestList(t *testing.T) {
 					if !ascending {
 						slices.Reverse(want)
 					}
-					page := statement.Page{Account: account, Type: entry, From: span[0], To: span[1], Ascending: ascending, Limit: 7}
+					page := statement.Page{Account: owned, Type: entry, From: span[0], To: span[1], Ascending: ascending, Limit: 7}
 					for _, byTime := range []bool{true, false} {
 						if got := walk(t, statements, page, byTime); !slices.Equal(got, want) {
 							t.Errorf("by time: %t; got %v, want %v", byTime, got, want)
@@ -125,17 +133,17 @@ func walk(t *testing.T, statements *statement.Statements, page statement.Page, b
 func TestTransaction(t *testing.T) {
 	t.Parallel()
 	pool := testenv.Pool(t)
-	account := ledgertest.Account(t, pool, ledgertest.User(t, pool), 700)
+	_, owned := open(t, pool, 700)
 	statements := statement.New(pool, nil)
 	t.Run("OK", func(t *testing.T) {
-		got, err := statements.Transaction(t.Context(), account, 1)
+		got, err := statements.Transaction(t.Context(), owned, 1)
 		if err != nil || got.Seq != 1 || got.Amount != 700 || got.BalanceAfter != 700 || got.Type != ledger.Deposit || got.JobID != nil {
 			t.Errorf("got %+v, %v", got, err)
 		}
 	})
 	t.Run("ErrNotFound", func(t *testing.T) {
 		for _, seq := range []int64{0, 2, -1} {
-			if _, err := statements.Transaction(t.Context(), account, seq); !errors.Is(err, statement.ErrNotFound) {
+			if _, err := statements.Transaction(t.Context(), owned, seq); !errors.Is(err, statement.ErrNotFound) {
 				t.Errorf("seq %d: %v, want ErrNotFound", seq, err)
 			}
 		}
@@ -145,10 +153,10 @@ func TestTransaction(t *testing.T) {
 func TestBalance(t *testing.T) {
 	t.Parallel()
 	pool := testenv.Pool(t)
-	account := ledgertest.Account(t, pool, ledgertest.User(t, pool), 0)
+	account, owned := open(t, pool, 0)
 	statements := statement.New(pool, nil)
 	t.Run("BeforeTheFirst", func(t *testing.T) {
-		got, err := statements.Balance(t.Context(), account, time.Time{})
+		got, err := statements.Balance(t.Context(), owned, time.Time{})
 		if err != nil || got.Seq != 0 || got.Balance != 0 || time.Since(got.At).Abs() > time.Minute {
 			t.Errorf("got %+v, %v", got, err)
 		}
@@ -158,11 +166,11 @@ func TestBalance(t *testing.T) {
 	ledgertest.Account(t, pool, ledgertest.User(t, pool), 7) // whose history must not show
 	for seq := int64(1); seq <= entries; seq++ {
 		for _, after := range []time.Duration{-time.Microsecond, 0, time.Microsecond} {
-			want := statement.Balance{Seq: seq, Balance: seq, At: entryAt(seq).Add(after)}
+			want := statement.Balance{Currency: "KRW", Seq: seq, Balance: seq, At: entryAt(seq).Add(after)}
 			if after < 0 {
 				want.Seq, want.Balance = seq-1, seq-1
 			}
-			got, err := statements.Balance(t.Context(), account, want.At)
+			got, err := statements.Balance(t.Context(), owned, want.At)
 			if err != nil || !got.At.Equal(want.At) || got.Seq != want.Seq || got.Balance != want.Balance {
 				t.Errorf("got %+v, %v, want %+v", got, err, want)
 			}
@@ -172,7 +180,7 @@ func TestBalance(t *testing.T) {
 		ahead := time.Now().Add(time.Hour).Truncate(time.Microsecond)
 		ledgertest.Exec(t, pool, `INSERT INTO transactions (account_id, seq, type, amount, balance_after, created_at)
 			VALUES ($1, $2::bigint, 'deposit', 1, $2::bigint, $3)`, account.ID, entries+1, ahead)
-		got, err := statements.Balance(t.Context(), account, time.Time{})
+		got, err := statements.Balance(t.Context(), owned, time.Time{})
 		if err != nil || got.Seq != entries+1 || !got.At.Equal(ahead) {
 			t.Errorf("got %+v, %v", got, err)
 		}
@@ -182,7 +190,7 @@ func TestBalance(t *testing.T) {
 func TestExport(t *testing.T) {
 	t.Parallel()
 	pool := testenv.Pool(t)
-	account := ledgertest.Account(t, pool, ledgertest.User(t, pool), 0)
+	account, owned := open(t, pool, 0)
 	const entries = 100_000
 	fill(t, pool, account.ID, entries)
 	statements := statement.New(pool, nil)
@@ -192,7 +200,7 @@ func TestExport(t *testing.T) {
 			VALUES ($1, $2::bigint, 'deposit', 1, $2::bigint, $3)`, account.ID, seq, entryAt(int64(seq)))
 	}
 	t.Run("IsOfOneMoment", func(t *testing.T) {
-		export, err := statements.Export(t.Context(), statement.Page{Account: account, Ascending: true, Limit: 3})
+		export, err := statements.Export(t.Context(), statement.Page{Account: owned, Ascending: true, Limit: 3})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -209,7 +217,7 @@ func TestExport(t *testing.T) {
 		}
 	})
 	t.Run("Filtered", func(t *testing.T) {
-		page := statement.Page{Account: account, Type: ledger.Withdrawal, From: entryAt(95), To: entryAt(150)}
+		page := statement.Page{Account: owned, Type: ledger.Withdrawal, From: entryAt(95), To: entryAt(150)}
 		export, err := statements.Export(t.Context(), page)
 		if err != nil {
 			t.Fatal(err)
@@ -225,7 +233,7 @@ func TestExport(t *testing.T) {
 	})
 	t.Run("OutlivesItsContext", func(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
-		export, err := statements.Export(ctx, statement.Page{Account: account})
+		export, err := statements.Export(ctx, statement.Page{Account: owned})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -240,7 +248,7 @@ func TestExport(t *testing.T) {
 		}
 	})
 	t.Run("EndsWithTheContextOfItsReader", func(t *testing.T) {
-		export, err := statements.Export(t.Context(), statement.Page{Account: account})
+		export, err := statements.Export(t.Context(), statement.Page{Account: owned})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -256,7 +264,7 @@ func TestExport(t *testing.T) {
 		}
 	})
 	t.Run("EndsWithItsReader", func(t *testing.T) {
-		export, err := statements.Export(t.Context(), statement.Page{Account: account})
+		export, err := statements.Export(t.Context(), statement.Page{Account: owned})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -277,7 +285,7 @@ func TestExport(t *testing.T) {
 	t.Run("EndsBeforeItBegins", func(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		cancel()
-		if _, err := statements.Export(ctx, statement.Page{Account: account}); !errors.Is(err, context.Canceled) {
+		if _, err := statements.Export(ctx, statement.Page{Account: owned}); !errors.Is(err, context.Canceled) {
 			t.Errorf("got %v, want %v", err, context.Canceled)
 		}
 	})
@@ -287,10 +295,10 @@ func TestExport(t *testing.T) {
 func TestExport_Silence(t *testing.T) {
 	t.Parallel()
 	pool := testenv.Pool(t)
-	account := ledgertest.Account(t, pool, ledgertest.User(t, pool), 0)
+	account, owned := open(t, pool, 0)
 	const entries = 100_000
 	fill(t, pool, account.ID, entries)
-	export, err := statement.New(pool, nil).Export(t.Context(), statement.Page{Account: account})
+	export, err := statement.New(pool, nil).Export(t.Context(), statement.Page{Account: owned})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -320,25 +328,25 @@ func TestPlans(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(pool.Close)
-	large := ledgertest.Account(t, pool, ledgertest.User(t, pool), 0)
+	large, owned := open(t, pool, 0)
 	const rows, limit = 1_000_000, 21
 	fillMany(t, url, large.ID, rows)
 	accounts := map[string]struct {
-		ledger.Account
+		ledger.Owned
 		middle int64
 	}{
-		"Large": {large, rows / 4},
-		"Small": {ledger.Account{ID: firstSmall}, rows / 4 / smallAccounts},
+		"Large": {owned, rows / 4},
+		"Small": {ledger.Owned{UserID: owned.UserID, Number: "SMALL-1000"}, rows / 4 / smallAccounts},
 	}
 	middle := entryAt(rows / 4)
 	for _, at := range []*time.Time{&middle, nil} {
 		t.Run(fmt.Sprintf("Balance/%v", at), func(t *testing.T) {
-			checkPlan(t, pool, statement.BalanceSQL, []any{large.ID, at}, 0)
+			checkPlan(t, pool, statement.BalanceSQL, []any{owned.UserID, owned.Number, at}, 0)
 		})
 	}
 	for name, account := range accounts {
 		for _, page := range everyFilter(middle.AddDate(0, 0, -7), middle.AddDate(0, 0, 7)) {
-			page.Account = account.Account
+			page.Account = account.Owned
 			filter := fmt.Sprintf("%s/%s/from=%t/to=%t/ascending=%t", name, page.Type, !page.From.IsZero(), !page.To.IsZero(), page.Ascending)
 			t.Run(filter+"/export", func(t *testing.T) {
 				sql, args := page.Statement()
@@ -397,7 +405,10 @@ func fillMany(t testing.TB, url string, large int64, rows int) {
 	}
 	execute(`DROP TRIGGER transactions_rules ON transactions`) // which ask for jobs
 	execute(insert, large, firstSmall, int64(smallAccounts), start, rows)
+	execute(`INSERT INTO accounts (id, user_id, number, currency, last_at, created_at) OVERRIDING SYSTEM VALUE
+		SELECT n, users.id, 'SMALL-' || n, 'KRW', now(), now() FROM users, generate_series($1::bigint, $2) n`, firstSmall, firstSmall+smallAccounts-1)
 	execute(`VACUUM ANALYZE transactions`)
+	execute(`VACUUM ANALYZE accounts`)
 }
 
 // explain fails the test where a plan does anything but walk indexes.
