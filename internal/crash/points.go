@@ -71,6 +71,11 @@ const (
 	SweepUnwritten Point = "sweep-unwritten"
 	// SweepWritten is between writing that ticket and remembering it.
 	SweepWritten Point = "sweep-written"
+	// DirectUnapplied is between choosing stalled accounts that the sweep applies
+	// itself and the first apply.
+	DirectUnapplied Point = "direct-unapplied"
+	// DirectApplied is between the last of those applies and the next accounts.
+	DirectApplied Point = "direct-applied"
 )
 
 // Points are all of them. Each has a row in internal/e2e/crash_test.go.
@@ -82,6 +87,7 @@ var Points = []Point{
 	TryLocked, TryCounted, TryTried, TryFailed, TryCommitted,
 	TicketWorkedOff, MoreUnwritten, MoreWritten,
 	SweepUnwritten, SweepWritten,
+	DirectUnapplied, DirectApplied,
 }
 
 // Epitaph is what a process says on stderr before it dies at the point.

@@ -11,7 +11,10 @@ import (
 	"syscall"
 	"testing"
 
+	"github.com/redis/go-redis/v9"
+
 	"github.com/passbook/passbook/internal/crash"
+	"github.com/passbook/passbook/internal/queue"
 )
 
 // armed is the build whose programs can be told where to die. All of a scene are
@@ -72,6 +75,8 @@ var crashes = []crashRow{
 	{point: crash.MoreWritten, program: "worker", lead: sharedTicket(turn + 3), jobs: "65 succeeded, 2 queued, 2 succeeded", tickets: 2},
 	{point: crash.SweepUnwritten, program: "worker", lead: noTicket, jobs: "3 queued", sweep: true},
 	{point: crash.SweepWritten, program: "worker", lead: noTicket, jobs: "3 queued", tickets: 1, sweep: true},
+	{point: crash.DirectUnapplied, program: "worker", lead: refusedTasks, jobs: "3 queued", sweep: true},
+	{point: crash.DirectApplied, program: "worker", lead: refusedTasks, jobs: "3 succeeded"},
 }
 
 // A process dies between two steps. What it left is finished by others: each key
@@ -225,6 +230,18 @@ func heldNeighbour(sc *crashScene) {
 func noTicket(sc *crashScene) {
 	sc.sendOrders(3)
 	flushAll(sc.t, sc.system)
+	sc.died(sc.arm())
+}
+
+// refusedTasks is a worker's: three orders are queued, and Redis takes no task of
+// their account from then on.
+func refusedTasks(sc *crashScene) {
+	sc.sendOrders(3)
+	flushAll(sc.t, sc.system)
+	sc.withRedis(func(r *redis.Client) error {
+		pending := "asynq:{" + queue.Name(sc.partition(sc.number)) + "}:pending"
+		return r.Set(sc.t.Context(), pending, "of a wrong type", 0).Err()
+	})
 	sc.died(sc.arm())
 }
 

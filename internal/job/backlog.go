@@ -62,3 +62,19 @@ func (b *Backlog) Last(ctx context.Context, accountID int64) (id uuid.UUID, err 
 	}
 	return id, nil
 }
+
+// Unlocked returns the newest queued job of each of the accounts that has one and
+// that no transaction holds locked, so that its caller need not wait for a lock.
+func (b *Backlog) Unlocked(ctx context.Context, accounts []int64) ([]uuid.UUID, error) {
+	// The lock ends with the statement. Until then the same statement of another
+	// worker passes over these accounts, so that the two share the work.
+	const sql = `
+		SELECT newest.id FROM (SELECT id FROM accounts WHERE id = ANY ($1) FOR NO KEY UPDATE SKIP LOCKED) account,
+			LATERAL (SELECT id FROM jobs WHERE account_id = account.id AND status = 'queued' ORDER BY position DESC LIMIT 1) newest`
+	rows, _ := b.pool.Query(ctx, sql, accounts) // CollectRows returns its error
+	jobs, err := pgx.CollectRows(rows, pgx.RowTo[uuid.UUID])
+	if err != nil {
+		return nil, fmt.Errorf("find the newest queued jobs: %w", err)
+	}
+	return jobs, nil
+}

@@ -30,6 +30,7 @@ const (
 	work     = "internal/worker/worker.go"
 	handler  = "internal/worker/apply.go"
 	rings    = "internal/queue/ring.go"
+	tasks    = "internal/queue/client.go"
 	serving  = "internal/queue/server.go"
 )
 
@@ -267,7 +268,7 @@ var mutations = []mutation{
 	},
 	{
 		"the sweep waits for a dead worker's ticket", disposable,
-		[]edit{{sweep, `next.ticket.Again++`, ``}},
+		[]edit{{sweep, `Again: known.ticket.Again + 1`, `Again: known.ticket.Again`}},
 		[]string{"-run=^TestSweepPassesADeadWorkersTicket$ ./internal/worker"},
 	},
 	{
@@ -287,13 +288,33 @@ var mutations = []mutation{
 	},
 	{
 		"a ticket is believed for ever", disposable,
-		[]edit{{sweep, `return !isLongInLine(s.still)`, `return true`}},
+		[]edit{{sweep, `return !isLongInLine(s.still) && (list.Oldest != "" || !s.isLong(longUnlisted))`, `return true`}},
 		[]string{"-run=^TestSweepPassesALostLine$ ./internal/worker"},
 	},
 	{
 		"a ticket that is put off is believed for ever", disposable,
 		[]edit{{sweep, `return !s.isLong(longPutOff)`, `return true`}},
 		[]string{"-run=^TestSweepPassesAPutOffTicket$ ./internal/worker"},
+	},
+	{
+		"the sweep does not apply where Redis refuses", disposable,
+		[]edit{{sweep, `w.applyStalled(ctx, found.refused)`, ``}},
+		[]string{"-run=^TestSweepErrorConcernsOnePartition$ ./internal/worker"},
+	},
+	{
+		"an error at one partition is every partition's", disposable,
+		[]edit{{tasks, `if err != nil && !IsAnswer(err) {`, `if unlessNil(err) != nil {`}},
+		[]string{"-run=^TestSweepErrorConcernsOnePartition$ ./internal/worker"},
+	},
+	{
+		"each sweep begins at the lowest account", disposable,
+		[]edit{{sweep, `w.from, w.stayed = after, 0`, `w.stayed = 0`}},
+		[]string{"-run=^TestSweepGoesOnWhereItStopped$ ./internal/worker"},
+	},
+	{
+		"the sweep applies what an operator paused", disposable,
+		[]edit{{sweep, `case list.Paused:`, `case false:`}},
+		[]string{"-run=^TestSweepLeavesAPausedPartition$ ./internal/worker"},
 	},
 	{
 		"the ring names the first of a batch", disposable,

@@ -1,6 +1,7 @@
 package queue
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -122,54 +123,91 @@ const (
 	PutOff // until its next try
 )
 
-// Find looks for a ticket.
-func (c *Client) Find(ticket Ticket) (Place, error) {
-	inspector := asynq.NewInspectorFromRedisClient(c.redis)
-	info, err := inspector.GetTaskInfo(Name(Partition(ticket.AccountID, c.partitions)), ticket.id())
-	switch {
-	case errors.Is(err, asynq.ErrQueueNotFound), errors.Is(err, asynq.ErrTaskNotFound):
-		return Place{}, nil
-	case err != nil:
+// ErrAway is returned in place of asking a Redis that has just not answered.
+var ErrAway = errors.New("Redis does not answer") //nolint:staticcheck // a name
+
+// IsAnswer tells an error that Redis answered with, which concerns what it was asked,
+// from a Redis that did not answer.
+func IsAnswer(err error) bool {
+	_, answered := errors.AsType[redis.Error](err)
+	return answered
+}
+
+// Find looks for a task. Asynq's Inspector takes no context, and would wait for a
+// Redis that hangs for longer than a sweep may take.
+func (c *Client) Find(ctx context.Context, ticket Ticket) (Place, error) {
+	keys := "asynq:{" + Name(Partition(ticket.AccountID, c.partitions)) + "}:"
+	var state *redis.StringCmd
+	var due *redis.FloatCmd
+	_, err := c.redis.Pipelined(ctx, func(p redis.Pipeliner) error { // of an answer, the first one's
+		state = p.HGet(ctx, keys+"t:"+ticket.id(), "state")
+		due = p.ZScore(ctx, keys+"retry", ticket.id())
+		return nil
+	})
+	if err = cmp.Or(unlessNil(state.Err()), unlessNil(due.Err()), unlessNil(err)); err != nil {
 		return Place{}, fmt.Errorf("look for ticket of job %s: %w", ticket.JobID, err)
 	}
-	switch info.State {
-	case asynq.TaskStatePending:
+	switch state.Val() {
+	case "pending":
 		return Place{Position: InLine}, nil
-	case asynq.TaskStateActive:
+	case "active":
 		return Place{Position: InHand}, nil
-	case asynq.TaskStateRetry, asynq.TaskStateScheduled:
-		return Place{Position: PutOff, Due: info.NextProcessAt}, nil
-	default: // archived: it will not ring
+	case "retry":
+		return Place{Position: PutOff, Due: time.Unix(int64(due.Val()), 0)}, nil
+	default: // not there, or archived: it will not be applied
 		return Place{}, nil
 	}
 }
 
-// Lines tells which partitions have tickets in line.
-type Lines struct {
-	waiting []bool // by partition
+// unlessNil is the error, but for that of a key that is not there.
+func unlessNil(err error) error {
+	if errors.Is(err, redis.Nil) {
+		return nil
+	}
+	return err
 }
 
-// Lines looks at every partition's line.
-func (c *Client) Lines(ctx context.Context) (Lines, error) {
-	lengths := make([]*redis.IntCmd, c.partitions)
+// Lines are the pending lists, by partition.
+type Lines struct {
+	lists []List
+}
+
+// List is what is known of a partition's pending list.
+type List struct {
+	Oldest string // the name of the task that is taken next; empty where none is there
+	Paused bool   // by an operator
+	Err    error  // why the rest is not known
+}
+
+// Lines looks at every partition's pending list. An error concerns its list alone.
+func (c *Client) Lines(ctx context.Context) Lines {
+	oldest, paused := make([]*redis.StringCmd, c.partitions), make([]*redis.StringCmd, c.partitions)
 	_, err := c.redis.Pipelined(ctx, func(p redis.Pipeliner) error {
-		for partition := range lengths {
-			lengths[partition] = p.LLen(ctx, line(partition))
+		for partition := range c.partitions {
+			oldest[partition] = p.LIndex(ctx, line(partition), -1)
+			paused[partition] = p.Get(ctx, "asynq:{"+Name(partition)+"}:paused")
 		}
 		return nil
 	})
-	if err != nil {
-		return Lines{}, fmt.Errorf("look at the partitions' lines: %w", err)
+	var unanswered error // that of all of them, where Redis was not there to be asked
+	if err != nil && !IsAnswer(err) {
+		unanswered = err
 	}
-	l := Lines{waiting: make([]bool, c.partitions)}
-	for partition, length := range lengths {
-		l.waiting[partition] = length.Val() > 0
+	lists := make([]List, c.partitions)
+	for partition := range lists {
+		lists[partition] = List{
+			Oldest: oldest[partition].Val(),
+			Paused: paused[partition].Err() == nil,
+			Err:    cmp.Or(unlessNil(oldest[partition].Err()), unlessNil(paused[partition].Err()), unanswered),
+		}
 	}
-	return l, nil
+	return Lines{lists}
 }
 
-// Waits tells whether a ticket, of whatever account, is in the line of the
-// account's partition.
-func (l Lines) Waits(accountID int64) bool {
-	return len(l.waiting) > 0 && l.waiting[Partition(accountID, len(l.waiting))]
+// Of returns the pending list of the account's partition.
+func (l Lines) Of(accountID int64) List {
+	if len(l.lists) == 0 {
+		return List{}
+	}
+	return l.lists[Partition(accountID, len(l.lists))]
 }

@@ -322,7 +322,7 @@ func TestRingsThatWaitAreWritten(t *testing.T) {
 	}
 	written := func() bool {
 		for i, job := range jobs {
-			place, err := tickets.Find(Ticket{AccountID: int64(i + 1), JobID: job})
+			place, err := tickets.Find(t.Context(), Ticket{AccountID: int64(i + 1), JobID: job})
 			if err != nil || place.Position != InLine {
 				return false
 			}
@@ -373,10 +373,10 @@ func TestFind(t *testing.T) {
 	ticket := Ticket{AccountID: 1, JobID: uuid.New()}
 	want := func(when string, want Position) {
 		t.Helper()
-		if lines, err := tickets.Lines(t.Context()); err != nil || lines.Waits(ticket.AccountID) != (want == InLine) {
-			t.Errorf("%s: lines %v, %v", when, lines, err)
+		if list := tickets.Lines(t.Context()).Of(ticket.AccountID); list.Err != nil || (list.Oldest != "") != (want == InLine) {
+			t.Errorf("%s: pending list %+v", when, list)
 		}
-		if got, err := tickets.Find(ticket); err != nil || got != (Place{Position: want}) {
+		if got, err := tickets.Find(t.Context(), ticket); err != nil || got != (Place{Position: want}) {
 			t.Errorf("%s: %v, %v; want %v", when, got, err, want)
 		}
 	}
@@ -396,13 +396,13 @@ func TestFind(t *testing.T) {
 	want("in a worker's hands", InHand)
 	hold <- errors.New("again")
 	testenv.Eventually(t, "the ticket to wait for its next try", func() bool {
-		place, err := tickets.Find(ticket)
+		place, err := tickets.Find(t.Context(), ticket)
 		return err == nil && place.Position == PutOff && time.Until(place.Due).Abs() < LongestPutOff
 	})
 	receive(t, held)
 	hold <- nil
 	testenv.Eventually(t, "the ticket to be gone", func() bool {
-		place, err := tickets.Find(ticket)
+		place, err := tickets.Find(t.Context(), ticket)
 		return err == nil && place.Position == Gone
 	})
 }
@@ -513,7 +513,7 @@ func TestRingWhileRedisIsDown(t *testing.T) {
 	ticket := Ticket{AccountID: 1, JobID: uuid.New()}
 	tickets.Ring(1, 1, ticket.JobID)
 	testenv.Eventually(t, "the ring to arrive", func() bool {
-		place, err := tickets.Find(ticket)
+		place, err := tickets.Find(t.Context(), ticket)
 		return err == nil && place.Position == InLine
 	})
 }

@@ -11,3 +11,9 @@ const (
 
 // Sweep is one sweep, for tests that count them.
 func (w *Worker) Sweep(ctx context.Context) { w.sweep(ctx) }
+
+// SweepAtMost bounds the accounts of a sweep. It must be a multiple of SweepPage.
+func (w *Worker) SweepAtMost(accounts int) { w.most = accounts }
+
+// From is the account id after which the next sweep begins.
+func (w *Worker) From() int64 { return w.from }

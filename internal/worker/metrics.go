@@ -16,6 +16,7 @@ type Metrics struct {
 	oldest       prometheus.Gauge
 	accounts     prometheus.Gauge
 	swept        prometheus.Counter
+	direct       prometheus.Counter
 	postgresDown prometheus.Counter
 }
 
@@ -38,11 +39,14 @@ func NewMetrics(registry prometheus.Registerer) *Metrics {
 		swept: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "passbook_sweep_tickets_total", Help: "Tickets that the sweep wrote for accounts that stood still.",
 		}),
+		direct: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "passbook_sweep_applied_accounts_total", Help: "Stalled accounts that the sweep applied itself, because Redis refused their tasks or no task helped.",
+		}),
 		postgresDown: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "passbook_apply_postponed_total", Help: "Times a ticket waited in hand because Postgres was down.",
 		}),
 	}
-	registry.MustRegister(m.jobs, m.seconds, m.oldest, m.accounts, m.swept, m.postgresDown)
+	registry.MustRegister(m.jobs, m.seconds, m.oldest, m.accounts, m.swept, m.direct, m.postgresDown)
 	for _, entry := range []ledger.EntryType{ledger.Deposit, ledger.Withdrawal} {
 		for _, outcome := range []ledger.Outcome{ledger.Succeeded, ledger.Rejected, ledger.Failed} {
 			m.jobs.WithLabelValues(string(entry), string(outcome)) // counts from 0, so that a rate sees the first

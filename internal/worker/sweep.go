@@ -1,11 +1,15 @@
 package worker
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"math/bits"
+	"math/rand/v2"
 	"slices"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/google/uuid"
@@ -36,8 +40,20 @@ const (
 	// sweepPage is how many accounts one query reads.
 	sweepPage = 1000
 	// maxSwept bounds the accounts that one sweep looks at, and so its memory.
-	// Those beyond have their turn as the ones before them are drained.
 	maxSwept = 100_000
+	// stayFor is how many sweeps look at the same maxSwept accounts where more have
+	// queued jobs. With so many, sweeps take long enough for every time below to pass.
+	stayFor = 6
+	// redisTimeout bounds each question to Redis.
+	redisTimeout = time.Second
+	// directAppliers is how many groups of accounts a sweep applies at once where
+	// Redis refuses: a quarter of the worker's connections. directShare is how many
+	// accounts share a group, directTurns how often a group has a turn's jobs applied,
+	// and directFor how long a sweep applies before it looks again.
+	directAppliers = 4
+	directShare    = 16
+	directTurns    = 32
+	directFor      = 5 * time.Second
 	// sweepers is how many accounts a sweep looks after at once.
 	sweepers = 16
 )
@@ -58,6 +74,12 @@ const (
 	// where sweeps are so far apart that it is over at the first look, a ticket too
 	// many costs a round trip, and a lost one that is waited for costs seconds.
 	longUnseen = 4
+	// longUnlisted is for a task that says it is pending while its list is empty.
+	longUnlisted = 4
+	// longUnmoved is for a pending list from which no worker takes a task: Redis is
+	// full, or read-only, or refuses them a command. A worker that is only busy takes
+	// one sooner; where it doesn't, the sweep's apply of the same account costs time.
+	longUnmoved = 8
 	// longInLine is for a line that Redis has lost; a power of two.
 	longInLine = 32
 )
@@ -71,14 +93,19 @@ type suspect struct {
 	place  queue.Place // of the ticket
 	same   int         // for how many sweeps it has been there
 	since  time.Time   // which it has been for at least, by this process's own clock
+
+	oldest       string    // the partition's oldest pending task
+	unmoved      int       // for how many sweeps it has been that
+	unmovedSince time.Time // by this process's own clock
 }
 
-// sweep rings for the accounts that nothing is going to ring for: those whose
-// oldest queued job is the same as a sweep ago, while the ticket that should
-// have brought it on is gone, or has been where it is for too long. One ticket
+// sweep brings on the accounts that no task is going to bring on: those whose
+// oldest queued job is the same as a sweep ago, while the task that should
+// have brought it on is gone, or has been where it is for too long. One task
 // an account is enough, for its newest job: it applies all before it. An account
-// that moves is left alone, and so is one whose ticket waits in line or for
-// another try.
+// that moves is left alone, and so is one whose task waits in its pending list or
+// for another try. Where Redis refuses the sweep applies the account itself; an
+// error at one key or partition concerns the accounts there, and no other.
 func (w *Worker) sweep(ctx context.Context) {
 	heads, err := w.heads(ctx)
 	if err != nil {
@@ -88,36 +115,65 @@ func (w *Worker) sweep(ctx context.Context) {
 		return
 	}
 	w.cfg.Metrics.backlog(heads)
-	lines, err := w.lines(ctx, heads)
-	if err != nil {
-		if ctx.Err() == nil {
-			w.cfg.Log.Warn("sweep put off", "error", err)
-		}
-		return
-	}
+	found := findings{lists: w.lines(ctx, heads)}
 	suspects := make([]suspect, len(heads))
-	group, looking := errgroup.WithContext(ctx) // one failure is Redis's or Postgres's: the rest would fare no better
+	var group errgroup.Group
 	group.SetLimit(sweepers)
 	for i, head := range heads {
-		known := w.suspects[head.AccountID]
-		if suspects[i] = known; known.head != head.JobID {
+		if suspects[i] = w.suspects[head.AccountID]; suspects[i].head != head.JobID {
 			suspects[i] = suspect{
 				head: head.JobID, since: time.Now(),
 				ticket: queue.Ticket{AccountID: head.AccountID, JobID: head.JobID},
 			}
 			continue
 		}
-		group.Go(func() (err error) {
-			if looking.Err() == nil {
-				suspects[i], err = w.lookAfter(ctx, known, lines)
-			}
-			return err
+		group.Go(func() error {
+			found.note(head.AccountID, w.lookAfter(ctx, &suspects[i], &found))
+			return nil
 		})
 	}
-	if err := group.Wait(); err != nil && ctx.Err() == nil {
-		w.cfg.Log.Warn("sweep could not look after every account", "error", err)
+	_ = group.Wait() // each error is noted
+	if found.err != nil && ctx.Err() == nil {
+		w.cfg.Log.Warn("sweep met errors", "first", found.err, "stalled", len(found.refused))
 	}
 	w.remember(heads, suspects)
+	w.applyStalled(ctx, found.refused)
+}
+
+// errRefused is returned for an account that the sweep has to apply itself: Redis
+// does not read or write its task, or its tasks don't help.
+var errRefused = errors.New("no task brings the account on")
+
+// findings is what a sweep learns while it looks after accounts.
+type findings struct {
+	lists queue.Lines
+	away  atomic.Bool // Redis doesn't answer: the rest of the sweep does not ask it
+
+	mu      sync.Mutex // guards the rest
+	refused []int64    // ids of the accounts that the sweep applies itself
+	err     error      // the first
+}
+
+// note notes the error of looking after an account.
+func (f *findings) note(accountID int64, err error) {
+	if err == nil {
+		return
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if errors.Is(err, errRefused) {
+		f.refused = append(f.refused, accountID)
+	}
+	f.err = cmp.Or(f.err, err)
+}
+
+// refuse makes of an error of Redis's one that has the account applied. A Redis
+// that hangs would cost every other account the same time-out.
+func (f *findings) refuse(err error) error {
+	if !queue.IsAnswer(err) {
+		f.away.Store(true)
+	}
+	return fmt.Errorf("%w: %w", errRefused, err)
 }
 
 // remember keeps what this sweep found for the next one, and tells how often it
@@ -138,16 +194,25 @@ func (w *Worker) remember(heads []job.Head, suspects []suspect) {
 	}
 }
 
+// heads reads the oldest queued jobs of up to maxSwept accounts. Where more have
+// any, stayFor sweeps look at the same ones, for as long as it takes to know which
+// are stalled; then the next ones have their turn.
 func (w *Worker) heads(ctx context.Context) (heads []job.Head, err error) {
-	for after := int64(0); len(heads) < maxSwept; after = heads[len(heads)-1].AccountID {
+	after := w.from
+	for len(heads) < w.most {
 		page, err := w.page(ctx, after)
 		if err != nil {
 			return nil, err
 		}
 		heads = append(heads, page...)
-		if len(page) < sweepPage {
-			return heads, nil
+		if len(page) < sweepPage { // these are the last
+			after = 0
+			break
 		}
+		after = page[len(page)-1].AccountID
+	}
+	if w.stayed++; w.from == after || w.stayed >= stayFor {
+		w.from, w.stayed = after, 0
 	}
 	return heads, nil
 }
@@ -158,69 +223,149 @@ func (w *Worker) page(ctx context.Context, after int64) ([]job.Head, error) {
 	return w.cfg.Backlog.Heads(ctx, after, sweepPage)
 }
 
-// lines looks which partitions' lines have tickets, as they are before this sweep
-// writes any; where no account stands still, nobody asks.
-func (w *Worker) lines(ctx context.Context, heads []job.Head) (queue.Lines, error) {
+// lines looks at the partitions' pending lists, as they are before this sweep
+// writes any task; where no account stands still, it does not ask.
+func (w *Worker) lines(ctx context.Context, heads []job.Head) queue.Lines {
 	still := func(head job.Head) bool { return w.suspects[head.AccountID].head == head.JobID }
 	if !slices.ContainsFunc(heads, still) {
-		return queue.Lines{}, nil
+		return queue.Lines{}
 	}
-	ctx, cancel := context.WithTimeout(ctx, stepTimeout)
+	ctx, cancel := context.WithTimeout(ctx, redisTimeout)
 	defer cancel()
 	return w.cfg.Tickets.Lines(ctx)
 }
 
-// lookAfter writes the next ticket of an account that stands still, unless its
-// last one is going to ring.
-func (w *Worker) lookAfter(ctx context.Context, known suspect, lines queue.Lines) (suspect, error) {
+// lookAfter writes the next task of a stalled account, unless its last one is
+// still believed. It returns errRefused for one that the sweep must apply itself.
+func (w *Worker) lookAfter(ctx context.Context, known *suspect, found *findings) error {
+	list := found.lists.Of(known.ticket.AccountID)
+	if list.Err != nil || found.away.Load() {
+		known.still++
+		return fmt.Errorf("%w: %w", errRefused, cmp.Or(list.Err, queue.ErrAway))
+	}
+	asking, cancel := context.WithTimeout(ctx, redisTimeout)
+	defer cancel()
+	place, err := w.cfg.Tickets.Find(asking, known.ticket)
+	if err != nil {
+		known.still++
+		return found.refuse(err)
+	}
+	believed := known.stand(place, list)
+	switch {
+	case list.Paused: // by an operator, who wants nothing applied
+		return nil
+	case known.isUnmoved():
+		return fmt.Errorf("%w: its pending list does not move", errRefused)
+	case believed:
+		return nil
+	case known.ticket.Again > 0:
+		return fmt.Errorf("%w: its own task did not help", errRefused)
+	}
+	return w.enqueueAgain(ctx, known, found)
+}
+
+// enqueueAgain writes the account's next task, for its newest job.
+func (w *Worker) enqueueAgain(ctx context.Context, known *suspect, found *findings) error {
 	ctx, cancel := context.WithTimeout(ctx, stepTimeout)
 	defer cancel()
-	place, err := w.cfg.Tickets.Find(known.ticket)
-	if err != nil {
-		return known, err
-	}
-	if known.stand(place, lines.Waits(known.ticket.AccountID)) {
-		return known, nil
-	}
 	last, err := w.cfg.Backlog.Last(ctx, known.ticket.AccountID)
 	switch {
 	case errors.Is(err, job.ErrNotFound): // it moved after all
-		return known, nil
+		return nil
 	case err != nil:
-		return known, fmt.Errorf("look after account: %w", err)
+		return fmt.Errorf("look after account: %w", err)
 	}
-	next := suspect{head: known.head, ticket: known.ticket, still: known.still, since: time.Now()}
-	next.ticket.JobID = last
-	next.ticket.Again++
+	next := queue.Ticket{AccountID: known.ticket.AccountID, JobID: last, Again: known.ticket.Again + 1}
 	// A kill before the ticket is written leaves the account to the sweeps of
 	// others. One after it leaves it to the ticket; they leave one in line alone.
 	crash.At(crash.SweepUnwritten)
-	if err := w.cfg.Tickets.Enqueue(ctx, next.ticket); err != nil {
-		return known, err
+	asking, cancel := context.WithTimeout(ctx, redisTimeout)
+	defer cancel()
+	if err := w.cfg.Tickets.Enqueue(asking, next); err != nil {
+		return found.refuse(err)
 	}
 	crash.At(crash.SweepWritten)
-	return next, nil
+	known.ticket, known.since, known.same, known.place = next, time.Now(), 0, queue.Place{}
+	return nil
+}
+
+// applyStalled applies the accounts that no task brings on, for directFor at most;
+// those that are not reached wait for the next sweep. Each sweep of each worker
+// begins at another account, so that workers seldom meet, and none is always last.
+func (w *Worker) applyStalled(ctx context.Context, accounts []int64) {
+	if len(accounts) == 0 {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, directFor)
+	defer cancel()
+	first := rand.IntN(len(accounts)) //nolint:gosec // spreads work, keeps no secret
+	accounts = slices.Concat(accounts[first:], accounts[:first])
+	var group errgroup.Group
+	group.SetLimit(directAppliers)
+	for some := range slices.Chunk(accounts, directShare) {
+		group.Go(func() error {
+			w.applyDirectly(ctx, some)
+			return nil
+		})
+	}
+	_ = group.Wait() // they return none
+}
+
+// applyDirectly applies the queued jobs of some accounts, as a task for them would.
+// It passes over accounts that are locked: another worker applies them, or the next
+// sweep does.
+//
+// A kill before the first apply leaves the jobs queued, for the sweep of any worker.
+// A kill between applies leaves each job as its own transaction left it, queued or
+// finished; a kill after the last changes nothing. Tasks for these jobs that Redis
+// still has find them finished when it is back, and apply nothing.
+func (w *Worker) applyDirectly(ctx context.Context, accounts []int64) {
+	if ctx.Err() != nil {
+		return
+	}
+	jobs, err := w.cfg.Backlog.Unlocked(ctx, accounts)
+	if err != nil {
+		w.cfg.Log.Warn("sweep could not apply stalled accounts", "error", err)
+		return
+	}
+	w.cfg.Metrics.direct.Add(float64(len(jobs)))
+	crash.At(crash.DirectUnapplied)
+	for turns := 0; turns < directTurns && len(jobs) > 0 && err == nil; turns++ {
+		jobs, err = w.Apply(ctx, jobs) // it has told what failed
+	}
+	crash.At(crash.DirectApplied)
 }
 
 // stand counts one more sweep in which the account stood still, and tells
-// whether its ticket, in that place, is still believed to ring. line tells
-// whether any ticket waits in the partition's line.
-func (s *suspect) stand(place queue.Place, line bool) (believed bool) {
+// whether its task, in that place, is still believed to bring it on. list is the
+// partition's pending list.
+func (s *suspect) stand(place queue.Place, list queue.List) (believed bool) {
 	s.still++
 	s.same++
 	if place != s.place {
 		s.place, s.same, s.since = place, 1, time.Now()
 	}
+	s.unmoved++
+	if list.Oldest != s.oldest {
+		s.oldest, s.unmoved, s.unmovedSince = list.Oldest, 0, time.Now()
+	}
 	switch place.Position {
 	case queue.InLine:
-		return !isLongInLine(s.still)
+		return !isLongInLine(s.still) && (list.Oldest != "" || !s.isLong(longUnlisted))
 	case queue.InHand:
 		return !s.isLong(longInHand)
 	case queue.PutOff:
 		return !s.isLong(longPutOff)
 	default:
-		return line && s.ticket.Again == 0 && !s.isLong(longUnseen)
+		return list.Oldest != "" && s.ticket.Again == 0 && !s.isLong(longUnseen)
 	}
+}
+
+// isUnmoved is true while the partition's pending list has had the same oldest task
+// for longUnmoved sweeps: no worker can take it.
+func (s *suspect) isUnmoved() bool {
+	return s.oldest != "" && s.unmoved > 0 &&
+		(s.unmoved >= longUnmoved || time.Since(s.unmovedSince) >= longUnmoved*sweepEvery)
 }
 
 // isLong is true for a ticket that has been in its place for so many sweeps.

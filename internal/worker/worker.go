@@ -27,13 +27,14 @@ type Applier interface {
 type Backlog interface {
 	Heads(ctx context.Context, after int64, limit int) ([]job.Head, error)
 	Last(ctx context.Context, accountID int64) (uuid.UUID, error)
+	Unlocked(ctx context.Context, accounts []int64) ([]uuid.UUID, error)
 }
 
 // Tickets writes tickets and looks for them.
 type Tickets interface {
 	Enqueue(ctx context.Context, ticket queue.Ticket) error
-	Find(ticket queue.Ticket) (queue.Place, error)
-	Lines(ctx context.Context) (queue.Lines, error)
+	Find(ctx context.Context, ticket queue.Ticket) (queue.Place, error)
+	Lines(ctx context.Context) queue.Lines
 }
 
 // Config is what a worker works with.
@@ -50,11 +51,14 @@ type Worker struct {
 	cfg      Config
 	stopping <-chan struct{}   // closed when no new try should start
 	suspects map[int64]suspect // by account id; the sweep's
+	from     int64             // the account id after which the next sweep begins,
+	stayed   int               // and for how many sweeps it has been that
+	most     int               // accounts of a sweep: maxSwept; tests sweep fewer
 }
 
 // New makes a worker that gives up waiting for Postgres when stopping is closed.
 func New(cfg Config, stopping <-chan struct{}) *Worker {
-	return &Worker{cfg: cfg, stopping: stopping, suspects: map[int64]suspect{}}
+	return &Worker{cfg: cfg, stopping: stopping, suspects: map[int64]suspect{}, most: maxSwept}
 }
 
 // Run sweeps until ctx ends.

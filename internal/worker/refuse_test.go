@@ -1,0 +1,236 @@
+package worker_test
+
+import (
+	"context"
+	"fmt"
+	"net/url"
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/redis/go-redis/v9"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/passbook/passbook/internal/job"
+	"github.com/passbook/passbook/internal/ledger"
+	"github.com/passbook/passbook/internal/ledger/ledgertest"
+	"github.com/passbook/passbook/internal/local"
+	"github.com/passbook/passbook/internal/queue"
+	"github.com/passbook/passbook/internal/testenv"
+)
+
+// refusal is a trouble of Redis.
+type refusal struct {
+	t      *testing.T
+	server *local.Redis
+	admin  redis.UniversalClient // whom Redis allows everything
+}
+
+func (r refusal) do(args ...any) {
+	r.t.Helper()
+	if err := r.admin.Do(r.t.Context(), args...).Err(); err != nil {
+		r.t.Fatalf("%v: %v", args, err)
+	}
+}
+
+// wrong puts values of a wrong type at the keys of each partition.
+func (r refusal) wrong(keys ...string) {
+	r.t.Helper()
+	for partition := range partitions {
+		for _, key := range keys {
+			r.do("SET", "asynq:{"+queue.Name(partition)+"}:"+key, "of a wrong type")
+		}
+	}
+}
+
+// An outage of Redis costs latency, not progress: whatever Redis refuses, what is
+// accepted meanwhile is applied while the trouble lasts, in order, and not again
+// when Redis is back.
+func TestSweepAppliesWhereRedisRefuses(t *testing.T) {
+	t.Parallel()
+	flush := func(r refusal) { r.do("FLUSHALL") }
+	allow := func(r refusal) { r.do("ACL", "SETUSER", "app", "+@all") }
+	thaw := func() {}
+	tests := []struct {
+		name   string
+		refuse func(refusal)
+		end    func(refusal)
+		hashes bool // the tasks' own keys are of a wrong type
+	}{
+		{name: "Killed", refuse: func(r refusal) {
+			if err := r.server.Kill(); err != nil {
+				r.t.Fatal(err)
+			}
+		}, end: func(r refusal) {
+			if err := r.server.Restart(r.t.Context()); err != nil {
+				r.t.Fatal(err)
+			}
+			r.do("ACL", "SETUSER", "app", "on", ">secret", "~*", "&*", "+@all")
+		}},
+		{name: "Hanging", refuse: func(r refusal) { thaw = testenv.Freeze(r.t, r.server.PID()) }, end: func(refusal) { thaw() }},
+		{
+			name: "Full", refuse: func(r refusal) { r.do("CONFIG", "SET", "maxmemory", "1", "maxmemory-policy", "noeviction") },
+			end: func(r refusal) { r.do("CONFIG", "SET", "maxmemory", "0") },
+		},
+		{name: "ReadOnly", refuse: func(r refusal) { r.do("REPLICAOF", "127.0.0.1", "1") }, end: func(r refusal) { r.do("REPLICAOF", "NO", "ONE") }},
+		{name: "Forbidden", refuse: func(r refusal) { r.do("ACL", "SETUSER", "app", "-@all") }, end: allow},
+		{name: "ForbiddenToWrite", refuse: func(r refusal) { r.do("ACL", "SETUSER", "app", "-@write") }, end: allow},
+		{name: "ForbiddenToDequeue", refuse: func(r refusal) { r.do("ACL", "SETUSER", "app", "-rpoplpush") }, end: allow},
+		{name: "WrongPendingLists", refuse: func(r refusal) { r.wrong("pending") }, end: flush},
+		{name: "WrongActiveLists", refuse: func(r refusal) { r.wrong("active") }, end: flush},
+		{name: "WrongLeases", refuse: func(r refusal) { r.wrong("lease") }, end: flush},
+		{name: "WrongTaskHashes", refuse: func(refusal) {}, end: flush, hashes: true},
+		{name: "WrongKeys", refuse: func(r refusal) {
+			r.wrong("pending", "active", "lease", "retry", "scheduled", "archived", "completed")
+			r.do("SET", "asynq:queues", "of a wrong type")
+		}, end: flush, hashes: true},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			server := testenv.RedisServer(t)
+			admin, err := queue.Connect(server.URL())
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() { _ = admin.Close() })
+			r := refusal{t, server, admin}
+			r.do("ACL", "SETUSER", "app", "on", ">secret", "~*", "&*", "+@all")
+			app, err := url.Parse(server.URL())
+			if err != nil {
+				t.Fatal(err)
+			}
+			app.User = url.UserPassword("app", "secret")
+			s := newSystem(t, testenv.Pool(t), app.String())
+			for range 3 {
+				s.work()
+			}
+			r.finishesWhile(s, test.refuse, test.end, test.hashes)
+		})
+	}
+}
+
+// finishesWhile has jobs accepted and finished between refuse and end.
+func (r refusal) finishesWhile(s *system, refuse, end func(refusal), hashes bool) {
+	t := s.t
+	t.Helper()
+	const accounts, each = 60, 3
+	var of []ledger.Account
+	for range accounts {
+		of = append(of, ledgertest.Account(t, s.pool, s.user, 0))
+	}
+	s.notify()
+	refuse(r)
+	began := time.Now()
+	order := map[string][]uuid.UUID{}
+	for range each {
+		for _, account := range of {
+			id := ledgertest.Job(t, s.pool, account, ledger.Deposit, 1)
+			order[account.Number] = append(order[account.Number], id)
+			if hashes {
+				partition := queue.Name(queue.Partition(account.ID, partitions))
+				r.do("SET", fmt.Sprintf("asynq:{%s}:t:%s", partition, id), "of a wrong type")
+			}
+			s.tickets.Ring(account.ID, int64(len(order[account.Number])), id)
+		}
+	}
+	s.drained()
+	t.Logf("all finished after %v; to reach on an idle machine: 10 s", time.Since(began))
+	end(r)
+	after := ledgertest.Job(t, s.pool, of[0], ledger.Deposit, 1)
+	order[of[0].Number] = append(order[of[0].Number], after)
+	s.tickets.Ring(of[0].ID, each+1, after)
+	s.drained()
+	if n := s.count(job.Succeeded); n != accounts*each+1 {
+		t.Errorf("%d jobs succeeded, want %d", n, accounts*each+1)
+	}
+	for _, account := range of {
+		s.inOrder(account, order[account.Number])
+	}
+}
+
+// notify writes what is rung for, as an API does, until the test ends.
+func (s *system) notify() {
+	ctx, cancel := context.WithCancel(context.Background())
+	var group errgroup.Group
+	group.Go(func() error { return s.tickets.Run(ctx) })
+	s.t.Cleanup(func() {
+		cancel()
+		if err := group.Wait(); err != nil {
+			s.t.Error(err)
+		}
+	})
+}
+
+// A partition of which Redis refuses the pending list has its accounts applied,
+// and the sweep writes the tasks of the other partitions' accounts.
+func TestSweepErrorConcernsOnePartition(t *testing.T) {
+	t.Parallel()
+	s := newSystem(t, testenv.Pool(t), testenv.Redis(t))
+	bad, good := ledgertest.Account(t, s.pool, s.user, 0), ledgertest.Account(t, s.pool, s.user, 0)
+	for queue.Partition(good.ID, partitions) == queue.Partition(bad.ID, partitions) {
+		good = ledgertest.Account(t, s.pool, s.user, 0)
+	}
+	line := func(account ledger.Account) string {
+		return "asynq:{" + queue.Name(queue.Partition(account.ID, partitions)) + "}:pending"
+	}
+	if err := s.redis.Set(t.Context(), line(bad), "of a wrong type", 0).Err(); err != nil {
+		t.Fatal(err)
+	}
+	ledgertest.Job(t, s.pool, bad, ledger.Deposit, 1)
+	ledgertest.Job(t, s.pool, good, ledger.Deposit, 1)
+	w := s.sweeper()
+	for range 2 {
+		w.Sweep(t.Context())
+	}
+	if n := s.redis.LLen(t.Context(), line(good)).Val(); n != 1 {
+		t.Errorf("%d tasks of the other partition, want 1", n)
+	}
+	if n := s.count(job.Succeeded); n != 1 {
+		t.Errorf("%d jobs applied, want the one whose pending list is of a wrong type", n)
+	}
+}
+
+// A partition that an operator paused stays so: its accounts aren't applied by the sweep.
+func TestSweepLeavesAPausedPartition(t *testing.T) {
+	t.Parallel()
+	s := newSystem(t, testenv.Pool(t), testenv.Redis(t))
+	account := ledgertest.Account(t, s.pool, s.user, 0)
+	s.ring(account, ledgertest.Job(t, s.pool, account, ledger.Deposit, 1))
+	key := "asynq:{" + queue.Name(queue.Partition(account.ID, partitions)) + "}:paused"
+	if err := s.redis.Set(t.Context(), key, time.Now().Unix(), 0).Err(); err != nil {
+		t.Fatal(err)
+	}
+	w := s.sweeper()
+	const enough = 40
+	for range enough {
+		w.Sweep(t.Context())
+	}
+	if n := s.count(job.Succeeded); n != 0 {
+		t.Errorf("%d jobs of a paused partition applied, want none", n)
+	}
+}
+
+// Where more accounts have queued jobs than a sweep looks at, the next ones have
+// their turn, though the first ones don't move.
+func TestSweepGoesOnWhereItStopped(t *testing.T) {
+	t.Parallel()
+	s := newSystem(t, testenv.Pool(t), testenv.Redis(t))
+	const most, accounts = 1000, 1001
+	if _, err := s.pool.Exec(t.Context(), `
+		WITH opened AS (
+			INSERT INTO accounts (user_id, number, currency, last_at, created_at)
+			SELECT $1, (100000000000 + n)::text, 'KRW', now(), now() FROM generate_series(1, $2) n RETURNING id, user_id)
+		INSERT INTO jobs (id, user_id, account_id, type, amount, idempotency_key)
+		SELECT gen_random_uuid(), user_id, id, 'deposit', 1, id::text FROM opened`, s.user, accounts); err != nil {
+		t.Fatal(err)
+	}
+	w := s.sweeper()
+	w.SweepAtMost(most)
+	for range 40 {
+		w.Sweep(t.Context())
+		if s.pendingTickets() == accounts {
+			return
+		}
+	}
+	t.Errorf("%d tasks for %d accounts", s.pendingTickets(), accounts)
+}
