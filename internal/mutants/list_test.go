@@ -30,6 +30,7 @@ const (
 	work     = "internal/worker/worker.go"
 	handler  = "internal/worker/apply.go"
 	rings    = "internal/queue/ring.go"
+	bells    = "internal/queue/bell.go"
 	tasks    = "internal/queue/client.go"
 	serving  = "internal/queue/server.go"
 )
@@ -305,6 +306,11 @@ var mutations = []mutation{
 		"an error at one partition is every partition's", disposable,
 		[]edit{{tasks, `if err != nil && !IsAnswer(err) {`, `if unlessNil(err) != nil {`}},
 		[]string{"-run=^TestSweepErrorConcernsOnePartition$ ./internal/worker"},
+	},
+	{
+		"the name of a lost task is an empty list", disposable,
+		[]edit{{bells, `!b.removeOrphans(ctx, keys[0])`, `true`}},
+		[]string{"-run=^TestServePassesOrphans$ ./internal/queue"},
 	},
 	{
 		"each sweep begins at the lowest account", disposable,

@@ -27,6 +27,13 @@ const (
 	manyWait   = 8
 )
 
+const (
+	// maxOrphans is how many names of lost tasks one script removes, in about a
+	// millisecond of Redis's time, and maxAsks how often one dequeue asks again.
+	maxOrphans = 200
+	maxAsks    = 50
+)
+
 // bell is a Redis client under which Asynq need not poll: a dequeue that finds
 // its queue empty is held until Redis says that something was pushed onto it,
 // or some time passes. Asynq itself asks again and again.
@@ -55,7 +62,8 @@ type bell struct {
 // dequeues are those of one pending list. There is one at a time.
 type dequeues struct {
 	pushed  chan struct{} // holds one ring
-	helping bool          // the last one had another worker's ticket. The dequeues' own
+	helping bool          // the last one had another worker's ticket. The dequeues' own,
+	task    bool          // as is that it had any
 }
 
 func newBell(client redis.UniversalClient, partitions int, prefer *preference, log *slog.Logger) *bell {
@@ -99,7 +107,7 @@ func (b *bell) EvalSha(ctx context.Context, sha string, keys []string, args ...a
 		nothing.SetErr(redis.Nil)
 		return nothing
 	}
-	cmd := b.UniversalClient.EvalSha(ctx, sha, keys, args...)
+	cmd := b.dequeue(ctx, mine, sha, keys, args)
 	mine.helping = other && cmd.Err() == nil
 	switch err := cmd.Err(); {
 	case err == nil, redis.HasErrorPrefix(err, "NOSCRIPT"):
@@ -109,9 +117,75 @@ func (b *bell) EvalSha(ctx context.Context, sha string, keys []string, args ...a
 		b.wait(nil, withoutBell)
 	case other: // the next dequeue waits
 	case b.wait(mine.pushed, b.patience()):
-		return b.UniversalClient.EvalSha(ctx, sha, keys, args...)
+		return b.dequeue(ctx, mine, sha, keys, args)
 	}
 	return cmd
+}
+
+// dequeue runs Asynq's script, and again at once where it came upon an orphan: it
+// answers nothing for one, as it does for an empty list. After a task one empty answer
+// is believed, so that a list that runs empty costs Redis nothing; orphans behind a
+// task wait for the next dequeue, which patience bounds.
+func (b *bell) dequeue(ctx context.Context, mine *dequeues, sha string, keys []string, args []any) *redis.Cmd {
+	for asks := 0; ; asks++ {
+		cmd := b.UniversalClient.EvalSha(ctx, sha, keys, args...)
+		err := cmd.Err()
+		believed := mine.task
+		if mine.task = err == nil; mine.task || !IsAnswer(err) || redis.HasErrorPrefix(err, "NOSCRIPT") {
+			return cmd
+		}
+		if asks == maxAsks || believed && errors.Is(err, redis.Nil) || !b.removeOrphans(ctx, keys[0]) {
+			return cmd
+		}
+	}
+}
+
+// orphansScript removes orphans: names in a pending list, or among the active tasks, whose
+// task is not there any more, because Redis evicted it or a person deleted it, or is
+// of a wrong type. Asynq's dequeue moves one to the active tasks, where it stays for ever.
+// A task's own key is written together with its name, so none that is being written is removed.
+//
+// KEYS[1] the pending list; ARGV[1] what the partition's keys begin with, ARGV[2] how
+// many at most. Returns how many it removed.
+var orphansScript = redis.NewScript(`
+local function orphan(id)
+	local key = ARGV[1] .. "t:" .. id
+	if redis.call("TYPE", key).ok == "hash" and redis.call("HEXISTS", key, "msg") == 1 then
+		return false
+	end
+	redis.call("DEL", key)
+	redis.pcall("ZREM", ARGV[1] .. "lease", id)
+	return true
+end
+local removed = 0
+if redis.call("EXISTS", ARGV[1] .. "paused") == 1 then
+	return removed
+end
+for _, id in ipairs(redis.call("LRANGE", ARGV[1] .. "active", 0, ARGV[2] - 1)) do
+	if orphan(id) then
+		redis.call("LREM", ARGV[1] .. "active", 1, id)
+		removed = removed + 1
+	end
+end
+for _, id in ipairs(redis.call("LRANGE", KEYS[1], -ARGV[2], -1)) do
+	if orphan(id) then
+		redis.call("LREM", KEYS[1], -1, id)
+		removed = removed + 1
+	end
+end
+return removed`)
+
+// removeOrphans removes up to maxOrphans of a partition, and tells whether there were
+// any. The sweep finds their jobs.
+func (b *bell) removeOrphans(ctx context.Context, list string) bool {
+	removed, err := orphansScript.Run(ctx, b.UniversalClient, []string{list}, strings.TrimSuffix(list, "pending"), maxOrphans).Int()
+	if err != nil {
+		b.log.Debug("can't look for orphaned names of tasks", "error", err)
+	}
+	if removed > 0 {
+		b.log.Warn("removed names of tasks that Redis has lost; the sweep finds their jobs", "list", list, "names", removed)
+	}
+	return removed > 0
 }
 
 // patience is how long an empty queue is held.

@@ -120,6 +120,48 @@ func TestBellKnowsAsynq(t *testing.T) {
 	}
 }
 
+// Redis has lost tasks and kept their names, or has something else at their keys: the
+// tasks behind them are handed out soon, and no name stays.
+func TestServePassesOrphans(t *testing.T) {
+	t.Parallel()
+	client := connect(t, testenv.Redis(t))
+	const orphans = 100
+	good := map[uuid.UUID]bool{}
+	for n := range int64(3 * orphans) {
+		ticket := Ticket{AccountID: 1, JobID: uuid.New()}
+		if err := ticketsOf(client).Enqueue(t.Context(), ticket); err != nil {
+			t.Fatal(err)
+		}
+		key := "asynq:{" + Name(Partition(1, partitions)) + "}:t:" + ticket.JobID.String()
+		var err error
+		switch {
+		case n%orphans == orphans-1:
+			good[ticket.JobID] = true
+		case n%2 == 0:
+			err = client.Del(t.Context(), key).Err()
+		default:
+			err = client.Set(t.Context(), key, "of a wrong type", 0).Err()
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	handled := make(chan uuid.UUID, len(good))
+	serve(t, client, func(_ context.Context, jobs []uuid.UUID) ([]uuid.UUID, error) {
+		handled <- jobs[0]
+		return nil, nil
+	}, asIs)
+	for range len(good) {
+		if got := receive(t, handled); !good[got] {
+			t.Errorf("handed out %s, which Redis has lost", got)
+		}
+	}
+	prefix := "asynq:{" + Name(Partition(1, partitions)) + "}:"
+	testenv.Eventually(t, "no name to stay", func() bool {
+		return client.Exists(t.Context(), prefix+"pending", prefix+"active", prefix+"lease").Val() == 0
+	})
+}
+
 // A server that forbids CONFIG SET is polled.
 func TestServeWithoutEvents(t *testing.T) {
 	t.Parallel()
