@@ -425,9 +425,13 @@ const tryTimeout = 2 * postgres.RoundTripTimeout
 
 // tryHead counts an attempt of the account's oldest queued job and applies it
 // once more, to learn whether it is that job that Postgres refuses. When it is,
-// the last of MaxAttempts ends it failed, and it is answered. The lock is held
-// throughout, so the attempt is counted for the job that was tried. (An account that has
+// the last of MaxAttempts ends it failed, and it is answered. (An account that has
 // lost its row has no lock: of two at once the rules refuse one.)
+//
+// The lock holds off every other apply, but not an operator's Replay, which may put an
+// older job in front at any moment. So the transaction is REPEATABLE READ: the count, the
+// try and the end see the queue as it was when the transaction began. Where another apply
+// has changed it since, Postgres reports a serialization failure and InTx begins again.
 //
 // A kill before the commit leaves the attempt uncounted and the job as it was;
 // one after it leaves it counted, and the job queued or failed.
@@ -436,12 +440,16 @@ func (a *Applier) tryHead(ctx context.Context, ticket uuid.UUID) (tried []Applie
 	defer cancel()
 	var refusal error
 	err = postgres.InTx(ctx, a.pool, func(tx pgx.Tx) error {
+		if _, err := tx.Exec(ctx, "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ"); err != nil {
+			return err
+		}
 		if _, err := tx.Exec(ctx, lockSQL, ticket); err != nil {
 			return err
 		}
 		crash.At(crash.TryLocked)
+		var job uuid.UUID // that is tried
 		var attempts int
-		if err := tx.QueryRow(ctx, countSQL, ticket).Scan(&attempts); err != nil {
+		if err := tx.QueryRow(ctx, countSQL, ticket).Scan(&job, &attempts); err != nil {
 			return err
 		}
 		crash.At(crash.TryCounted)
@@ -453,7 +461,7 @@ func (a *Applier) tryHead(ctx context.Context, ticket uuid.UUID) (tried []Applie
 		if !postgres.IsDataFault(refusal) || attempts < MaxAttempts {
 			return notRefusal(refusal)
 		}
-		tried, err = queryApplied(ctx, tx, failSQL, ticket)
+		tried, err = queryApplied(ctx, tx, failSQL, job)
 		crash.At(crash.TryFailed)
 		return err
 	})
@@ -490,37 +498,32 @@ const lockSQL = `
 const retrySQL = `
 	SELECT job, kind, outcome, accepted, finished FROM apply_job($1, $2, 0) WHERE job IS NOT NULL`
 
-// headSQL is the oldest queued job of ticket's account, if that is the ticket's or an
-// older one: one step into jobs_queued.
-const headSQL = `
-			SELECT * FROM jobs
-			WHERE account_id = ticket.account_id AND status = 'queued' AND position <= ticket.position
-			ORDER BY position
-			LIMIT 1`
-
-// countSQL counts an attempt of the account's oldest queued job.
+// countSQL counts an attempt of the account's oldest queued job, if that is the ticket's or
+// an older one: one step into jobs_queued.
 //
-// $1 the ticket's job. One row, the attempts so far; none where no job up to the
-// ticket's is queued.
+// $1 the ticket's job. One row, the counted job and its attempts so far; none where no job
+// up to the ticket's is queued.
 const countSQL = `
 	UPDATE jobs SET attempts = jobs.attempts + 1
-	FROM jobs ticket, LATERAL (` + headSQL + `
-	) head
-	WHERE ticket.id = $1 AND jobs.id = head.id
-	RETURNING jobs.attempts`
+	FROM jobs ticket, LATERAL (
+			SELECT id FROM jobs
+			WHERE account_id = ticket.account_id AND status = 'queued' AND position <= ticket.position
+			ORDER BY position
+			LIMIT 1
+	) oldest
+	WHERE ticket.id = $1 AND jobs.id = oldest.id
+	RETURNING jobs.id, jobs.attempts`
 
-// failSQL ends the account's oldest queued job failed. Money does not move.
+// failSQL ends a queued job failed. Money does not move.
 //
-// $1 the ticket's job. One row, the job.
+// $1 the job. One row, the job.
 const failSQL = `
 	UPDATE jobs SET
 		status = 'failed',
 		failure = 'internal_error',
-		finished_at = greatest(clock_timestamp(), head.created_at)
-	FROM jobs ticket, LATERAL (` + headSQL + `
-	) head
-	WHERE ticket.id = $1 AND jobs.id = head.id
-	RETURNING jobs.id, jobs.type, jobs.status, jobs.created_at, jobs.finished_at`
+		finished_at = greatest(clock_timestamp(), created_at)
+	WHERE id = $1 AND status = 'queued'
+	RETURNING id, type, status, created_at, finished_at`
 
 func queryApplied(ctx context.Context, tx pgx.Tx, sql string, args ...any) ([]Applied, error) {
 	rows, _ := tx.Query(ctx, sql, args...) // CollectRows returns its error

@@ -752,3 +752,64 @@ func TestApplySpendsNoAttemptOnPostgresTrouble(t *testing.T) {
 		})
 	}
 }
+
+// A replay that puts an older job in front, while the last attempt of another is under
+// way, doesn't make the older one failed: the job that was tried ends.
+func TestApplyFailsTheJobThatWasTried(t *testing.T) {
+	t.Parallel()
+	pool := testenv.Pool(t)
+	account := ledgertest.Account(t, pool, ledgertest.User(t, pool), 0)
+	ledgertest.Exec(t, pool, `ALTER TABLE transactions ADD CONSTRAINT unlucky CHECK (amount NOT IN (12, 13))`)
+	older := ledgertest.Job(t, pool, account, ledger.Deposit, 12)
+	tried := ledgertest.Job(t, pool, account, ledger.Deposit, 13)
+	applier := ledger.NewApplier(pool)
+	for range 2*ledger.MaxAttempts - 2 { // the older one's, and all but one of the other's
+		_, _, _ = applier.Apply(t.Context(), tried, 64)
+	}
+	if got := readJob(t, pool, tried); got.Status != "queued" || got.Attempts != ledger.MaxAttempts-1 {
+		t.Fatalf("job is %s after %d attempts, want queued, before its last", got, got.Attempts)
+	}
+	holder, err := pool.Begin(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer holder.Rollback(t.Context()) //nolint:errcheck // it is over by then
+	if _, err := holder.Exec(t.Context(), `SELECT pg_advisory_xact_lock(13)`); err != nil {
+		t.Fatal(err)
+	}
+	// The last attempt waits after its count, before Postgres refuses it.
+	ledgertest.Exec(t, pool, fmt.Sprintf(`
+		CREATE FUNCTION wait_at_last() RETURNS trigger LANGUAGE plpgsql AS $$
+		BEGIN
+			IF (SELECT attempts FROM jobs WHERE id = NEW.job_id) = %d THEN
+				PERFORM pg_advisory_xact_lock(13);
+			END IF;
+			RETURN NEW;
+		END $$;
+		CREATE TRIGGER wait_at_last BEFORE INSERT ON transactions FOR EACH ROW EXECUTE FUNCTION wait_at_last();`, ledger.MaxAttempts))
+	var applied []ledger.Applied
+	var group errgroup.Group
+	group.Go(func() (err error) {
+		applied, _, err = applier.Apply(t.Context(), tried, 64)
+		return err
+	})
+	awaitWaiting(t, pool)
+	if err := applier.Replay(t.Context(), []uuid.UUID{older}); err != nil {
+		t.Fatal(err)
+	}
+	if err := holder.Rollback(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := group.Wait(); err != nil {
+		t.Fatal(err)
+	}
+	if len(applied) != 1 || applied[0].JobID != tried || applied[0].Outcome != ledger.Failed {
+		t.Errorf("applied %+v, want the tried job failed", applied)
+	}
+	if got := readJob(t, pool, tried); got.Status != "failed" {
+		t.Errorf("the tried job is %s, want failed", got)
+	}
+	if got := readJob(t, pool, older); got.Status != "queued" || got.Attempts != 0 {
+		t.Errorf("the replayed job is %s after %d attempts, want queued and none", got, got.Attempts)
+	}
+}

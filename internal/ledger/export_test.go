@@ -12,5 +12,5 @@ var Statements = map[string]struct {
 	"done":  {SQL: applySQL, Args: []any{MaxAmount, maxCounted}, Steps: 1, Done: true},
 	"lock":  {SQL: lockSQL},
 	"count": {SQL: countSQL, Steps: 1},
-	"fail":  {SQL: failSQL, Steps: 1},
+	"fail":  {SQL: failSQL},
 }
