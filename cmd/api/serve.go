@@ -126,7 +126,7 @@ func newEdge(cfg config.API, pool, replica *pgxpool.Pool, acceptor *job.Acceptor
 		keys = append(keys, auth.Key{ID: key.ID, Secret: key.Secret})
 		secrets = append(secrets, key.Secret)
 	}
-	authService, err := auth.New(pool, auth.Config{Keys: keys})
+	authService, err := auth.New(pool, auth.Config{Keys: keys, Log: log, Registry: registry})
 	if err != nil {
 		return nil, err
 	}

@@ -13,10 +13,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"time"
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/prometheus/client_golang/prometheus"
 )
 
 // What callers branch on. Any other error, but for a Fault, is Postgres's.
@@ -30,7 +32,7 @@ var (
 	ErrInvalidCredentials = errors.New("invalid credentials")
 
 	// ErrInvalidRefreshToken is for a refresh token that is unknown, expired,
-	// spent, or of a revoked session.
+	// spent (but for reuseLeeway), or of a revoked session.
 	ErrInvalidRefreshToken = errors.New("invalid refresh token")
 
 	// ErrEmailTaken is for a sign-up with another user's email, in any case.
@@ -50,6 +52,10 @@ type Config struct {
 	Issuer   string           // the tokens' iss; "passbook" where empty
 	Audience string           // the tokens' aud; "passbook" where empty
 	Now      func() time.Time // time.Now where nil; for how much time has passed, never for the time of day
+	Log      *slog.Logger     // what an operator should look at; nothing is logged where nil
+
+	// Registry gets the metrics; they are counted for nothing where it is nil.
+	Registry prometheus.Registerer
 }
 
 // Service signs users up, logs them in, and tells who holds a token.
@@ -59,6 +65,8 @@ type Service struct {
 	passwords *hasher
 	access    *signer
 	live      *liveSessions
+	log       *slog.Logger
+	reuses    prometheus.Counter
 }
 
 // New makes a Service on the database behind pool. It refuses a missing, short
@@ -66,6 +74,9 @@ type Service struct {
 func New(pool *pgxpool.Pool, cfg Config) (*Service, error) {
 	if cfg.Now == nil {
 		cfg.Now = time.Now
+	}
+	if cfg.Log == nil {
+		cfg.Log = slog.New(slog.DiscardHandler)
 	}
 	access, err := newSigner(cfg)
 	if err != nil {
@@ -75,12 +86,20 @@ func New(pool *pgxpool.Pool, cfg Config) (*Service, error) {
 	if err != nil {
 		return nil, err
 	}
+	reuses := prometheus.NewCounter(prometheus.CounterOpts{
+		Name: "passbook_refresh_token_reuses_total", Help: "Spent refresh tokens that were used again, each of which revoked its session.",
+	})
+	if cfg.Registry != nil {
+		cfg.Registry.MustRegister(reuses)
+	}
 	return &Service{
 		pool:      pool,
 		now:       cfg.Now,
 		passwords: passwords,
 		access:    access,
 		live:      newLiveSessions(),
+		log:       cfg.Log,
+		reuses:    reuses,
 	}, nil
 }
 

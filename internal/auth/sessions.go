@@ -17,6 +17,10 @@ const (
 	// refreshTokenLife is how long a refresh token can be used.
 	refreshTokenLife = 30 * 24 * time.Hour
 
+	// reuseLeeway is how long after it was spent a refresh token may be used once
+	// more: by a second tab, or because the answer was lost.
+	reuseLeeway = 10 * time.Second
+
 	// refreshTokenPrefix lets secret scanners know a leaked one.
 	refreshTokenPrefix = "pbr_"
 
@@ -30,7 +34,7 @@ const (
 type Tokens struct {
 	AccessToken      string // a JWT
 	ExpiresIn        time.Duration
-	RefreshToken     string // opaque; works once
+	RefreshToken     string // opaque; works once, and once more within reuseLeeway
 	RefreshExpiresIn time.Duration
 }
 
@@ -96,14 +100,16 @@ func (s *Service) startSession(ctx context.Context, userID uuid.UUID) (Tokens, e
 	return s.tokens(Identity{UserID: userID, SessionID: sessionID}, refreshToken, now)
 }
 
-// Refresh spends a refresh token and answers the session's next pair.
-// ErrInvalidRefreshToken for one that is unknown, expired or of a revoked
-// session. It answers the same for a spent one, and then has revoked the whole
+// Refresh spends a refresh token and answers the session's next pair. A spent one may be
+// used once more within reuseLeeway, as long as no token that was given for it has been
+// used: that gives another pair of the same session.
+//
+// ErrInvalidRefreshToken for one that is unknown, expired or of a revoked session. It
+// answers the same for any other use of a spent one, and then has revoked the whole
 // session: either the client or a thief holds a copy (RFC 9700, section 4.14.2).
 //
 // A crash before the commit leaves the token good. After one between commit and
-// answer the client holds only a spent token and must log in again: that can't
-// be told from a theft.
+// answer the client holds a spent token: the leeway is for that.
 func (s *Service) Refresh(ctx context.Context, refreshToken string) (Tokens, error) {
 	next := newRefreshToken()
 	var held heldToken
@@ -111,12 +117,16 @@ func (s *Service) Refresh(ctx context.Context, refreshToken string) (Tokens, err
 		held, err = use(ctx, tx, hashRefreshToken(refreshToken), hashRefreshToken(next))
 		return err
 	})
-	if held.Revoked || held.Spent {
+	if held.Revoked || held.isReused() {
 		s.live.drop(held.SessionID) // also after an error: it may have been committed
 	}
 	switch {
 	case err != nil:
 		return Tokens{}, fmt.Errorf("refresh: %w", err)
+	case held.isReused():
+		s.reuses.Inc()
+		s.log.WarnContext(ctx, "spent refresh token used again; session revoked", "user_id", held.UserID, "session_id", held.SessionID)
+		return Tokens{}, ErrInvalidRefreshToken
 	case !held.isGood():
 		return Tokens{}, ErrInvalidRefreshToken
 	}
@@ -129,12 +139,20 @@ type heldToken struct {
 	Identity
 	Revoked bool // its session
 	Spent   bool
+	Leeway  bool // spent, but may be used once more
 	InTime  bool
 	Now     time.Time // the transaction's
 }
 
+// isGood tells whether the token gives a pair. With Leeway it was in time when it was
+// spent, which is as good.
 func (t heldToken) isGood() bool {
-	return !t.Revoked && !t.Spent && t.InTime
+	return !t.Revoked && (t.Leeway || !t.Spent && t.InTime)
+}
+
+// isReused tells whether the use of the token revokes its session.
+func (t heldToken) isReused() bool {
+	return !t.Revoked && t.Spent && !t.Leeway
 }
 
 // use does what using the token with the given hash entails, and answers how
@@ -145,7 +163,7 @@ func use(ctx context.Context, tx pgx.Tx, hash, nextHash []byte) (heldToken, erro
 	switch {
 	case err != nil:
 		return heldToken{}, err
-	case held.Spent && !held.Revoked:
+	case held.isReused():
 		err = revokeSession(ctx, tx, held.SessionID)
 	case held.isGood():
 		err = rotate(ctx, tx, held.SessionID, hash, nextHash)
@@ -161,28 +179,36 @@ func lockToken(ctx context.Context, tx pgx.Tx, hash []byte) (heldToken, error) {
 		SELECT id, user_id, revoked_at IS NOT NULL FROM sessions
 		WHERE id = (SELECT session_id FROM refresh_tokens WHERE hash = $1)
 		FOR UPDATE`
-	const tokenSQL = `SELECT spent_at IS NOT NULL, now() < expires_at, now() FROM refresh_tokens WHERE hash = $1`
+	const tokenSQL = `
+		SELECT spent_at IS NOT NULL, coalesce(NOT closed AND now() < spent_at + $2::interval, false), now() < expires_at, now()
+		FROM refresh_tokens WHERE hash = $1`
 	var held heldToken
 	err := tx.QueryRow(ctx, sessionSQL, hash).Scan(&held.SessionID, &held.UserID, &held.Revoked)
+	if err == nil {
+		err = tx.QueryRow(ctx, tokenSQL, hash, reuseLeeway).Scan(&held.Spent, &held.Leeway, &held.InTime, &held.Now)
+	}
 	switch {
-	case errors.Is(err, pgx.ErrNoRows):
+	case errors.Is(err, pgx.ErrNoRows): // unknown, or pruned with its session meanwhile
 		return heldToken{}, nil
 	case err != nil:
-		return heldToken{}, fmt.Errorf("lock session: %w", err)
-	}
-	if err := tx.QueryRow(ctx, tokenSQL, hash).Scan(&held.Spent, &held.InTime, &held.Now); err != nil {
-		return heldToken{}, fmt.Errorf("read refresh token: %w", err)
+		return heldToken{}, fmt.Errorf("lock session and read refresh token: %w", err)
 	}
 	return held, nil
 }
 
-// rotate spends the token with the given hash and gives the session the next.
+// rotate spends the token with the given hash and gives the session the next. A token
+// that was spent before is closed: it gives no third pair. So is the one that this one was
+// given for: its leeway ends with the first use of what it gave.
 func rotate(ctx context.Context, tx pgx.Tx, sessionID uuid.UUID, hash, nextHash []byte) error {
 	const sql = `
-		WITH spent AS (
-			UPDATE refresh_tokens SET spent_at = now() WHERE hash = $2
+		WITH used AS (
+			UPDATE refresh_tokens SET spent_at = coalesce(spent_at, now()), closed = spent_at IS NOT NULL
+			WHERE hash = $2
+			RETURNING parent
+		), older AS (
+			UPDATE refresh_tokens SET closed = true WHERE hash = (SELECT parent FROM used)
 		)
-		INSERT INTO refresh_tokens (hash, session_id, expires_at) VALUES ($3, $1, now() + $4::interval)`
+		INSERT INTO refresh_tokens (hash, session_id, parent, expires_at) VALUES ($3, $1, $2, now() + $4::interval)`
 	_, err := tx.Exec(ctx, sql, sessionID, hash, nextHash, refreshTokenLife)
 	if err != nil {
 		return fmt.Errorf("rotate refresh token of session %s: %w", sessionID, err)

@@ -1,16 +1,20 @@
 package auth
 
 import (
+	"bytes"
 	"crypto/rand"
 	"encoding/base64"
 	"encoding/hex"
 	"errors"
+	"log/slog"
 	"strings"
 	"sync"
 	"testing"
 	"time"
 
 	"github.com/alexedwards/argon2id"
+	"github.com/prometheus/client_golang/prometheus"
+	dto "github.com/prometheus/client_model/go"
 
 	"github.com/passbook/passbook/internal/testenv"
 )
@@ -132,13 +136,118 @@ func TestRefresh(t *testing.T) {
 // live by is Postgres's.
 func pass(t *testing.T, s *Service, d time.Duration) {
 	t.Helper()
-	const sql = `UPDATE refresh_tokens SET created_at = created_at - $1::interval, expires_at = expires_at - $1::interval`
+	const sql = `UPDATE refresh_tokens SET created_at = created_at - $1::interval,
+		expires_at = expires_at - $1::interval, spent_at = spent_at - $1::interval`
 	if _, err := s.pool.Exec(t.Context(), sql, d); err != nil {
 		t.Fatal(err)
 	}
 }
 
-// Of many who use one token at once, one wins, and loses it to the next.
+// A second tab, or a client whose answer was lost, gets another pair of the same session.
+func TestRefresh_OnceMore(t *testing.T) {
+	t.Parallel()
+	s := newService(t, testenv.Pool(t), newClock())
+
+	t.Run("OK", func(t *testing.T) {
+		identity, first := newSession(t, s)
+		second := refresh(t, s, first.RefreshToken)
+		pass(t, s, reuseLeeway-time.Second)
+		third := refresh(t, s, first.RefreshToken)
+		if third.RefreshToken == second.RefreshToken {
+			t.Error("a refresh token came back")
+		}
+		for _, tokens := range []Tokens{first, second, third} {
+			wantAuthenticated(t, s, tokens.AccessToken)
+		}
+		if got, err := s.Authenticate(t.Context(), third.AccessToken); err != nil || got != identity {
+			t.Errorf("got %v, %v, want %v", got, err, identity)
+		}
+		pass(t, s, time.Hour) // each tab goes on by itself, and each may lose an answer
+		for _, tokens := range []Tokens{second, third} {
+			refresh(t, s, tokens.RefreshToken)
+			refresh(t, s, refresh(t, s, tokens.RefreshToken).RefreshToken)
+		}
+	})
+	t.Run("OK/ExpiredMeanwhile", func(t *testing.T) {
+		_, first := newSession(t, s)
+		pass(t, s, refreshTokenLife-time.Second)
+		refresh(t, s, first.RefreshToken)
+		pass(t, s, 2*time.Second)
+		refresh(t, s, first.RefreshToken)
+	})
+	tests := map[string]func(t *testing.T, first Tokens) []Tokens{
+		"TooLate": func(t *testing.T, first Tokens) []Tokens {
+			t.Helper()
+			second := refresh(t, s, first.RefreshToken)
+			pass(t, s, reuseLeeway)
+			return []Tokens{second}
+		},
+		"Twice": func(t *testing.T, first Tokens) []Tokens {
+			t.Helper()
+			return []Tokens{refresh(t, s, first.RefreshToken), refresh(t, s, first.RefreshToken)}
+		},
+		"Older": func(t *testing.T, first Tokens) []Tokens {
+			t.Helper()
+			second := refresh(t, s, first.RefreshToken)
+			return []Tokens{second, refresh(t, s, second.RefreshToken)}
+		},
+	}
+	for name, spend := range tests {
+		t.Run("ErrInvalidRefreshToken/"+name, func(t *testing.T) {
+			identity, first := newSession(t, s)
+			all := append(spend(t, first), first)
+			var log bytes.Buffer
+			s.log = slog.New(slog.NewTextHandler(&log, nil))
+			before := count(t, s.reuses)
+			wantInvalid(t, s, first.RefreshToken)
+			if got := count(t, s.reuses) - before; got != 1 {
+				t.Errorf("counted %v reuses, want 1", got)
+			}
+			for _, want := range []string{"level=WARN", identity.UserID.String(), identity.SessionID.String()} {
+				if !strings.Contains(log.String(), want) {
+					t.Errorf("log %q does not say %s", log.String(), want)
+				}
+			}
+			if secret := first.RefreshToken; strings.Contains(log.String(), secret) {
+				t.Error("the log has the token")
+			}
+			for _, tokens := range all {
+				wantUnauthenticated(t, s, tokens.AccessToken)
+				wantInvalid(t, s, tokens.RefreshToken)
+			}
+		})
+	}
+}
+
+func count(t *testing.T, counter prometheus.Counter) float64 {
+	t.Helper()
+	var metric dto.Metric
+	if err := counter.Write(&metric); err != nil {
+		t.Fatal(err)
+	}
+	return metric.GetCounter().GetValue()
+}
+
+// Two who use one token at once both get a pair.
+func TestRefresh_TwoAtOnce(t *testing.T) {
+	t.Parallel()
+	s := newService(t, testenv.Pool(t), newClock())
+	for range 5 {
+		_, tokens := newSession(t, s)
+		var results [2]Tokens
+		var wg sync.WaitGroup
+		for i := range results {
+			wg.Go(func() { results[i] = refresh(t, s, tokens.RefreshToken) })
+		}
+		wg.Wait()
+		for _, result := range results {
+			wantAuthenticated(t, s, result.AccessToken)
+			refresh(t, s, result.RefreshToken)
+		}
+	}
+}
+
+// Of many who use one token at once, two get a pair, and lose it to the next.
 func TestRefresh_Concurrent(t *testing.T) {
 	t.Parallel()
 	const rounds, users = 5, 16
@@ -163,8 +272,8 @@ func TestRefresh_Concurrent(t *testing.T) {
 				t.Errorf("got %v, want ErrInvalidRefreshToken", err)
 			}
 		}
-		if won != 1 {
-			t.Errorf("%d refreshes with one token won, want 1", won)
+		if won != 2 {
+			t.Errorf("%d refreshes with one token won, want 2", won)
 		}
 		wantUnauthenticated(t, s, tokens.AccessToken)
 	}
@@ -176,6 +285,7 @@ func TestRefresh_WaitsForTheOneUnderWay(t *testing.T) {
 	t.Parallel()
 	s := newService(t, testenv.Pool(t), newClock())
 	_, tokens := newSession(t, s)
+	refresh(t, s, tokens.RefreshToken)
 	tx, err := s.pool.Begin(t.Context())
 	if err != nil {
 		t.Fatal(err)
