@@ -10,10 +10,12 @@ import (
 	"unicode/utf8"
 
 	"github.com/alexedwards/argon2id"
+	"golang.org/x/text/secure/precis"
 )
 
-// The lengths of a password, in characters (Unicode code points, as NIST SP
-// 800-63B counts them).
+// The lengths of a password, in characters: Unicode code points, as NIST SP 800-63B
+// counts them, once the password is prepared (a syllable of Hangul is one, however it
+// was typed).
 const (
 	MinPasswordLen = 10
 	MaxPasswordLen = 128
@@ -40,13 +42,23 @@ var hashParams = &argon2id.Params{
 
 // CheckPassword answers a Fault unless password is fit to be one.
 func CheckPassword(password string) error {
-	switch n := utf8.RuneCountInString(password); {
+	prepared, err := preparePassword(password)
+	switch n := utf8.RuneCountInString(prepared); {
+	case err != nil && password != "":
+		return Fault{"invalid_format", "must have no control characters, and none that Unicode has not assigned"}
 	case n < MinPasswordLen:
 		return Fault{"too_short", fmt.Sprintf("must have at least %d characters", MinPasswordLen)}
 	case n > MaxPasswordLen:
 		return Fault{"too_long", fmt.Sprintf("must have at most %d characters", MaxPasswordLen)}
 	}
 	return nil
+}
+
+// preparePassword answers the form in which a password is hashed and compared, the same
+// for every keyboard and system that types it: an OpaqueString (RFC 8265, section 4.2),
+// which is in NFC and has no other space than that of ASCII.
+func preparePassword(password string) (string, error) {
+	return precis.OpaqueString.String(password)
 }
 
 // hasher hashes and compares passwords, not too many at once.

@@ -17,10 +17,14 @@ func TestCheckPassword(t *testing.T) {
 		password string
 		code     string // empty: good
 	}{
-		"OK/Shortest":    {strings.Repeat("a", 10), ""},
-		"OK/Longest":     {strings.Repeat("a", 128), ""},
-		"OK/Runes":       {strings.Repeat("한", 128), ""},
-		"OK/AnyBytes":    {"0123456789\x00\n", ""},
+		"OK/Shortest": {strings.Repeat("a", 10), ""},
+		"OK/Longest":  {strings.Repeat("a", 128), ""},
+		"OK/Runes":    {strings.Repeat("한", 128), ""},
+		"OK/Emoji":    {strings.Repeat("😀", 10), ""},
+		// Decomposed syllables count as what they become.
+		"OK/NFD":         {strings.Repeat("\u1112\u1161\u11ab", 128), ""},
+		"too_short/NFD":  {strings.Repeat("\u1112\u1161\u11ab", 9), "too_short"},
+		"invalid_format": {"0123456789\x00\n", "invalid_format"},
 		"too_short":      {strings.Repeat("a", 9), "too_short"},
 		"too_short/None": {"", "too_short"},
 		// More bytes than a character's share must not count.

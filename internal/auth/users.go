@@ -12,6 +12,7 @@ import (
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
+	"golang.org/x/text/unicode/norm"
 )
 
 // MaxEmailLen bounds an email, in bytes: the longest address that fits the path
@@ -36,7 +37,7 @@ func (f Fault) Error() string {
 }
 
 // SignUp makes a user. ErrEmailTaken where the email is another's (emails
-// compare without case), a Fault for one that CheckEmail or CheckPassword
+// compare by emailKey), a Fault for one that CheckEmail or CheckPassword
 // refuses, ErrBusy for too many passwords at once.
 //
 // A crash before the commit leaves nothing, one after it leaves the user: a
@@ -46,7 +47,8 @@ func (s *Service) SignUp(ctx context.Context, email, password string) (User, err
 	if err := errors.Join(CheckEmail(email), CheckPassword(password)); err != nil {
 		return User{}, fmt.Errorf("sign up: %w", err)
 	}
-	hash, err := s.passwords.hash(ctx, password)
+	prepared, _ := preparePassword(password) // it has passed CheckPassword
+	hash, err := s.passwords.hash(ctx, prepared)
 	if err != nil {
 		return User{}, fmt.Errorf("sign up: %w", err)
 	}
@@ -61,13 +63,13 @@ const userColumns = `id, email, created_at`
 
 func (s *Service) insertUser(ctx context.Context, email, hash string) (User, error) {
 	const sql = `
-		INSERT INTO users (id, email, password_hash) VALUES ($1, $2, $3)
+		INSERT INTO users (id, email, password_hash, email_key) VALUES ($1, $2, $3, $4)
 		RETURNING ` + userColumns
 	id, err := uuid.NewV7()
 	if err != nil {
 		return User{}, fmt.Errorf("make user id: %w", err)
 	}
-	user, err := s.queryUser(ctx, sql, id, email, hash)
+	user, err := s.queryUser(ctx, sql, id, email, hash, emailKey(email))
 	var pg *pgconn.PgError
 	if errors.As(err, &pg) && pg.Code == "23505" && pg.ConstraintName == "users_email" {
 		return User{}, ErrEmailTaken
@@ -109,9 +111,39 @@ func CheckEmail(email string) error {
 // not UTF-8. A display name, angle brackets, comments, quotes and white space
 // all make the address that is read differ from what was given.
 func isAddress(email string) bool {
-	if strings.ContainsFunc(email, unicode.IsControl) {
+	if strings.ContainsFunc(email, isInvisible) {
 		return false
 	}
 	address, err := mail.ParseAddress(email)
 	return err == nil && address.Address == email
+}
+
+// isInvisible tells whether two emails that look the same may differ by r: a control or
+// format character (zero width, bidirectional), a variation selector or another one that
+// renderers ignore, a space, the blank of Braille, a character for private use or one that
+// Unicode has not assigned.
+func isInvisible(r rune) bool {
+	return !unicode.IsGraphic(r) || unicode.IsSpace(r) || r == '\u2800' ||
+		unicode.In(r, unicode.Zs, unicode.Variation_Selector, unicode.Other_Default_Ignorable_Code_Point)
+}
+
+// emailKey is what emails compare by, the same for NFC and NFD and for every case: Unicode's
+// canonical decomposition (NFD, which any case of a letter shares) under simple case folding.
+// Neither depends on a locale. It is what users.email_key holds; a changed key would be
+// another user, so migrate the column with it.
+func emailKey(email string) string {
+	return strings.Map(foldRune, norm.NFD.String(email))
+}
+
+// foldRune stands for all the runes that unicode.SimpleFold goes through from r: the
+// smallest of them, but in lower case where that is a letter of ASCII.
+func foldRune(r rune) rune {
+	least := r
+	for next := unicode.SimpleFold(r); next != r; next = unicode.SimpleFold(next) {
+		least = min(least, next)
+	}
+	if 'A' <= least && least <= 'Z' {
+		return least + 'a' - 'A'
+	}
+	return least
 }

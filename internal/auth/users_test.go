@@ -10,6 +10,7 @@ import (
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
+	"golang.org/x/text/unicode/norm"
 
 	"github.com/passbook/passbook/internal/testenv"
 )
@@ -114,4 +115,61 @@ func waitForLock(t *testing.T, pool *pgxpool.Pool) {
 		}
 		return waiting
 	})
+}
+
+// Emails compare the same whatever the database's locale, and passwords however they were typed.
+func TestSignUp_Forms(t *testing.T) {
+	t.Parallel()
+	s := newService(t, testenv.Pool(t), newClock())
+	const nfc = "\ud55c\uae00\ub9d0\uc528\ubbf8\ub974\uac00\ub78c\ub2e4\ub77c" // ten syllables
+	password := map[string]string{"NFC": nfc, "NFD": norm.NFD.String(nfc)}
+	tests := map[string]struct{ signedUp, logsIn string }{
+		"ASCII":     {"INFO@example.com", "info@example.com"},
+		"Umlaut":    {"\u00dcNAL@example.com", "\u00fcnal@example.com"},
+		"NFC":       {"\u00e9@example.com", "e\u0301@example.com"},
+		"NFDCase":   {"E\u0301t\u00e9@example.com", "\u00e9T\u00c9@EXAMPLE.com"},
+		"NoCapital": {"\u01f0@example.com", "J\u030c@example.com"},
+		"Sigma":     {"\u03c3\u03c2@example.com", "\u03a3\u03a3@example.com"},
+	}
+	for name, tt := range tests {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			if _, err := s.SignUp(t.Context(), tt.signedUp, password["NFC"]); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := s.LogIn(t.Context(), tt.logsIn, password["NFD"]); err != nil {
+				t.Errorf("log in: %v", err)
+			}
+			if _, err := s.SignUp(t.Context(), tt.logsIn, password["NFC"]); !errors.Is(err, ErrEmailTaken) {
+				t.Errorf("second sign-up: %v, want ErrEmailTaken", err)
+			}
+		})
+	}
+}
+
+// What another locale, or full folding, would take for the same stays apart, and what
+// SQL's lower() in the migration makes of ASCII is the key.
+func TestEmailKey(t *testing.T) {
+	t.Parallel()
+	for _, pair := range [][2]string{{"I", "\u0131"}, {"i", "\u0130"}, {"\u00df", "ss"}, {"a", "b"}} {
+		if emailKey(pair[0]) == emailKey(pair[1]) {
+			t.Errorf("%q and %q are one", pair[0], pair[1])
+		}
+	}
+	for r := range rune(128) {
+		if got, want := emailKey(string(r)), strings.ToLower(string(r)); got != want {
+			t.Errorf("key of %q is %q, want %q", r, got, want)
+		}
+	}
+}
+
+func TestCheckEmail_Invisible(t *testing.T) {
+	t.Parallel()
+	for _, r := range "\u200b\u200d\u2060\ufeff\u00ad\u034f\u061c\u115f\u3164\uffa0\u180b\u180e\ufe0f\U000e0100\U000e0041" +
+		"\u202e\u2066\u2028\u2029\u00a0\u3000\u2800\ue000\u0378\U000effff\u0085" {
+		wantFault(t, CheckEmail("an"+string(r)+"n@example.com"), "invalid_format")
+	}
+	for _, email := range []string{"\u00e9@example.com", "e\u0301@example.com", "\ud55c\uae00@example.com", "\U0001f600@example.com"} {
+		wantFault(t, CheckEmail(email), "")
+	}
 }
