@@ -67,7 +67,7 @@ type API struct {
 func New(cfg Config) (*API, error) {
 	a := &API{
 		cfg: cfg, cursors: newCursors(cfg.CursorKeys), metrics: newMetrics(cfg.Registry),
-		exports: exports{longest: longestExport, cancels: map[uuid.UUID]context.CancelFunc{}},
+		exports: newExports(),
 	}
 	a.app = fiber.New(fiber.Config{
 		AppName:               "Passbook",

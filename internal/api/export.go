@@ -1,12 +1,14 @@
 package api
 
 import (
-	"bufio"
+	"bytes"
 	"cmp"
 	"context"
 	"encoding/csv"
+	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"net/http"
 	"os"
@@ -27,14 +29,20 @@ import (
 const mimeCSV = "text/csv; charset=utf-8; header=present"
 
 const (
-	// maxExports bounds the exports at once: each has a connection to Postgres to
-	// itself, and the accepts need theirs.
-	maxExports = 2
-	// longestExport ends an export whose client takes too little at a time: while
-	// it lasts Postgres can't clean up behind the balances that change.
+	// maxExports bounds the exports at once: each has a page of lines in memory, of
+	// 70 to 700 KB.
+	maxExports = 64
+	// maxReadings bounds those that read a page at a time, each with a connection to
+	// Postgres: the accepts need theirs.
+	maxReadings = 2
+	// longestExport ends an export that takes too long.
 	longestExport = 30 * time.Minute
-	// exportBuffer is how many bytes of lines are made before they are sent.
-	exportBuffer = 32 << 10
+	// A client takes each page at leastRate, in bytes a second, or faster, and has
+	// exportGrace more; else its export is cut off.
+	leastRate   = 16 << 10
+	exportGrace = 10 * time.Second
+	// pageTimeout bounds the reading of a page, with the wait for its turn.
+	pageTimeout = 10 * time.Second
 )
 
 var (
@@ -57,12 +65,20 @@ func wantsCSV(c *fiber.Ctx) bool {
 
 // exports are those on their way: one a user, and maxExports in all.
 type exports struct {
-	longest time.Duration
+	longest, grace time.Duration
+	readings       chan struct{} // holds one for each page that is being read
 
 	mu      sync.Mutex // guards what follows
 	cancels map[uuid.UUID]context.CancelFunc
 	stopped bool
 	running sync.WaitGroup
+}
+
+func newExports() exports {
+	return exports{
+		longest: longestExport, grace: exportGrace,
+		readings: make(chan struct{}, maxReadings), cancels: map[uuid.UUID]context.CancelFunc{},
+	}
 }
 
 // begin makes room for an export. The context it answers with is over when the
@@ -79,16 +95,29 @@ func (e *exports) begin(ctx context.Context, user uuid.UUID) (exporting context.
 	exporting, cancel := context.WithTimeout(context.WithoutCancel(ctx), e.longest)
 	e.cancels[user] = cancel
 	e.running.Add(1)
-	return exporting, func() {
+	return exporting, sync.OnceFunc(func() {
 		e.mu.Lock()
 		defer e.mu.Unlock()
 		cancel()
 		delete(e.cancels, user)
 		e.running.Done()
-	}, nil
+	}), nil
 }
 
-// stop cuts all exports off, and waits until their connections are free.
+// next reads a page when it is its turn.
+func (e *exports) next(ctx context.Context, export *statement.Export) ([]ledger.Transaction, error) {
+	ctx, cancel := context.WithTimeout(ctx, pageTimeout)
+	defer cancel()
+	select {
+	case e.readings <- struct{}{}:
+		defer func() { <-e.readings }()
+		return export.Next(ctx)
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+}
+
+// stop cuts all exports off, and waits until they have ended.
 func (e *exports) stop() {
 	e.mu.Lock()
 	e.stopped = true
@@ -99,56 +128,37 @@ func (e *exports) stop() {
 	e.running.Wait()
 }
 
-// exportTransactions answers with all of a page as CSV, of one moment, while it
-// is read. A client that goes away ends the reading, and so does one that takes
-// nothing for writeTimeout, or is not done after longestExport. Where something
-// fails on the way the connection is cut, so that nobody takes a part for the
-// whole.
-func (a *API) exportTransactions(c *fiber.Ctx, account ledger.Owned, page statement.Page) error {
+// exportTransactions answers with all of a page as CSV, of one moment, each part
+// read when the client has taken the one before. A client that goes away ends the
+// export, and so does one that is slower than leastRate, or not done after
+// longestExport. Where something fails on the way the connection is cut, so that
+// its client doesn't take a part for the whole.
+func (a *API) exportTransactions(c *fiber.Ctx, page statement.Page) error {
 	if !c.Request().Header.IsHTTP11() {
 		return errNoChunks
 	}
 	if c.Method() == fiber.MethodHead {
-		if _, err := a.cfg.Accounts.Account(c.UserContext(), account.UserID, account.Number); err != nil {
+		if _, err := a.cfg.Accounts.Account(c.UserContext(), page.Account.UserID, page.Account.Number); err != nil {
 			return err
 		}
-		describeExport(c, account)
+		describeExport(c, page.Account)
 		return nil
 	}
 	exporting, end, err := a.exports.begin(c.UserContext(), caller(c))
 	if err != nil {
 		return err
 	}
-	begun := false
-	defer func() {
-		if !begun {
-			end()
-		}
-	}()
-	export, err := a.cfg.Statements.Export(c.UserContext(), page)
-	if err != nil {
+	body := &exportBody{
+		exports: &a.exports, ctx: exporting, end: end, conn: c.Context().Conn(),
+		log: a.cfg.Log.With("request_id", c.Locals(requestIDKey{})),
+	}
+	if err := body.begin(c.UserContext(), a.cfg.Statements, page); err != nil {
+		end()
 		return err
 	}
-	begun = true
-	describeExport(c, account)
-	conn := c.Context().Conn()
-	read, lines := io.Pipe()
-	body := &exportBody{PipeReader: read, conn: conn}
+	body.unwatch = context.AfterFunc(exporting, body.cut)
+	describeExport(c, page.Account)
 	c.Context().SetBodyStream(body, -1)
-	log := a.cfg.Log.With("request_id", c.Locals(requestIDKey{}))
-	go func() {
-		unwatch := context.AfterFunc(exporting, func() {
-			_ = lines.CloseWithError(exporting.Err())
-			body.cut()
-		})
-		err := sendLines(exporting, export, lines)
-		if err != nil {
-			log.Warn("export cut off", "error", err)
-		}
-		unwatch()
-		end()                         // before the client knows: it may have another to ask for
-		_ = lines.CloseWithError(err) // which cuts the connection where it is not nil
-	}()
 	return nil
 }
 
@@ -158,11 +168,33 @@ func describeExport(c *fiber.Ctx, account ledger.Owned) {
 	c.Set(fiber.HeaderContentDisposition, fmt.Sprintf("attachment; filename=%q", account.Number+".csv"))
 }
 
-// exportBody is an export as its client takes it.
+// exportBody is an export as its client takes it: the connection's own goroutine
+// reads it and, at the end or where the client is gone, closes it.
 type exportBody struct {
-	*io.PipeReader
-	conn  net.Conn
-	isCut atomic.Bool
+	exports *exports
+	export  *statement.Export
+	ctx     context.Context //nolint:containedctx // it ends the export, which outlives its handler
+	end     func()
+	unwatch func() bool
+	conn    net.Conn
+	isCut   atomic.Bool
+	log     *slog.Logger
+
+	lines bytes.Buffer // that the client has not taken yet
+	err   error        // io.EOF when all is read
+}
+
+// begin reads the first page: what fails then has an answer of its own.
+func (b *exportBody) begin(ctx context.Context, statements *statement.Statements, page statement.Page) (err error) {
+	if b.export, err = statements.Export(ctx, page); err != nil {
+		return err
+	}
+	b.lines.WriteString(strings.Join(csvHeader, ",") + "\n")
+	if err = b.readPage(ctx); errors.Is(err, io.EOF) {
+		b.err = io.EOF // after the header line
+		return b.allow()
+	}
+	return err
 }
 
 // cut has what waits for the client wait no more.
@@ -171,38 +203,70 @@ func (b *exportBody) cut() {
 	_ = b.conn.SetWriteDeadline(time.Now())
 }
 
-// Read gives the client the time to take what is read.
+// Read gives the client some lines and, with the first of a page, the time to take
+// that page.
 func (b *exportBody) Read(p []byte) (int, error) {
-	n, err := b.PipeReader.Read(p)
-	if n == 0 || err != nil {
-		return n, err
-	}
-	if err := b.conn.SetWriteDeadline(time.Now().Add(writeTimeout)); err != nil {
-		return 0, err
-	}
-	if b.isCut.Load() { // a cut that comes after this sets its deadline after ours
+	if b.isCut.Load() { // the server may have set its own deadline after that of the cut
 		return 0, os.ErrDeadlineExceeded
 	}
-	return n, nil
+	if b.lines.Len() == 0 && b.err == nil {
+		b.err = b.readPage(b.ctx)
+	}
+	if b.lines.Len() > 0 {
+		return b.lines.Read(p)
+	}
+	if errors.Is(b.err, io.EOF) {
+		b.unwatch() // else the end would cut the last bytes off
+		b.end()     // before the client knows: it may have another to ask for
+	}
+	return 0, b.err
 }
 
-// sendLines writes an export to its body, until the body is closed or ctx ends.
-func sendLines(ctx context.Context, export *statement.Export, body io.Writer) (err error) {
+// Close ends the export, and says so where it is not all sent.
+func (b *exportBody) Close() error {
+	b.unwatch()
+	if !errors.Is(b.err, io.EOF) || b.lines.Len() > 0 {
+		b.log.Warn("export cut off", "error", cmp.Or(b.ctx.Err(), b.err, errNotTaken))
+	}
+	b.end()
+	return nil
+}
+
+var errNotTaken = errors.New("the client is gone or too slow")
+
+// readPage reads the next page to lines; io.EOF where there is none.
+func (b *exportBody) readPage(ctx context.Context) (err error) {
 	defer func() {
 		if cause := recover(); cause != nil {
 			err = panicked{cause: cause, stack: debug.Stack()}
 		}
 	}()
-	buffer := bufio.NewWriterSize(body, exportBuffer)
-	lines := csv.NewWriter(buffer) // writes to the buffer itself
-	_ = lines.Write(csvHeader)     // an error stays until Flush
-	line := make([]string, len(csvHeader))
-	err = export.Each(ctx, func(t *ledger.Transaction) error {
-		fillLine(line, t)
-		return lines.Write(line)
-	})
+	transactions, err := b.exports.next(ctx, b.export)
+	if err != nil {
+		return err
+	}
+	if len(transactions) == 0 {
+		return io.EOF
+	}
+	lines, line := csv.NewWriter(&b.lines), make([]string, len(csvHeader))
+	for i := range transactions {
+		fillLine(line, &transactions[i])
+		_ = lines.Write(line) // a bytes.Buffer takes all
+	}
 	lines.Flush()
-	return cmp.Or(err, lines.Error())
+	return b.allow()
+}
+
+// allow gives the client the time to take the lines.
+func (b *exportBody) allow() error {
+	timely := b.exports.grace + time.Duration(b.lines.Len())*time.Second/leastRate
+	if err := b.conn.SetWriteDeadline(time.Now().Add(timely)); err != nil {
+		return err
+	}
+	if b.isCut.Load() { // a cut that comes after this sets its deadline after ours
+		return os.ErrDeadlineExceeded
+	}
+	return nil
 }
 
 func fillLine(line []string, t *ledger.Transaction) {

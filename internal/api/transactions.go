@@ -63,7 +63,7 @@ func (a *API) listTransactions(c *fiber.Ctx, q *query) error {
 	}
 	page.Account = account
 	if isCSV {
-		return a.exportTransactions(c, account, page)
+		return a.exportTransactions(c, page)
 	}
 	if err := a.goOn(q, &page); err != nil {
 		return err

@@ -77,14 +77,7 @@ func (r *replicated) ask(statements *statement.Statements) (got told, err error)
 	for _, entry := range listed {
 		got.listed = append(got.listed, entry.Seq)
 	}
-	export, err := statements.Export(ctx, page)
-	if err != nil {
-		return told{}, err
-	}
-	err = export.Each(ctx, func(entry *ledger.Transaction) error {
-		got.exported = append(got.exported, entry.Seq)
-		return nil
-	})
+	got.exported, err = exportSeqs(ctx, statements, page)
 	last, lastErr := statements.Transaction(ctx, account, r.account().LastSeq)
 	balance, balanceErr := statements.Balance(ctx, account, endOfTime)
 	got.last, got.balance = last.Seq, balance.Seq
