@@ -64,7 +64,7 @@ func serve(ctx context.Context, cfg config.API, log *slog.Logger) error {
 	registry := ops.NewRegistry()
 	registry.MustRegister(ops.PoolCollector(pool))
 	lost := prometheus.NewCounter(prometheus.CounterOpts{
-		Name: "passbook_rings_lost_total", Help: "Tickets that could not be written; the sweep finds their jobs.",
+		Name: "passbook_rings_lost_total", Help: "Notifications without a task: Redis did not take it, or the pending list is full; the sweep finds their jobs.",
 	})
 	registry.MustRegister(lost)
 	rings := queue.NewClient(redisClient, cfg.Partitions, log, lost.Inc)

@@ -313,6 +313,11 @@ var mutations = []mutation{
 		[]string{"-run=^TestServePassesOrphans$ ./internal/queue"},
 	},
 	{
+		"tasks fill Redis while the workers are away", disposable,
+		[]edit{{rings, `line.length >= maxPending`, `false`}},
+		[]string{"-run=^TestPendingListIsBounded$ ./internal/queue"},
+	},
+	{
 		"each sweep begins at the lowest account", disposable,
 		[]edit{{sweep, `w.from, w.stayed = after, 0`, `w.stayed = 0`}},
 		[]string{"-run=^TestSweepGoesOnWhereItStopped$ ./internal/worker"},

@@ -26,6 +26,10 @@ const (
 	// longLine is how many tickets in a partition's line are enough: its worker has one
 	// in hand, and this is the next. More would only make each other wait.
 	longLine = 1
+	// maxPending bounds the tasks of a partition's pending list, some 2 kB each, so
+	// that they don't fill Redis while the workers are away. Jobs beyond have no task;
+	// the workers' sweep finds them.
+	maxPending = 1000
 	// lookEvery is how often the lines are looked at while there is work, and
 	// longestLook while they stand still, with no worker there perhaps.
 	lookEvery   = 10 * time.Millisecond

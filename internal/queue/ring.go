@@ -127,13 +127,18 @@ func (w *writer) add(next ring) {
 }
 
 // due takes the rings whose partition's line is short, or that have waited for long
-// enough, as tickets: for up to maxShared accounts each, the first accounts first.
+// enough, as tickets: for up to maxShared accounts each, the first accounts first. Those
+// of a partition with maxPending tasks it leaves to the sweep.
 func (w *writer) due(now time.Time, wait time.Duration) (tickets []shared) {
 	for partition, line := range w.lines {
 		if len(line.rings) == 0 || line.length >= longLine && now.Sub(line.since) < wait {
 			continue
 		}
 		for some := range slices.Chunk(line.rings, maxShared) {
+			if line.length >= maxPending {
+				w.leave(some)
+				continue
+			}
 			ticket := shared{partition: partition}
 			for _, ring := range some {
 				ticket.jobs = append(ticket.jobs, ring.jobID)
@@ -144,6 +149,13 @@ func (w *writer) due(now time.Time, wait time.Duration) (tickets []shared) {
 		line.rings = nil
 	}
 	return tickets
+}
+
+// leave leaves notifications to the sweep, and counts them.
+func (w *writer) leave(rings []ring) {
+	for range rings {
+		w.lost()
+	}
 }
 
 // look looks how long the lines are. Of a Redis that does not say it, none is long.

@@ -162,6 +162,40 @@ func TestServePassesOrphans(t *testing.T) {
 	})
 }
 
+// While no worker takes tasks a pending list grows to its bound and no further.
+func TestPendingListIsBounded(t *testing.T) {
+	t.Parallel()
+	client := connect(t, testenv.Redis(t))
+	list := line(Partition(1, partitions))
+	names := make([]any, maxPending)
+	for i := range names {
+		names[i] = uuid.NewString()
+	}
+	if err := client.LPush(t.Context(), list, names...).Err(); err != nil {
+		t.Fatal(err)
+	}
+	var left atomic.Int64
+	tickets := NewClient(client, partitions, slog.New(slog.DiscardHandler), func() { left.Add(1) })
+	ctx, cancel := context.WithCancel(t.Context())
+	var group errgroup.Group
+	group.Go(func() error { return tickets.Run(ctx) })
+	position := int64(0)
+	testenv.Eventually(t, "jobs to be left to the sweep", func() bool {
+		position++
+		tickets.Ring(1, position, uuid.New())
+		return left.Load() > 0
+	})
+	cancel()
+	if err := group.Wait(); err != nil {
+		t.Error(err)
+	}
+	// Until it has looked at the list once, and while it writes, it knows of less.
+	const unknown = 20
+	if n := client.LLen(t.Context(), list).Val(); n > maxPending+unknown {
+		t.Errorf("%d tasks in the pending list, want no more than about %d", n, maxPending)
+	}
+}
+
 // A server that forbids CONFIG SET is polled.
 func TestServeWithoutEvents(t *testing.T) {
 	t.Parallel()
