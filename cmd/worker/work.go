@@ -13,6 +13,7 @@ import (
 	"github.com/redis/go-redis/v9"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/passbook/passbook/internal/auth"
 	"github.com/passbook/passbook/internal/config"
 	"github.com/passbook/passbook/internal/job"
 	"github.com/passbook/passbook/internal/ledger"
@@ -70,6 +71,9 @@ func work(ctx context.Context, cfg config.Worker, log *slog.Logger) error {
 		Tickets: queue.NewClient(redisClient, cfg.Partitions, log, func() {}),
 		Metrics: worker.NewMetrics(registry),
 		Log:     log,
+
+		Failed:   ledger.NewApplier(pool),
+		Sessions: auth.NewPruner(pool),
 	}, ctx.Done())
 	queues := queue.NewServer(queue.ServerConfig{
 		Redis: redisClient, Partitions: cfg.Partitions, Handler: jobs.Apply, IsFailure: worker.IsFailure, Log: log,

@@ -17,3 +17,6 @@ func (w *Worker) SweepAtMost(accounts int) { w.most = accounts }
 
 // From is the account id after which the next sweep begins.
 func (w *Worker) From() int64 { return w.from }
+
+// Housekeep is one step of the housekeeping.
+func (w *Worker) Housekeep(ctx context.Context) { w.housekeep(ctx) }

@@ -18,6 +18,7 @@ type Metrics struct {
 	swept        prometheus.Counter
 	direct       prometheus.Counter
 	postgresDown prometheus.Counter
+	failed       prometheus.Gauge
 }
 
 // NewMetrics registers a worker's metrics.
@@ -46,7 +47,10 @@ func NewMetrics(registry prometheus.Registerer) *Metrics {
 			Name: "passbook_apply_postponed_total", Help: "Times a ticket waited in hand because Postgres was down.",
 		}),
 	}
-	registry.MustRegister(m.jobs, m.seconds, m.oldest, m.accounts, m.swept, m.direct, m.postgresDown)
+	m.failed = prometheus.NewGauge(prometheus.GaugeOpts{
+		Name: "passbook_failed_jobs", Help: "Failed jobs in Postgres that wait for an operator, counted up to 1000; every worker shows the same.",
+	})
+	registry.MustRegister(m.jobs, m.seconds, m.oldest, m.accounts, m.swept, m.direct, m.postgresDown, m.failed)
 	for _, entry := range []ledger.EntryType{ledger.Deposit, ledger.Withdrawal} {
 		for _, outcome := range []ledger.Outcome{ledger.Succeeded, ledger.Rejected, ledger.Failed} {
 			m.jobs.WithLabelValues(string(entry), string(outcome)) // counts from 0, so that a rate sees the first

@@ -5,6 +5,7 @@ package worker
 import (
 	"context"
 	"log/slog"
+	"sync"
 	"time"
 
 	"github.com/google/uuid"
@@ -44,6 +45,9 @@ type Config struct {
 	Tickets Tickets
 	Metrics *Metrics
 	Log     *slog.Logger
+
+	Failed   FailedCounter // nil: failed jobs are not counted
+	Sessions Pruner        // nil: sessions are not pruned
 }
 
 // Worker applies what tickets name and sweeps for what none names.
@@ -61,8 +65,11 @@ func New(cfg Config, stopping <-chan struct{}) *Worker {
 	return &Worker{cfg: cfg, stopping: stopping, suspects: map[int64]suspect{}, most: maxSwept}
 }
 
-// Run sweeps until ctx ends.
+// Run sweeps and keeps house until ctx ends.
 func (w *Worker) Run(ctx context.Context) error {
+	var housekeeping sync.WaitGroup
+	housekeeping.Go(func() { w.keepHouse(ctx) })
+	defer housekeeping.Wait()
 	for {
 		started := time.Now()
 		w.sweep(ctx)
