@@ -179,7 +179,7 @@ func (a *API) routes() ([]route, error) {
 
 		{
 			method: get, path: "/v1/accounts/:number/transactions", handle: a.listTransactions,
-			query: []string{"type", "from", "to", "order", "limit", "cursor"},
+			query: []string{"type", "from", "to", "order", "limit", "cursor", "bom"},
 		},
 		{method: get, path: "/v1/accounts/:number/transactions/:seq", handle: a.readTransaction},
 

@@ -56,6 +56,10 @@ var (
 	}
 )
 
+// byteOrderMark tells Excel that a file is in UTF-8; without it, it takes the system's own
+// encoding, and shows no Hangul.
+const byteOrderMark = "\ufeff"
+
 var csvHeader = []string{"seq", "type", "amount", "balance_after", "description", "job_id", "created_at"}
 
 // wantsCSV tells whether the client would rather have CSV than JSON.
@@ -132,8 +136,8 @@ func (e *exports) stop() {
 // read when the client has taken the one before. A client that goes away ends the
 // export, and so does one that is slower than leastRate, or not done after
 // longestExport. Where something fails on the way the connection is cut, so that
-// its client doesn't take a part for the whole.
-func (a *API) exportTransactions(c *fiber.Ctx, page statement.Page) error {
+// its client doesn't take a part for the whole. With bom it begins with a byte order mark.
+func (a *API) exportTransactions(c *fiber.Ctx, page statement.Page, bom bool) error {
 	if !c.Request().Header.IsHTTP11() {
 		return errNoChunks
 	}
@@ -151,6 +155,9 @@ func (a *API) exportTransactions(c *fiber.Ctx, page statement.Page) error {
 	body := &exportBody{
 		exports: &a.exports, ctx: exporting, end: end, conn: c.Context().Conn(),
 		log: a.cfg.Log.With("request_id", c.Locals(requestIDKey{})),
+	}
+	if bom {
+		body.lines.WriteString(byteOrderMark)
 	}
 	if err := body.begin(c.UserContext(), a.cfg.Statements, page); err != nil {
 		end()
@@ -284,15 +291,24 @@ func fillLine(line []string, t *ledger.Transaction) {
 	line[6] = timestamp(t.CreatedAt).String()
 }
 
-// harmless puts an apostrophe before a cell that a spreadsheet would run as a
-// formula (OWASP, CSV Injection).
+// harmless puts an apostrophe before each part of a cell that a spreadsheet would run as
+// a formula (OWASP, CSV Injection), whichever separator it was told to use: one that
+// splits at semicolons, and takes a quote for the end of a cell, finds the formula of
+// x;=1+1 in a cell of its own.
 func harmless(cell string) string {
-	if strings.IndexFunc(cell, startsFormula) == 0 {
-		return "'" + cell
+	var safe strings.Builder
+	atStart := true // of a part, also behind a quote
+	for _, r := range cell {
+		if atStart && strings.ContainsRune(formulaStarts, r) {
+			safe.WriteByte('\'')
+		}
+		safe.WriteRune(r)
+		atStart = strings.ContainsRune(separators, r) || atStart && r == '"'
 	}
-	return cell
+	return safe.String()
 }
 
-func startsFormula(r rune) bool {
-	return strings.ContainsRune("=+-@\t\r\n＝＋－＠", r)
-}
+const (
+	formulaStarts = "=+-@\t\r\n＝＋－＠"
+	separators    = ",;\t|\r\n"
+)

@@ -125,6 +125,8 @@ func TestExport_Descriptions(t *testing.T) {
 	c := s.user(t)
 	account := c.open(0)
 	descriptions := map[string]string{
+		`x;=1+1;y`: `x;'=1+1;y`, `'=1+1;=1+2`: `'=1+1;'=1+2`, `";=1+1`: `";'=1+1`, `x;@SUM(1)`: `x;'@SUM(1)`, `a, -1`: `a, -1`, `a,-1`: `a,'-1`,
+		`x;"=1`: `x;"'=1`, `a - b; c+d`: `a - b; c+d`,
 		`=1+1`: `'=1+1`, `+1`: `'+1`, `-1`: `'-1`, `@SUM(A1)`: `'@SUM(A1)`, `＝1`: `'＝1`,
 		`'=1`: `'=1`, `tea = "books", twice`: `tea = "books", twice`, `☕`: `☕`, ` =1`: ` =1`, `a-b`: `a-b`,
 	}
@@ -138,6 +140,10 @@ func TestExport_Descriptions(t *testing.T) {
 	exported := readCSV(c.get(jobsOf(account, "transactions"), "Accept", "text/csv"))
 	if len(asked) != len(descriptions) || len(exported) != len(asked) {
 		t.Fatalf("%d transactions, %d exported, want %d", len(asked), len(exported), len(descriptions))
+	}
+	marked := c.get(jobsOf(account, "transactions")+"?bom=true", "Accept", "text/csv").want(http.StatusOK)
+	if !strings.HasPrefix(string(marked.body), "\xef\xbb\xbfseq,") {
+		t.Errorf("with bom=true the export begins with %.20q", marked.body)
 	}
 	for i := range asked {
 		if want := descriptions[*asked[i].Description]; *exported[i].Description != want {

@@ -111,6 +111,9 @@ func (q *query) ascending() bool {
 var timePattern = regexp.MustCompile(
 	`^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]{1,9})?(Z|[+-]([01][0-9]|2[0-3]):[0-5][0-9])$`)
 
+// maxYear is the last that RFC 3339 has: an answer in UTC must not pass it.
+const maxYear = 9999
+
 // time reads a time; zero where absent.
 func (q *query) time(name string) time.Time {
 	text, given := q.values[name]
@@ -121,7 +124,7 @@ func (q *query) time(name string) time.Time {
 	// more than RFC 3339 knows, and a zero time would be no bound.
 	text = strings.Replace(text, " ", "+", 1)
 	t, err := time.Parse(time.RFC3339Nano, text)
-	if err != nil || !timePattern.MatchString(text) || !t.Truncate(time.Microsecond).After(time.Time{}) {
+	if err != nil || !timePattern.MatchString(text) || !t.Truncate(time.Microsecond).After(time.Time{}) || t.UTC().Year() > maxYear {
 		q.fault(name, "invalid_format", "is an RFC 3339 time such as 2026-01-31T09:30:00Z")
 		return time.Time{}
 	}

@@ -47,9 +47,11 @@ func (a *API) listTransactions(c *fiber.Ctx, q *query) error {
 		Ascending: q.ascending(),
 	}
 	limit := q.limit()
-	isCSV := wantsCSV(c)
+	isCSV, bom := wantsCSV(c), q.oneOf("bom", "true", "false") == "true"
 	if isCSV {
 		q.without("text/csv has every match in it", "limit", "cursor")
+	} else {
+		q.without("is for text/csv", "bom")
 	}
 	if err := q.err(); err != nil {
 		return err
@@ -63,7 +65,7 @@ func (a *API) listTransactions(c *fiber.Ctx, q *query) error {
 	}
 	page.Account = account
 	if isCSV {
-		return a.exportTransactions(c, page)
+		return a.exportTransactions(c, page, bom)
 	}
 	if err := a.goOn(q, &page); err != nil {
 		return err
