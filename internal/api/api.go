@@ -84,7 +84,7 @@ func New(cfg Config) (*API, error) {
 		DisablePreParseMultipartForm: true, // it is refused, not stored
 	})
 	a.app.Server().CloseOnShutdown = true // says so to the clients that are answered last
-	a.app.Server().Handler = known(a.app.Handler())
+	a.app.Server().Handler = a.framed(known(a.app.Handler()))
 	a.app.Use(a.observe)
 	routes, err := a.routes()
 	if err != nil {
@@ -97,6 +97,19 @@ func New(cfg Config) (*API, error) {
 		}
 	}
 	return a, nil
+}
+
+// framed answers 400 and closes the connection where the request's end or its
+// key could be read in two ways: what follows may be part of it.
+func (a *API) framed(next fasthttp.RequestHandler) fasthttp.RequestHandler {
+	return func(c *fasthttp.RequestCtx) {
+		if isFramed(c) {
+			next(c)
+			return
+		}
+		a.app.Server().ErrorHandler(c, fiber.ErrBadRequest)
+		c.SetConnectionClose()
+	}
 }
 
 // known gives a method that Fiber doesn't know to the routes as one that none

@@ -1,0 +1,57 @@
+package api
+
+import (
+	"bytes"
+
+	"github.com/gofiber/fiber/v2"
+	"github.com/valyala/fasthttp"
+)
+
+// once are the headers of which a second one, or one in the trailer, could mean
+// something else to a proxy than it means here.
+var once = []string{
+	fiber.HeaderHost, fiber.HeaderContentLength, fiber.HeaderTransferEncoding,
+	fiber.HeaderAuthorization, fiber.HeaderContentType, headerKey,
+}
+
+// isFramed reports whether every reader sees the same request in these bytes:
+// no bare CR or LF, no folded line, and each header of once at most once, in
+// the head. fasthttp checks the rest.
+func isFramed(c *fasthttp.RequestCtx) bool {
+	header := &c.Request.Header
+	version := string(header.Protocol())
+	if version != "HTTP/1.1" && (version != "HTTP/1.0" || len(header.Peek(fiber.HeaderTransferEncoding)) > 0) {
+		return false
+	}
+	counts := map[string]int{}
+	for line := range bytes.SplitSeq(header.RawHeaders(), []byte("\r\n")) {
+		if len(line) == 0 {
+			continue
+		}
+		name, value, _ := bytes.Cut(line, []byte(":"))
+		if bytes.ContainsAny(line, "\r\n\x00") || bytes.ContainsAny(name, " \t") {
+			return false
+		}
+		for _, single := range once {
+			if !bytes.EqualFold(name, []byte(single)) {
+				continue
+			}
+			counts[single]++
+			if single == fiber.HeaderHost && bytes.ContainsAny(bytes.TrimSpace(value), " \t,/@") {
+				return false
+			}
+			if single == fiber.HeaderTransferEncoding && !bytes.EqualFold(bytes.TrimSpace(value), []byte("chunked")) {
+				return false
+			}
+		}
+	}
+	for _, name := range once {
+		if counts[name] > 1 || counts[name] == 0 && len(header.Peek(name)) > 0 && name != fiber.HeaderContentLength {
+			return false
+		}
+	}
+	if counts[fiber.HeaderContentLength] > 0 && counts[fiber.HeaderTransferEncoding] > 0 {
+		return false
+	}
+	return counts[fiber.HeaderHost] == 1 || version == "HTTP/1.0"
+}
