@@ -38,8 +38,8 @@ const (
 )
 
 var (
-	firstKey  = auth.Key{ID: "one", Secret: bytes.Repeat([]byte{1}, 32)}
-	secondKey = auth.Key{ID: "two", Secret: bytes.Repeat([]byte{2}, 32)}
+	firstKey  = auth.Key{ID: "one", Secret: bytes.Repeat([]byte{1, 2}, 16)}
+	secondKey = auth.Key{ID: "two", Secret: bytes.Repeat([]byte{2, 3}, 16)}
 )
 
 // server is an API that serves until its test ends.

@@ -230,6 +230,7 @@ func TestNew(t *testing.T) {
 		"NoKey":       {nil, "no key"},
 		"NoID":        {[]Key{{Secret: testSecret(1)}}, "key 1 has no id"},
 		"ShortSecret": {[]Key{good, {"b", testSecret(2)[1:]}}, `key "b" has 31 bytes`},
+		"Zeros":       {[]Key{good, {"b", make([]byte, 32)}}, `key "b" is one byte repeated`},
 		"SameIDTwice": {[]Key{good, {"a", testSecret(2)}}, `key id "a" is there twice`},
 		"EveryFault":  {[]Key{{}, good, good}, "is there twice"},
 	}
@@ -245,7 +246,7 @@ func TestNew(t *testing.T) {
 
 const testPassword = "correct horse battery"
 
-func testSecret(b byte) []byte { return bytes.Repeat([]byte{b}, 32) }
+func testSecret(b byte) []byte { return bytes.Repeat([]byte{b, b + 1}, 16) }
 
 func newService(t *testing.T, pool *pgxpool.Pool, clock *clock) *Service {
 	t.Helper()

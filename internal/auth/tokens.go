@@ -1,6 +1,7 @@
 package auth
 
 import (
+	"bytes"
 	"crypto/sha256"
 	"errors"
 	"fmt"
@@ -95,10 +96,17 @@ func checkKeys(keys []Key) error {
 		}
 		if len(key.Secret) < minSecretLen {
 			faults = append(faults, fmt.Errorf("key %q has %d bytes, fewer than %d", key.ID, len(key.Secret), minSecretLen))
+		} else if isRepeated(key.Secret) {
+			faults = append(faults, fmt.Errorf("key %q is one byte repeated, not random", key.ID))
 		}
 		seen[key.ID] = true
 	}
 	return errors.Join(faults...)
+}
+
+// isRepeated tells whether the secret is a placeholder: zeros, or another byte throughout.
+func isRepeated(secret []byte) bool {
+	return len(secret) > 0 && bytes.Count(secret, secret[:1]) == len(secret)
 }
 
 // sign makes the access token of a session, good from now on, which is

@@ -189,6 +189,7 @@ func TestValues(t *testing.T) {
 		{"JWT_KEYS", "k:" + base64.URLEncoding.EncodeToString(key), true},
 		{"JWT_KEYS", "a:" + encoded + ",b:" + encoded, true},
 		{"JWT_KEYS", "a:" + short, false},
+		{"JWT_KEYS", "a:" + base64.StdEncoding.EncodeToString(make([]byte, 32)), false},
 		{"JWT_KEYS", "a:" + encoded + ",a:" + encoded, false},
 		{"JWT_KEYS", "a:" + encoded + ",", false},
 		{"JWT_KEYS", ":" + encoded, false},

@@ -1,6 +1,7 @@
 package config
 
 import (
+	"bytes"
 	"encoding/base64"
 	"errors"
 	"fmt"
@@ -150,6 +151,9 @@ func parseKey(text string) (Key, error) {
 	}
 	if len(secret) < minSecret {
 		return Key{}, fmt.Errorf("has %d bytes, not %d", len(secret), minSecret)
+	}
+	if bytes.Count(secret, secret[:1]) == len(secret) { // a placeholder
+		return Key{}, errors.New("is one byte repeated")
 	}
 	return Key{ID: kid, Secret: secret}, nil
 }
