@@ -16,7 +16,6 @@ import (
 
 	"github.com/passbook/passbook/internal/config"
 	"github.com/passbook/passbook/internal/ops"
-	"github.com/passbook/passbook/migrations"
 )
 
 func main() {
@@ -42,7 +41,7 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdout 
 		if err != nil {
 			return err
 		}
-		return migrations.Up(ctx, cfg.DatabaseURL)
+		return migrate(ctx, cfg.DatabaseURL, stdout)
 	}
 	return fmt.Errorf("unknown arguments %q; usage: api [migrate]", args)
 }

@@ -47,6 +47,9 @@ func serve(ctx context.Context, cfg config.API, log *slog.Logger) error {
 		return err
 	}
 	defer pool.Close()
+	if err := ledger.CheckSequences(ctx, pool); err != nil {
+		return err
+	}
 	replica, err := openReplica(ctx, cfg.ReadDatabaseURL)
 	if err != nil {
 		return err

@@ -47,6 +47,9 @@ func work(ctx context.Context, cfg config.Worker, log *slog.Logger) error {
 		return err
 	}
 	defer pool.Close()
+	if err := ledger.CheckSequences(ctx, pool); err != nil {
+		return err
+	}
 	queue.LogTo(log)
 	redisClient, err := queue.Connect(cfg.RedisURL)
 	if err != nil {

@@ -31,7 +31,7 @@ func NewBacklog(pool *pgxpool.Pool) *Backlog {
 // Heads reads the heads of up to limit accounts with queued jobs, in the order
 // of the accounts' ids, after the one with the id after.
 func (b *Backlog) Heads(ctx context.Context, after int64, limit int) ([]Head, error) {
-	// One probe of jobs_queued an account, however long the account's queue.
+	// One probe of jobs_queue an account, however long the account's queue.
 	const sql = `
 		WITH RECURSIVE heads AS (
 			(SELECT account_id, id, created_at FROM jobs

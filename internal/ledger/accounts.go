@@ -94,14 +94,17 @@ func open(ctx context.Context, tx pgx.Tx, opening Opening, number string) (Accou
 const accountColumns = `accounts.id, number, currency, balance, last_seq, accounts.created_at`
 
 // insertAccount answers pgx.ErrNoRows where the number or the key is taken, by
-// an account or, for the key, by a job.
+// an account or, for the key, by a job. The caller has the key's lock, so the
+// statement sees all that the key has made; any other conflict, as one of an id that
+// the sequence gives again, is our fault and not the number's.
 func insertAccount(ctx context.Context, tx pgx.Tx, opening Opening, number string) (Account, error) {
 	const sql = `
 		INSERT INTO accounts (user_id, number, currency, open_key, open_request, last_at, created_at)
 		SELECT $1, $2, $3, nullif($4, ''), $5, now(), now()
 		WHERE NOT EXISTS (SELECT FROM jobs WHERE user_id = $1 AND idempotency_key = $4)
 			AND NOT EXISTS (SELECT FROM archived_jobs WHERE user_id = $1 AND idempotency_key = $4)
-		ON CONFLICT DO NOTHING
+			AND NOT EXISTS (SELECT FROM accounts WHERE user_id = $1 AND open_key = $4)
+		ON CONFLICT (number) DO NOTHING
 		RETURNING ` + accountColumns
 	var request []byte
 	if opening.Key != "" {

@@ -499,7 +499,7 @@ const retrySQL = `
 	SELECT job, kind, outcome, accepted, finished FROM apply_job($1, $2, 0) WHERE job IS NOT NULL`
 
 // countSQL counts an attempt of the account's oldest queued job, if that is the ticket's or
-// an older one: one step into jobs_queued.
+// an older one: one step into jobs_queue.
 //
 // $1 the ticket's job. One row, the counted job and its attempts so far; none where no job
 // up to the ticket's is queued.

@@ -108,7 +108,7 @@ func checkPlan(t *testing.T, plan string, wantSteps int) {
 	steps := 0
 	lines := strings.Split(plan, "\n")
 	for i, line := range lines {
-		if !strings.Contains(line, "using jobs_queued") {
+		if !strings.Contains(line, "using jobs_queue") {
 			continue
 		}
 		steps++

@@ -42,6 +42,9 @@ func Verify(ctx context.Context, pool *pgxpool.Pool, report func(mismatch string
 		if err := verifyHistory(ctx, tx, &v, seen, mismatch); err != nil {
 			return err
 		}
+		if err := verifySequences(ctx, tx, mismatch); err != nil {
+			return err
+		}
 		return verifyJobs(ctx, tx, &v, mismatch)
 	})
 	if err != nil {
@@ -167,6 +170,10 @@ const jobsSQL = `
 		SELECT 'job ' || id, 'is archived, and still there' FROM jobs JOIN archived_jobs USING (id)
 		UNION ALL
 		SELECT 'job ' || jobs.id, 'has the key of an archived one' FROM jobs JOIN archived_jobs USING (user_id, idempotency_key)
+		UNION ALL
+		SELECT 'position ' || position || ' of the account with id ' || account_id, 'is that of ' || count(*) || ' jobs'
+		FROM (SELECT account_id, position FROM jobs UNION ALL SELECT account_id, position FROM archived_jobs) placed
+		GROUP BY account_id, position HAVING count(*) > 1
 	) pairs
 	WHERE fault IS NOT NULL`
 

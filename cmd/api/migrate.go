@@ -1,0 +1,28 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+
+	"github.com/passbook/passbook/internal/ledger"
+	"github.com/passbook/passbook/internal/postgres"
+	"github.com/passbook/passbook/migrations"
+)
+
+// migrate applies the migrations, and advances sequences that a restore left behind.
+func migrate(ctx context.Context, databaseURL string, stdout io.Writer) error {
+	if err := migrations.Up(ctx, databaseURL); err != nil {
+		return err
+	}
+	pool, err := postgres.Open(ctx, postgres.Config{URL: databaseURL, Application: "passbook-operator"})
+	if err != nil {
+		return err
+	}
+	defer pool.Close()
+	moved, err := ledger.AdvanceSequences(ctx, pool)
+	for _, sentence := range moved {
+		fmt.Fprintln(stdout, sentence)
+	}
+	return err
+}

@@ -1,0 +1,146 @@
+package ledger
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/passbook/passbook/internal/postgres"
+)
+
+// ErrSequenceBehind is returned for a database whose sequences would give a number
+// again, as logical replication or a partial restore leaves it: a later job would
+// overtake older queued ones, and an account would have another's id.
+var ErrSequenceBehind = errors.New("sequence behind its table")
+
+// Bounds of the check at start; verify and migrate read all rows.
+const (
+	// newestJobs is how many of the newest jobs by id are read: ids follow the clock
+	// of the API, positions the sequence, and they differ by what is under way at once.
+	newestJobs = 10_000
+	// checkedQueued is how many queued jobs are read.
+	checkedQueued = 1_000_000
+)
+
+// A sequence is read after the snapshot of its statement is taken, so its next number
+// is higher than every number in the snapshot, unless it is behind.
+//
+// One row a sequence: its name, its next number, the highest number in use.
+const (
+	accountIDsSQL = `
+		SELECT 'accounts_id_seq', last_value + is_called::int, greatest(
+			(SELECT max(id) FROM accounts),
+			(SELECT max(account_id) FROM transactions),
+			(SELECT max(account_id) FROM jobs WHERE status = 'queued'),
+			(SELECT max(account_id) FROM jobs WHERE status <> 'queued'),
+			(SELECT max(account_id) FROM archived_jobs), 0)
+		FROM accounts_id_seq`
+
+	// $1 newestJobs, $2 checkedQueued.
+	startSQL = accountIDsSQL + `
+		UNION ALL
+		SELECT 'job_positions', last_value + is_called::int, greatest(
+			(SELECT max(position) FROM (SELECT position FROM jobs ORDER BY id DESC LIMIT $1) newest),
+			(SELECT max(position) FROM (SELECT position FROM archived_jobs ORDER BY id DESC LIMIT $1) newest),
+			(SELECT max(position) FROM (SELECT position FROM jobs WHERE status = 'queued' LIMIT $2) queued), 0)
+		FROM job_positions`
+
+	sequencesSQL = accountIDsSQL + `
+		UNION ALL
+		SELECT 'job_positions', last_value + is_called::int, greatest(
+			(SELECT max(position) FROM jobs), (SELECT max(position) FROM archived_jobs), 0)
+		FROM job_positions`
+)
+
+type sequence struct {
+	Name string
+	Next int64
+	Used int64 // the highest
+}
+
+func (s sequence) behind() bool { return s.Next <= s.Used }
+
+func (s sequence) String() string {
+	return fmt.Sprintf("sequence %s gives %d next, and %d is in use", s.Name, s.Next, s.Used)
+}
+
+// CheckSequences answers ErrSequenceBehind, with what to do, for a database whose
+// sequences would give a number again, for a process that starts.
+func CheckSequences(ctx context.Context, pool *pgxpool.Pool) error {
+	ctx, cancel := context.WithTimeout(ctx, postgres.RoundTripTimeout)
+	defer cancel()
+	behind, err := sequencesBehind(ctx, pool, startSQL, newestJobs, checkedQueued)
+	if err != nil {
+		return fmt.Errorf("check sequences: %w", err)
+	}
+	if len(behind) == 0 {
+		return nil
+	}
+	var faults []string
+	for _, s := range behind {
+		faults = append(faults, s.String())
+	}
+	return fmt.Errorf("%w: %s: run `api migrate`", ErrSequenceBehind, strings.Join(faults, "; "))
+}
+
+// AdvanceSequences moves each sequence that is behind beyond the highest number in
+// use, and returns a sentence for each that it moved. Inserts wait meanwhile: a
+// number that one of them has drawn must be in sight before the sequence moves.
+//
+// A kill leaves each sequence as it was or moved.
+func AdvanceSequences(ctx context.Context, pool *pgxpool.Pool) (moved []string, err error) {
+	err = postgres.InTx(ctx, pool, func(tx pgx.Tx) error {
+		moved = nil
+		if _, err := tx.Exec(ctx, `SET LOCAL statement_timeout = 0; SET LOCAL lock_timeout = '10s'`); err != nil {
+			return err
+		}
+		behind, err := sequencesBehind(ctx, tx, sequencesSQL)
+		if err != nil || len(behind) == 0 {
+			return err
+		}
+		if _, err := tx.Exec(ctx, `LOCK TABLE accounts, jobs IN SHARE ROW EXCLUSIVE MODE`); err != nil {
+			return err
+		}
+		if behind, err = sequencesBehind(ctx, tx, sequencesSQL); err != nil {
+			return err
+		}
+		for _, s := range behind {
+			if _, err := tx.Exec(ctx, `SELECT setval($1::text::regclass, $2)`, s.Name, s.Used); err != nil {
+				return fmt.Errorf("advance %s: %w", s.Name, err)
+			}
+			moved = append(moved, fmt.Sprintf("%s: advanced to %d", s, s.Used+1))
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("advance sequences: %w", err)
+	}
+	return moved, nil
+}
+
+func sequencesBehind(ctx context.Context, q querier, sql string, args ...any) (behind []sequence, err error) {
+	rows, _ := q.Query(ctx, sql, args...) // CollectRows returns its error
+	all, err := pgx.CollectRows(rows, pgx.RowToStructByPos[sequence])
+	if err != nil {
+		return nil, err
+	}
+	for _, s := range all {
+		if s.behind() {
+			behind = append(behind, s)
+		}
+	}
+	return behind, nil
+}
+
+// verifySequences reports the sequences that would give a number again.
+func verifySequences(ctx context.Context, tx pgx.Tx, mismatch func(string, ...any)) error {
+	behind, err := sequencesBehind(ctx, tx, sequencesSQL)
+	for _, s := range behind {
+		mismatch("%s", s)
+	}
+	return err
+}
