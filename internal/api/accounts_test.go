@@ -66,7 +66,7 @@ func TestOpenAccount(t *testing.T) {
 			[]string{"/currency invalid_value", "/initial_deposit out_of_range", "/number invalid_format", "/owner unknown_field"},
 		},
 		"Types": {
-			`{"number":1234,"currency":null,"initial_deposit":"1"}`,
+			`{"number":1234,"currency":false,"initial_deposit":"1"}`,
 			[]string{"/currency invalid_type", "/initial_deposit invalid_type", "/number invalid_type"},
 		},
 		"NumberTooShort":    {`{"number":"abc"}`, []string{"/number invalid_format"}},

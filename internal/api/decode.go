@@ -32,7 +32,7 @@ func readBody(c *fiber.Ctx) (*body, error) {
 	if err != nil || mediaType != fiber.MIMEApplicationJSON {
 		return nil, newProblem(http.StatusUnsupportedMediaType, "unsupported_media_type", "Send Content-Type: application/json.")
 	}
-	if coding := c.Get(fiber.HeaderContentEncoding); coding != "" && coding != "identity" {
+	if coding := c.Get(fiber.HeaderContentEncoding); coding != "" && !strings.EqualFold(coding, "identity") {
 		return nil, newProblem(http.StatusUnsupportedMediaType, "unsupported_media_type", "Send the body without a Content-Encoding.")
 	}
 	// Not Body, which decodes codings past the bound. Fiber's buffer is reused.
@@ -80,10 +80,21 @@ func (b *body) split(object jsontext.Value) error {
 		if err != nil {
 			return err
 		}
+		if len(b.fields) == maxFields {
+			b.faultAt("", "too_many_fields", "has at most "+strconv.Itoa(maxFields)+" fields")
+			return nil
+		}
 		b.fields[key] = value.Clone()
 	}
 	return nil
 }
+
+const (
+	// maxFields is how many fields of a body are read, far more than any route knows.
+	maxFields = 64
+	// maxFaults is how many faults an answer names: thousands of them cost the others.
+	maxFaults = 20
+)
 
 // pointers escapes a name for a JSON pointer (RFC 6901, section 3).
 var pointers = strings.NewReplacer("~", "~0", "/", "~1")
@@ -97,7 +108,7 @@ func (b *body) faultAt(pointer, code, detail string) {
 }
 
 // err names the fields that nobody has read, and is the problem that names
-// every fault, or nil.
+// every fault, maxFaults of them at most, or nil.
 func (b *body) err() error {
 	var unknown []string
 	for name := range b.fields {
@@ -110,13 +121,19 @@ func (b *body) err() error {
 	if len(b.faults) == 0 {
 		return nil
 	}
-	return invalid(http.StatusUnprocessableEntity, "invalid_request", "The body has faults; errors names each.", b.faults)
+	return invalid(http.StatusUnprocessableEntity, "invalid_request", "The body has faults; errors names each.", firstFaults(b.faults))
 }
 
-// take removes a field and answers with its value; nil where it is absent.
+func firstFaults(faults []fault) []fault { return faults[:min(len(faults), maxFaults)] }
+
+// take removes a field and answers with its value; nil where it is absent or null, which
+// are the same.
 func (b *body) take(name string) jsontext.Value {
 	value := b.fields[name]
 	delete(b.fields, name)
+	if value.Kind() == 'n' {
+		return nil
+	}
 	return value
 }
 
@@ -132,7 +149,7 @@ func (b *body) text(name string) string {
 	return *text
 }
 
-// optionalText reads a string; nil where it is absent. null is not a string.
+// optionalText reads a string; nil where it is absent.
 func (b *body) optionalText(name string) *string {
 	value := b.take(name)
 	if value == nil {
@@ -195,8 +212,17 @@ func (b *body) description() *string {
 	if utf8.RuneCountInString(*text) > maxDescription {
 		b.fault("description", "too_long", "has at most "+strconv.Itoa(maxDescription)+" characters")
 	}
-	if strings.ContainsFunc(*text, unicode.IsControl) {
-		b.fault("description", "invalid_value", "has no control characters")
+	if strings.ContainsFunc(*text, isControl) {
+		b.fault("description", "invalid_value", "has no control characters, line separators or changes of direction")
 	}
 	return text
+}
+
+// isControl tells the characters that change how the text around them is shown, or where
+// its line ends: controls, line and paragraph separators, and bidirectional embeddings,
+// overrides and isolates (Unicode Standard Annex 9, section 2), which can make an amount
+// in a description read backwards.
+func isControl(r rune) bool {
+	return unicode.IsControl(r) || unicode.In(r, unicode.Zl, unicode.Zp) ||
+		r >= '\u202a' && r <= '\u202e' || r >= '\u2066' && r <= '\u2069'
 }

@@ -72,7 +72,7 @@ func TestInvalidEntry(t *testing.T) {
 		"Amount/Fraction":     {amount(`1.0`), []string{"/amount invalid_type"}},
 		"Amount/Exponent":     {amount(`1e2`), []string{"/amount invalid_type"}},
 		"Amount/ExponentE":    {amount(`1E2`), []string{"/amount invalid_type"}},
-		"Amount/Null":         {amount(`null`), []string{"/amount invalid_type"}},
+		"Amount/Null":         {amount(`null`), []string{"/amount required"}},
 		"Amount/True":         {amount(`true`), []string{"/amount invalid_type"}},
 		"Amount/Array":        {amount(`[1]`), []string{"/amount invalid_type"}},
 		"Amount/Object":       {amount(`{"amount":1}`), []string{"/amount invalid_type"}},
@@ -91,7 +91,12 @@ func TestInvalidEntry(t *testing.T) {
 		"Text/Delete":         {described(`"\u007f"`), []string{"/description invalid_value"}},
 		"Text/C1":             {described(`"\u0085"`), []string{"/description invalid_value"}},
 		"Text/TooLongAndNUL":  {described(`"` + strings.Repeat(`\u0000`, 141) + `"`), []string{"/description invalid_value", "/description too_long"}},
-		"Text/Null":           {described(`null`), []string{"/description invalid_type"}},
+		"Text/Null":           {described(`null`), nil},
+		"Text/Override":       {described(`"a\u202eb"`), []string{"/description invalid_value"}},
+		"Text/Isolate":        {described(`"\u2066a"`), []string{"/description invalid_value"}},
+		"Text/LineSeparator":  {described(`"a\u2028"`), []string{"/description invalid_value"}},
+		"Text/Joiner":         {described(`"\u0915\u094d\u200d"`), nil}, // as Hindi writes it
+		"Unknown/Many":        {manyFields(20_000 / len(`"f00000":1,`)), manyFaults()},
 		"Text/Number":         {described(`1`), []string{"/description invalid_type"}},
 		"Body/Array":          {`[]`, []string{" invalid_type", "/amount required"}},
 		"Body/String":         {`"amount"`, []string{" invalid_type", "/amount required"}},
@@ -147,6 +152,16 @@ func TestUnsupportedContentCoding(t *testing.T) {
 			c.in(t).post(target, `{"amount":1}`, "Idempotency-Key", "k", "Content-Encoding", coding).
 				problem(http.StatusUnsupportedMediaType, "unsupported_media_type")
 		})
+	}
+}
+
+// A coding that is none is written in any case.
+func TestIdentityCoding(t *testing.T) {
+	t.Parallel()
+	c := start(t).user(t)
+	target := jobsOf(c.open(0), "deposits")
+	for _, coding := range []string{"identity", "Identity", "IDENTITY"} {
+		c.post(target, `{"amount":1}`, "Idempotency-Key", coding, "Content-Encoding", coding).want(http.StatusAccepted)
 	}
 }
 
@@ -255,6 +270,25 @@ func namesOnce(decoder *json.Decoder) bool {
 		once = namesOnce(decoder) && once
 	}
 	return once
+}
+
+// manyFields is a body that knows no field but amount.
+func manyFields(n int) string {
+	var b strings.Builder
+	b.WriteString(`{"amount":1`)
+	for i := range n {
+		fmt.Fprintf(&b, `,"f%05d":1`, i)
+	}
+	return b.String() + "}"
+}
+
+// manyFaults are those that are named of them: that they are too many, and the first.
+func manyFaults() []string {
+	faults := []string{" too_many_fields"}
+	for i := range maxFaults - 1 {
+		faults = append(faults, fmt.Sprintf("/f%05d unknown_field", i))
+	}
+	return faults
 }
 
 // An amount is a JSON integer written as one, from 1 to the largest, and

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net/http"
 	"strconv"
+	"strings"
 
 	"github.com/gofiber/fiber/v2"
 	"github.com/google/uuid"
@@ -132,7 +133,7 @@ func sendJob(c *fiber.Ctx, j job.Job) error {
 
 func (a *API) readJob(c *fiber.Ctx, _ *query) error {
 	id, err := uuid.Parse(c.Params("id"))
-	if err != nil || id.String() != c.Params("id") { // Parse takes other forms too; ids have one
+	if err != nil || !strings.EqualFold(id.String(), c.Params("id")) { // Parse takes other forms too; ids have one
 		return job.ErrNotFound
 	}
 	found, err := a.cfg.Jobs.Job(c.UserContext(), caller(c), id)

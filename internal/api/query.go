@@ -29,6 +29,9 @@ type query struct {
 func parseQuery(c *fiber.Ctx, known []string) *query {
 	q := &query{values: map[string]string{}}
 	c.Request().URI().QueryArgs().VisitAll(func(key, value []byte) {
+		if len(q.faults) == maxFaults {
+			return
+		}
 		name := string(key)
 		_, repeated := q.values[name]
 		switch {
@@ -58,7 +61,7 @@ func (q *query) err() error {
 	if len(q.faults) == 0 {
 		return nil
 	}
-	return invalid(http.StatusBadRequest, "invalid_parameter", "The query has faults; errors names each.", q.faults)
+	return invalid(http.StatusBadRequest, "invalid_parameter", "The query has faults; errors names each.", firstFaults(q.faults))
 }
 
 func (q *query) limit() int {

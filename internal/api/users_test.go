@@ -78,7 +78,7 @@ func TestSignUp(t *testing.T) {
 	}{
 		"EveryFault":    {`{"email":"ann","password":"short","name":"Ann"}`, []string{"/email invalid_format", "/name unknown_field", "/password too_short"}},
 		"Missing":       {`{}`, []string{"/email required", "/password required"}},
-		"Types":         {`{"email":1,"password":null}`, []string{"/email invalid_type", "/password invalid_type"}},
+		"Types":         {`{"email":1,"password":null}`, []string{"/email invalid_type", "/password required"}},
 		"EmailTooLong":  {`{"email":"` + strings.Repeat("a", 250) + `@b.cd","password":"correct horse"}`, []string{"/email too_long"}},
 		"EmailNUL":      {`{"email":"a\u0000@example.com","password":"correct horse"}`, []string{"/email invalid_format"}},
 		"EmailEmpty":    {`{"email":"","password":"correct horse"}`, []string{"/email invalid_format"}},
