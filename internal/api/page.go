@@ -34,9 +34,9 @@ func sendPage[I, B any](c *fiber.Ctx, cursors cursors, list string, limit int, i
 // withCursor is the request's own path and query, gone on with.
 func withCursor(c *fiber.Ctx, cursor string) string {
 	values := url.Values{}
-	c.Request().URI().QueryArgs().VisitAll(func(key, value []byte) {
+	for key, value := range c.Request().URI().QueryArgs().All() {
 		values.Set(string(key), string(value))
-	})
+	}
 	values.Set("cursor", cursor)
 	return c.Path() + "?" + values.Encode()
 }

@@ -28,9 +28,9 @@ type query struct {
 // ones are faults.
 func parseQuery(c *fiber.Ctx, known []string) *query {
 	q := &query{values: map[string]string{}}
-	c.Request().URI().QueryArgs().VisitAll(func(key, value []byte) {
+	for key, value := range c.Request().URI().QueryArgs().All() {
 		if len(q.faults) == maxFaults {
-			return
+			break
 		}
 		name := string(key)
 		_, repeated := q.values[name]
@@ -41,7 +41,7 @@ func parseQuery(c *fiber.Ctx, known []string) *query {
 			q.fault(name, "repeated_parameter", "may stand once")
 		}
 		q.values[name] = string(value)
-	})
+	}
 	return q
 }
 

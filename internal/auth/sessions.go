@@ -182,13 +182,13 @@ func lockToken(ctx context.Context, tx pgx.Tx, hash []byte) (heldToken, error) {
 		SELECT id, user_id, revoked_at IS NOT NULL FROM sessions
 		WHERE id = (SELECT session_id FROM refresh_tokens WHERE hash = $1)
 		FOR UPDATE`
-	const tokenSQL = `
+	const readSQL = `
 		SELECT spent_at IS NOT NULL, coalesce(NOT closed AND now() < spent_at + $2::interval, false), now() < expires_at, now()
 		FROM refresh_tokens WHERE hash = $1`
 	var held heldToken
 	err := tx.QueryRow(ctx, sessionSQL, hash).Scan(&held.SessionID, &held.UserID, &held.Revoked)
 	if err == nil {
-		err = tx.QueryRow(ctx, tokenSQL, hash, reuseLeeway).Scan(&held.Spent, &held.Leeway, &held.InTime, &held.Now)
+		err = tx.QueryRow(ctx, readSQL, hash, reuseLeeway).Scan(&held.Spent, &held.Leeway, &held.InTime, &held.Now)
 	}
 	switch {
 	case errors.Is(err, pgx.ErrNoRows): // unknown, or pruned with its session meanwhile

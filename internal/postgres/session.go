@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 
 	"github.com/jackc/pgx/v5"
 )
@@ -30,9 +31,7 @@ var sessionParams = map[string]string{
 // A search_path in the URL stays. After is to be called with each new connection.
 func SetSession(cfg *pgx.ConnConfig, application string) {
 	cfg.RuntimeParams["application_name"] = application
-	for name, value := range sessionParams {
-		cfg.RuntimeParams[name] = value
-	}
+	maps.Copy(cfg.RuntimeParams, sessionParams)
 	if cfg.RuntimeParams["search_path"] == "" {
 		cfg.RuntimeParams["search_path"] = "public, pg_temp"
 	}
