@@ -155,16 +155,6 @@ func TestUnsupportedContentCoding(t *testing.T) {
 	}
 }
 
-// A coding that is none is written in any case.
-func TestIdentityCoding(t *testing.T) {
-	t.Parallel()
-	c := start(t).user(t)
-	target := jobsOf(c.open(0), "deposits")
-	for _, coding := range []string{"identity", "Identity", "IDENTITY"} {
-		c.post(target, `{"amount":1}`, "Idempotency-Key", coding, "Content-Encoding", coding).want(http.StatusAccepted)
-	}
-}
-
 func TestBodyTooLarge(t *testing.T) {
 	t.Parallel()
 	c := start(t).user(t)

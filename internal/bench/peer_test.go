@@ -112,6 +112,7 @@ func newAsk(t *testing.T, path, key, body, token string) *http.Request {
 	if err != nil {
 		t.Fatal(err)
 	}
+	ask.Host = "peer"
 	ask.Header.Set("Authorization", "Bearer "+token)
 	ask.Header.Set("Content-Type", "application/json")
 	if key != "" {

@@ -75,7 +75,7 @@ var mutations = []mutation{
 	},
 	{
 		"a server may answer before its disk", durable,
-		[]edit{{open, `poolConfig.AfterConnect = demandDurability`, `_ = demandDurability`}},
+		[]edit{{open, `poolConfig.AfterConnect = SecureSession`, `_ = SecureSession`}},
 		[]string{"-run=^TestOpenDemandsDurability$ ./internal/postgres"},
 	},
 
