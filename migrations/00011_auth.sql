@@ -7,8 +7,6 @@
 -- go on meanwhile: they write no email_key, so a trigger does, and they know the unique
 -- index by its name, users_email, which the new one takes over.
 
-SET lock_timeout = 0;
-
 -- Emails compare by email_key, which the API makes (internal/auth/users.go): Unicode's simple
 -- case folding, whatever the database's locale. SQL knows no such folding; for emails in
 -- ASCII this lower() is the same. No release has stored any other.
@@ -25,15 +23,19 @@ CREATE OR REPLACE TRIGGER users_email_key BEFORE INSERT ON users
     FOR EACH ROW WHEN (NEW.email_key IS NULL) EXECUTE FUNCTION set_email_key();
 UPDATE users SET email_key = lower(email COLLATE "C") WHERE email_key IS NULL;
 ALTER TABLE users ALTER COLUMN email_key SET NOT NULL;
-DROP INDEX CONCURRENTLY IF EXISTS users_email_key;
-CREATE UNIQUE INDEX CONCURRENTLY users_email_key ON users (email_key);
-DROP INDEX CONCURRENTLY IF EXISTS users_email;
-ALTER INDEX users_email_key RENAME TO users_email;
 
 -- A refresh token knows the one that it was given for, and a spent one whether it may be
 -- used once more for a short while.
 ALTER TABLE refresh_tokens ADD COLUMN IF NOT EXISTS parent bytea,
     ADD COLUMN IF NOT EXISTS closed boolean NOT NULL DEFAULT false;
+
+-- The indexes wait for the end of every older snapshot, and nothing waits for them. What
+-- stands above takes locks that log-ins need, and gives way after lock_timeout.
+SET lock_timeout = 0;
+DROP INDEX CONCURRENTLY IF EXISTS users_email_key;
+CREATE UNIQUE INDEX CONCURRENTLY users_email_key ON users (email_key);
+DROP INDEX CONCURRENTLY IF EXISTS users_email;
+ALTER INDEX users_email_key RENAME TO users_email;
 
 -- To delete a session with its tokens, and to find a user's oldest live session.
 DROP INDEX CONCURRENTLY IF EXISTS refresh_tokens_session;

@@ -22,8 +22,9 @@ const (
 	// newestJobs is how many of the newest jobs by id are read: ids follow the clock
 	// of the API, positions the sequence, and they differ by what is under way at once.
 	newestJobs = 10_000
-	// checkedQueued is how many queued jobs are read.
-	checkedQueued = 1_000_000
+	// checkedQueued is how many queued jobs are read: a long backlog, cold on its disk,
+	// must not keep a process from starting.
+	checkedQueued = 10_000
 )
 
 // A sequence is read after the snapshot of its statement is taken, so its next number
