@@ -2,6 +2,7 @@ package api
 
 import (
 	"bytes"
+	"slices"
 
 	"github.com/gofiber/fiber/v2"
 	"github.com/valyala/fasthttp"
@@ -9,7 +10,7 @@ import (
 
 // once are the headers of which a second one, or one in the trailer, could mean
 // something else to a proxy than it means here.
-var once = []string{
+var once = [...]string{
 	fiber.HeaderHost, fiber.HeaderContentLength, fiber.HeaderTransferEncoding,
 	fiber.HeaderAuthorization, fiber.HeaderContentType, headerKey,
 }
@@ -23,7 +24,7 @@ func isFramed(c *fasthttp.RequestCtx) bool {
 	if version != "HTTP/1.1" && (version != "HTTP/1.0" || len(header.Peek(fiber.HeaderTransferEncoding)) > 0) {
 		return false
 	}
-	counts := map[string]int{}
+	var counts [len(once)]int // by place in once
 	for line := range bytes.SplitSeq(header.RawHeaders(), []byte("\r\n")) {
 		if len(line) == 0 {
 			continue
@@ -32,11 +33,11 @@ func isFramed(c *fasthttp.RequestCtx) bool {
 		if bytes.ContainsAny(line, "\r\n\x00") || bytes.ContainsAny(name, " \t") {
 			return false
 		}
-		for _, single := range once {
+		for i, single := range once {
 			if !bytes.EqualFold(name, []byte(single)) {
 				continue
 			}
-			counts[single]++
+			counts[i]++
 			if single == fiber.HeaderHost && bytes.ContainsAny(bytes.TrimSpace(value), " \t,/@") {
 				return false
 			}
@@ -45,13 +46,14 @@ func isFramed(c *fasthttp.RequestCtx) bool {
 			}
 		}
 	}
-	for _, name := range once {
-		if counts[name] > 1 || counts[name] == 0 && len(header.Peek(name)) > 0 && name != fiber.HeaderContentLength {
+	count := func(name string) int { return counts[slices.Index(once[:], name)] }
+	for i, name := range once {
+		if counts[i] > 1 || counts[i] == 0 && len(header.Peek(name)) > 0 && name != fiber.HeaderContentLength {
 			return false
 		}
 	}
-	if counts[fiber.HeaderContentLength] > 0 && counts[fiber.HeaderTransferEncoding] > 0 {
+	if count(fiber.HeaderContentLength) > 0 && count(fiber.HeaderTransferEncoding) > 0 {
 		return false
 	}
-	return counts[fiber.HeaderHost] == 1 || version == "HTTP/1.0"
+	return count(fiber.HeaderHost) == 1 || version == "HTTP/1.0"
 }

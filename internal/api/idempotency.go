@@ -20,7 +20,7 @@ func idempotencyKey(c *fiber.Ctx) (string, error) {
 		return "", nil
 	}
 	key, ok := parseKey(string(values[0]))
-	if !ok || len(values) > 1 {
+	if !ok { // a second one is refused in framing.go
 		return "", newProblem(http.StatusBadRequest, "idempotency_key_invalid",
 			"Idempotency-Key is 1 to 255 visible ASCII characters, bare or as a quoted string, and stands once.")
 	}
