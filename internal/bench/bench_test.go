@@ -11,17 +11,20 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
 	"github.com/passbook/passbook/internal/ledger"
 	"github.com/passbook/passbook/internal/statement"
+	"github.com/passbook/passbook/internal/testenv"
 )
 
 // The parts that the others are built like measure something, and check that all
 // of their jobs are finished, once: a benchmark that nobody runs for weeks still
 // works when somebody does.
 func TestMeasure(t *testing.T) {
+	t.Parallel()
 	folder := t.TempDir()
 	parts := []string{"end-to-end", "peer", "accepts", "ceiling", "backlog"}
 	// A thousand jobs, or a worker spends less than the 10 ms that processors are told in.
@@ -29,6 +32,7 @@ func TestMeasure(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	s.turns, s.built = 1, programs(t)
 	var said strings.Builder
 	if err := measure(t.Context(), s, &said); err != nil {
 		t.Fatalf("%v\n%s", err, &said)
@@ -61,11 +65,13 @@ func TestMeasure(t *testing.T) {
 
 // So does the other one, at its smallest, and every figure of it is found.
 func TestMeasureHistory(t *testing.T) {
+	t.Parallel()
 	folder := t.TempDir()
 	rows, s, err := readHistorySettings([]string{"-rows=200000", "-rounds=1", "-scale=0.01", "-out=" + folder})
 	if err != nil {
 		t.Fatal(err)
 	}
+	s.built = programs(t)
 	var said strings.Builder
 	if err := measureHistory(t.Context(), rows, s, &said); err != nil {
 		t.Fatalf("%v\n%s", err, &said)
@@ -92,6 +98,25 @@ func TestMeasureHistory(t *testing.T) {
 		}
 	}
 	checkXML(t, filepath.Join(folder, "history.svg"))
+}
+
+// built builds the programs, which the tests share; testenv removes them.
+var built = sync.OnceValues(func() (string, error) {
+	folder, err := os.MkdirTemp("", "passbook-bench-")
+	if err != nil {
+		return "", err
+	}
+	testenv.AtEnd(func() error { return os.RemoveAll(folder) })
+	return folder, buildPrograms(context.Background(), folder)
+})
+
+func programs(t *testing.T) string {
+	t.Helper()
+	folder, err := built()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return folder
 }
 
 // Pages that are not what was asked for are told from those that are.
@@ -123,11 +148,13 @@ func TestRightPage(t *testing.T) {
 }
 
 func TestMeasure_EndsWhenItIsTold(t *testing.T) {
+	t.Parallel()
 	ctx, cancel := context.WithCancel(t.Context())
 	s, err := readSettings([]string{"-rounds=1", "-scale=0.01", "-parts=light", "-out=" + t.TempDir()})
 	if err != nil {
 		t.Fatal(err)
 	}
+	s.built = programs(t)
 	output, input := io.Pipe()
 	go func() { // until the pipe is closed
 		said := make([]byte, 1<<10)
@@ -233,7 +260,7 @@ func TestRound(t *testing.T) {
 		}},
 	} {
 		order, measured = nil, 0
-		r := &rig{settings: settings{parts: parts, rounds: 2}, out: io.Discard}
+		r := &rig{settings: settings{parts: parts, rounds: 2, turns: 3}, out: io.Discard}
 		found, err := r.round(t.Context(), n)
 		if err != nil || strings.Join(order, " ") != want.order || !slices.EqualFunc(found, want.found, maps.Equal) {
 			t.Errorf("round %d: measured %q, found %v, %v, want %q, %v", n, order, found, err, want.order, want.found)

@@ -19,10 +19,12 @@ type settings struct {
 	scale  float64 // of every count and duration; below 1 for a try
 	folder string  // of what is written
 	peer   peerSettings
+	turns  int    // of each group in a round
+	built  string // the folder of programs that are built already; empty to build them
 }
 
 func readSettings(args []string) (settings, error) {
-	s := settings{peer: defaultPeer}
+	s := settings{peer: defaultPeer, turns: groupTurns}
 	var names string
 	flags := flag.NewFlagSet("bench", flag.ContinueOnError)
 	flags.IntVar(&s.rounds, "rounds", 3, "how often to measure each part")
@@ -87,10 +89,10 @@ func (r *rig) round(ctx context.Context, n int) ([]figures, error) {
 		if err := pass.turn(ctx, together, ""); err != nil {
 			return nil, err
 		}
-		for turn := 2; len(together) > 1 && turn <= groupTurns; turn++ {
+		for turn := 2; len(together) > 1 && turn <= r.turns; turn++ {
 			again := r.newRound(n)
 			slices.Reverse(together)
-			if err := again.turn(ctx, together, fmt.Sprintf(", turn %d of %d", turn, groupTurns)); err != nil {
+			if err := again.turn(ctx, together, fmt.Sprintf(", turn %d of %d", turn, r.turns)); err != nil {
 				return nil, err
 			}
 			pass.takePeaks(again.figures)

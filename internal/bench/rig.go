@@ -55,7 +55,6 @@ func newRig(ctx context.Context, s settings, out io.Writer) (_ *rig, err error) 
 			err = errors.Join(err, r.close(context.WithoutCancel(ctx)))
 		}
 	}()
-	r.say("Building api, worker and the peer.")
 	if err := r.build(ctx); err != nil {
 		return nil, err
 	}
@@ -70,12 +69,22 @@ func newRig(ctx context.Context, s settings, out io.Writer) (_ *rig, err error) 
 	return r, r.makeTemplate(ctx)
 }
 
-// build builds the programs as they are deployed.
+// build builds the programs, unless that is done.
 func (r *rig) build(ctx context.Context) (err error) {
+	if r.built != "" {
+		r.bin = r.built
+		return nil
+	}
+	r.say("Building api, worker and the peer.")
 	if r.bin, err = os.MkdirTemp("", "passbook-bench-"); err != nil {
 		return fmt.Errorf("make a folder for the programs: %w", err)
 	}
-	out, err := exec.CommandContext(ctx, "go", "build", "-buildvcs=false", "-o", r.bin, //nolint:gosec // our own packages
+	return buildPrograms(ctx, r.bin)
+}
+
+// buildPrograms builds the programs as they are deployed.
+func buildPrograms(ctx context.Context, folder string) error {
+	out, err := exec.CommandContext(ctx, "go", "build", "-buildvcs=false", "-o", folder, //nolint:gosec // our own packages
 		module+"/cmd/api", module+"/cmd/worker", module+"/internal/bench").CombinedOutput()
 	if err != nil {
 		return fmt.Errorf("build: %w\n%s", err, out)
@@ -86,7 +95,10 @@ func (r *rig) build(ctx context.Context) (err error) {
 func (r *rig) close(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, stopWait)
 	defer cancel()
-	err := os.RemoveAll(r.bin)
+	var err error
+	if r.built == "" {
+		err = os.RemoveAll(r.bin)
+	}
 	if r.postgres != nil {
 		err = errors.Join(err, r.postgres.Remove(ctx))
 	}
