@@ -372,8 +372,8 @@ func (asked *ask) accepted(row insertedRow) Job {
 const repeatedSQL = `SELECT job.user_id, job.idempotency_key, ` + columns + `
 	FROM unnest($1::uuid[], $2::text[]) AS ask (user_id, key)
 	CROSS JOIN LATERAL (
-		SELECT * FROM jobs WHERE user_id = ask.user_id AND idempotency_key = ask.key UNION ALL
-		SELECT * FROM archived_jobs WHERE user_id = ask.user_id AND idempotency_key = ask.key LIMIT 1
+		SELECT ` + stored + ` FROM jobs WHERE user_id = ask.user_id AND idempotency_key = ask.key UNION ALL
+		SELECT ` + stored + ` FROM archived_jobs WHERE user_id = ask.user_id AND idempotency_key = ask.key LIMIT 1
 	) job
 	JOIN accounts account ON account.id = job.account_id`
 

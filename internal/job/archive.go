@@ -106,7 +106,7 @@ const takeSQL = `SELECT id FROM unnest($1::uuid[], $2::bigint[]) AS job (id, loc
 //
 // $1 their ids.
 const (
-	copySQL   = `INSERT INTO archived_jobs SELECT * FROM jobs WHERE id = ANY($1)`
+	copySQL   = `INSERT INTO archived_jobs (` + stored + `) SELECT ` + stored + ` FROM jobs WHERE id = ANY($1)`
 	deleteSQL = `DELETE FROM jobs WHERE id = ANY($1)`
 )
 

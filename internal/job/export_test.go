@@ -7,6 +7,9 @@ import (
 	"github.com/google/uuid"
 )
 
+// Stored are the columns that the statements name.
+const Stored = stored
+
 // Statement is one that runs for single jobs, with something to ask it.
 type Statement struct {
 	SQL  string

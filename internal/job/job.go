@@ -61,6 +61,12 @@ type Job struct {
 const columns = `job.id, job.position, account.number, job.type, job.amount, account.currency, job.description,
 	job.status, job.failure, job.seq, job.balance_after, job.created_at, job.finished_at`
 
+// stored are the columns of jobs and of archived_jobs. Every statement that puts the two
+// tables together names them, so that it goes on while an operator or a migration adds a
+// column to one table and then to the other. refuse_unless_archived names them too.
+const stored = `id, position, account_id, user_id, amount, created_at, finished_at, seq, balance_after, type, status,
+	attempts, idempotency_key, description, failure`
+
 // Reader reads jobs.
 type Reader struct {
 	pool *pgxpool.Pool
@@ -78,8 +84,8 @@ func NewReader(pool *pgxpool.Pool) *Reader {
 // $1 the job's id, $2 the caller.
 const readSQL = `SELECT ` + columns + `
 	FROM (
-		SELECT * FROM jobs WHERE id = $1 UNION ALL
-		SELECT * FROM archived_jobs WHERE id = $1 LIMIT 1
+		SELECT ` + stored + ` FROM jobs WHERE id = $1 UNION ALL
+		SELECT ` + stored + ` FROM archived_jobs WHERE id = $1 LIMIT 1
 	) job
 	JOIN accounts account ON account.id = job.account_id AND account.user_id IS NOT DISTINCT FROM job.user_id
 	WHERE job.user_id = $2`

@@ -73,8 +73,8 @@ func listSQL(statuses []Status, ascending bool) string {
 	var stretches []string
 	for _, status := range statuses {
 		for _, table := range tablesOf(status) {
-			stretches = append(stretches, fmt.Sprintf(`(SELECT * FROM %s WHERE account_id = (SELECT id FROM owned) AND status = '%s' AND position %s $3
-				ORDER BY position %s LIMIT $4)`, table, status, beyond, order))
+			stretches = append(stretches, fmt.Sprintf(`(SELECT %s FROM %s WHERE account_id = (SELECT id FROM owned) AND status = '%s' AND position %s $3
+				ORDER BY position %s LIMIT $4)`, stored, table, status, beyond, order))
 		}
 	}
 	return fmt.Sprintf(`WITH owned AS MATERIALIZED (SELECT id, number, currency FROM accounts WHERE user_id = $1 AND number = $2)

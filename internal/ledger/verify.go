@@ -145,6 +145,9 @@ func (r *replay) end(mismatch func(string, ...any)) {
 	}
 }
 
+// jobColumns are those that jobsSQL compares, by name: jobs and archived_jobs may have more.
+const jobColumns = `id, account_id, seq, type, amount, balance_after, finished_at, description, status`
+
 // jobsSQL pairs jobs, archived or not, and transactions and lets through the
 // pairs that do not say the same: one transaction a succeeded job, none for the
 // others, and none without its account. A job and a key stand in one table.
@@ -162,7 +165,8 @@ const jobsSQL = `
 					THEN 'and its transaction say different things'
 				WHEN NOT EXISTS (SELECT FROM accounts WHERE accounts.id = job.account_id) THEN 'belongs to no account'
 			END AS fault
-		FROM (SELECT * FROM jobs UNION ALL SELECT * FROM archived_jobs) job FULL JOIN (SELECT * FROM transactions WHERE job_id IS NOT NULL) entry ON entry.job_id = job.id
+		FROM (SELECT ` + jobColumns + ` FROM jobs UNION ALL SELECT ` + jobColumns + ` FROM archived_jobs) job
+			FULL JOIN (SELECT * FROM transactions WHERE job_id IS NOT NULL) entry ON entry.job_id = job.id
 		UNION ALL
 		SELECT 'transaction ' || seq || ' of the account with id ' || account_id, 'belongs to no account'
 		FROM transactions WHERE NOT EXISTS (SELECT FROM accounts WHERE accounts.id = account_id)
