@@ -139,8 +139,8 @@ func (b *bank) copyTransactions(ctx context.Context, r *rig, conn *pgx.Conn) err
 }
 
 func (b *bank) copyAccounts(ctx context.Context, _ *rig, conn *pgx.Conn) error {
-	const begin = `ALTER TABLE accounts DISABLE TRIGGER USER` // accounts are opened empty
-	const end = `ALTER TABLE accounts ENABLE TRIGGER USER; SELECT setval(pg_get_serial_sequence('accounts', 'id'), (SELECT max(id) FROM accounts))`
+	const begin = `ALTER TABLE accounts DISABLE TRIGGER accounts_start_empty`
+	const end = `ALTER TABLE accounts ENABLE ALWAYS TRIGGER accounts_start_empty; SELECT setval(pg_get_serial_sequence('accounts', 'id'), (SELECT max(id) FROM accounts))`
 	if _, err := conn.Exec(ctx, begin); err != nil {
 		return err
 	}

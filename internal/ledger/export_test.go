@@ -1,5 +1,8 @@
 package ledger
 
+// Guards are the triggers that Verify looks for, by their tables.
+var Guards = guards
+
 // Statements are those that run for tickets: what each takes besides a ticket's job, and
 // how often it steps into the queue where that is not the oldest, or is done.
 var Statements = map[string]struct {

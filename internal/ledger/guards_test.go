@@ -63,9 +63,7 @@ func TestApplyTimeNeverGoesBack(t *testing.T) {
 	var last string
 	for _, clock := range []string{"1 hour", "0", "-1 hour", "1 day", "0"} {
 		id := ledgertest.Job(t, pool, account, ledger.Deposit, 1)
-		// The trigger that keeps a job's date is told to look away.
-		ledgertest.Exec(t, pool, `SET session_replication_role = replica;
-			UPDATE jobs SET created_at = now() + '`+clock+`' WHERE id = '`+id.String()+`'; SET session_replication_role = origin`)
+		ledgertest.Unguarded(t, pool, `UPDATE jobs SET created_at = now() + '`+clock+`' WHERE id = '`+id.String()+`'`)
 		for _, job := range apply(t, pool, id) {
 			if job.FinishedAt.Before(job.CreatedAt) {
 				t.Errorf("clock %s: finished at %v, accepted at %v", clock, job.FinishedAt, job.CreatedAt)

@@ -21,7 +21,7 @@ type Verification struct {
 const progressEvery = 100_000
 
 // Verify recomputes every account from its history and holds the jobs against
-// it, in one consistent snapshot. Rows are streamed, memory stays bounded.
+// it, in one consistent snapshot; sequences and guards, as they are. Rows are streamed, memory stays bounded.
 // report is called for each mismatch, progress now and then.
 func Verify(ctx context.Context, pool *pgxpool.Pool, report func(mismatch string), progress func(Verification)) (Verification, error) {
 	var v Verification
@@ -43,6 +43,9 @@ func Verify(ctx context.Context, pool *pgxpool.Pool, report func(mismatch string
 			return err
 		}
 		if err := verifySequences(ctx, tx, mismatch); err != nil {
+			return err
+		}
+		if err := verifyGuards(ctx, tx, mismatch); err != nil {
 			return err
 		}
 		return verifyJobs(ctx, tx, &v, mismatch)

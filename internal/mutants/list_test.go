@@ -27,6 +27,7 @@ const (
 	applying = "migrations/00010_apply.sql"
 	archival = "migrations/00006_archive.sql"
 	columns  = "migrations/00013_columns.sql"
+	guards   = "migrations/00014_guards.sql"
 	sweep    = "internal/worker/sweep.go"
 	work     = "internal/worker/worker.go"
 	handler  = "internal/worker/apply.go"
@@ -406,6 +407,16 @@ var mutations = []mutation{
 		"an archived job's key opens accounts", keyForGood,
 		[]edit{{accounts, `AND NOT EXISTS (SELECT FROM archived_jobs WHERE user_id = $1 AND idempotency_key = $4)`, ``}},
 		[]string{"-run=^TestOpenWithAJobsKey$ ./internal/ledger", "-run=^TestArchive$ ./internal/job"},
+	},
+	{
+		"a session that replicates may change history", balanced,
+		[]edit{{guards, `ALTER TABLE transactions ENABLE ALWAYS TRIGGER transactions_append_only, ENABLE ALWAYS`, `ALTER TABLE transactions ENABLE ALWAYS`}},
+		[]string{"-run=^TestGuardsHoldInEverySession$/^Replica$ ./internal/ledger"},
+	},
+	{
+		"a temporary table hides the archive", keyForGood,
+		[]edit{{guards, `'refuse_unless_archived', 'skip_archived'`, `'refuse_unless_archived'`}},
+		[]string{"-run=^TestGuardsHoldInEverySession$/^TemporaryTables$ ./internal/ledger"},
 	},
 	{
 		"an archived job has no answer", keyForGood,

@@ -3,6 +3,7 @@
 package ledgertest
 
 import (
+	"strings"
 	"testing"
 
 	"github.com/google/uuid"
@@ -64,11 +65,21 @@ func Exec(t testing.TB, pool *pgxpool.Pool, sql string, args ...any) {
 	}
 }
 
-// Unguarded runs statements past the rules of accounts, jobs and their histories, and
-// leaves the rules off: for what only a restore, or an owner, could do.
+// Unguarded runs statements in one transaction, past the rules of accounts, jobs and their
+// histories: for what only a restore, or an owner, could do.
 func Unguarded(t testing.TB, pool *pgxpool.Pool, sql string) {
 	t.Helper()
-	const off = `ALTER TABLE accounts DISABLE TRIGGER USER; ALTER TABLE jobs DISABLE TRIGGER USER;
-		ALTER TABLE archived_jobs DISABLE TRIGGER USER; ALTER TABLE transactions DISABLE TRIGGER USER; `
-	Exec(t, pool, off+sql)
+	Exec(t, pool, UnguardedSQL(sql))
+}
+
+// UnguardedSQL is what Unguarded runs.
+func UnguardedSQL(sql string) string {
+	const all = `DO $$ DECLARE guard record; BEGIN
+		FOR guard IN SELECT tgrelid::regclass AS owner, tgname AS name FROM pg_trigger
+			WHERE tgrelid = ANY ('{accounts,jobs,archived_jobs,transactions}'::regclass[]) AND NOT tgisinternal
+		LOOP
+			EXECUTE format('ALTER TABLE %s %s TRIGGER %I', guard.owner, '~', guard.name);
+		END LOOP;
+	END $$; `
+	return strings.Replace(all, "~", "DISABLE", 1) + sql + "; " + strings.Replace(all, "~", "ENABLE ALWAYS", 1)
 }

@@ -1,0 +1,50 @@
+package ledger
+
+import (
+	"context"
+	"maps"
+	"slices"
+
+	"github.com/jackc/pgx/v5"
+)
+
+// guards are the triggers that hold the rules of the bank, as migrations/00014_guards.sql
+// leaves them: in every session, whatever its session_replication_role.
+var guards = map[string][]string{
+	"users":         {"users_email_key"},
+	"accounts":      {"accounts_are_kept", "accounts_form", "accounts_move", "accounts_start_empty", "accounts_terms"},
+	"jobs":          {"jobs_are_kept", "jobs_form", "jobs_leave_archived", "jobs_skip_archived", "jobs_start_queued", "jobs_states", "jobs_terms"},
+	"archived_jobs": {"archived_jobs_append_only"},
+	"transactions":  {"transactions_append_only", "transactions_rules"},
+}
+
+// guardsSQL reads which triggers of a table are not enabled always.
+//
+// $1 the table, $2 its triggers. One row a trigger: its name, and how it is enabled, null
+// where it is missing.
+const guardsSQL = `
+	SELECT guard, tgenabled::text
+	FROM unnest($2::text[]) guard LEFT JOIN pg_trigger ON tgrelid = $1::text::regclass AND tgname = guard
+	WHERE tgenabled IS DISTINCT FROM 'A'`
+
+// verifyGuards reports the triggers that are missing, or not enabled always, as a
+// restore, a replication or an operator may have left them.
+func verifyGuards(ctx context.Context, tx pgx.Tx, mismatch func(string, ...any)) error {
+	for _, table := range slices.Sorted(maps.Keys(guards)) {
+		rows, _ := tx.Query(ctx, guardsSQL, table, guards[table]) // ForEachRow returns its error
+		var trigger string
+		var enabled *string
+		_, err := pgx.ForEachRow(rows, []any{&trigger, &enabled}, func() error {
+			if enabled == nil {
+				mismatch("trigger %s on %s is missing", trigger, table)
+				return nil
+			}
+			mismatch("trigger %s on %s does not always fire: ALTER TABLE %[2]s ENABLE ALWAYS TRIGGER %[1]s", trigger, table)
+			return nil
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
