@@ -1,12 +1,20 @@
 package api
 
 import (
+	"context"
+	"fmt"
 	"net/http"
 	"regexp"
 	"strings"
+	"sync"
 	"testing"
 
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/passbook/passbook/internal/ledger"
 	"github.com/passbook/passbook/internal/ledger/ledgertest"
+	"github.com/passbook/passbook/internal/testenv"
 )
 
 func TestIdempotencyKey(t *testing.T) {
@@ -134,6 +142,65 @@ func TestIdempotencyKey_NotSpentByRefusals(t *testing.T) {
 			s.apply(t, made.ID) // room for the next
 		})
 	}
+}
+
+// A key that another request has locked is waited for by none: its requests hear so at
+// once, spend nothing, and keep no connection from the others.
+func TestIdempotencyKey_Locked(t *testing.T) {
+	t.Parallel()
+	const conns, openings = 4, 50
+	cfg, err := pgxpool.ParseConfig(testenv.Postgres(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	cfg.MaxConns = conns
+	pool, err := pgxpool.NewWithConfig(t.Context(), cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(pool.Close)
+	s := start(t, func(set *settings) { set.pool = pool })
+	c, other := s.user(t), s.user(t)
+	mine, theirs := c.open(0), other.open(0)
+	release := holdKey(t, cfg.ConnConfig, ledger.KeyLock(c.userID, "locked"))
+	var group sync.WaitGroup
+	for i := range openings {
+		group.Go(func() {
+			c.in(t).post("/v1/accounts", `{}`, "Idempotency-Key", "locked").problem(http.StatusServiceUnavailable, "unavailable")
+			c.in(t).post(jobsOf(mine, "deposits"), `{"amount":1}`, "Idempotency-Key", "locked").
+				problem(http.StatusServiceUnavailable, "unavailable").wantHeader("Retry-After", "1")
+		})
+		group.Go(func() {
+			other.in(t).post(jobsOf(theirs, "deposits"), `{"amount":1}`, "Idempotency-Key", fmt.Sprint(i)).want(http.StatusAccepted)
+		})
+	}
+	group.Wait()
+	if waited := s.log.lines("request failed"); len(waited) > 0 {
+		t.Errorf("%d requests waited for the key until their time was up: %s", len(waited), waited[0])
+	}
+	release()
+	c.post("/v1/accounts", `{}`, "Idempotency-Key", "locked").want(http.StatusCreated).wantNoHeader("Idempotent-Replayed")
+	if found := ledgertest.Check(t, s.pool); found.Jobs != openings || found.Accounts != 3 {
+		t.Errorf("%+v, want %d jobs and 3 accounts", found, openings)
+	}
+}
+
+// holdKey holds a key's lock, as an opening does, until release is called.
+func holdKey(t *testing.T, cfg *pgx.ConnConfig, lock int64) (release func()) {
+	t.Helper()
+	conn, err := pgx.ConnectConfig(t.Context(), cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = conn.Close(context.WithoutCancel(t.Context())) })
+	exec := func(sql string) {
+		t.Helper()
+		if _, err := conn.Exec(t.Context(), sql, lock); err != nil {
+			t.Fatal(err)
+		}
+	}
+	exec(`SELECT pg_advisory_lock($1)`)
+	return func() { exec(`SELECT pg_advisory_unlock($1)`) }
 }
 
 // A key is what these two expressions say, and quoting it changes nothing.

@@ -99,6 +99,10 @@ var problems = []struct {
 		Status: http.StatusUnprocessableEntity, Code: "idempotency_key_reused",
 		Detail: "You have used this Idempotency-Key for something else. Nothing happened.",
 	}},
+	{ledger.ErrKeyBusy, problem{
+		Status: http.StatusServiceUnavailable, Code: "unavailable", retryAfter: busyRetry,
+		Detail: "Another request with this Idempotency-Key is under way. Nothing happened; send this one again, with the same key.",
+	}},
 	{job.ErrNotFound, problem{
 		Status: http.StatusNotFound, Code: "job_not_found",
 		Detail: "You have no job with this id.",

@@ -91,8 +91,8 @@ type answer struct {
 // Accept commits the job and answers with it. The same request with the same
 // key answers with the job that the key made, and replayed. ErrAccountNotFound
 // for an account that is not the caller's, ErrKeyReused for a key that was used
-// for something else, ErrQueueFull past the account's bound: then nothing
-// happened. After any other error the job may be committed or not; the same
+// for something else, ErrKeyBusy while an opening or a move to the archive has the
+// key, ErrQueueFull past the account's bound: then nothing happened. After any other error the job may be committed or not; the same
 // request with the same key tells.
 //
 // A kill before the insert is sent leaves nothing, and the caller has no answer.
@@ -200,13 +200,20 @@ func (a *Acceptor) commit(ctx context.Context, batch []*ask) {
 // lockSQL keeps the batch's keys from opening an account meanwhile, and their jobs
 // from moving to the archive: a key names one thing, and no constraint spans the
 // tables. It is a statement of its own, so that the insert's snapshot is taken when
-// the locks are held.
+// the locks are held. It waits for none, or one key would hold up its whole batch:
+// those that are taken are left out of the insert, to which the transaction's setting
+// names them.
 //
-// $1 the keys' locks.
-const lockSQL = `SELECT pg_advisory_xact_lock_shared(key) FROM unnest($1::bigint[]) key`
+// $1 the keys' locks. One row: which of them are taken, counted from 1.
+const lockSQL = `
+	SELECT taken, set_config('passbook.taken', taken::text, true)
+	FROM (
+		SELECT coalesce(array_agg(n), '{}') AS taken FROM unnest($1::bigint[]) WITH ORDINALITY AS asked (key, n)
+		WHERE NOT pg_try_advisory_xact_lock_shared(key)
+	) locks`
 
 // insertSQL checks the ownership, the key and the account's room and inserts
-// the jobs that pass; the table's trigger leaves out those whose key is in the
+// the jobs that pass, of those whose keys lockSQL has locked; the table's trigger leaves out those whose key is in the
 // archive. When it answers, they are committed: that is what a 202 stands on.
 //
 // $1 ids, $2 users, $3 account numbers, $4 keys, $5 types, $6 amounts,
@@ -227,8 +234,9 @@ const insertSQL = `
 				EXISTS (SELECT FROM accounts WHERE user_id = ask.user_id AND open_key = ask.key) AS opened,
 				row_number() OVER same AS nth, min(ask.room) OVER same AS known
 			FROM unnest($1::uuid[], $2::uuid[], $3::text[], $4::text[], $5::entry_type[], $6::bigint[], $7::text[], $8::bigint[])
-				AS ask (id, user_id, number, key, type, amount, description, room)
+				WITH ORDINALITY AS ask (id, user_id, number, key, type, amount, description, room, n)
 			JOIN accounts account ON account.number = ask.number AND account.user_id = ask.user_id
+			WHERE ask.n <> ALL (current_setting('passbook.taken')::bigint[])
 			WINDOW same AS (PARTITION BY account.id)
 		) numbered
 	), inserted AS (
@@ -256,6 +264,7 @@ type insertedRow struct {
 	Room      int  // of the account, before this batch
 	Position  *int64
 	CreatedAt *time.Time
+	KeyBusy   bool `db:"-"` // it was left out
 }
 
 // insert commits what is new in the batch, in one transaction of two statements
@@ -265,9 +274,10 @@ func (a *Acceptor) insert(ctx context.Context, batch []*ask) (map[uuid.UUID]inse
 	for _, asked := range batch {
 		locks = append(locks, ledger.KeyLock(asked.req.UserID, asked.req.Key))
 	}
+	var taken []int64
 	var rows []insertedRow
 	var both pgx.Batch
-	both.Queue(lockSQL, locks)
+	both.Queue(lockSQL, locks).QueryRow(func(r pgx.Row) error { return r.Scan(&taken, nil) })
 	both.Queue(insertSQL, a.columns(batch)...).Query(func(r pgx.Rows) (err error) {
 		rows, err = pgx.CollectRows(r, pgx.RowToStructByPos[insertedRow])
 		return err
@@ -279,6 +289,9 @@ func (a *Acceptor) insert(ctx context.Context, batch []*ask) (map[uuid.UUID]inse
 	a.ring(rows)
 	crash.At(crash.AcceptRung)
 	inserted := make(map[uuid.UUID]insertedRow, len(batch))
+	for _, n := range taken {
+		inserted[batch[n-1].id] = insertedRow{KeyBusy: true}
+	}
 	for _, row := range rows {
 		if row.Position == nil {
 			inserted[row.ID] = row
@@ -333,7 +346,7 @@ func (a *Acceptor) columns(batch []*ask) []any {
 func (a *Acceptor) answerAccepted(batch []*ask, inserted map[uuid.UUID]insertedRow) (repeated []*ask) {
 	for _, asked := range batch {
 		row, owned := inserted[asked.id]
-		if owned {
+		if owned && !row.KeyBusy {
 			a.rooms.counted(asked.req.Account, a.maxQueued-row.Room, row.Room)
 		}
 	}
@@ -342,6 +355,8 @@ func (a *Acceptor) answerAccepted(batch []*ask, inserted map[uuid.UUID]insertedR
 		switch {
 		case !owned:
 			asked.answer <- answer{err: ErrAccountNotFound}
+		case row.KeyBusy:
+			asked.answer <- answer{err: ErrKeyBusy}
 		case row.Position != nil:
 			a.rooms.take(asked.req.Account)
 			asked.answer <- answer{job: asked.accepted(row)}

@@ -205,9 +205,50 @@ func TestAcceptOneKeyForTwoThings(t *testing.T) {
 		if accepted, opened := accepting == nil, opening == nil; accepted == opened {
 			t.Fatalf("round %d: accepted %t (%v), opened %t (%v); want one", round, accepted, accepting, opened, opening)
 		}
+		if errors.Is(accepting, job.ErrKeyBusy) {
+			_, _, accepting = a.Accept(t.Context(), deposit(user, account, key))
+		}
+		if errors.Is(opening, job.ErrKeyBusy) {
+			_, _, opening = ledger.NewAccounts(pool).Open(t.Context(), ledger.Opening{UserID: user, Currency: "KRW", Key: key})
+		}
 		if refused := errors.Join(accepting, opening); !errors.Is(refused, job.ErrKeyReused) {
 			t.Fatalf("round %d: %v, want ErrKeyReused", round, refused)
 		}
+	}
+}
+
+// A key that an opening has locked is refused at once, and those that share its batch
+// are accepted.
+func TestAcceptALockedKey(t *testing.T) {
+	t.Parallel()
+	pool := testenv.Pool(t)
+	user := ledgertest.User(t, pool)
+	account := ledgertest.Account(t, pool, user, 0)
+	opening, err := pool.Begin(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer opening.Rollback(context.WithoutCancel(t.Context())) //nolint:errcheck // it is over by then
+	const keys, locked = 200, 100
+	if _, err := opening.Exec(t.Context(), `SELECT pg_advisory_xact_lock($1)`, ledger.KeyLock(user, fmt.Sprint("key", locked))); err != nil {
+		t.Fatal(err)
+	}
+	a, rung := acceptor(t, pool, keys-1) // what is refused takes no room
+	var group errgroup.Group
+	for i := range keys {
+		group.Go(func() error {
+			_, _, err := a.Accept(t.Context(), deposit(user, account, fmt.Sprint("key", i)))
+			if want := i == locked; errors.Is(err, job.ErrKeyBusy) != want || (err != nil) != want {
+				return fmt.Errorf("key %d: %w", i, err)
+			}
+			return nil
+		})
+	}
+	if err := group.Wait(); err != nil {
+		t.Error(err)
+	}
+	if found := ledgertest.Check(t, pool); found.Jobs != keys-1 || len(rung.rings) == 0 {
+		t.Errorf("%d jobs and %d rings, want %d jobs", found.Jobs, len(rung.rings), keys-1)
 	}
 }
 

@@ -37,6 +37,7 @@ var (
 	ErrNotFound        = errors.New("job not found")
 	ErrAccountNotFound = ledger.ErrAccountNotFound
 	ErrKeyReused       = ledger.ErrKeyReused
+	ErrKeyBusy         = ledger.ErrKeyBusy
 	ErrQueueFull       = errors.New("account has too many queued jobs")
 	ErrUnavailable     = errors.New("not accepted in time")
 )

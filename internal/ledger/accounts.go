@@ -43,7 +43,8 @@ func NewAccounts(pool *pgxpool.Pool) *Accounts {
 // Open opens an account; an initial deposit becomes its transaction 1 in the
 // same database transaction. The same opening with the same key answers with
 // the account that the key opened, and replayed. ErrKeyReused where the key was
-// used for anything else, ErrNumberTaken where the number is another's.
+// used for anything else, ErrNumberTaken where the number is another's, ErrKeyBusy,
+// at once, where a request with the key is under way; then nothing happened.
 //
 // A crash before the commit leaves nothing, one after it leaves the account: a
 // client that has seen no answer sends the same key again.
@@ -72,10 +73,15 @@ func (a *Accounts) Open(ctx context.Context, opening Opening) (account Account, 
 func open(ctx context.Context, tx pgx.Tx, opening Opening, number string) (Account, bool, error) {
 	if opening.Key != "" {
 		// No job may be accepted under this key until we have committed. A
-		// statement of its own: the insert's snapshot is taken when it is held.
-		const lockSQL = `SELECT pg_advisory_xact_lock($1)`
-		if _, err := tx.Exec(ctx, lockSQL, KeyLock(opening.UserID, opening.Key)); err != nil {
+		// statement of its own: the insert's snapshot is taken when it is held. It
+		// does not wait: a connection each, for all that send one key, are the pool's.
+		const lockSQL = `SELECT pg_try_advisory_xact_lock($1)`
+		var locked bool
+		if err := tx.QueryRow(ctx, lockSQL, KeyLock(opening.UserID, opening.Key)).Scan(&locked); err != nil {
 			return Account{}, false, fmt.Errorf("lock key: %w", err)
+		}
+		if !locked {
+			return Account{}, false, ErrKeyBusy
 		}
 	}
 	account, err := insertAccount(ctx, tx, opening, number)
@@ -192,7 +198,8 @@ func queryAccount(ctx context.Context, q querier, sql string, args ...any) (Acco
 // KeyLock is the advisory lock of an idempotency key. Openings take it alone, and
 // so do moves to the archive; accepts of jobs share it: one key never makes both an
 // account and a job, nor a second job while its first one moves.
-// Other keys that have the same lock only wait for each other.
+// Nobody waits for it: a request whose key is locked is refused with ErrKeyBusy, and
+// so are those of other keys that have the same lock.
 func KeyLock(userID uuid.UUID, key string) int64 {
 	hash := fnv.New64a()
 	_, _ = hash.Write(userID[:]) // never fails

@@ -46,6 +46,7 @@ var (
 	ErrAccountNotFound = errors.New("account not found")
 	ErrNumberTaken     = errors.New("account number taken")
 	ErrKeyReused       = errors.New("idempotency key used for something else")
+	ErrKeyBusy         = errors.New("idempotency key is that of a request under way")
 	ErrJobNotFound     = errors.New("job not found")
 )
 

@@ -375,8 +375,18 @@ var mutations = []mutation{
 	},
 	{
 		"a key is not locked against openings", keyForGood,
-		[]edit{{accept, `SELECT pg_advisory_xact_lock_shared(key)`, `SELECT key`}},
+		[]edit{{accept, `WHERE NOT pg_try_advisory_xact_lock_shared(key)`, `WHERE false`}},
 		[]string{"-run=^TestAcceptOneKeyForTwoThings$ ./internal/job"},
+	},
+	{
+		"a key that is taken is inserted all the same", keyForGood,
+		[]edit{{accept, `WHERE ask.n <> ALL (current_setting('passbook.taken')::bigint[])`, ``}},
+		[]string{"-run=^TestAcceptALockedKey$ ./internal/job"},
+	},
+	{
+		"an opening passes over its key's lock", keyForGood,
+		[]edit{{accounts, `if !locked {`, `if false {`}},
+		[]string{"-run=^TestIdempotencyKey_Locked$ ./internal/api"},
 	},
 	{
 		"jobs may be deleted, and their keys with them", keyForGood,
