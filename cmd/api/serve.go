@@ -26,8 +26,12 @@ import (
 
 const (
 	// maxConns are the connections to Postgres of one process, unless the URL
-	// says pool_max_conns: accepts need two, the rest reads.
+	// says pool_max_conns.
 	maxConns = 16
+	// acceptConns are those of them that only accepts and what they wait for have, so
+	// that no read, opening or export keeps them waiting: two inserts at once, and as
+	// many again while connections that hang are given up.
+	acceptConns = 4
 	// stopTimeout is how long requests in flight may take after SIGTERM.
 	stopTimeout = 10 * time.Second
 )
@@ -41,7 +45,7 @@ func serve(ctx context.Context, cfg config.API, log *slog.Logger) error {
 		return err
 	}
 	pool, err := postgres.OpenServing(ctx, postgres.Config{
-		URL: cfg.DatabaseURL, MaxConns: maxConns, Application: "passbook-api",
+		URL: cfg.DatabaseURL, MaxConns: maxConns, Part: partOfRequests, Application: "passbook-api",
 	}, schema, log)
 	if err != nil {
 		return err
@@ -50,6 +54,13 @@ func serve(ctx context.Context, cfg config.API, log *slog.Logger) error {
 	if err := ledger.CheckSequences(ctx, pool); err != nil {
 		return err
 	}
+	accepts, err := postgres.Open(ctx, postgres.Config{
+		URL: cfg.DatabaseURL, MaxConns: maxConns, Part: partOfAccepts, Application: "passbook-api-accepts", Serving: true,
+	})
+	if err != nil {
+		return err
+	}
+	defer accepts.Close()
 	replica, err := openReplica(ctx, cfg.ReadDatabaseURL)
 	if err != nil {
 		return err
@@ -65,15 +76,16 @@ func serve(ctx context.Context, cfg config.API, log *slog.Logger) error {
 	defer redisClient.Close() //nolint:errcheck // nothing is pending on it
 
 	registry := ops.NewRegistry()
-	registry.MustRegister(ops.PoolCollector(pool))
+	ops.RegisterPool(registry, "requests", pool)
+	ops.RegisterPool(registry, "accepts", accepts)
 	lost := prometheus.NewCounter(prometheus.CounterOpts{
 		Name: "passbook_rings_lost_total", Help: "Notifications without a task: Redis did not take it, or the pending list is full; the sweep finds their jobs.",
 	})
 	registry.MustRegister(lost)
 	rings := queue.NewClient(redisClient, cfg.Partitions, log, lost.Inc)
-	acceptor := job.NewAcceptor(pool, rings, cfg.MaxQueuedPerAccount)
-	checks := readiness(pool, replica, redisClient, schema)
-	edge, err := newEdge(cfg, pool, replica, acceptor, checks, registry, log) //nolint:contextcheck // a request has its own
+	acceptor := job.NewAcceptor(accepts, rings, cfg.MaxQueuedPerAccount)
+	checks := readiness(accepts, replica, redisClient, schema)
+	edge, err := newEdge(cfg, pool, accepts, replica, acceptor, checks, registry, log) //nolint:contextcheck // a request has its own
 	if err != nil {
 		return err
 	}
@@ -111,6 +123,13 @@ func serve(ctx context.Context, cfg config.API, log *slog.Logger) error {
 	return stopErr
 }
 
+// partOfAccepts is how many of a process's connections accepts have to themselves, one
+// at least.
+func partOfAccepts(total int32) int32 { return max(min(acceptConns, total/4), 1) }
+
+// partOfRequests are all the others, one at least.
+func partOfRequests(total int32) int32 { return max(total-partOfAccepts(total), 1) }
+
 // openReplica makes the pool that histories are read through, and nil where there
 // is no replica. It may come and go: without it the primary answers.
 func openReplica(ctx context.Context, url string) (*pgxpool.Pool, error) {
@@ -120,7 +139,7 @@ func openReplica(ctx context.Context, url string) (*pgxpool.Pool, error) {
 	return postgres.Open(ctx, postgres.Config{URL: url, MaxConns: maxConns, Application: "passbook-api-history", Serving: true})
 }
 
-func newEdge(cfg config.API, pool, replica *pgxpool.Pool, acceptor *job.Acceptor, checks []ops.Check,
+func newEdge(cfg config.API, pool, accepts, replica *pgxpool.Pool, acceptor *job.Acceptor, checks []ops.Check,
 	registry *prometheus.Registry, log *slog.Logger,
 ) (*api.API, error) {
 	var keys []auth.Key
@@ -129,7 +148,7 @@ func newEdge(cfg config.API, pool, replica *pgxpool.Pool, acceptor *job.Acceptor
 		keys = append(keys, auth.Key{ID: key.ID, Secret: key.Secret})
 		secrets = append(secrets, key.Secret)
 	}
-	authService, err := auth.New(pool, auth.Config{Keys: keys, Log: log, Registry: registry})
+	authService, err := auth.New(pool, auth.Config{Keys: keys, Lookups: accepts, Log: log, Registry: registry})
 	if err != nil {
 		return nil, err
 	}
@@ -146,7 +165,8 @@ func newEdge(cfg config.API, pool, replica *pgxpool.Pool, acceptor *job.Acceptor
 	})
 }
 
-// readiness asks after what the API stands on. Without Redis it still accepts,
+// readiness asks after what the API stands on, as accepts find it: slow reads don't take
+// it out of service. Without Redis it still accepts,
 // and without the replica it still shows histories.
 func readiness(pool, replica *pgxpool.Pool, redisClient redis.UniversalClient, schema int64) []ops.Check {
 	checks := []ops.Check{

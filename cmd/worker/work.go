@@ -58,7 +58,8 @@ func work(ctx context.Context, cfg config.Worker, log *slog.Logger) error {
 	defer redisClient.Close() //nolint:errcheck // nothing is pending on it
 
 	registry := ops.NewRegistry()
-	registry.MustRegister(ops.PoolCollector(pool), metrics.NewQueueMetricsCollector(asynq.NewInspectorFromRedisClient(redisClient)))
+	ops.RegisterPool(registry, "applies", pool)
+	registry.MustRegister(metrics.NewQueueMetricsCollector(asynq.NewInspectorFromRedisClient(redisClient)))
 	operator, err := ops.Listen(ctx, ops.Config{
 		Addr: cfg.OpsAddr, Token: cfg.OpsToken, Hosts: cfg.OpsHosts, Registry: registry, Log: log,
 		Checks: readiness(pool, redisClient, schema),

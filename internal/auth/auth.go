@@ -10,6 +10,7 @@
 package auth
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -54,6 +55,10 @@ type Config struct {
 	Now      func() time.Time // time.Now where nil; for how much time has passed, never for the time of day
 	Log      *slog.Logger     // what an operator should look at; nothing is logged where nil
 
+	// Lookups is the pool through which Authenticate reads, for an accept waits for
+	// that: the Service's own where nil.
+	Lookups *pgxpool.Pool
+
 	// Registry gets the metrics; they are counted for nothing where it is nil.
 	Registry prometheus.Registerer
 }
@@ -61,6 +66,7 @@ type Config struct {
 // Service signs users up, logs them in, and tells who holds a token.
 type Service struct {
 	pool      *pgxpool.Pool
+	lookups   *pgxpool.Pool
 	now       func() time.Time
 	passwords *hasher
 	access    *signer
@@ -94,6 +100,7 @@ func New(pool *pgxpool.Pool, cfg Config) (*Service, error) {
 	}
 	return &Service{
 		pool:      pool,
+		lookups:   cmp.Or(cfg.Lookups, pool),
 		now:       cfg.Now,
 		passwords: passwords,
 		access:    access,
@@ -143,7 +150,7 @@ func (s *Service) isAlive(ctx context.Context, sessionID uuid.UUID) (alive bool,
 	if alive {
 		return true, now, nil
 	}
-	if err := s.pool.QueryRow(ctx, sql, sessionID).Scan(&alive, &now); err != nil {
+	if err := s.lookups.QueryRow(ctx, sql, sessionID).Scan(&alive, &now); err != nil {
 		return false, time.Time{}, fmt.Errorf("read session %s: %w", sessionID, err)
 	}
 	if alive {

@@ -39,9 +39,10 @@ func buildInfo() prometheus.Collector {
 	return gauge
 }
 
-// PoolCollector shows how busy a pool of connections to Postgres is.
-func PoolCollector(pool *pgxpool.Pool) prometheus.Collector {
-	return poolCollector{pool}
+// RegisterPool shows how busy a pool of connections to Postgres is, under a name that
+// tells it from the process's others.
+func RegisterPool(registry prometheus.Registerer, name string, pool *pgxpool.Pool) {
+	prometheus.WrapRegistererWith(prometheus.Labels{"pool": name}, registry).MustRegister(poolCollector{pool})
 }
 
 type poolCollector struct {

@@ -12,10 +12,11 @@ import (
 	"github.com/passbook/passbook/internal/testenv"
 )
 
-func TestPoolCollector(t *testing.T) {
+func TestRegisterPool(t *testing.T) {
 	pool := testenv.Pool(t)
 	registry := prometheus.NewPedanticRegistry()
-	registry.MustRegister(ops.PoolCollector(pool))
+	ops.RegisterPool(registry, "test", pool)
+	ops.RegisterPool(registry, "untouched", testenv.Pool(t))
 	conn, err := pool.Acquire(t.Context())
 	if err != nil {
 		t.Fatal(err)

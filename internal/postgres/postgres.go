@@ -23,6 +23,9 @@ const (
 	connectTimeout   = 2 * time.Second
 )
 
+// maxIdleTime is after how long a connection that serves nobody is given back.
+const maxIdleTime = time.Minute
+
 // The same for serving connections, whose statements take milliseconds: what
 // takes this long is stuck, and so is everybody behind it.
 const (
@@ -39,8 +42,11 @@ const RoundTripTimeout = lockTimeout + servingStatementTimeout + 1500*time.Milli
 
 // Config says which database to open and how wide.
 type Config struct {
-	URL         string
-	MaxConns    int32  // unless the URL says pool_max_conns; pgx's own default where 0
+	URL      string
+	MaxConns int32 // unless the URL says pool_max_conns; pgx's own default where 0
+	// Part is how many of these are this pool's, where a process has several; all
+	// where nil.
+	Part        func(total int32) int32
 	Application string // what pg_stat_activity shows
 	// Serving is for connections that answer clients or apply jobs: a plan made
 	// while a table is small is kept when it has grown, so theirs go by index
@@ -56,12 +62,7 @@ func Open(ctx context.Context, cfg Config) (*pgxpool.Pool, error) {
 	if err != nil {
 		return nil, fmt.Errorf("parse database URL: %w", err)
 	}
-	if cfg.MaxConns > 0 && !strings.Contains(cfg.URL, "pool_max_conns=") {
-		poolConfig.MaxConns = cfg.MaxConns
-	}
-	if poolConfig.MaxConnLifetimeJitter == 0 { // those that were opened together are not renewed together, under load
-		poolConfig.MaxConnLifetimeJitter = poolConfig.MaxConnLifetime / 2
-	}
+	setBounds(poolConfig, cfg)
 	conn := poolConfig.ConnConfig
 	conn.ConnectTimeout = connectTimeout
 	conn.OnPgError = leaveStandby(conn.OnPgError)
@@ -93,6 +94,28 @@ func Open(ctx context.Context, cfg Config) (*pgxpool.Pool, error) {
 		return nil, fmt.Errorf("open database: %w", err)
 	}
 	return p.pool, nil
+}
+
+// setBounds says how many connections the pool has and for how long, where the URL
+// does not.
+func setBounds(pool *pgxpool.Config, cfg Config) {
+	says := func(name string) bool { return strings.Contains(cfg.URL, name+"=") }
+	if cfg.MaxConns > 0 && !says("pool_max_conns") {
+		pool.MaxConns = cfg.MaxConns
+	}
+	if cfg.Part != nil {
+		pool.MaxConns = cfg.Part(pool.MaxConns)
+		pool.MinConns, pool.MinIdleConns = min(pool.MinConns, pool.MaxConns), min(pool.MinIdleConns, pool.MaxConns)
+	}
+	if pool.MaxConnLifetimeJitter == 0 { // those that were opened together are not renewed together, under load
+		pool.MaxConnLifetimeJitter = pool.MaxConnLifetime / 2
+	}
+	if !says("pool_max_conn_idle_time") { // a process at rest leaves the server's connections to others
+		pool.MaxConnIdleTime = maxIdleTime
+	}
+	if !says("pool_health_check_period") { // which is when idle ones are given back
+		pool.HealthCheckPeriod = min(pool.HealthCheckPeriod, pool.MaxConnIdleTime/2)
+	}
 }
 
 // OpenServing makes the pool of a process that answers clients or applies jobs.

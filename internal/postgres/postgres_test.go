@@ -100,6 +100,45 @@ func TestOpenMaxConns(t *testing.T) {
 	}
 }
 
+// A process may keep several pools, and each then has its part.
+func TestOpenPart(t *testing.T) {
+	t.Parallel()
+	url := testenv.Postgres(t)
+	half := func(total int32) int32 { return total / 2 }
+	for address, want := range map[string]int32{url: 8, url + "&pool_max_conns=6&pool_min_conns=6": 3} {
+		pool, err := postgres.Open(t.Context(), postgres.Config{URL: address, MaxConns: 16, Part: half})
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(pool.Close)
+		if got := pool.Config().MaxConns; got != want {
+			t.Errorf("%d connections, want %d", got, want)
+		}
+	}
+}
+
+// A pool at rest gives its connections back.
+func TestOpenGivesIdleConnectionsBack(t *testing.T) {
+	t.Parallel()
+	url := testenv.Postgres(t)
+	if got := open(t, url).Config(); got.MaxConnIdleTime != time.Minute || got.HealthCheckPeriod > time.Minute/2 || got.MinConns != 0 {
+		t.Errorf("connections are idle for %v, looked at every %v, and %d stay", got.MaxConnIdleTime, got.HealthCheckPeriod, got.MinConns)
+	}
+	pool := open(t, url+"&pool_max_conns=8&pool_max_conn_idle_time=50ms")
+	var busy []*pgxpool.Conn
+	for range 8 {
+		conn, err := pool.Acquire(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		busy = append(busy, conn)
+	}
+	for _, conn := range busy {
+		conn.Release()
+	}
+	testenv.Eventually(t, "the connections are closed", func() bool { return pool.Stat().TotalConns() == 0 })
+}
+
 // Connections that were opened together are not all renewed at once.
 func TestOpenSpreadsRenewals(t *testing.T) {
 	t.Parallel()
