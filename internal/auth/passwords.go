@@ -4,11 +4,14 @@ import (
 	"context"
 	"crypto/rand"
 	"fmt"
+	"math"
 	"runtime"
+	"runtime/debug"
 	"sync"
 	"time"
 	"unicode/utf8"
 
+	"github.com/KimMachineGun/automemlimit/memlimit"
 	"github.com/alexedwards/argon2id"
 	"golang.org/x/text/secure/precis"
 )
@@ -24,10 +27,31 @@ const (
 // maxHashWait bounds the wait for a slot to hash a password in.
 const maxHashWait = time.Second
 
-// maxHashes bounds the passwords hashed at once, so that a flood of log-ins
-// takes neither all memory (19 MiB each) nor more processors than there are.
-func maxHashes() int {
-	return max(2, runtime.GOMAXPROCS(0))
+// hashShare is the part of the process's memory for the hashes being made: a quarter.
+// golang.org/x/crypto/argon2 takes no buffer (golang.org/issue/36634), so each hash leaves
+// one as garbage. The garbage collector starts anew when the heap has doubled, GOGC's 100 %,
+// or earlier under GOMEMLIMIT: all hashes together take at most twice their share.
+const hashShare = 4
+
+// countSlots answers how many log-ins and sign-ups may hash at once, at least one each:
+// together fewer than there are processors, and no more than memory, in bytes, has room for.
+// Three of four are for log-ins.
+func countSlots(processors int, memory int64) (logIns, signUps int) {
+	each := int64(hashParams.Memory) << 10
+	all := int(min(int64(processors-1), memory/hashShare/each))
+	signUps = max(1, all/4)
+	return max(1, all-signUps), signUps
+}
+
+// memoryLimit is what the process may use, in bytes: the lesser of GOMEMLIMIT and what its
+// control group has, of either version.
+func memoryLimit() int64 {
+	limit := debug.SetMemoryLimit(-1) // only reads it
+	group, err := memlimit.FromCgroup()
+	if err != nil || group > math.MaxInt64 { // there is no limit, or no group
+		return limit
+	}
+	return min(limit, int64(group))
 }
 
 // hashParams are those of OWASP's Password Storage Cheat Sheet for Argon2id.
@@ -61,9 +85,12 @@ func preparePassword(password string) (string, error) {
 	return precis.OpaqueString.String(password)
 }
 
-// hasher hashes and compares passwords, not too many at once.
+// hasher hashes and compares passwords, not too many at once: a flood of log-ins or
+// sign-ups takes neither all memory nor all processors, and a flood of the one keeps the
+// other from nothing.
 type hasher struct {
-	slots   chan struct{} // holds an element for each hash being made
+	logIns  slots
+	signUps slots
 	nobodys string
 }
 
@@ -78,14 +105,16 @@ func newHasher() (*hasher, error) {
 	if err != nil {
 		return nil, fmt.Errorf("hash nobody's password: %w", err)
 	}
-	return &hasher{slots: make(chan struct{}, maxHashes()), nobodys: nobodys}, nil
+	logIns, signUps := countSlots(min(runtime.GOMAXPROCS(0), runtime.NumCPU()), memoryLimit())
+	return &hasher{logIns: make(slots, logIns), signUps: make(slots, signUps), nobodys: nobodys}, nil
 }
 
+// hash makes the hash that a sign-up stores. ErrBusy where all slots stay taken.
 func (h *hasher) hash(ctx context.Context, password string) (string, error) {
-	if err := h.acquire(ctx); err != nil {
+	if err := h.signUps.acquire(ctx); err != nil {
 		return "", err
 	}
-	defer h.release()
+	defer h.signUps.release()
 	hash, err := argon2id.CreateHash(password, hashParams)
 	if err != nil {
 		return "", fmt.Errorf("hash password: %w", err)
@@ -93,11 +122,12 @@ func (h *hasher) hash(ctx context.Context, password string) (string, error) {
 	return hash, nil
 }
 
+// matches compares the password of a log-in. ErrBusy where all slots stay taken.
 func (h *hasher) matches(ctx context.Context, password, hash string) (bool, error) {
-	if err := h.acquire(ctx); err != nil {
+	if err := h.logIns.acquire(ctx); err != nil {
 		return false, err
 	}
-	defer h.release()
+	defer h.logIns.release()
 	ok, err := argon2id.ComparePasswordAndHash(password, hash)
 	if err != nil {
 		return false, fmt.Errorf("compare password: %w", err)
@@ -105,18 +135,21 @@ func (h *hasher) matches(ctx context.Context, password, hash string) (bool, erro
 	return ok, nil
 }
 
+// slots holds an element for each hash being made.
+type slots chan struct{}
+
 // acquire takes a slot, waiting up to maxHashWait for one; then ErrBusy.
-func (h *hasher) acquire(ctx context.Context) error {
+func (s slots) acquire(ctx context.Context) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, maxHashWait, ErrBusy)
 	defer cancel()
 	select {
-	case h.slots <- struct{}{}:
+	case s <- struct{}{}:
 		return nil
 	case <-ctx.Done():
 		return context.Cause(ctx)
 	}
 }
 
-func (h *hasher) release() {
-	<-h.slots
+func (s slots) release() {
+	<-s
 }

@@ -1,9 +1,17 @@
 package auth
 
 import (
+	"bytes"
 	"context"
 	"errors"
+	"fmt"
+	"math"
+	"os"
+	"os/exec"
+	"runtime"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -50,9 +58,6 @@ func TestHasher(t *testing.T) {
 	if err != nil || *params != *hashParams {
 		t.Errorf("nobody's hash has %+v, %v, want %+v", params, err, hashParams)
 	}
-	if cap(h.slots) < 2 {
-		t.Errorf("%d slots, want at least 2", cap(h.slots))
-	}
 	hash, err := h.hash(t.Context(), testPassword)
 	if err != nil || !strings.HasPrefix(hash, "$argon2id$v=19$m=19456,t=2,p=1$") {
 		t.Fatalf("got %q, %v", hash, err)
@@ -62,22 +67,19 @@ func TestHasher(t *testing.T) {
 			t.Errorf("%q matches: got %v, %v, want %v", password, got, err, want)
 		}
 	}
-	if len(h.slots) != 0 {
-		t.Errorf("%d slots still taken", len(h.slots))
+	if taken := len(h.logIns) + len(h.signUps); taken != 0 {
+		t.Errorf("%d slots still taken", taken)
 	}
 }
 
 func TestHasher_AllSlotsTaken(t *testing.T) {
 	t.Parallel()
-	calls := map[string]func(*hasher, context.Context) error{
-		"Hash": func(h *hasher, ctx context.Context) error {
-			_, err := h.hash(ctx, testPassword)
-			return err
-		},
-		"Matches": func(h *hasher, ctx context.Context) error {
-			_, err := h.matches(ctx, testPassword, "$argon2id$v=19$m=8,t=1,p=1$AAAAAAAAAAA$AAAAAAAAAAA")
-			return err
-		},
+	calls := map[string]struct {
+		slots func(*hasher) slots
+		call  func(context.Context, *hasher) error
+	}{
+		"Hash":    {func(h *hasher) slots { return h.signUps }, hashOne},
+		"Matches": {func(h *hasher) slots { return h.logIns }, matchOne},
 	}
 	tests := map[string]struct {
 		freed time.Duration // after which a slot is
@@ -91,18 +93,20 @@ func TestHasher_AllSlotsTaken(t *testing.T) {
 			return context.WithTimeout(ctx, maxHashWait/2)
 		}, context.DeadlineExceeded, maxHashWait / 2},
 	}
-	for callName, call := range calls {
+	for name, what := range calls {
+		callName, call := name, what.call
 		for name, tt := range tests {
 			t.Run(callName+"/"+name, func(t *testing.T) {
 				t.Parallel()
 				synctest.Test(t, func(t *testing.T) {
-					h := &hasher{slots: make(chan struct{}, 1)}
-					h.slots <- struct{}{}
-					time.AfterFunc(tt.freed, h.release)
+					h := &hasher{logIns: make(slots, 1), signUps: make(slots, 1)}
+					taken := what.slots(h)
+					taken <- struct{}{}
+					time.AfterFunc(tt.freed, taken.release)
 					ctx, cancel := tt.ctx(t.Context())
 					defer cancel()
 					start := time.Now()
-					if err := call(h, ctx); !errors.Is(err, tt.want) {
+					if err := call(ctx, h); !errors.Is(err, tt.want) {
 						t.Errorf("got %v, want %v", err, tt.want)
 					}
 					if waited := time.Since(start); waited != tt.wait {
@@ -111,6 +115,63 @@ func TestHasher_AllSlotsTaken(t *testing.T) {
 				})
 			})
 		}
+	}
+}
+
+func hashOne(ctx context.Context, h *hasher) error {
+	_, err := h.hash(ctx, testPassword)
+	return err
+}
+
+func matchOne(ctx context.Context, h *hasher) error {
+	_, err := h.matches(ctx, testPassword, "$argon2id$v=19$m=8,t=1,p=1$AAAAAAAAAAA$AAAAAAAAAAA")
+	return err
+}
+
+// Sign-ups take no slot of a log-in's, and the other way round.
+func TestHasher_SlotsApart(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		h := &hasher{logIns: make(slots, 1), signUps: make(slots, 1)}
+		start := time.Now()
+		h.signUps <- struct{}{}
+		if err := matchOne(t.Context(), h); err != nil {
+			t.Errorf("log-in beside a sign-up: %v", err)
+		}
+		h.signUps.release()
+		h.logIns <- struct{}{}
+		if err := hashOne(t.Context(), h); err != nil {
+			t.Errorf("sign-up beside a log-in: %v", err)
+		}
+		if waited := time.Since(start); waited != 0 {
+			t.Errorf("waited %v", waited)
+		}
+	})
+}
+
+func TestCountSlots(t *testing.T) {
+	t.Parallel()
+	const mib, unlimited = 1 << 20, math.MaxInt64
+	tests := map[string]struct {
+		processors      int
+		memory          int64
+		logIns, signUps int
+	}{
+		"OneProcessor":  {1, unlimited, 1, 1},
+		"TwoProcessors": {2, unlimited, 1, 1},
+		"Four":          {4, unlimited, 2, 1},
+		"Eight":         {8, unlimited, 6, 1},
+		"ThirtyTwo":     {32, unlimited, 24, 7},
+		"LittleMemory":  {32, 512 * mib, 5, 1},
+		"NoMemory":      {32, 64 * mib, 1, 1},
+	}
+	for name, tt := range tests {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			if logIns, signUps := countSlots(tt.processors, tt.memory); logIns != tt.logIns || signUps != tt.signUps {
+				t.Errorf("got %d and %d, want %d and %d", logIns, signUps, tt.logIns, tt.signUps)
+			}
+		})
 	}
 }
 
@@ -125,4 +186,64 @@ func wantFault(t *testing.T, err error, code string) {
 	case fault.Detail == "":
 		t.Error("the fault has no detail")
 	}
+}
+
+// hashesEnv tells the test's own process to hash, and how many passwords.
+const hashesEnv = "PASSBOOK_TEST_HASHES"
+
+// 200 log-ins at once, on a machine with more cores than memory, stay within GOMEMLIMIT: the
+// slots with a quarter of it, the garbage of the hashes before with as much again.
+func TestHasher_Memory(t *testing.T) {
+	t.Parallel()
+	if os.Getenv(hashesEnv) != "" {
+		hashMany(t, 200, 64)
+		return
+	}
+	const limit = 512 << 20
+	cmd := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^TestHasher_Memory$", "-test.v") //nolint:gosec // this binary
+	cmd.Env = append(os.Environ(), hashesEnv+"=1", "GOMAXPROCS=32", fmt.Sprintf("GOMEMLIMIT=%d", limit))
+	output, err := cmd.CombinedOutput()
+	if err != nil {
+		t.Fatalf("%v\n%s", err, output)
+	}
+	_, said, _ := bytes.Cut(output, []byte("memory: "))
+	var most int64
+	if _, err := fmt.Fscan(bytes.NewReader(said), &most); err != nil {
+		t.Fatalf("%v\n%s", err, output)
+	}
+	if most > limit*3/4 {
+		t.Errorf("took %d MiB, want at most %d", most>>20, limit*3/4>>20)
+	}
+}
+
+// hashMany has clients log in until there are enough hashes, with the slots of 32 processors
+// on whatever the test runs on, and prints the most memory that this took. That is what the runtime has ever had from the system: the race detector's own
+// memory, several times as much, is not in it.
+func hashMany(t *testing.T, clients int, enough int64) {
+	t.Helper()
+	h, err := newHasher()
+	if err != nil {
+		t.Fatal(err)
+	}
+	logIns, _ := countSlots(32, memoryLimit())
+	h.logIns = make(slots, logIns)
+	var hashes atomic.Int64
+	var wg sync.WaitGroup
+	for range clients {
+		wg.Go(func() {
+			for hashes.Load() < enough {
+				_, err := h.matches(t.Context(), testPassword, h.nobodys)
+				if err == nil {
+					hashes.Add(1)
+				} else if !errors.Is(err, ErrBusy) {
+					t.Error(err)
+					return
+				}
+			}
+		})
+	}
+	wg.Wait()
+	var stats runtime.MemStats
+	runtime.ReadMemStats(&stats)
+	fmt.Println("memory:", stats.Sys)
 }
