@@ -21,6 +21,13 @@ const (
 	// more: by a second tab, or because the answer was lost.
 	reuseLeeway = 10 * time.Second
 
+	// maxSessions bounds a user's live sessions: a log-in beyond revokes the oldest.
+	maxSessions = 100
+
+	// maxRevoked bounds how many sessions a log-in revokes, for a user who has many more
+	// than maxSessions from a build without the bound. The next log-in goes on.
+	maxRevoked = 1000
+
 	// refreshTokenPrefix lets secret scanners know a leaked one.
 	refreshTokenPrefix = "pbr_"
 
@@ -80,27 +87,65 @@ func (s *Service) credentials(ctx context.Context, email string) (userID uuid.UU
 	return userID, hash, nil
 }
 
-// startSession makes a session with its first refresh token.
+// startSession makes a session with its first refresh token, and revokes the user's oldest
+// beyond maxSessions.
 //
 // A crash after the commit leaves a session whose tokens nobody has seen.
 func (s *Service) startSession(ctx context.Context, userID uuid.UUID) (Tokens, error) {
+	sessionID, err := uuid.NewV7()
+	if err != nil {
+		return Tokens{}, fmt.Errorf("make session id: %w", err)
+	}
+	refreshToken := newRefreshToken()
+	var revoked []uuid.UUID
+	var now time.Time
+	err = pgx.BeginFunc(ctx, s.pool, func(tx pgx.Tx) (err error) {
+		if revoked, err = revokeOldest(ctx, tx, userID); err == nil {
+			now, err = insertSession(ctx, tx, Identity{userID, sessionID}, hashRefreshToken(refreshToken))
+		}
+		return err
+	})
+	for _, id := range revoked {
+		s.live.drop(id) // also after an error: it may have been committed
+	}
+	if err != nil {
+		return Tokens{}, fmt.Errorf("start session: %w", err)
+	}
+	return s.tokens(Identity{UserID: userID, SessionID: sessionID}, refreshToken, now)
+}
+
+// revokeOldest makes room for one more session of a user, and answers which it revoked. The
+// user's log-ins wait here for their turn; the sessions are read by a second statement
+// because the first one's snapshot is from before the wait.
+func revokeOldest(ctx context.Context, tx pgx.Tx, userID uuid.UUID) ([]uuid.UUID, error) {
+	const lockSQL = `SELECT FROM users WHERE id = $1 FOR NO KEY UPDATE`
+	const sql = `
+		UPDATE sessions SET revoked_at = now()
+		WHERE revoked_at IS NULL AND id IN (
+			SELECT id FROM sessions WHERE user_id = $1 AND revoked_at IS NULL
+			ORDER BY created_at DESC, id DESC OFFSET $2 LIMIT $3)
+		RETURNING id`
+	if _, err := tx.Exec(ctx, lockSQL, userID); err != nil {
+		return nil, fmt.Errorf("lock user %s: %w", userID, err)
+	}
+	rows, _ := tx.Query(ctx, sql, userID, maxSessions-1, maxRevoked) // CollectRows returns its error
+	revoked, err := pgx.CollectRows(rows, pgx.RowTo[uuid.UUID])
+	if err != nil {
+		return nil, fmt.Errorf("revoke the oldest sessions of user %s: %w", userID, err)
+	}
+	return revoked, nil
+}
+
+// insertSession answers when, by the transaction's clock.
+func insertSession(ctx context.Context, tx pgx.Tx, session Identity, tokenHash []byte) (now time.Time, err error) {
 	const sql = `
 		WITH session AS (
 			INSERT INTO sessions (id, user_id) VALUES ($1, $2) RETURNING id
 		)
 		INSERT INTO refresh_tokens (hash, session_id, expires_at) SELECT $3, id, now() + $4::interval FROM session
 		RETURNING created_at`
-	sessionID, err := uuid.NewV7()
-	if err != nil {
-		return Tokens{}, fmt.Errorf("make session id: %w", err)
-	}
-	refreshToken := newRefreshToken()
-	var now time.Time
-	row := s.pool.QueryRow(ctx, sql, sessionID, userID, hashRefreshToken(refreshToken), refreshTokenLife)
-	if err := row.Scan(&now); err != nil {
-		return Tokens{}, fmt.Errorf("start session: %w", err)
-	}
-	return s.tokens(Identity{UserID: userID, SessionID: sessionID}, refreshToken, now)
+	err = tx.QueryRow(ctx, sql, session.SessionID, session.UserID, tokenHash, refreshTokenLife).Scan(&now)
+	return now, err
 }
 
 // Refresh spends a refresh token and answers the session's next pair. A spent one may be

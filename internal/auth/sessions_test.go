@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/alexedwards/argon2id"
+	"github.com/google/uuid"
 	"github.com/prometheus/client_golang/prometheus"
 	dto "github.com/prometheus/client_model/go"
 
@@ -307,6 +308,71 @@ func TestRefresh_WaitsForTheOneUnderWay(t *testing.T) {
 		t.Errorf("got %v, want ErrInvalidRefreshToken", err)
 	}
 	wantInvalid(t, s, next)
+}
+
+// A log-in beyond the bound revokes the oldest session, whose tokens open nothing from then on.
+func TestStartSession_RevokesTheOldest(t *testing.T) {
+	t.Parallel()
+	s := newService(t, testenv.Pool(t), newClock())
+	_, others := newSession(t, s)
+	identity, oldest := newSession(t, s)
+	wantAuthenticated(t, s, oldest.AccessToken) // and is remembered
+	spare := refresh(t, s, oldest.RefreshToken)
+	second := startSession(t, s, identity.UserID)
+	for range maxSessions - 2 {
+		startSession(t, s, identity.UserID)
+	}
+	wantAuthenticated(t, s, oldest.AccessToken)
+
+	newest := startSession(t, s, identity.UserID)
+
+	for _, tokens := range []Tokens{oldest, spare} {
+		wantUnauthenticated(t, s, tokens.AccessToken)
+		wantInvalid(t, s, tokens.RefreshToken)
+	}
+	for _, tokens := range []Tokens{second, newest, others} {
+		wantAuthenticated(t, s, tokens.AccessToken)
+		refresh(t, s, tokens.RefreshToken)
+	}
+	if err := s.Revoke(t.Context(), newest.RefreshToken); err != nil { // a session that is over takes no place
+		t.Fatal(err)
+	}
+	startSession(t, s, identity.UserID)
+	wantAuthenticated(t, s, second.AccessToken)
+}
+
+func TestStartSession_Concurrent(t *testing.T) {
+	t.Parallel()
+	s := newService(t, testenv.Pool(t), newClock())
+	identity, _ := newSession(t, s)
+	const begun = 2 * maxSessions // by a build without the bound
+	if _, err := s.pool.Exec(t.Context(), `INSERT INTO sessions (id, user_id, created_at)
+		SELECT gen_random_uuid(), $1, now() - n * interval '1 minute' FROM generate_series(1, $2::int) n`, identity.UserID, begun); err != nil {
+		t.Fatal(err)
+	}
+	results := make([]Tokens, maxSessions/2)
+	var wg sync.WaitGroup
+	for i := range results {
+		wg.Go(func() { results[i] = startSession(t, s, identity.UserID) })
+	}
+	wg.Wait()
+	for _, tokens := range results { // none of the new ones was taken for an old one
+		wantAuthenticated(t, s, tokens.AccessToken)
+	}
+	var live int
+	const sql = `SELECT count(*) FROM sessions WHERE user_id = $1 AND revoked_at IS NULL`
+	if err := s.pool.QueryRow(t.Context(), sql, identity.UserID).Scan(&live); err != nil || live != maxSessions {
+		t.Errorf("%d live sessions, %v, want %d", live, err, maxSessions)
+	}
+}
+
+func startSession(t *testing.T, s *Service, userID uuid.UUID) Tokens {
+	t.Helper()
+	tokens, err := s.startSession(t.Context(), userID)
+	if err != nil {
+		t.Error(err)
+	}
+	return tokens
 }
 
 func TestRevoke(t *testing.T) {
