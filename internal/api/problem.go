@@ -59,6 +59,10 @@ var (
 		Status: http.StatusServiceUnavailable, Code: "unavailable", retryAfter: busyRetry,
 		Detail: "The service can't do this just now. Send the same request again, with the same Idempotency-Key if it had one.",
 	}
+	unauthenticated = problem{
+		Status: http.StatusUnauthorized, Code: "unauthenticated",
+		Detail: "This needs an access token: Authorization: Bearer ACCESS_TOKEN. It is missing, malformed, expired or revoked.",
+	}
 	internalError = problem{
 		Status: http.StatusInternalServerError, Code: "internal_error",
 		Detail: "Something went wrong on our side. It is logged under this request_id.",
@@ -70,10 +74,9 @@ var problems = []struct {
 	err error
 	problem
 }{
-	{auth.ErrUnauthenticated, problem{
-		Status: http.StatusUnauthorized, Code: "unauthenticated",
-		Detail: "This needs an access token: Authorization: Bearer ACCESS_TOKEN. It is missing, malformed, expired or revoked.",
-	}},
+	{auth.ErrUnauthenticated, unauthenticated},
+	{auth.ErrNotFound, unauthenticated}, // an older database, while the session is remembered
+	{ledger.ErrUserNotFound, unauthenticated},
 	{auth.ErrInvalidCredentials, problem{
 		Status: http.StatusUnauthorized, Code: "invalid_credentials",
 		Detail: "The email and the password don't belong together.",

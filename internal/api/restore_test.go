@@ -17,17 +17,9 @@ import (
 // What the API has seen of the first ones shows nothing of the others.
 func TestReads_AfterARestore(t *testing.T) {
 	t.Parallel()
-	postgres := testenv.PostgresServer(t)
-	pool, err := pgxpool.New(t.Context(), postgres.URL())
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(pool.Close)
-	s := start(t, func(set *settings) { set.pool = pool })
+	s, keep := restorable(t)
 	first, second := s.user(t), s.user(t)
-	data := filepath.Join(postgres.Dir(), "data")
-	swap(t, postgres, func() { run(t, "cp", "-a", data, data+".copy") })
-	pool.Reset()
+	restore := keep()
 
 	account := first.open(50)
 	s.apply(t, first.ask(account, "deposits", 1).ID)
@@ -44,15 +36,11 @@ func TestReads_AfterARestore(t *testing.T) {
 		pages = append(pages, page)
 	}
 
-	swap(t, postgres, func() {
-		run(t, "rm", "-r", data)
-		run(t, "mv", data+".copy", data)
-	})
-	pool.Reset()
+	restore()
 	others := second.open(7000)
 	s.apply(t, second.ask(others, "deposits", 100).ID)
 	s.apply(t, second.ask(others, "deposits", 200).ID)
-	if id := idOf(t, pool, others.Number); id != 1 {
+	if id := idOf(t, s.pool, others.Number); id != 1 {
 		t.Fatalf("the second account has the id %d; the sequence was not set back", id)
 	}
 	for _, target := range targets {
@@ -76,6 +64,72 @@ func TestReads_AfterARestore(t *testing.T) {
 		first.get(page).problem(http.StatusNotFound, "account_not_found")
 		second.get(page).problem(http.StatusBadRequest, "invalid_cursor")
 	}
+}
+
+// A restore takes back a sign-up: the user's tokens open nothing once the API forgets that it
+// saw the session alive, 5 s later, and nothing of another user meanwhile. Then a second user
+// has the first one's email.
+func TestSessions_AfterARestore(t *testing.T) {
+	t.Parallel()
+	s, keep := restorable(t)
+	before := s.user(t)
+	restore := keep()
+	first := s.anonymous(t)
+	user, tokens := signUp(first), logIn(first)
+	first.token = tokens.AccessToken
+	spare := logIn(first)
+	number := first.open(50).Number
+	first.get("/v1/users/me").want(http.StatusOK)
+
+	restore()
+	second := s.anonymous(t)
+	if other := signUp(second); other.ID == user.ID {
+		t.Fatal("two users have one id")
+	}
+	second.token = logIn(second).AccessToken
+	others := second.open(7000).Number
+	before.get("/v1/users/me").want(http.StatusOK)
+
+	first.get("/v1/users/me").problem(http.StatusUnauthorized, "unauthenticated")
+	first.post("/v1/accounts", `{}`).problem(http.StatusUnauthorized, "unauthenticated")
+	for _, token := range []string{tokens.RefreshToken, spare.RefreshToken} {
+		first.post("/v1/sessions/refresh", refreshBody(token)).problem(http.StatusUnauthorized, "invalid_refresh_token")
+	}
+	testenv.Eventually(t, "the session is forgotten", func() bool {
+		list := first.get("/v1/accounts")
+		if list.status == http.StatusOK && len(decode[pageJSON[accountJSON]](list).Data) > 0 {
+			t.Error("a user whom the database does not know has accounts")
+		}
+		return list.status == http.StatusUnauthorized
+	})
+	for _, number := range []string{number, others} {
+		first.get("/v1/accounts/"+number).problem(http.StatusUnauthorized, "unauthenticated")
+	}
+}
+
+// restorable serves from a server of the test's own. keep copies its data, and restore puts
+// the copy in its place, under the running API.
+func restorable(t *testing.T) (s *server, keep func() (restore func())) {
+	t.Helper()
+	postgres := testenv.PostgresServer(t)
+	pool, err := pgxpool.New(t.Context(), postgres.URL())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(pool.Close)
+	data := filepath.Join(postgres.Dir(), "data")
+	keep = func() func() {
+		swap(t, postgres, func() { run(t, "cp", "-a", data, data+".copy") })
+		pool.Reset()
+		return func() {
+			swap(t, postgres, func() {
+				run(t, "rm", "-r", data)
+				run(t, "mv", data+".copy", data)
+			})
+			pool.Reset()
+		}
+	}
+	return start(t, func(set *settings) { set.pool = pool }), keep
 }
 
 // swap does something while the server is stopped.

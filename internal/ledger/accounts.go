@@ -12,6 +12,7 @@ import (
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/passbook/passbook/internal/crash"
@@ -43,8 +44,9 @@ func NewAccounts(pool *pgxpool.Pool) *Accounts {
 // Open opens an account; an initial deposit becomes its transaction 1 in the
 // same database transaction. The same opening with the same key answers with
 // the account that the key opened, and replayed. ErrKeyReused where the key was
-// used for anything else, ErrNumberTaken where the number is another's, ErrKeyBusy,
-// at once, where a request with the key is under way; then nothing happened.
+// used for anything else, ErrNumberTaken where the number is another's, ErrUserNotFound
+// where the user is not there, ErrKeyBusy, at once, where a request with the key is under
+// way; then nothing happened.
 //
 // A crash before the commit leaves nothing, one after it leaves the account: a
 // client that has seen no answer sends the same key again.
@@ -116,7 +118,11 @@ func insertAccount(ctx context.Context, tx pgx.Tx, opening Opening, number strin
 	if opening.Key != "" {
 		request = opening.fingerprint()
 	}
-	return queryAccount(ctx, tx, sql, opening.UserID, number, opening.Currency, opening.Key, request)
+	account, err := queryAccount(ctx, tx, sql, opening.UserID, number, opening.Currency, opening.Key, request)
+	if pg, ok := errors.AsType[*pgconn.PgError](err); ok && pg.ConstraintName == "accounts_user_id_fkey" {
+		return Account{}, ErrUserNotFound
+	}
+	return account, err
 }
 
 // openedBefore tells why insertAccount inserted nothing. Its statement sees

@@ -45,6 +45,7 @@ const (
 var (
 	ErrAccountNotFound = errors.New("account not found")
 	ErrNumberTaken     = errors.New("account number taken")
+	ErrUserNotFound    = errors.New("user not found")
 	ErrKeyReused       = errors.New("idempotency key used for something else")
 	ErrKeyBusy         = errors.New("idempotency key is that of a request under way")
 	ErrJobNotFound     = errors.New("job not found")
