@@ -23,6 +23,10 @@ const taskType = "job:apply"
 // ErrBadTicket is returned for a ticket that nobody of ours has written.
 var ErrBadTicket = errors.New("bad ticket")
 
+// ErrUnknownJob is returned for a task of a job that this installation's Postgres does
+// not know: another installation's on the same Redis, or one from before a restore.
+var ErrUnknownJob = errors.New("the task names a job that this database does not know")
+
 // Name is the Asynq queue of a partition.
 func Name(partition int) string {
 	return fmt.Sprintf("tx:%d", partition)

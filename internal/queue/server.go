@@ -25,14 +25,23 @@ const (
 	// firstPause doubles with each try of a ticket, up to longestPause.
 	firstPause   = 250 * time.Millisecond
 	longestPause = time.Second
-	// LongestPutOff is how long a ticket that is to be tried again is out of line.
+	// firstUnknown doubles with each try of a task of an unknown job, up to
+	// longestUnknown: each retry looks like progress to the sweep of the installation that
+	// knows the job, and soon ones would keep that sweep from helping. After maxUnknown
+	// tries, some twenty minutes, the task is archived.
+	firstUnknown   = 15 * time.Second
+	longestUnknown = time.Minute
+	maxUnknown     = 20
+	// LongestPutOff is how long a ticket that is to be tried again is out of line, unless
+	// its job is unknown.
 	LongestPutOff = longestPause + forwardEvery
 )
 
 // Handler works a ticket off: applies each job's account up to the job. rest are
 // those that need another turn, behind the tickets that wait. An error brings the
-// whole ticket back after a pause, the rest beside it; one that is ErrBadTicket
-// archives it, where an operator sees it.
+// whole ticket back after a pause, the rest beside it; ErrUnknownJob gives it back for
+// longer, for the installation that knows the job. After maxUnknown tries the task is
+// archived, where an operator sees it.
 type Handler func(ctx context.Context, jobs []uuid.UUID) (rest []uuid.UUID, err error)
 
 // ServerConfig says how to serve the partitions.
@@ -135,7 +144,7 @@ func (s *Server) process(ctx context.Context, task *asynq.Task) error {
 		err = cmp.Or(err, s.goOn(ctx, queue, id, rest))
 		crash.At(crash.MoreWritten)
 	}
-	if errors.Is(err, ErrBadTicket) {
+	if tries, _ := asynq.GetRetryCount(ctx); errors.Is(err, ErrUnknownJob) && tries >= maxUnknown {
 		return fmt.Errorf("%w: %w", err, asynq.SkipRetry)
 	}
 	return err
@@ -153,8 +162,12 @@ func (s *Server) goOn(ctx context.Context, queue, id string, jobs []uuid.UUID) e
 	return nil
 }
 
-func pause(tries int, _ error, _ *asynq.Task) time.Duration {
-	return min(firstPause<<min(tries, 10), longestPause)
+func pause(tries int, err error, _ *asynq.Task) time.Duration {
+	first, longest := firstPause, longestPause
+	if errors.Is(err, ErrUnknownJob) {
+		first, longest = firstUnknown, longestUnknown
+	}
+	return min(first<<min(tries, 10), longest)
 }
 
 // logger hands Asynq's messages on.

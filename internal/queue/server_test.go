@@ -3,6 +3,7 @@ package queue
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"slices"
 	"sync/atomic"
@@ -424,22 +425,46 @@ func TestRingsThatWaitAreWritten(t *testing.T) {
 func TestBadTicketsAreArchived(t *testing.T) {
 	t.Parallel()
 	client := connect(t, testenv.Redis(t))
-	serve(t, client, func(context.Context, []uuid.UUID) ([]uuid.UUID, error) { return nil, ErrBadTicket }, asIs)
+	serve(t, client, func(context.Context, []uuid.UUID) ([]uuid.UUID, error) { return nil, ErrUnknownJob }, asIs)
 	forged := asynq.NewTask(taskType, []byte("not an id"))
 	if _, err := asynq.NewClientFromRedisClient(client).Enqueue(forged, asynq.Queue(Name(0)), asynq.TaskID("forged")); err != nil {
 		t.Fatal(err)
 	}
-	unknown := Ticket{AccountID: 1, JobID: uuid.New()}
-	if err := ticketsOf(client).Enqueue(t.Context(), unknown); err != nil {
+	awaitState(t, asynq.NewInspectorFromRedisClient(client), Name(0), "forged", asynq.TaskStateArchived)
+}
+
+func awaitState(t testing.TB, inspector *asynq.Inspector, queue, name string, want asynq.TaskState) (info *asynq.TaskInfo) {
+	t.Helper()
+	testenv.Eventually(t, fmt.Sprintf("task %s to be %s", name, want), func() bool {
+		var err error
+		info, err = inspector.GetTaskInfo(queue, name)
+		return err == nil && info.State == want
+	})
+	return info
+}
+
+// A task of an unknown job is given back, for long enough that others don't take its
+// retries for progress, and archived after maxUnknown tries.
+func TestUnknownJobIsArchivedAtLast(t *testing.T) {
+	t.Parallel()
+	client := connect(t, testenv.Redis(t))
+	serve(t, client, func(context.Context, []uuid.UUID) ([]uuid.UUID, error) { return nil, ErrUnknownJob }, asIs)
+	ticket := Ticket{AccountID: 1, JobID: uuid.New()}
+	if err := ticketsOf(client).Enqueue(t.Context(), ticket); err != nil {
 		t.Fatal(err)
 	}
-	inspector := asynq.NewInspectorFromRedisClient(client)
-	for name, queue := range map[string]string{"forged": Name(0), unknown.id(): Name(Partition(1, partitions))} {
-		testenv.Eventually(t, name+" to be archived", func() bool {
-			info, err := inspector.GetTaskInfo(queue, name)
-			return err == nil && info.State == asynq.TaskStateArchived
-		})
+	inspector, name := asynq.NewInspectorFromRedisClient(client), Name(Partition(1, partitions))
+	for try := range maxUnknown {
+		info := awaitState(t, inspector, name, ticket.id(), asynq.TaskStateRetry)
+		wait := info.NextProcessAt.Sub(info.LastFailedAt)
+		if wait < firstUnknown-time.Second || wait > longestUnknown+time.Second { // Asynq keeps whole seconds
+			t.Errorf("try %d is followed by %v, want %v to %v", try, wait, firstUnknown, longestUnknown)
+		}
+		if err := inspector.RunTask(name, ticket.id()); err != nil {
+			t.Fatal(err)
+		}
 	}
+	awaitState(t, inspector, name, ticket.id(), asynq.TaskStateArchived)
 }
 
 func TestFind(t *testing.T) {

@@ -39,12 +39,13 @@ func (w *Worker) Apply(ctx context.Context, jobs []uuid.UUID) (rest []uuid.UUID,
 		applied, rest, left = w.cfg.Applier.ApplyShared(ctx, jobs, turn)
 		w.tell(applied)
 	}
-	var bad error
+	var unknown error
 	for _, id := range left {
 		more, oneErr := w.applyOne(ctx, id, max(turn/len(left), 1))
 		switch {
-		case errors.Is(oneErr, queue.ErrBadTicket):
-			bad = oneErr
+		case errors.Is(oneErr, queue.ErrUnknownJob):
+			w.cfg.Metrics.unknown.Inc()
+			unknown = oneErr
 		case postgres.IsDown(oneErr): // and we are told to stop
 			return nil, oneErr // the ticket comes back, with all its jobs
 		case oneErr != nil: // this account's own
@@ -53,7 +54,7 @@ func (w *Worker) Apply(ctx context.Context, jobs []uuid.UUID) (rest []uuid.UUID,
 			rest = append(rest, id)
 		}
 	}
-	return rest, cmp.Or(err, bad)
+	return rest, cmp.Or(err, unknown)
 }
 
 // applyOne applies the job's account up to the job, and at most limit jobs.
@@ -64,7 +65,7 @@ func (w *Worker) applyOne(ctx context.Context, id uuid.UUID, limit int) (more bo
 		w.tell(applied)
 		switch {
 		case errors.Is(err, ledger.ErrJobNotFound):
-			return false, fmt.Errorf("%w: %w", queue.ErrBadTicket, err)
+			return false, fmt.Errorf("%w: %w", queue.ErrUnknownJob, err)
 		case errors.Is(err, ledger.ErrRefused):
 			w.cfg.Log.Warn("job refused; it will be tried again", "ticket", id, "error", err)
 			return false, err
@@ -93,7 +94,7 @@ func (w *Worker) tell(applied []ledger.Applied) {
 }
 
 // IsFailure tells the errors that spend one of a ticket's tries: those of its
-// own account's jobs, not Postgres's.
+// own account's jobs and of jobs that are unknown, not Postgres's.
 func IsFailure(err error) bool {
-	return errors.Is(err, ledger.ErrRefused) || errors.Is(err, queue.ErrBadTicket)
+	return errors.Is(err, ledger.ErrRefused) || errors.Is(err, queue.ErrUnknownJob)
 }

@@ -17,6 +17,7 @@ type Metrics struct {
 	accounts     prometheus.Gauge
 	swept        prometheus.Counter
 	direct       prometheus.Counter
+	unknown      prometheus.Counter
 	postgresDown prometheus.Counter
 	failed       prometheus.Gauge
 }
@@ -43,6 +44,9 @@ func NewMetrics(registry prometheus.Registerer) *Metrics {
 		direct: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "passbook_sweep_applied_accounts_total", Help: "Stalled accounts that the sweep applied itself, because Redis refused their tasks or no task helped.",
 		}),
+		unknown: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "passbook_tasks_of_unknown_jobs_total", Help: "Times a task named a job that this database does not know, and was given back.",
+		}),
 		postgresDown: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "passbook_apply_postponed_total", Help: "Times a ticket waited in hand because Postgres was down.",
 		}),
@@ -50,7 +54,7 @@ func NewMetrics(registry prometheus.Registerer) *Metrics {
 	m.failed = prometheus.NewGauge(prometheus.GaugeOpts{
 		Name: "passbook_failed_jobs", Help: "Failed jobs in Postgres that wait for an operator, counted up to 1000; every worker shows the same.",
 	})
-	registry.MustRegister(m.jobs, m.seconds, m.oldest, m.accounts, m.swept, m.direct, m.postgresDown, m.failed)
+	registry.MustRegister(m.jobs, m.seconds, m.oldest, m.accounts, m.swept, m.direct, m.unknown, m.postgresDown, m.failed)
 	for _, entry := range []ledger.EntryType{ledger.Deposit, ledger.Withdrawal} {
 		for _, outcome := range []ledger.Outcome{ledger.Succeeded, ledger.Rejected, ledger.Failed} {
 			m.jobs.WithLabelValues(string(entry), string(outcome)) // counts from 0, so that a rate sees the first

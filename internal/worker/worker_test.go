@@ -639,3 +639,33 @@ func TestStopAndGoOn(t *testing.T) {
 	s.drained()
 	s.inOrder(account, order)
 }
+
+// Two installations that share a Redis take each other's tasks and give them back:
+// all jobs of both finish, and no task is archived.
+func TestUnknownJobIsGivenBack(t *testing.T) {
+	t.Parallel()
+	shared := testenv.Redis(t)
+	both := []*system{newSystem(t, testenv.Pool(t), shared), newSystem(t, testenv.Pool(t), shared)}
+	for _, s := range both {
+		s.work()
+	}
+	const accounts = 40
+	for range accounts {
+		for _, s := range both {
+			account := ledgertest.Account(t, s.pool, s.user, 0)
+			s.ring(account, ledgertest.Job(t, s.pool, account, ledger.Deposit, 1))
+		}
+	}
+	for _, s := range both {
+		s.drained()
+		s.nothingArchived()
+	}
+}
+
+func (s *system) nothingArchived() {
+	s.t.Helper()
+	keys, err := s.redis.Keys(s.t.Context(), "asynq:{*}:archived").Result()
+	if err != nil || len(keys) > 0 {
+		s.t.Errorf("archived tasks in %v, %v; want none", keys, err)
+	}
+}
