@@ -82,7 +82,7 @@ func serve(ctx context.Context, cfg config.API, log *slog.Logger) error {
 		Name: "passbook_rings_lost_total", Help: "Notifications without a task: Redis did not take it, or the pending list is full; the sweep finds their jobs.",
 	})
 	registry.MustRegister(lost)
-	rings := queue.NewClient(redisClient, cfg.Partitions, log, lost.Inc)
+	rings := queue.NewClient(redisClient, queue.Queues{Prefix: cfg.QueuePrefix, Partitions: cfg.Partitions}, log, lost.Inc)
 	acceptor := job.NewAcceptor(accepts, rings, cfg.MaxQueuedPerAccount)
 	checks := readiness(accepts, replica, redisClient, schema)
 	edge, err := newEdge(cfg, pool, accepts, replica, acceptor, checks, registry, log) //nolint:contextcheck // a request has its own

@@ -57,13 +57,15 @@ func work(ctx context.Context, cfg config.Worker, log *slog.Logger) error {
 	}
 	defer redisClient.Close() //nolint:errcheck // nothing is pending on it
 
+	all := queue.Queues{Prefix: cfg.QueuePrefix, Partitions: cfg.Partitions}
+	inspected := all.Only(redisClient)
 	registry := ops.NewRegistry()
 	ops.RegisterPool(registry, "applies", pool)
-	registry.MustRegister(metrics.NewQueueMetricsCollector(asynq.NewInspectorFromRedisClient(redisClient)))
+	registry.MustRegister(metrics.NewQueueMetricsCollector(asynq.NewInspectorFromRedisClient(inspected)))
 	operator, err := ops.Listen(ctx, ops.Config{
 		Addr: cfg.OpsAddr, Token: cfg.OpsToken, Hosts: cfg.OpsHosts, Registry: registry, Log: log,
 		Checks: readiness(pool, redisClient, schema),
-		Extra:  map[string]http.Handler{dashboardPath: dashboard(redisClient)},
+		Extra:  map[string]http.Handler{dashboardPath: dashboard(inspected)},
 	})
 	if err != nil {
 		return err
@@ -72,7 +74,7 @@ func work(ctx context.Context, cfg config.Worker, log *slog.Logger) error {
 	jobs := worker.New(worker.Config{
 		Applier: ledger.NewApplier(pool),
 		Backlog: job.NewBacklog(pool),
-		Tickets: queue.NewClient(redisClient, cfg.Partitions, log, func() {}),
+		Tickets: queue.NewClient(redisClient, all, log, func() {}),
 		Metrics: worker.NewMetrics(registry),
 		Log:     log,
 
@@ -80,7 +82,7 @@ func work(ctx context.Context, cfg config.Worker, log *slog.Logger) error {
 		Sessions: auth.NewPruner(pool),
 	}, ctx.Done())
 	queues := queue.NewServer(queue.ServerConfig{
-		Redis: redisClient, Partitions: cfg.Partitions, Handler: jobs.Apply, IsFailure: worker.IsFailure, Log: log,
+		Redis: redisClient, Queues: all, Handler: jobs.Apply, IsFailure: worker.IsFailure, Log: log,
 	})
 
 	working, failed := errgroup.WithContext(ctx)
@@ -94,7 +96,7 @@ func work(ctx context.Context, cfg config.Worker, log *slog.Logger) error {
 		defer cancel()
 		return operator.Shutdown(stopping)
 	})
-	log.Info("worker ready", "ops_addr", operator.Addr(), "partitions", cfg.Partitions)
+	log.Info("worker ready", "ops_addr", operator.Addr(), "queue_prefix", cfg.QueuePrefix, "partitions", cfg.Partitions)
 	if err := working.Wait(); err != nil {
 		return err
 	}

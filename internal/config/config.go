@@ -20,6 +20,7 @@ type API struct {
 	OpsAddr             string
 	OpsToken            string // empty for none
 	OpsHosts            []string
+	QueuePrefix         string
 	Partitions          int
 	MaxQueuedPerAccount int
 	Log                 Log
@@ -32,6 +33,7 @@ type Worker struct {
 	OpsAddr     string
 	OpsToken    string // empty for none
 	OpsHosts    []string
+	QueuePrefix string
 	Partitions  int
 	Log         Log
 }
@@ -63,6 +65,7 @@ func LoadAPI(getenv func(string) string) (API, error) {
 		JWTKeys:             read(&env, jwtKeys, parseKeys),
 		HTTPAddr:            read(&env, httpAddr, parseAddr),
 		OpsAddr:             read(&env, opsAddrVariable("127.0.0.1:9090"), parseAddr),
+		QueuePrefix:         read(&env, queuePrefix, parsePrefix),
 		Partitions:          read(&env, queuePartitions, parsePartitions),
 		MaxQueuedPerAccount: read(&env, maxQueued, parseMaxQueued),
 		Log:                 readLog(&env),
@@ -85,6 +88,7 @@ func LoadWorker(getenv func(string) string) (Worker, error) {
 		DatabaseURL: read(&env, databaseURL, parseDatabaseURL),
 		RedisURL:    read(&env, redisURL, parseRedisURL),
 		OpsAddr:     read(&env, opsAddrVariable("127.0.0.1:9091"), parseAddr),
+		QueuePrefix: read(&env, queuePrefix, parsePrefix),
 		Partitions:  read(&env, queuePartitions, parsePartitions),
 		Log:         readLog(&env),
 	}

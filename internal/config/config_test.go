@@ -50,6 +50,7 @@ func TestLoadAPI(t *testing.T) {
 			JWTKeys:             []config.Key{{ID: "k1", Secret: key}},
 			HTTPAddr:            "127.0.0.1:8080",
 			OpsAddr:             "127.0.0.1:9090",
+			QueuePrefix:         "passbook",
 			Partitions:          16,
 			MaxQueuedPerAccount: 50000,
 			Log:                 config.Log{Level: slog.LevelInfo, JSON: true},
@@ -61,7 +62,7 @@ func TestLoadAPI(t *testing.T) {
 	t.Run("EverythingSet", func(t *testing.T) {
 		got, err := config.LoadAPI(with(
 			"HTTP_ADDR", ":80", "OPS_ADDR", "0.0.0.0:0", "OPS_TOKEN", "0123456789abcdef", "OPS_HOSTS", "a,b",
-			"QUEUE_PARTITIONS", "1024", "MAX_QUEUED_PER_ACCOUNT", "1",
+			"QUEUE_PREFIX", "a-b_c.9", "QUEUE_PARTITIONS", "1024", "MAX_QUEUED_PER_ACCOUNT", "1",
 			"LOG_LEVEL", "debug", "LOG_FORMAT", "text", "READ_DATABASE_URL", "postgres://replica/passbook",
 			"JWT_KEYS", "new:"+base64.RawURLEncoding.EncodeToString(key)+",old:"+base64.RawStdEncoding.EncodeToString(key),
 		))
@@ -77,6 +78,7 @@ func TestLoadAPI(t *testing.T) {
 			OpsAddr:             "0.0.0.0:0",
 			OpsToken:            "0123456789abcdef",
 			OpsHosts:            []string{"a", "b"},
+			QueuePrefix:         "a-b_c.9",
 			Partitions:          1024,
 			MaxQueuedPerAccount: 1,
 			Log:                 config.Log{Level: slog.LevelDebug},
@@ -93,6 +95,7 @@ func TestLoadAPI(t *testing.T) {
 			"HTTP_ADDR":              "8080",
 			"OPS_ADDR":               "0.0.0.0:99999",
 			"OPS_TOKEN":              token,
+			"QUEUE_PREFIX":           "Pass book",
 			"QUEUE_PARTITIONS":       "0",
 			"MAX_QUEUED_PER_ACCOUNT": "many",
 			"LOG_LEVEL":              "loud",
@@ -107,6 +110,7 @@ func TestLoadAPI(t *testing.T) {
 			"JWT_KEYS: key 1 is not kid:base64, key 2 has no kid, key 3 has 12 bytes, not 32, key 4 is not base64; want kid:base64,… with at least 32 random bytes each (2026-01:BASE64, the latter from `openssl rand -base64 32`)",
 			`HTTP_ADDR: "8080" is not host:port; want an address to listen on (127.0.0.1:8080)`,
 			`OPS_ADDR: "0.0.0.0:99999" has no port from 0 to 65535; want an address to listen on (127.0.0.1:9090)`,
+			`QUEUE_PREFIX: "Pass book" has another form; want up to 32 lower-case letters, digits, dots, dashes and underscores, the first a letter or a digit, the same on every process (passbook)`,
 			`QUEUE_PARTITIONS: "0" is out of range or no number; want a number from 1 to 1024, the same on every process (16)`,
 			`MAX_QUEUED_PER_ACCOUNT: "many" is out of range or no number; want a number of at least 1 (50000)`,
 			`LOG_LEVEL: "loud" is not a level; want debug, info, warn or error (info)`,
@@ -130,6 +134,7 @@ func TestLoadWorker(t *testing.T) {
 			DatabaseURL: "postgres://passbook:" + password + "@db:5432/passbook",
 			RedisURL:    "redis://:" + password + "@cache:6379/0",
 			OpsAddr:     "127.0.0.1:9091",
+			QueuePrefix: "passbook",
 			Partitions:  16,
 			Log:         config.Log{Level: slog.LevelInfo, JSON: true},
 		}
@@ -225,6 +230,15 @@ func TestValues(t *testing.T) {
 		{"OPS_HOSTS", "worker,", false},
 		{"OPS_HOSTS", "worker:9091", false},
 		{"OPS_HOSTS", "http://worker", false},
+
+		{"QUEUE_PREFIX", "0", true},
+		{"QUEUE_PREFIX", strings.Repeat("a", 32), true},
+		{"QUEUE_PREFIX", strings.Repeat("a", 33), false},
+		{"QUEUE_PREFIX", "-a", false},
+		{"QUEUE_PREFIX", "a:b", false},
+		{"QUEUE_PREFIX", "a{b}", false},
+		{"QUEUE_PREFIX", "a*", false},
+		{"QUEUE_PREFIX", "a\n", false},
 
 		{"QUEUE_PARTITIONS", "1", true},
 		{"QUEUE_PARTITIONS", "1025", false},

@@ -65,6 +65,12 @@ var (
 		want:     fmt.Sprintf("a number from 1 to %d, the same on every process", maxPartitions),
 		example:  "16",
 	}
+	queuePrefix = variable{
+		name:     "QUEUE_PREFIX",
+		standard: "passbook",
+		want:     "up to 32 lower-case letters, digits, dots, dashes and underscores, the first a letter or a digit, the same on every process",
+		example:  "passbook",
+	}
 	maxQueued = variable{
 		name:     "MAX_QUEUED_PER_ACCOUNT",
 		standard: "50000",
@@ -231,6 +237,15 @@ func parsePartitions(text string) (int, error) {
 		return 0, fmt.Errorf("%q is out of range or no number", text)
 	}
 	return n, nil
+}
+
+var prefixForm = regexp.MustCompile(`^[a-z0-9][a-z0-9_.-]{0,31}$`)
+
+func parsePrefix(text string) (string, error) {
+	if !prefixForm.MatchString(text) {
+		return "", fmt.Errorf("%q has another form", text)
+	}
+	return text, nil
 }
 
 func parseMaxQueued(text string) (int, error) {

@@ -315,6 +315,8 @@ func (c *chaos) tickets(do func(context.Context, *rand.Rand, redis.UniversalClie
 
 const partitions = 16
 
+var queues = queue.Queues{Prefix: "passbook", Partitions: partitions}
+
 // someJobs are jobs that clients know, finished or not.
 func (c *chaos) someJobs(r *rand.Rand, n int) (ids []string) {
 	c.load.mu.Lock()
@@ -337,7 +339,7 @@ func (c *chaos) someJobs(r *rand.Rand, n int) (ids []string) {
 // ring writes a ticket as Passbook does, but under a name of its own and into
 // any queue.
 func ring(ctx context.Context, client redis.UniversalClient, partition int, payload string, opts ...asynq.Option) error {
-	opts = append([]asynq.Option{asynq.Queue(queue.Name(partition)), asynq.TaskID(uuid.NewString())}, opts...)
+	opts = append([]asynq.Option{asynq.Queue(queues.Name(partition)), asynq.TaskID(uuid.NewString())}, opts...)
 	_, err := asynq.NewClientFromRedisClient(client).EnqueueContext(ctx, asynq.NewTask("job:apply", []byte(payload)), opts...)
 	return err
 }
@@ -387,7 +389,7 @@ var reorderScript = redis.NewScript(`
 
 func (c *chaos) reordered(ctx context.Context, _ *rand.Rand, client redis.UniversalClient) error {
 	for partition := range partitions {
-		prefix := "asynq:{" + queue.Name(partition) + "}:"
+		prefix := "asynq:{" + queues.Name(partition) + "}:"
 		if err := reorderScript.Run(ctx, client, []string{prefix + "pending"}).Err(); err != nil {
 			return err
 		}
@@ -410,7 +412,7 @@ var delayScript = redis.NewScript(`
 
 func (c *chaos) delayed(ctx context.Context, r *rand.Rand, client redis.UniversalClient) error {
 	for partition := range partitions {
-		prefix := "asynq:{" + queue.Name(partition) + "}:"
+		prefix := "asynq:{" + queues.Name(partition) + "}:"
 		due := time.Now().Add(time.Duration(r.IntN(60)) * time.Second).Unix()
 		err := delayScript.Run(ctx, client, []string{prefix + "pending", prefix + "scheduled"}, due, prefix+"t:").Err()
 		if err != nil {

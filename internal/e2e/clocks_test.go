@@ -122,7 +122,7 @@ func putOff(t *testing.T, s *system) (n int64) {
 	}
 	r := redis.NewClient(opt)
 	defer r.Close() //nolint:errcheck // nothing is pending on it
-	lines, err := r.Keys(t.Context(), "asynq:{tx:*}:retry").Result()
+	lines, err := r.Keys(t.Context(), "asynq:{"+queues.Prefix+":tx:*}:retry").Result()
 	if err != nil {
 		t.Fatal(err)
 	}

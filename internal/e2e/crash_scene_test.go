@@ -297,7 +297,7 @@ func (sc *crashScene) jobs() string {
 func (sc *crashScene) tickets() (n int) {
 	sc.t.Helper()
 	sc.withRedis(func(r *redis.Client) error {
-		keys, err := r.Keys(sc.t.Context(), "asynq:{tx:*}:t:*").Result()
+		keys, err := r.Keys(sc.t.Context(), "asynq:{"+queues.Prefix+":tx:*}:t:*").Result()
 		n = len(keys)
 		return err
 	})
@@ -340,7 +340,7 @@ func (sc *crashScene) enqueueShared() {
 func (sc *crashScene) withTickets(do func(*queue.Client) error) {
 	sc.t.Helper()
 	sc.withRedis(func(r *redis.Client) error {
-		return do(queue.NewClient(r, crashPartitions, slog.New(slog.DiscardHandler), func() {}))
+		return do(queue.NewClient(r, queue.Queues{Prefix: queues.Prefix, Partitions: crashPartitions}, slog.New(slog.DiscardHandler), func() {}))
 	})
 }
 

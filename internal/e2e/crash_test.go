@@ -14,7 +14,6 @@ import (
 	"github.com/redis/go-redis/v9"
 
 	"github.com/passbook/passbook/internal/crash"
-	"github.com/passbook/passbook/internal/queue"
 )
 
 // armed is the build whose programs can be told where to die. All of a scene are
@@ -239,7 +238,7 @@ func refusedTasks(sc *crashScene) {
 	sc.sendOrders(3)
 	flushAll(sc.t, sc.system)
 	sc.withRedis(func(r *redis.Client) error {
-		pending := "asynq:{" + queue.Name(sc.partition(sc.number)) + "}:pending"
+		pending := "asynq:{" + queues.Name(sc.partition(sc.number)) + "}:pending"
 		return r.Set(sc.t.Context(), pending, "of a wrong type", 0).Err()
 	})
 	sc.died(sc.arm())

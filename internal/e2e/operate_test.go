@@ -100,7 +100,7 @@ func TestOperating(t *testing.T) {
 		`passbook_oldest_queued_job_age_seconds`,
 		`passbook_postgres_pool_`,
 		`passbook_http_request_duration_seconds_count{method="POST",route="/v1/accounts/:number/deposits",status="202"} 2`,
-		`asynq_queue_size{queue="tx:`,
+		`asynq_queue_size{queue="passbook:tx:`,
 	} {
 		if !strings.Contains(metrics, want) {
 			t.Errorf("the metrics lack %s", want)
@@ -200,7 +200,7 @@ func TestDashboard(t *testing.T) {
 		t.Fatal(err)
 	}
 	s.drained()
-	awaitPage(t, "http://"+s.workers[0].opsAddr+"/queues", "tx:")
+	awaitPage(t, "http://"+s.workers[0].opsAddr+"/queues", "passbook:tx:")
 }
 
 // awaitPage looks at a page in a real browser until it shows what is wanted. On a busy

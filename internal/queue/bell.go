@@ -66,19 +66,19 @@ type dequeues struct {
 	task    bool          // as is that it had any
 }
 
-func newBell(client redis.UniversalClient, partitions int, prefer *preference, log *slog.Logger) *bell {
+func newBell(client redis.UniversalClient, queues Queues, prefer *preference, log *slog.Logger) *bell {
 	b := &bell{
 		UniversalClient: client,
 		log:             log,
 		prefer:          prefer,
-		lists:           make(map[string]string, partitions),
-		dequeues:        make(map[string]*dequeues, partitions),
+		lists:           make(map[string]string, queues.Partitions),
+		dequeues:        make(map[string]*dequeues, queues.Partitions),
 		withBell:        withBell,
 		every:           watchEvery,
 		closed:          make(chan struct{}),
 	}
-	for partition := range partitions {
-		list := line(partition)
+	for partition := range queues.Partitions {
+		list := queues.line(partition)
 		b.lists[channelOf(client, list)] = list
 		b.dequeues[list] = &dequeues{pushed: make(chan struct{}, 1)}
 	}
@@ -251,7 +251,7 @@ func (b *bell) listen(ctx context.Context) {
 // follow listens for the queues that this worker is preferred for, and for the
 // workers that leave.
 func (b *bell) follow(ctx context.Context, subscription *redis.PubSub) error {
-	want, unwanted := []string{workersKey}, []string(nil)
+	want, unwanted := []string{b.prefer.queues.workersKey()}, []string(nil)
 	for channel, list := range b.lists {
 		if b.prefer.isOther(list) {
 			unwanted = append(unwanted, channel)
@@ -273,11 +273,12 @@ func (b *bell) follow(ctx context.Context, subscription *redis.PubSub) error {
 // after a lost connection, the queue may have filled unheard, and workers may have
 // come or left: it rings for that, and looks.
 func (b *bell) hear(ctx context.Context, event any) {
+	workers := b.prefer.queues.workersKey()
 	switch event := event.(type) {
 	case *redis.Subscription:
 		switch {
 		case event.Kind != "subscribe":
-		case event.Channel == workersKey:
+		case event.Channel == workers:
 			b.heard = true
 			b.askForEvents(ctx)
 			b.ringOwn()
@@ -287,7 +288,7 @@ func (b *bell) hear(ctx context.Context, event any) {
 		}
 	case *redis.Message:
 		switch {
-		case event.Channel == workersKey:
+		case event.Channel == workers:
 			b.prefer.lookAgain()
 		case strings.HasSuffix(event.Payload, "push"): // l when written, r when given back
 			b.ring(b.lists[event.Channel])

@@ -64,18 +64,18 @@ const (
 
 // Client writes tickets.
 type Client struct {
-	redis      redis.UniversalClient
-	partitions int
-	log        *slog.Logger
-	rings      chan ring
-	lost       func()        // told of each ring that was not written
-	rest       time.Duration // the longest; tests rest longer
+	redis  redis.UniversalClient
+	queues Queues
+	log    *slog.Logger
+	rings  chan ring
+	lost   func()        // told of each ring that was not written
+	rest   time.Duration // the longest; tests rest longer
 }
 
-// NewClient writes tickets to partitions queues. lost is called for each ring
+// NewClient writes tickets to queues. lost is called for each ring
 // that could not be written. Run must run for Ring to work.
-func NewClient(r redis.UniversalClient, partitions int, log *slog.Logger, lost func()) *Client {
-	return &Client{redis: r, partitions: partitions, log: log, rings: make(chan ring, maxRings), lost: lost, rest: longestRest}
+func NewClient(r redis.UniversalClient, queues Queues, log *slog.Logger, lost func()) *Client {
+	return &Client{redis: r, queues: queues, log: log, rings: make(chan ring, maxRings), lost: lost, rest: longestRest}
 }
 
 // Ring writes a ticket for an accepted job and those of its account before it,
@@ -95,7 +95,7 @@ func (c *Client) Ring(accountID, position int64, jobID uuid.UUID) {
 // Enqueue writes a ticket now. One that is there already is a success.
 func (c *Client) Enqueue(ctx context.Context, ticket Ticket) error {
 	client := asynq.NewClientFromRedisClient(c.redis)
-	return enqueue(ctx, client, Name(Partition(ticket.AccountID, c.partitions)), ticket.id(), []uuid.UUID{ticket.JobID})
+	return enqueue(ctx, client, c.queues.Of(ticket.AccountID), ticket.id(), []uuid.UUID{ticket.JobID})
 }
 
 func enqueue(ctx context.Context, client *asynq.Client, queue, id string, jobs []uuid.UUID) error {
@@ -140,7 +140,7 @@ func IsAnswer(err error) bool {
 // Find looks for a task. Asynq's Inspector takes no context, and would wait for a
 // Redis that hangs for longer than a sweep may take.
 func (c *Client) Find(ctx context.Context, ticket Ticket) (Place, error) {
-	keys := "asynq:{" + Name(Partition(ticket.AccountID, c.partitions)) + "}:"
+	keys := keysOf(c.queues.Of(ticket.AccountID))
 	var state *redis.StringCmd
 	var due *redis.FloatCmd
 	_, err := c.redis.Pipelined(ctx, func(p redis.Pipeliner) error { // of an answer, the first one's
@@ -185,11 +185,12 @@ type List struct {
 
 // Lines looks at every partition's pending list. An error concerns its list alone.
 func (c *Client) Lines(ctx context.Context) Lines {
-	oldest, paused := make([]*redis.StringCmd, c.partitions), make([]*redis.StringCmd, c.partitions)
+	partitions := c.queues.Partitions
+	oldest, paused := make([]*redis.StringCmd, partitions), make([]*redis.StringCmd, partitions)
 	_, err := c.redis.Pipelined(ctx, func(p redis.Pipeliner) error {
-		for partition := range c.partitions {
-			oldest[partition] = p.LIndex(ctx, line(partition), -1)
-			paused[partition] = p.Get(ctx, "asynq:{"+Name(partition)+"}:paused")
+		for partition := range partitions {
+			oldest[partition] = p.LIndex(ctx, c.queues.line(partition), -1)
+			paused[partition] = p.Get(ctx, keysOf(c.queues.Name(partition))+"paused")
 		}
 		return nil
 	})
@@ -197,7 +198,7 @@ func (c *Client) Lines(ctx context.Context) Lines {
 	if err != nil && !IsAnswer(err) {
 		unanswered = err
 	}
-	lists := make([]List, c.partitions)
+	lists := make([]List, partitions)
 	for partition := range lists {
 		lists[partition] = List{
 			Oldest: oldest[partition].Val(),

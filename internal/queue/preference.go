@@ -20,10 +20,10 @@ const (
 	forgetAfter  = 3 * announceLife
 )
 
-// workersKey is a sorted set of the workers that are there, by Redis's time of their
+// workersKey names a sorted set of the workers that are there, by Redis's time of their
 // last word, and a channel that tells when one comes or leaves. Nothing depends on it but who
 // is woken.
-const workersKey = "passbook:workers"
+func (q Queues) workersKey() string { return q.Prefix + ":workers" }
 
 // preference spreads the partitions over the workers: each has one that is preferred,
 // by rendezvous hashing (Thaler and Ravishankar, 1998), and alone is woken for its
@@ -32,19 +32,19 @@ const workersKey = "passbook:workers"
 // large. The others look in from time to time, and so take what the preferred one is
 // too busy for, or too dead.
 type preference struct {
-	client     redis.UniversalClient
-	id         string
-	partitions int
-	log        *slog.Logger
-	every      time.Duration                   // announceLife; tests wait longer
-	others     atomic.Pointer[map[string]bool] // the lines for which another is preferred
-	changed    chan struct{}                   // holds one word that others are others now
-	again      chan struct{}                   // holds one wish to look again
+	client  redis.UniversalClient
+	id      string
+	queues  Queues
+	log     *slog.Logger
+	every   time.Duration                   // announceLife; tests wait longer
+	others  atomic.Pointer[map[string]bool] // the lines for which another is preferred
+	changed chan struct{}                   // holds one word that others are others now
+	again   chan struct{}                   // holds one wish to look again
 }
 
-func newPreference(client redis.UniversalClient, partitions int, log *slog.Logger) *preference {
+func newPreference(client redis.UniversalClient, queues Queues, log *slog.Logger) *preference {
 	p := &preference{
-		client: client, id: uuid.NewString(), partitions: partitions, log: log, every: announceLife,
+		client: client, id: uuid.NewString(), queues: queues, log: log, every: announceLife,
 		changed: make(chan struct{}, 1), again: make(chan struct{}, 1),
 	}
 	p.spread(nil)
@@ -87,15 +87,15 @@ return redis.call("ZRANGE", KEYS[1], 0, -1)`)
 func (p *preference) announce(ctx context.Context) ([]string, error) {
 	ctx, cancel := context.WithTimeout(ctx, announceLife)
 	defer cancel()
-	return announceScript.Run(ctx, p.client, []string{workersKey}, p.id, int(forgetAfter.Seconds())).StringSlice()
+	return announceScript.Run(ctx, p.client, []string{p.queues.workersKey()}, p.id, int(forgetAfter.Seconds())).StringSlice()
 }
 
 func (p *preference) leave(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, ringTimeout)
 	defer cancel()
 	_, err := p.client.Pipelined(ctx, func(both redis.Pipeliner) error {
-		both.ZRem(ctx, workersKey, p.id)
-		both.Publish(ctx, workersKey, "left")
+		both.ZRem(ctx, p.queues.workersKey(), p.id)
+		both.Publish(ctx, p.queues.workersKey(), "left")
 		return nil
 	})
 	if err != nil {
@@ -107,7 +107,7 @@ func (p *preference) leave(ctx context.Context) {
 // where nobody is known.
 func (p *preference) spread(workers []string) {
 	others := map[string]bool{}
-	for partition := range p.partitions {
+	for partition := range p.queues.Partitions {
 		preferred, most := p.id, weight(p.id, partition)
 		for _, worker := range workers {
 			if w := weight(worker, partition); w > most {
@@ -115,7 +115,7 @@ func (p *preference) spread(workers []string) {
 			}
 		}
 		if preferred != p.id {
-			others[line(partition)] = true
+			others[p.queues.line(partition)] = true
 		}
 	}
 	if before := p.others.Swap(&others); before == nil || !maps.Equal(*before, others) {

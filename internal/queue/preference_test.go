@@ -46,7 +46,7 @@ func TestPreference(t *testing.T) {
 			t.Fatal(err)
 		}
 		n := receive(t, handled)
-		if servers[n].prefer.isOther(line(partition)) {
+		if servers[n].prefer.isOther(queues.line(partition)) {
 			t.Errorf("partition %d was served by the other worker", partition)
 		}
 		took[n]++
@@ -96,7 +96,7 @@ func TestPreference_Dead(t *testing.T) {
 		s.bell.withBell = time.Hour
 		server = s
 	})
-	dead := newPreference(client, partitions, slog.New(slog.DiscardHandler))
+	dead := newPreference(client, queues, slog.New(slog.DiscardHandler))
 	busy, died := context.WithCancel(t.Context()) // it says that it is there, and takes nothing
 	defer died()
 	announced := make(chan struct{})
@@ -139,7 +139,7 @@ func TestPreference_Unheard(t *testing.T) {
 		server = s
 	})
 	dequeues.settle(t, partitions)
-	if err := client.ZAdd(t.Context(), workersKey, redis.Z{Score: float64(time.Now().Unix()), Member: "unheard"}).Err(); err != nil {
+	if err := client.ZAdd(t.Context(), queues.workersKey(), redis.Z{Score: float64(time.Now().Unix()), Member: "unheard"}).Err(); err != nil {
 		t.Fatal(err)
 	}
 	if err := client.ClientKillByFilter(t.Context(), "TYPE", "pubsub").Err(); err != nil {
@@ -159,7 +159,7 @@ type beside struct {
 }
 
 // theirs tells whether the other worker is preferred for a partition.
-func (b *beside) theirs(partition int) bool { return b.server.prefer.isOther(line(partition)) }
+func (b *beside) theirs(partition int) bool { return b.server.prefer.isOther(queues.line(partition)) }
 
 func serveBeside(t *testing.T) *beside {
 	t.Helper()
@@ -172,7 +172,7 @@ func serveBeside(t *testing.T) *beside {
 		s.bell.withBell, s.bell.every, s.prefer.every = time.Hour, time.Hour, time.Hour
 		b.server = s
 	})
-	b.other = newPreference(b.client, partitions, slog.New(slog.DiscardHandler))
+	b.other = newPreference(b.client, queues, slog.New(slog.DiscardHandler))
 	testenv.Eventually(t, "the other worker to be preferred for some", func() bool {
 		_, err := b.other.announce(t.Context())
 		return err == nil && len(*b.server.prefer.others.Load()) > 0
@@ -200,7 +200,7 @@ func TestPreference_Stuck(t *testing.T) {
 	before := b.dequeues.n.Load()
 	write()
 	oldest := b.server.bell.lookAtOthers(t.Context(), nil)
-	if err := b.client.RPop(t.Context(), line(theirs)).Err(); err != nil { // the other worker takes it
+	if err := b.client.RPop(t.Context(), queues.line(theirs)).Err(); err != nil { // the other worker takes it
 		t.Fatal(err)
 	}
 	stuck, next := write(), write()
@@ -277,7 +277,7 @@ func TestSpread(t *testing.T) {
 	var ids []string
 	var all []*preference
 	for range workers {
-		p := newPreference(nil, many, slog.New(slog.DiscardHandler))
+		p := newPreference(nil, queuesOf(many), slog.New(slog.DiscardHandler))
 		ids, all = append(ids, p.id), append(all, p)
 	}
 	owned := func(p *preference) int { return many - len(*p.others.Load()) }
@@ -298,7 +298,7 @@ func TestSpread(t *testing.T) {
 	before := *all[0].others.Load()
 	all[0].spread(ids[:workers-1])
 	for partition := range many {
-		if !before[line(partition)] && all[0].isOther(line(partition)) {
+		if !before[queues.line(partition)] && all[0].isOther(queues.line(partition)) {
 			t.Errorf("partition %d has moved away when another worker went", partition)
 		}
 	}

@@ -27,14 +27,35 @@ var ErrBadTicket = errors.New("bad ticket")
 // not know: another installation's on the same Redis, or one from before a restore.
 var ErrUnknownJob = errors.New("the task names a job that this database does not know")
 
+// Queues are an installation's queues, one for each partition.
+type Queues struct {
+	// Prefix begins the names of the queues, and of every other key and channel in Redis
+	// that is not Asynq's, so that installations can share a Redis.
+	Prefix     string
+	Partitions int
+}
+
 // Name is the Asynq queue of a partition.
-func Name(partition int) string {
-	return fmt.Sprintf("tx:%d", partition)
+func (q Queues) Name(partition int) string {
+	return q.Prefix + nameInfix + strconv.Itoa(partition)
+}
+
+// nameInfix stands between the prefix and the partition.
+const nameInfix = ":tx:"
+
+// Of is the Asynq queue of an account.
+func (q Queues) Of(accountID int64) string {
+	return q.Name(Partition(accountID, q.Partitions))
+}
+
+// keysOf is what Asynq's keys of a queue begin with.
+func keysOf(queue string) string {
+	return "asynq:{" + queue + "}:"
 }
 
 // line is Asynq's list of a partition's tickets that wait for a worker.
-func line(partition int) string {
-	return "asynq:{" + Name(partition) + "}:pending"
+func (q Queues) line(partition int) string {
+	return keysOf(q.Name(partition)) + "pending"
 }
 
 // Partition is the partition of an account among n. It is the same in every

@@ -77,7 +77,7 @@ func TestSharedTickets(t *testing.T) {
 func TestRingsShareTickets(t *testing.T) {
 	t.Parallel()
 	const accounts = 100
-	tickets := NewClient(nil, 1, slog.New(slog.DiscardHandler), func() { t.Error("a ring was lost") })
+	tickets := NewClient(nil, queuesOf(1), slog.New(slog.DiscardHandler), func() { t.Error("a ring was lost") })
 	last := make([]uuid.UUID, accounts)
 	for _, position := range []int64{2, 3, 1} {
 		for n := range last {
@@ -107,7 +107,7 @@ func due(c *Client) []shared {
 // A ticket is for accounts of one partition, and in that one's queue.
 func TestTicketsKeepToTheirPartition(t *testing.T) {
 	t.Parallel()
-	tickets := NewClient(nil, partitions, slog.New(slog.DiscardHandler), func() { t.Error("a ring was lost") })
+	tickets := NewClient(nil, queues, slog.New(slog.DiscardHandler), func() { t.Error("a ring was lost") })
 	want := map[uuid.UUID]int{}
 	for n := range int64(200) {
 		id := uuid.New()

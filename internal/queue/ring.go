@@ -107,7 +107,7 @@ func (w *writer) take(first ring) {
 
 // add keeps the last ring of each account: its job's ticket is for those before it, too.
 func (w *writer) add(next ring) {
-	partition := Partition(next.accountID, w.partitions)
+	partition := Partition(next.accountID, w.queues.Partitions)
 	line := w.lines[partition]
 	if line == nil {
 		line = &waiting{}
@@ -165,7 +165,7 @@ func (w *writer) look(ctx context.Context) {
 	lengths := make(map[int]*redis.IntCmd, len(w.lines))
 	_, err := w.redis.Pipelined(ctx, func(p redis.Pipeliner) error {
 		for partition := range w.lines {
-			lengths[partition] = p.LLen(ctx, line(partition))
+			lengths[partition] = p.LLen(ctx, w.queues.line(partition))
 		}
 		return nil
 	})
@@ -229,7 +229,7 @@ func (w *writer) write(ctx context.Context, tickets []shared) (written bool) {
 func (w *writer) writeOne(ctx context.Context, ticket shared) error {
 	ctx, cancel := context.WithTimeout(ctx, ringTimeout)
 	defer cancel()
-	err := enqueue(ctx, w.asynq, Name(ticket.partition), ticket.jobs[0].String(), ticket.jobs)
+	err := enqueue(ctx, w.asynq, w.queues.Name(ticket.partition), ticket.jobs[0].String(), ticket.jobs)
 	crash.At(crash.RingWritten)
 	return err
 }

@@ -46,9 +46,9 @@ type Handler func(ctx context.Context, jobs []uuid.UUID) (rest []uuid.UUID, err 
 
 // ServerConfig says how to serve the partitions.
 type ServerConfig struct {
-	Redis      redis.UniversalClient
-	Partitions int
-	Handler    Handler
+	Redis   redis.UniversalClient
+	Queues  Queues
+	Handler Handler
 	// IsFailure tells the errors that spend one of a ticket's tries.
 	IsFailure func(error) bool
 	Log       *slog.Logger
@@ -67,12 +67,12 @@ type Server struct {
 
 // NewServer makes a server; Run starts it.
 func NewServer(cfg ServerConfig) *Server {
-	s := &Server{cfg: cfg, prefer: newPreference(cfg.Redis, cfg.Partitions, cfg.Log), client: asynq.NewClientFromRedisClient(cfg.Redis)}
-	s.bell = newBell(cfg.Redis, cfg.Partitions, s.prefer, cfg.Log)
-	for partition := range cfg.Partitions {
+	s := &Server{cfg: cfg, prefer: newPreference(cfg.Redis, cfg.Queues, cfg.Log), client: asynq.NewClientFromRedisClient(cfg.Redis)}
+	s.bell = newBell(cfg.Redis, cfg.Queues, s.prefer, cfg.Log)
+	for partition := range cfg.Queues.Partitions {
 		s.servers = append(s.servers, asynq.NewServerFromRedisClient(s.bell, asynq.Config{
 			Concurrency:              1,
-			Queues:                   map[string]int{Name(partition): 1},
+			Queues:                   map[string]int{cfg.Queues.Name(partition): 1},
 			TaskCheckInterval:        time.Millisecond, // the bell waits in its place
 			DelayedTaskCheckInterval: forwardEvery,
 			ShutdownTimeout:          shutdownTimeout,

@@ -20,6 +20,12 @@ import (
 
 const partitions = 16
 
+var queues = queuesOf(partitions)
+
+func queuesOf(partitions int) Queues {
+	return Queues{Prefix: "test", Partitions: partitions}
+}
+
 // manyPartitions make a ticket for nearly every account.
 const manyPartitions = 1024
 
@@ -37,7 +43,7 @@ func connect(t testing.TB, url string) redis.UniversalClient {
 func serve(t testing.TB, client redis.UniversalClient, handler Handler, prepare func(*Server)) {
 	t.Helper()
 	server := NewServer(ServerConfig{
-		Redis: client, Partitions: partitions, Handler: handler, Log: slog.New(slog.DiscardHandler),
+		Redis: client, Queues: queues, Handler: handler, Log: slog.New(slog.DiscardHandler),
 		IsFailure: func(error) bool { return true },
 	})
 	prepare(server)
@@ -55,7 +61,7 @@ func serve(t testing.TB, client redis.UniversalClient, handler Handler, prepare 
 func asIs(*Server) {}
 
 func ticketsOf(client redis.UniversalClient) *Client {
-	return NewClient(client, partitions, slog.New(slog.DiscardHandler), func() {})
+	return NewClient(client, queues, slog.New(slog.DiscardHandler), func() {})
 }
 
 // receive waits for the handler, with a bound.
@@ -133,7 +139,7 @@ func TestServePassesOrphans(t *testing.T) {
 		if err := ticketsOf(client).Enqueue(t.Context(), ticket); err != nil {
 			t.Fatal(err)
 		}
-		key := "asynq:{" + Name(Partition(1, partitions)) + "}:t:" + ticket.JobID.String()
+		key := keysOf(queues.Of(1)) + "t:" + ticket.JobID.String()
 		var err error
 		switch {
 		case n%orphans == orphans-1:
@@ -157,7 +163,7 @@ func TestServePassesOrphans(t *testing.T) {
 			t.Errorf("handed out %s, which Redis has lost", got)
 		}
 	}
-	prefix := "asynq:{" + Name(Partition(1, partitions)) + "}:"
+	prefix := keysOf(queues.Of(1)) + ""
 	testenv.Eventually(t, "no name to stay", func() bool {
 		return client.Exists(t.Context(), prefix+"pending", prefix+"active", prefix+"lease").Val() == 0
 	})
@@ -167,7 +173,7 @@ func TestServePassesOrphans(t *testing.T) {
 func TestPendingListIsBounded(t *testing.T) {
 	t.Parallel()
 	client := connect(t, testenv.Redis(t))
-	list := line(Partition(1, partitions))
+	list := queues.line(Partition(1, partitions))
 	names := make([]any, maxPending)
 	for i := range names {
 		names[i] = uuid.NewString()
@@ -176,7 +182,7 @@ func TestPendingListIsBounded(t *testing.T) {
 		t.Fatal(err)
 	}
 	var left atomic.Int64
-	tickets := NewClient(client, partitions, slog.New(slog.DiscardHandler), func() { left.Add(1) })
+	tickets := NewClient(client, queues, slog.New(slog.DiscardHandler), func() { left.Add(1) })
 	ctx, cancel := context.WithCancel(t.Context())
 	var group errgroup.Group
 	group.Go(func() error { return tickets.Run(ctx) })
@@ -270,7 +276,7 @@ func TestMore(t *testing.T) {
 		id, _ := asynq.GetTaskID(ctx)
 		handled <- turn{id, jobs}
 		if id == name(0, 0) {
-			err = enqueue(ctx, tickets, Name(partition), name(0, 1), jobs[:1]) // the sweep does
+			err = enqueue(ctx, tickets, queues.Name(partition), name(0, 1), jobs[:1]) // the sweep does
 		}
 		return rest[id], err
 	}, asIs)
@@ -291,7 +297,7 @@ func TestMore(t *testing.T) {
 func TestRingsWaitForAShortLine(t *testing.T) {
 	t.Parallel()
 	client := connect(t, testenv.Redis(t))
-	w := newWriter(NewClient(client, 1, slog.New(slog.DiscardHandler), func() { t.Error("a ring was lost") }))
+	w := newWriter(NewClient(client, queuesOf(1), slog.New(slog.DiscardHandler), func() { t.Error("a ring was lost") }))
 	var jobs []uuid.UUID
 	next := func() {
 		jobs = append(jobs, uuid.New())
@@ -322,7 +328,7 @@ func TestRingsWaitForAShortLine(t *testing.T) {
 	want("a long line", due(began), nil)
 	w.look(t.Context())
 	want("a line that is long still", due(began), nil)
-	if err := client.LPop(t.Context(), line(0)).Err(); err != nil {
+	if err := client.LPop(t.Context(), queues.line(0)).Err(); err != nil {
 		t.Fatal(err)
 	}
 	want("a line that nobody has looked at", due(began), nil)
@@ -331,7 +337,7 @@ func TestRingsWaitForAShortLine(t *testing.T) {
 	next()
 	want("a long line again", due(began), nil)
 	want("a long wait", due(time.Now().Add(longestWait)), jobs[longLine+2:])
-	if n := client.LLen(t.Context(), line(0)).Val(); n != longLine+1 {
+	if n := client.LLen(t.Context(), queues.line(0)).Val(); n != longLine+1 {
 		t.Errorf("%d tickets in line, want %d: rings that wait together share one", n, longLine+1)
 	}
 	if err := client.FlushAll(t.Context()).Err(); err != nil {
@@ -351,12 +357,12 @@ func TestRingsWaitWhileTheWriterRests(t *testing.T) {
 	client, slow := connect(t, url), connect(t, url)
 	calls := make(chan struct{}, 1)
 	slow.AddHook(delay{after: 100 * time.Millisecond, first: calls}) // two calls a ticket: a rest of some seconds
-	tickets := NewClient(slow, 2, slog.New(slog.DiscardHandler), func() { t.Error("a ring was lost") })
+	tickets := NewClient(slow, queuesOf(2), slog.New(slog.DiscardHandler), func() { t.Error("a ring was lost") })
 	tickets.rest = time.Minute
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan error, 1)
 	go func() { ended <- tickets.Run(ctx) }()
-	inLine := func(partition int) int64 { return client.LLen(t.Context(), line(partition)).Val() }
+	inLine := func(partition int) int64 { return client.LLen(t.Context(), queues.line(partition)).Val() }
 	ring := func(partition int, account int64) {
 		for Partition(account, 2) != partition {
 			account += 1000
@@ -388,7 +394,7 @@ func TestRingsThatWaitAreWritten(t *testing.T) {
 	t.Parallel()
 	const soon = announceEvery / 2 // something else would wake the writer
 	client := connect(t, testenv.Redis(t))
-	tickets := NewClient(client, 1, slog.New(slog.DiscardHandler), func() { t.Error("a ring was lost") })
+	tickets := NewClient(client, queuesOf(1), slog.New(slog.DiscardHandler), func() { t.Error("a ring was lost") })
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan error, 1)
 	go func() { ended <- tickets.Run(ctx) }()
@@ -427,10 +433,10 @@ func TestBadTicketsAreArchived(t *testing.T) {
 	client := connect(t, testenv.Redis(t))
 	serve(t, client, func(context.Context, []uuid.UUID) ([]uuid.UUID, error) { return nil, ErrUnknownJob }, asIs)
 	forged := asynq.NewTask(taskType, []byte("not an id"))
-	if _, err := asynq.NewClientFromRedisClient(client).Enqueue(forged, asynq.Queue(Name(0)), asynq.TaskID("forged")); err != nil {
+	if _, err := asynq.NewClientFromRedisClient(client).Enqueue(forged, asynq.Queue(queues.Name(0)), asynq.TaskID("forged")); err != nil {
 		t.Fatal(err)
 	}
-	awaitState(t, asynq.NewInspectorFromRedisClient(client), Name(0), "forged", asynq.TaskStateArchived)
+	awaitState(t, asynq.NewInspectorFromRedisClient(client), queues.Name(0), "forged", asynq.TaskStateArchived)
 }
 
 func awaitState(t testing.TB, inspector *asynq.Inspector, queue, name string, want asynq.TaskState) (info *asynq.TaskInfo) {
@@ -453,7 +459,7 @@ func TestUnknownJobIsArchivedAtLast(t *testing.T) {
 	if err := ticketsOf(client).Enqueue(t.Context(), ticket); err != nil {
 		t.Fatal(err)
 	}
-	inspector, name := asynq.NewInspectorFromRedisClient(client), Name(Partition(1, partitions))
+	inspector, name := asynq.NewInspectorFromRedisClient(client), queues.Of(1)
 	for try := range maxUnknown {
 		info := awaitState(t, inspector, name, ticket.id(), asynq.TaskStateRetry)
 		wait := info.NextProcessAt.Sub(info.LastFailedAt)
@@ -512,7 +518,7 @@ func TestFind(t *testing.T) {
 func TestRingTooOften(t *testing.T) {
 	t.Parallel()
 	lost := 0
-	tickets := NewClient(nil, partitions, slog.New(slog.DiscardHandler), func() { lost++ })
+	tickets := NewClient(nil, queues, slog.New(slog.DiscardHandler), func() { lost++ })
 	for range maxRings + 3 {
 		tickets.Ring(1, 1, uuid.New())
 	}
@@ -528,7 +534,7 @@ func TestStopWhileRedisHangs(t *testing.T) {
 	server := testenv.RedisServer(t)
 	client := connect(t, server.URL())
 	lost := make(chan struct{}, manyPartitions)
-	tickets := NewClient(client, manyPartitions, slog.New(slog.DiscardHandler), func() { lost <- struct{}{} })
+	tickets := NewClient(client, queuesOf(manyPartitions), slog.New(slog.DiscardHandler), func() { lost <- struct{}{} })
 	testenv.Freeze(t, server.PID())
 	for n := range int64(100) {
 		tickets.Ring(n, n, uuid.New())
@@ -551,7 +557,7 @@ func TestStopWhileRedisIsSlow(t *testing.T) {
 	client := connect(t, testenv.Redis(t))
 	first := make(chan struct{}, 1)
 	client.AddHook(delay{after: 100 * time.Millisecond, first: first})
-	tickets := NewClient(client, manyPartitions, slog.New(slog.DiscardHandler), func() {})
+	tickets := NewClient(client, queuesOf(manyPartitions), slog.New(slog.DiscardHandler), func() {})
 	for n := range int64(200) {
 		tickets.Ring(n, n, uuid.New())
 	}
@@ -595,7 +601,7 @@ func TestRingWhileRedisIsDown(t *testing.T) {
 	server := testenv.RedisServer(t)
 	client := connect(t, server.URL())
 	lost := make(chan struct{}, 1)
-	tickets := NewClient(client, partitions, slog.New(slog.DiscardHandler), func() { lost <- struct{}{} })
+	tickets := NewClient(client, queues, slog.New(slog.DiscardHandler), func() { lost <- struct{}{} })
 	ctx, cancel := context.WithCancel(context.Background())
 	var group errgroup.Group
 	group.Go(func() error { return tickets.Run(ctx) })

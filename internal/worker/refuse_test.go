@@ -38,7 +38,7 @@ func (r refusal) wrong(keys ...string) {
 	r.t.Helper()
 	for partition := range partitions {
 		for _, key := range keys {
-			r.do("SET", "asynq:{"+queue.Name(partition)+"}:"+key, "of a wrong type")
+			r.do("SET", "asynq:{"+queues.Name(partition)+"}:"+key, "of a wrong type")
 		}
 	}
 }
@@ -127,7 +127,7 @@ func (r refusal) finishesWhile(s *system, refuse, end func(refusal), hashes bool
 			id := ledgertest.Job(t, s.pool, account, ledger.Deposit, 1)
 			order[account.Number] = append(order[account.Number], id)
 			if hashes {
-				partition := queue.Name(queue.Partition(account.ID, partitions))
+				partition := queues.Of(account.ID)
 				r.do("SET", fmt.Sprintf("asynq:{%s}:t:%s", partition, id), "of a wrong type")
 			}
 			s.tickets.Ring(account.ID, int64(len(order[account.Number])), id)
@@ -171,7 +171,7 @@ func TestSweepErrorConcernsOnePartition(t *testing.T) {
 		good = ledgertest.Account(t, s.pool, s.user, 0)
 	}
 	line := func(account ledger.Account) string {
-		return "asynq:{" + queue.Name(queue.Partition(account.ID, partitions)) + "}:pending"
+		return "asynq:{" + queues.Of(account.ID) + "}:pending"
 	}
 	if err := s.redis.Set(t.Context(), line(bad), "of a wrong type", 0).Err(); err != nil {
 		t.Fatal(err)
@@ -196,7 +196,7 @@ func TestSweepLeavesAPausedPartition(t *testing.T) {
 	s := newSystem(t, testenv.Pool(t), testenv.Redis(t))
 	account := ledgertest.Account(t, s.pool, s.user, 0)
 	s.ring(account, ledgertest.Job(t, s.pool, account, ledger.Deposit, 1))
-	key := "asynq:{" + queue.Name(queue.Partition(account.ID, partitions)) + "}:paused"
+	key := "asynq:{" + queues.Of(account.ID) + "}:paused"
 	if err := s.redis.Set(t.Context(), key, time.Now().Unix(), 0).Err(); err != nil {
 		t.Fatal(err)
 	}

@@ -6,7 +6,9 @@ import (
 	"log/slog"
 	"maps"
 	"math/rand/v2"
+	"regexp"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -34,16 +36,24 @@ func TestMain(m *testing.M) {
 
 const partitions = 4
 
+var queues = queue.Queues{Prefix: "test", Partitions: partitions}
+
 // system is a worker as cmd/worker ties it, and what a test asks it through.
 type system struct {
 	t       testing.TB
 	pool    *pgxpool.Pool
 	redis   redis.UniversalClient
+	queues  queue.Queues
 	tickets *queue.Client
 	user    uuid.UUID
 }
 
 func newSystem(t testing.TB, pool *pgxpool.Pool, redisURL string) *system {
+	t.Helper()
+	return newSystemOf(t, pool, redisURL, queues)
+}
+
+func newSystemOf(t testing.TB, pool *pgxpool.Pool, redisURL string, queues queue.Queues) *system {
 	t.Helper()
 	client, err := queue.Connect(redisURL)
 	if err != nil {
@@ -51,8 +61,8 @@ func newSystem(t testing.TB, pool *pgxpool.Pool, redisURL string) *system {
 	}
 	t.Cleanup(func() { _ = client.Close() })
 	return &system{
-		t: t, pool: pool, redis: client,
-		tickets: queue.NewClient(client, partitions, slog.New(slog.DiscardHandler), func() {}),
+		t: t, pool: pool, redis: client, queues: queues,
+		tickets: queue.NewClient(client, queues, slog.New(slog.DiscardHandler), func() {}),
 		user:    ledgertest.User(t, pool),
 	}
 }
@@ -63,7 +73,7 @@ func (s *system) work() (stop func()) {
 	ctx, cancel := context.WithCancel(context.Background())
 	w := s.worker(ctx.Done())
 	server := queue.NewServer(queue.ServerConfig{
-		Redis: s.redis, Partitions: partitions, Handler: w.Apply, IsFailure: worker.IsFailure, Log: slog.New(slog.DiscardHandler),
+		Redis: s.redis, Queues: s.queues, Handler: w.Apply, IsFailure: worker.IsFailure, Log: slog.New(slog.DiscardHandler),
 	})
 	var group errgroup.Group
 	group.Go(func() error { return server.Run(ctx) })
@@ -142,7 +152,7 @@ func (s *system) pendingTickets() (n int) {
 	s.t.Helper()
 	inspector := asynq.NewInspectorFromRedisClient(s.redis)
 	for partition := range partitions {
-		if info, err := inspector.GetQueueInfo(queue.Name(partition)); err == nil {
+		if info, err := inspector.GetQueueInfo(queues.Name(partition)); err == nil {
 			n += info.Pending
 		}
 	}
@@ -230,7 +240,7 @@ func TestSweepPassesADeadWorkersTicket(t *testing.T) {
 	id := ledgertest.Job(t, s.pool, account, ledger.Deposit, 1)
 	s.ring(account, id)
 	// Take the ticket as a worker does, and die: nothing tells Redis.
-	name := queue.Name(queue.Partition(account.ID, partitions))
+	name := queues.Of(account.ID)
 	key := "asynq:{" + name + "}:"
 	if err := s.redis.RPopLPush(t.Context(), key+"pending", key+"active").Err(); err != nil {
 		t.Fatal(err)
@@ -349,7 +359,7 @@ func TestSweepPassesALostLine(t *testing.T) {
 	s := newSystem(t, testenv.Pool(t), testenv.Redis(t))
 	account := ledgertest.Account(t, s.pool, s.user, 0)
 	s.ring(account, ledgertest.Job(t, s.pool, account, ledger.Deposit, 1))
-	line := "asynq:{" + queue.Name(queue.Partition(account.ID, partitions)) + "}:pending"
+	line := "asynq:{" + queues.Of(account.ID) + "}:pending"
 	if err := s.redis.Del(t.Context(), line).Err(); err != nil {
 		t.Fatal(err)
 	}
@@ -407,7 +417,7 @@ func TestSweepPassesAPutOffTicket(t *testing.T) {
 // putOff makes the account's first ticket wait for another try, as Asynq does.
 func (s *system) putOff(account ledger.Account, id uuid.UUID, due time.Time) {
 	s.t.Helper()
-	key := "asynq:{" + queue.Name(queue.Partition(account.ID, partitions)) + "}:"
+	key := "asynq:{" + queues.Of(account.ID) + "}:"
 	_, err := s.redis.Pipelined(s.t.Context(), func(p redis.Pipeliner) error {
 		p.LRem(s.t.Context(), key+"pending", 0, id.String())
 		p.HSet(s.t.Context(), key+"t:"+id.String(), "state", "retry")
@@ -448,7 +458,7 @@ func TestPostgresDown(t *testing.T) {
 	stop := s.work()
 	inspector := asynq.NewInspectorFromRedisClient(s.redis)
 	testenv.Eventually(t, "tickets in hand", func() bool {
-		active, err := inspector.ListActiveTasks(queue.Name(queue.Partition(accounts[0].ID, partitions)))
+		active, err := inspector.ListActiveTasks(queues.Of(accounts[0].ID))
 		return err == nil && len(active) == 1
 	})
 	if err := server.Restart(t.Context()); err != nil {
@@ -467,7 +477,7 @@ func TestPostgresDown(t *testing.T) {
 		t.Errorf("%d attempts spent, want none", attempts)
 	}
 	for partition := range partitions {
-		if info, err := inspector.GetQueueInfo(queue.Name(partition)); err == nil && info.FailedTotal != 0 {
+		if info, err := inspector.GetQueueInfo(queues.Name(partition)); err == nil && info.FailedTotal != 0 {
 			t.Errorf("%d failures counted in %s, want none", info.FailedTotal, info.Queue)
 		}
 	}
@@ -645,15 +655,51 @@ func TestStopAndGoOn(t *testing.T) {
 func TestUnknownJobIsGivenBack(t *testing.T) {
 	t.Parallel()
 	shared := testenv.Redis(t)
-	both := []*system{newSystem(t, testenv.Pool(t), shared), newSystem(t, testenv.Pool(t), shared)}
+	bothFinish(newSystem(t, testenv.Pool(t), shared), newSystem(t, testenv.Pool(t), shared))
+}
+
+// Two installations that share a Redis under different prefixes don't meet: no task of
+// one is tried by the other.
+func TestTwoInstallationsOnOneRedis(t *testing.T) {
+	t.Parallel()
+	shared := testenv.Redis(t)
+	one := newSystemOf(t, testenv.Pool(t), shared, queue.Queues{Prefix: "one", Partitions: partitions})
+	two := newSystemOf(t, testenv.Pool(t), shared, queue.Queues{Prefix: "two", Partitions: partitions})
+	bothFinish(one, two)
+	for _, s := range []*system{one, two} {
+		inspector := asynq.NewInspectorFromRedisClient(s.queues.Only(s.redis))
+		names, err := inspector.Queues()
+		if err != nil || len(names) == 0 {
+			t.Errorf("queues %v, %v; want some", names, err)
+		}
+		for _, name := range names {
+			if info, err := inspector.GetQueueInfo(name); err != nil || info.FailedTotal > 0 || !strings.HasPrefix(name, s.queues.Prefix) {
+				t.Errorf("queue %s of %s: %+v, %v; want none that failed", name, s.queues.Prefix, info, err)
+			}
+		}
+	}
+	keys, err := one.redis.Keys(t.Context(), "*").Result()
+	if err != nil {
+		t.Fatal(err)
+	}
+	shareable := regexp.MustCompile(`^(asynq:\{)?(one|two):|^asynq:(queues|servers|workers)|^asynq:\{\w+:\d+:`)
+	for _, key := range keys {
+		if !shareable.MatchString(key) {
+			t.Errorf("key %s belongs to neither prefix", key)
+		}
+	}
+}
+
+// bothFinish has two installations work, and all jobs of both finish.
+func bothFinish(both ...*system) {
+	const accounts = 40
 	for _, s := range both {
 		s.work()
 	}
-	const accounts = 40
 	for range accounts {
 		for _, s := range both {
-			account := ledgertest.Account(t, s.pool, s.user, 0)
-			s.ring(account, ledgertest.Job(t, s.pool, account, ledger.Deposit, 1))
+			account := ledgertest.Account(s.t, s.pool, s.user, 0)
+			s.ring(account, ledgertest.Job(s.t, s.pool, account, ledger.Deposit, 1))
 		}
 	}
 	for _, s := range both {
