@@ -36,7 +36,8 @@ const (
 	stopTimeout = 10 * time.Second
 )
 
-// serve runs the API until ctx ends. It stops in the order in which a job goes
+// serve runs the API until ctx ends; then /readyz says so, and for the shutdown
+// delay requests are still answered. It stops in the order in which a job goes
 // through it: first the requests, then the accepts, then the rings, so that
 // each finds what it needs to the end.
 func serve(ctx context.Context, cfg config.API, log *slog.Logger) error {
@@ -85,7 +86,7 @@ func serve(ctx context.Context, cfg config.API, log *slog.Logger) error {
 	rings := queue.NewClient(redisClient, queue.Queues{Prefix: cfg.QueuePrefix, Partitions: cfg.Partitions}, log, lost.Inc)
 	acceptor := job.NewAcceptor(accepts, rings, cfg.MaxQueuedPerAccount)
 	checks := readiness(accepts, replica, redisClient, schema)
-	edge, err := newEdge(cfg, pool, accepts, replica, acceptor, checks, registry, log) //nolint:contextcheck // a request has its own
+	edge, err := newEdge(cfg, pool, accepts, replica, acceptor, checks, ctx.Done(), registry, log) //nolint:contextcheck // a request has its own
 	if err != nil {
 		return err
 	}
@@ -93,7 +94,10 @@ func serve(ctx context.Context, cfg config.API, log *slog.Logger) error {
 	if err != nil {
 		return fmt.Errorf("HTTP_ADDR %s can't be listened on, choose another: %w", cfg.HTTPAddr, err)
 	}
-	operator, err := ops.Listen(ctx, ops.Config{Addr: cfg.OpsAddr, Token: cfg.OpsToken, Hosts: cfg.OpsHosts, Registry: registry, Checks: checks, Log: log})
+	operator, err := ops.Listen(ctx, ops.Config{
+		Addr: cfg.OpsAddr, Token: cfg.OpsToken, Hosts: cfg.OpsHosts, Registry: registry,
+		Checks: checks, Stopping: ctx.Done(), Log: log,
+	})
 	if err != nil {
 		_ = listener.Close()
 		return err
@@ -107,7 +111,10 @@ func serve(ctx context.Context, cfg config.API, log *slog.Logger) error {
 	ringing := start(ctx, rings.Run)
 
 	<-failed.Done() // told to stop, or a server failed
-	log.Info("api stopping")
+	log.Info("api stopping", "delay", cfg.ShutdownDelay.String())
+	if ctx.Err() != nil { // a server that failed leaves nothing to wait for
+		<-time.After(cfg.ShutdownDelay)
+	}
 	stopping, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopTimeout)
 	defer cancel()
 	stopErr := edge.Shutdown(stopping)
@@ -140,7 +147,7 @@ func openReplica(ctx context.Context, url string) (*pgxpool.Pool, error) {
 }
 
 func newEdge(cfg config.API, pool, accepts, replica *pgxpool.Pool, acceptor *job.Acceptor, checks []ops.Check,
-	registry *prometheus.Registry, log *slog.Logger,
+	stopping <-chan struct{}, registry *prometheus.Registry, log *slog.Logger,
 ) (*api.API, error) {
 	var keys []auth.Key
 	var secrets [][]byte
@@ -160,6 +167,7 @@ func newEdge(cfg config.API, pool, accepts, replica *pgxpool.Pool, acceptor *job
 		Statements: statement.New(pool, replica),
 		CursorKeys: secrets,
 		Checks:     checks,
+		Stopping:   stopping,
 		Registry:   registry,
 		Log:        log,
 	})

@@ -64,8 +64,8 @@ func work(ctx context.Context, cfg config.Worker, log *slog.Logger) error {
 	registry.MustRegister(metrics.NewQueueMetricsCollector(asynq.NewInspectorFromRedisClient(inspected)))
 	operator, err := ops.Listen(ctx, ops.Config{
 		Addr: cfg.OpsAddr, Token: cfg.OpsToken, Hosts: cfg.OpsHosts, Registry: registry, Log: log,
-		Checks: readiness(pool, redisClient, schema),
-		Extra:  map[string]http.Handler{dashboardPath: dashboard(inspected)},
+		Checks: readiness(pool, redisClient, schema), Stopping: ctx.Done(),
+		Extra: map[string]http.Handler{dashboardPath: dashboard(inspected)},
 	})
 	if err != nil {
 		return err
@@ -92,6 +92,9 @@ func work(ctx context.Context, cfg config.Worker, log *slog.Logger) error {
 	working.Go(func() error {
 		<-failed.Done() // told to stop, or one of them failed
 		log.Info("worker stopping")
+		if ctx.Err() != nil { // a part that failed leaves nothing to wait for
+			<-time.After(cfg.ShutdownDelay) // only of the port: the tickets in hand end meanwhile
+		}
 		stopping, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopTimeout)
 		defer cancel()
 		return operator.Shutdown(stopping)

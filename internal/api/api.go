@@ -44,8 +44,9 @@ type Config struct {
 	Acceptor   *job.Acceptor
 	Jobs       *job.Reader
 	Statements *statement.Statements
-	CursorKeys [][]byte    // the first signs cursors, all verify
-	Checks     []ops.Check // what /readyz asks
+	CursorKeys [][]byte        // the first signs cursors, all verify
+	Checks     []ops.Check     // what /readyz asks
+	Stopping   <-chan struct{} // closed when the process was told to stop; nil for never
 	Registry   prometheus.Registerer
 	Log        *slog.Logger
 }
@@ -59,7 +60,7 @@ type API struct {
 	exports exports
 
 	mu       sync.Mutex // guards what follows
-	listener net.Listener
+	listener *listener
 	stopped  bool
 }
 
@@ -84,7 +85,7 @@ func New(cfg Config) (*API, error) {
 		DisablePreParseMultipartForm: true, // it is refused, not stored
 	})
 	a.app.Server().CloseOnShutdown = true // says so to the clients that are answered last
-	a.app.Server().Handler = a.framed(known(a.app.Handler()))
+	a.app.Server().Handler = a.closing(a.framed(known(a.app.Handler())))
 	a.app.Use(a.observe)
 	routes, err := a.routes()
 	if err != nil {
@@ -112,6 +113,27 @@ func (a *API) framed(next fasthttp.RequestHandler) fasthttp.RequestHandler {
 	}
 }
 
+// closing tells the client of each answer that the connection ends, once the process
+// was told to stop: a load balancer then has no idle connection left to send on when the
+// listener closes.
+func (a *API) closing(next fasthttp.RequestHandler) fasthttp.RequestHandler {
+	return func(c *fasthttp.RequestCtx) {
+		next(c)
+		if a.isStopping() {
+			c.SetConnectionClose()
+		}
+	}
+}
+
+func (a *API) isStopping() bool {
+	select {
+	case <-a.cfg.Stopping:
+		return true
+	default:
+		return false
+	}
+}
+
 // known gives a method that Fiber doesn't know to the routes as one that none
 // of them takes: Fiber itself would answer it, and not as the contract says.
 func known(next fasthttp.RequestHandler) fasthttp.RequestHandler {
@@ -123,12 +145,13 @@ func known(next fasthttp.RequestHandler) fasthttp.RequestHandler {
 	}
 }
 
-// Serve answers requests on listener until Shutdown. After it, it answers none.
-func (a *API) Serve(listener net.Listener) error {
+// Serve answers requests on inner until Shutdown. After it, it answers none.
+func (a *API) Serve(inner net.Listener) error {
+	listener := newListener(inner)
 	a.mu.Lock()
 	a.listener = listener
 	if a.stopped {
-		_ = listener.Close()
+		listener.stop()
 	}
 	a.mu.Unlock()
 	if err := a.app.Listener(listener); err != nil {
@@ -138,22 +161,30 @@ func (a *API) Serve(listener net.Listener) error {
 }
 
 // Shutdown takes no more connections, answers the requests in flight, and
-// returns when the last is answered or ctx ends. Exports are cut off: they may
-// take half an hour.
+// returns when the last is answered and its connection ended, or ctx ends. A
+// request that does not arrive in arrivalTime is not waited for. Exports are cut
+// off: they may take half an hour.
 func (a *API) Shutdown(ctx context.Context) error {
+	listener := a.stop()
 	a.exports.stop()
-	err := a.app.ShutdownWithContext(ctx)
-	// Fiber knows nothing of a listener that it does not serve yet.
+	if err := a.app.ShutdownWithContext(ctx); err != nil {
+		return fmt.Errorf("shut API down: %w", err)
+	}
+	if listener != nil {
+		listener.open.Wait() // for lingerTime at most
+	}
+	return nil
+}
+
+// stop closes the listener, of which Fiber knows nothing before it serves it.
+func (a *API) stop() *listener {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.stopped = true
 	if a.listener != nil {
-		_ = a.listener.Close() // else closed already
+		a.listener.stop()
 	}
-	if err != nil {
-		return fmt.Errorf("shut API down: %w", err)
-	}
-	return nil
+	return a.listener
 }
 
 // route is one line of the contract.

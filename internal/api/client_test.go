@@ -56,6 +56,7 @@ type settings struct {
 	maxQueued int
 	keys      []auth.Key
 	checks    []ops.Check
+	stopping  chan struct{}
 	edit      func(*API) // before it serves
 }
 
@@ -122,6 +123,7 @@ func (s *server) newAPI(t *testing.T, acceptor *job.Acceptor, set settings) *API
 		Statements: statement.New(s.pool, nil),
 		CursorKeys: secrets,
 		Checks:     set.checks,
+		Stopping:   set.stopping,
 		Registry:   prometheus.NewRegistry(),
 		Log:        ops.NewLogger(s.log, slog.LevelDebug, true),
 	})
@@ -292,6 +294,7 @@ type answer struct {
 	status int
 	header http.Header
 	body   []byte
+	closes bool // the connection, as its Connection header says
 }
 
 // readAnswer takes no request where what was sent may be none.
@@ -302,7 +305,7 @@ func readAnswer(t *testing.T, req *http.Request, sent string, res *http.Response
 	if err != nil {
 		return answer{}, err
 	}
-	a := answer{t: t, status: res.StatusCode, header: res.Header, body: body}
+	a := answer{t: t, status: res.StatusCode, header: res.Header, body: body, closes: res.Close}
 	for _, fault := range againstContract(t, req, sent, a) {
 		t.Errorf("openapi.yaml: %s\n%s", fault, a)
 	}
@@ -326,6 +329,15 @@ func (a answer) wantHeader(name, value string) answer {
 	a.t.Helper()
 	if got := a.header.Values(name); !slices.Equal(got, []string{value}) {
 		a.t.Errorf("%s: %q, want %q", name, got, value)
+	}
+	return a
+}
+
+// wantCloses fails the test unless the answer says whether the connection ends.
+func (a answer) wantCloses(closes bool) answer {
+	a.t.Helper()
+	if a.closes != closes {
+		a.t.Errorf("the connection closes: %t, want %t", a.closes, closes)
 	}
 	return a
 }

@@ -13,6 +13,9 @@ func (a *API) livez(c *fiber.Ctx, _ *query) error {
 
 func (a *API) readyz(c *fiber.Ctx, _ *query) error {
 	readiness := ops.Ready(c.UserContext(), a.cfg.Log, a.cfg.Checks)
+	if a.isStopping() {
+		readiness.Status = ops.ShuttingDown
+	}
 	c.Set(fiber.HeaderCacheControl, "no-store")
 	return c.Status(readiness.HTTPStatus()).JSON(readiness)
 }

@@ -8,12 +8,15 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sync/errgroup"
 
 	"github.com/passbook/passbook/internal/auth"
 	"github.com/passbook/passbook/internal/ledger/ledgertest"
+	"github.com/passbook/passbook/internal/ops"
 	"github.com/passbook/passbook/internal/testenv"
 )
 
@@ -118,5 +121,127 @@ func TestShutdown_BeforeServe(t *testing.T) {
 	if conn, err := new(net.Dialer).DialContext(t.Context(), "tcp", listener.Addr().String()); err == nil {
 		_ = conn.Close()
 		t.Error("the listener is open")
+	}
+}
+
+// Once the process was told to stop, /readyz says so, and requests are answered as
+// before, over new connections too, each with the word that its connection ends.
+func TestShutdown_Delay(t *testing.T) {
+	t.Parallel()
+	stopping := make(chan struct{})
+	s := start(t, func(set *settings) {
+		set.stopping = stopping
+		set.checks = []ops.Check{{Name: "postgres", Required: true, Probe: func(context.Context) error { return nil }}}
+	})
+	c := s.user(t)
+	account := c.open(0)
+	c.get("/readyz").want(http.StatusOK).wantCloses(false)
+	close(stopping)
+	a := c.get("/readyz").want(http.StatusServiceUnavailable).wantCloses(true)
+	wantJSON(t, a, `{"status":"shutting_down","dependencies":[{"name":"postgres","status":"up","required":true}]}`)
+	for range 3 {
+		c.get("/livez").want(http.StatusOK).wantCloses(true)
+		c.post(jobsOf(account, "deposits"), `{"amount":1}`, "Idempotency-Key", "k").want(http.StatusAccepted).wantCloses(true)
+		c.get("/nowhere").want(http.StatusNotFound).wantCloses(true)
+	}
+}
+
+// What has arrived by half when the server is told to stop does not hold it up, and no
+// connection is reset: not one that is idle, nor one that has sent nothing, nor one with
+// more requests behind the last that is answered.
+func TestShutdown_ResetsNothing(t *testing.T) {
+	t.Parallel()
+	s := start(t, func(set *settings) {
+		set.edit = func(a *API) { a.app.Server().ReadTimeout = time.Hour }
+	})
+	const get, head = "GET /livez HTTP/1.1\r\nHost: h\r\n\r\n", "POST /v1/users HTTP/1.1\r\nHost: h\r\nContent-Type: application/json\r\n"
+	tests := []struct {
+		name, sent string
+		want       []int // answers, the first of them before the stop where idle
+		idle       bool
+	}{
+		{name: "Nothing", sent: ""},
+		{name: "Idle", sent: get, want: []int{200}, idle: true},
+		{name: "HalfTheFirstLine", sent: "GET /li", want: []int{408}},
+		{name: "HalfTheHead", sent: head, want: []int{408}},
+		{name: "HalfTheBody", sent: head + "Content-Length: 10\r\n\r\n{", want: []int{408}},
+		{name: "HalfAChunk", sent: head + "Transfer-Encoding: chunked\r\n\r\na\r\n{", want: []int{408}},
+		{name: "HalfTheSecond", sent: get + "GET /li", want: []int{200, 408}, idle: true},
+	}
+	var conns []*bufio.Reader
+	for _, test := range tests {
+		conn := s.dial(t)
+		if _, err := io.WriteString(conn, test.sent); err != nil {
+			t.Fatal(err)
+		}
+		reader := bufio.NewReader(conn)
+		if test.idle {
+			wantAnswers(t, test.name, reader, 200)
+		}
+		conns = append(conns, reader)
+	}
+	testenv.Eventually(t, "every request has begun to arrive", func() bool {
+		return s.api.app.Server().GetOpenConnectionsCount() == int32(len(tests))
+	})
+	if err := s.api.Shutdown(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	for i, test := range tests {
+		want := test.want
+		if test.idle {
+			want = want[1:]
+		}
+		wantAnswers(t, test.name, conns[i], want...)
+		if rest, err := conns[i].ReadByte(); !errors.Is(err, io.EOF) {
+			t.Errorf("%s: then %q, %v; want the end", test.name, rest, err)
+		}
+	}
+}
+
+// A client that sends more than is answered hears the last answer and the end: closing a
+// connection with bytes unread would reset it.
+func TestShutdown_ReadsWhatItDoesNotAnswer(t *testing.T) {
+	t.Parallel()
+	stopping := make(chan struct{})
+	close(stopping)
+	s := start(t, func(set *settings) { set.stopping = stopping })
+	conn := s.dial(t)
+	const requests = 2000
+	if _, err := io.WriteString(conn, strings.Repeat("GET /livez HTTP/1.1\r\nHost: h\r\n\r\n", requests)); err != nil {
+		t.Fatal(err)
+	}
+	reader := bufio.NewReader(conn)
+	wantAnswers(t, "pipeline", reader, http.StatusOK)
+	if rest, err := reader.ReadByte(); !errors.Is(err, io.EOF) {
+		t.Errorf("then %q, %v; want the end", rest, err)
+	}
+}
+
+// dial opens a connection that the test closes at its end.
+func (s *server) dial(t *testing.T) net.Conn {
+	t.Helper()
+	conn, err := new(net.Dialer).DialContext(t.Context(), "tcp", s.addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = conn.Close() })
+	return conn
+}
+
+func wantAnswers(t *testing.T, name string, reader *bufio.Reader, want ...int) {
+	t.Helper()
+	for _, status := range want {
+		res, err := http.ReadResponse(reader, nil)
+		if err != nil {
+			t.Errorf("%s: %v, want %d", name, err, status)
+			return
+		}
+		if _, err := io.Copy(io.Discard, res.Body); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+		_ = res.Body.Close()
+		if res.StatusCode != status {
+			t.Errorf("%s: %d, want %d", name, res.StatusCode, status)
+		}
 	}
 }

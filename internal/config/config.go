@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"time"
 )
 
 // API is what `api` serves with.
@@ -23,6 +24,7 @@ type API struct {
 	QueuePrefix         string
 	Partitions          int
 	MaxQueuedPerAccount int
+	ShutdownDelay       time.Duration
 	Log                 Log
 }
 
@@ -35,7 +37,10 @@ type Worker struct {
 	OpsHosts    []string
 	QueuePrefix string
 	Partitions  int
-	Log         Log
+
+	ShutdownDelay time.Duration // of the operator's port alone
+
+	Log Log
 }
 
 // Database is what the subcommands use that need nothing but Postgres.
@@ -68,6 +73,7 @@ func LoadAPI(getenv func(string) string) (API, error) {
 		QueuePrefix:         read(&env, queuePrefix, parsePrefix),
 		Partitions:          read(&env, queuePartitions, parsePartitions),
 		MaxQueuedPerAccount: read(&env, maxQueued, parseMaxQueued),
+		ShutdownDelay:       read(&env, shutdownDelay, parseDelay),
 		Log:                 readLog(&env),
 	}
 	cfg.OpsToken = readOpsToken(&env, cfg.OpsAddr)
@@ -90,7 +96,10 @@ func LoadWorker(getenv func(string) string) (Worker, error) {
 		OpsAddr:     read(&env, opsAddrVariable("127.0.0.1:9091"), parseAddr),
 		QueuePrefix: read(&env, queuePrefix, parsePrefix),
 		Partitions:  read(&env, queuePartitions, parsePartitions),
-		Log:         readLog(&env),
+
+		ShutdownDelay: read(&env, shutdownDelay, parseDelay),
+
+		Log: readLog(&env),
 	}
 	cfg.OpsToken = readOpsToken(&env, cfg.OpsAddr)
 	cfg.OpsHosts = readOpsHosts(&env)

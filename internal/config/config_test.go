@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/passbook/passbook/internal/config"
 )
@@ -62,7 +63,7 @@ func TestLoadAPI(t *testing.T) {
 	t.Run("EverythingSet", func(t *testing.T) {
 		got, err := config.LoadAPI(with(
 			"HTTP_ADDR", ":80", "OPS_ADDR", "0.0.0.0:0", "OPS_TOKEN", "0123456789abcdef", "OPS_HOSTS", "a,b",
-			"QUEUE_PREFIX", "a-b_c.9", "QUEUE_PARTITIONS", "1024", "MAX_QUEUED_PER_ACCOUNT", "1",
+			"QUEUE_PREFIX", "a-b_c.9", "QUEUE_PARTITIONS", "1024", "MAX_QUEUED_PER_ACCOUNT", "1", "SHUTDOWN_DELAY", "1m30s",
 			"LOG_LEVEL", "debug", "LOG_FORMAT", "text", "READ_DATABASE_URL", "postgres://replica/passbook",
 			"JWT_KEYS", "new:"+base64.RawURLEncoding.EncodeToString(key)+",old:"+base64.RawStdEncoding.EncodeToString(key),
 		))
@@ -81,6 +82,7 @@ func TestLoadAPI(t *testing.T) {
 			QueuePrefix:         "a-b_c.9",
 			Partitions:          1024,
 			MaxQueuedPerAccount: 1,
+			ShutdownDelay:       90 * time.Second,
 			Log:                 config.Log{Level: slog.LevelDebug},
 		}
 		if !reflect.DeepEqual(got, want) {
@@ -98,6 +100,7 @@ func TestLoadAPI(t *testing.T) {
 			"QUEUE_PREFIX":           "Pass book",
 			"QUEUE_PARTITIONS":       "0",
 			"MAX_QUEUED_PER_ACCOUNT": "many",
+			"SHUTDOWN_DELAY":         "5",
 			"LOG_LEVEL":              "loud",
 			"LOG_FORMAT":             "xml",
 		}))
@@ -113,6 +116,7 @@ func TestLoadAPI(t *testing.T) {
 			`QUEUE_PREFIX: "Pass book" has another form; want up to 32 lower-case letters, digits, dots, dashes and underscores, the first a letter or a digit, the same on every process (passbook)`,
 			`QUEUE_PARTITIONS: "0" is out of range or no number; want a number from 1 to 1024, the same on every process (16)`,
 			`MAX_QUEUED_PER_ACCOUNT: "many" is out of range or no number; want a number of at least 1 (50000)`,
+			`SHUTDOWN_DELAY: "5" is out of range or no duration; want a duration from 0s to 1h0m0s (5s)`,
 			`LOG_LEVEL: "loud" is not a level; want debug, info, warn or error (info)`,
 			`LOG_FORMAT: "xml" is not a format; want json or text (json)`,
 			"OPS_TOKEN: has fewer than 16 characters; want at least 16 visible ASCII characters (from `openssl rand -hex 32`)",
@@ -174,6 +178,10 @@ func TestValues(t *testing.T) {
 		value string
 		ok    bool
 	}{
+		{"SHUTDOWN_DELAY", "0s", true},
+		{"SHUTDOWN_DELAY", "1h", true},
+		{"SHUTDOWN_DELAY", "-1s", false},
+		{"SHUTDOWN_DELAY", "1h1s", false},
 		{"DATABASE_URL", "postgresql://u:p@a:1,b:2/x?target_session_attrs=read-write&pool_max_conns=4", true},
 		{"DATABASE_URL", "postgres:///x?host=/run/postgresql", true},
 		{"DATABASE_URL", "postgres://u:" + password + "@a:1/x?pool_max_conns=all", false},

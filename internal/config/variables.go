@@ -11,6 +11,7 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/redis/go-redis/v9"
@@ -20,6 +21,7 @@ const (
 	minSecret     = 32 // bytes: the key size of HS256 (RFC 7518, section 3.2)
 	minToken      = 16 // characters
 	maxPartitions = 1024
+	maxDelay      = time.Hour
 )
 
 var (
@@ -76,6 +78,12 @@ var (
 		standard: "50000",
 		want:     "a number of at least 1",
 		example:  "50000",
+	}
+	shutdownDelay = variable{
+		name:     "SHUTDOWN_DELAY",
+		standard: "0s",
+		want:     fmt.Sprintf("a duration from 0s to %v", maxDelay),
+		example:  "5s",
 	}
 	logLevel = variable{
 		name:     "LOG_LEVEL",
@@ -254,6 +262,14 @@ func parseMaxQueued(text string) (int, error) {
 		return 0, fmt.Errorf("%q is out of range or no number", text)
 	}
 	return n, nil
+}
+
+func parseDelay(text string) (time.Duration, error) {
+	delay, err := time.ParseDuration(text)
+	if err != nil || delay < 0 || delay > maxDelay {
+		return 0, fmt.Errorf("%q is out of range or no duration", text)
+	}
+	return delay, nil
 }
 
 func parseLevel(text string) (slog.Level, error) {

@@ -29,9 +29,13 @@ type Check struct {
 
 // Readiness is what /readyz answers.
 type Readiness struct {
-	Status       string       `json:"status"` // "ok" or "unavailable"
+	Status       string       `json:"status"` // "ok", "unavailable" or ShuttingDown
 	Dependencies []Dependency `json:"dependencies"`
 }
+
+// ShuttingDown is the status of a process that was told to stop: it still answers, so
+// that load balancers have time to look away.
+const ShuttingDown = "shutting_down"
 
 // Dependency is the state of one dependency. Why it is down goes to the log.
 type Dependency struct {
@@ -81,12 +85,18 @@ func (r Readiness) HTTPStatus() int {
 }
 
 type readyHandler struct {
-	checks []Check
-	log    *slog.Logger
+	checks   []Check
+	stopping <-chan struct{}
+	log      *slog.Logger
 }
 
 func (h readyHandler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	readiness := Ready(r.Context(), h.log, h.checks)
+	select {
+	case <-h.stopping:
+		readiness.Status = ShuttingDown
+	default:
+	}
 	answerJSON(w, readiness.HTTPStatus(), readiness)
 }
 

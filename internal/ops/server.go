@@ -35,7 +35,8 @@ type Config struct {
 	Token    string   // asked for on everything but health; nobody is asked where it is empty
 	Hosts    []string // host names that are answered beside loopback ones; OPS_HOSTS
 	Registry *prometheus.Registry
-	Checks   []Check // what /readyz asks
+	Checks   []Check         // what /readyz asks
+	Stopping <-chan struct{} // closed when the process was told to stop; nil for never
 	Log      *slog.Logger
 
 	// Extra handlers by path, such as "/queues": each serves its path and all
@@ -95,7 +96,7 @@ func (s *Server) Shutdown(ctx context.Context) error {
 func routes(cfg Config) http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /livez", answerLive)
-	mux.Handle("GET /readyz", readyHandler{checks: cfg.Checks, log: cfg.Log})
+	mux.Handle("GET /readyz", readyHandler{checks: cfg.Checks, stopping: cfg.Stopping, log: cfg.Log})
 	mux.Handle("/", guardHost(cfg.Token != "", cfg.Hosts, refuseFrames(guard(cfg.Token, guardedRoutes(cfg)))))
 	return mux
 }

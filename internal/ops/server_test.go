@@ -163,6 +163,21 @@ func TestReadyz(t *testing.T) {
 	}
 }
 
+func TestReadyzWhileStopping(t *testing.T) {
+	stopping := make(chan struct{})
+	url := serve(t, ops.Config{Stopping: stopping})
+	if answer := get(t, url+"/readyz"); !answer.ok() {
+		t.Errorf("before: %d", answer.status)
+	}
+	close(stopping)
+	if answer := get(t, url+"/readyz"); answer.status != http.StatusServiceUnavailable || !strings.Contains(answer.body, `"shutting_down"`) {
+		t.Errorf("while stopping: %d %s", answer.status, answer.body)
+	}
+	if answer := get(t, url+"/livez"); !answer.ok() {
+		t.Errorf("/livez: %d", answer.status)
+	}
+}
+
 func check(name string, required bool, probe func(context.Context) error) ops.Check {
 	return ops.Check{Name: name, Required: required, Probe: probe}
 }
