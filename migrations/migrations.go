@@ -65,7 +65,7 @@ func Up(ctx context.Context, databaseURL string) error {
 		return fmt.Errorf("migrate: %w", err)
 	}
 	if err := patiently(ctx, provider); err != nil {
-		return fmt.Errorf("migrate: %w", err)
+		return fmt.Errorf("migrate: %w", postgres.Explain(err))
 	}
 	return nil
 }

@@ -52,7 +52,7 @@ func serve(ctx context.Context, cfg config.API, log *slog.Logger) error {
 		return err
 	}
 	defer pool.Close()
-	if err := ledger.CheckSequences(ctx, pool); err != nil {
+	if err := ledger.AwaitSequences(ctx, pool, log); err != nil {
 		return err
 	}
 	accepts, err := postgres.Open(ctx, postgres.Config{

@@ -101,7 +101,7 @@ func openForOperator(ctx context.Context, databaseURL string) (*pgxpool.Pool, er
 	}
 	if err != nil {
 		pool.Close()
-		return nil, err
+		return nil, postgres.Explain(err)
 	}
 	return pool, nil
 }

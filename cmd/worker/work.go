@@ -47,7 +47,7 @@ func work(ctx context.Context, cfg config.Worker, log *slog.Logger) error {
 		return err
 	}
 	defer pool.Close()
-	if err := ledger.CheckSequences(ctx, pool); err != nil {
+	if err := ledger.AwaitSequences(ctx, pool, log); err != nil {
 		return err
 	}
 	queue.LogTo(log)

@@ -2,8 +2,8 @@ package ledger
 
 import (
 	"context"
-	"errors"
 	"fmt"
+	"log/slog"
 	"strings"
 
 	"github.com/jackc/pgx/v5"
@@ -15,7 +15,7 @@ import (
 // ErrSequenceBehind is returned for a database whose sequences would give a number
 // again, as logical replication or a partial restore leaves it: a later job would
 // overtake older queued ones, and an account would have another's id.
-var ErrSequenceBehind = errors.New("sequence behind its table")
+var ErrSequenceBehind = fmt.Errorf("%w: sequence behind its table", postgres.ErrUnsuitable)
 
 // Bounds of the check at start; verify and migrate read all rows.
 const (
@@ -72,8 +72,6 @@ func (s sequence) String() string {
 // CheckSequences answers ErrSequenceBehind, with what to do, for a database whose
 // sequences would give a number again, for a process that starts.
 func CheckSequences(ctx context.Context, pool *pgxpool.Pool) error {
-	ctx, cancel := context.WithTimeout(ctx, postgres.RoundTripTimeout)
-	defer cancel()
 	behind, err := sequencesBehind(ctx, pool, startSQL, newestJobs, checkedQueued)
 	if err != nil {
 		return fmt.Errorf("check sequences: %w", err)
@@ -86,6 +84,12 @@ func CheckSequences(ctx context.Context, pool *pgxpool.Pool) error {
 		faults = append(faults, s.String())
 	}
 	return fmt.Errorf("%w: %s: run `api migrate`", ErrSequenceBehind, strings.Join(faults, "; "))
+}
+
+// AwaitSequences is CheckSequences where Postgres may just be going away; see
+// postgres.Await.
+func AwaitSequences(ctx context.Context, pool *pgxpool.Pool, log *slog.Logger) error {
+	return postgres.Await(ctx, pool, log, func(ctx context.Context) error { return CheckSequences(ctx, pool) })
 }
 
 // AdvanceSequences moves each sequence that is behind beyond the highest number in

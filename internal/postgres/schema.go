@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
@@ -34,32 +33,9 @@ func CheckSchema(ctx context.Context, pool *pgxpool.Pool, want int64) error {
 	return nil
 }
 
-// awaitPause is how often AwaitSchema asks a Postgres that is not there yet.
-const awaitPause = time.Second
-
-// AwaitSchema is CheckSchema for a process that starts: where Postgres is not
-// there yet, it asks again until it is or ctx ends.
+// AwaitSchema is CheckSchema for a process that starts; see Await.
 func AwaitSchema(ctx context.Context, pool *pgxpool.Pool, want int64, log *slog.Logger) error {
-	tick := time.NewTicker(awaitPause)
-	defer tick.Stop()
-	for {
-		err := checkSchemaInTime(ctx, pool, want)
-		if errors.Is(err, ErrSchema) || errors.Is(err, ErrUnsuitable) || !IsDown(err) {
-			return err
-		}
-		log.Warn("waiting for Postgres", "error", err)
-		select {
-		case <-tick.C:
-		case <-ctx.Done():
-			return err
-		}
-	}
-}
-
-func checkSchemaInTime(ctx context.Context, pool *pgxpool.Pool, want int64) error {
-	ctx, cancel := context.WithTimeout(ctx, RoundTripTimeout)
-	defer cancel()
-	return CheckSchema(ctx, pool, want)
+	return Await(ctx, pool, log, func(ctx context.Context) error { return CheckSchema(ctx, pool, want) })
 }
 
 // CheckReady answers nil when Postgres takes writes and has at least the schema that

@@ -1,0 +1,95 @@
+package postgres
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgxpool"
+)
+
+const (
+	// awaitPause is how often Await asks a Postgres that is not there yet.
+	awaitPause = time.Second
+	// unknownHost is how long a host may have no address: its name may be made
+	// together with its server.
+	unknownHost = 30 * time.Second
+)
+
+// Await runs a check of a process that starts until it comes to an end: where Postgres
+// is not there yet it asks again. ErrMisconfigured, with what to change, for a fault that
+// waiting does not end; with several hosts in the URL only where each of them has one.
+func Await(ctx context.Context, pool *pgxpool.Pool, log *slog.Logger, check func(context.Context) error) error {
+	return await(ctx, pool, log, unknownHost, check)
+}
+
+func await(ctx context.Context, pool *pgxpool.Pool, log *slog.Logger, unknownFor time.Duration, check func(context.Context) error) error {
+	tick := time.NewTicker(awaitPause)
+	defer tick.Stop()
+	for began := time.Now(); ; {
+		err := checkInTime(ctx, check)
+		if err == nil || errors.Is(err, ErrSchema) || errors.Is(err, ErrUnsuitable) {
+			return err
+		}
+		_, refused := errors.AsType[*pgconn.ConnectError](err)
+		if !refused && !IsDown(err) {
+			return err
+		}
+		if fault := permanentFault(ctx, pool, err, time.Since(began) >= unknownFor); fault != nil {
+			return fault
+		}
+		log.Warn("waiting for Postgres", "error", err)
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return err
+		}
+	}
+}
+
+func checkInTime(ctx context.Context, check func(context.Context) error) error {
+	ctx, cancel := context.WithTimeout(ctx, RoundTripTimeout)
+	defer cancel()
+	return check(ctx)
+}
+
+// permanentFault is Explain's for what the pool's last attempt came to, or nil. pgx ends
+// an attempt at the first host that refuses the user, so each of several is asked.
+func permanentFault(ctx context.Context, pool *pgxpool.Pool, err error, unknown bool) error {
+	fault := explain(err, unknown)
+	hosts := eachHost(pool.Config().ConnConfig)
+	if fault == nil || len(hosts) == 1 {
+		return fault
+	}
+	for _, host := range hosts {
+		conn, err := pgx.ConnectConfig(ctx, host)
+		if err == nil {
+			_ = conn.Close(ctx)
+			return nil
+		}
+		if fault = explain(err, unknown); fault == nil {
+			return nil
+		}
+	}
+	return fault
+}
+
+// eachHost makes a configuration for each host of cfg, with all the forms of TLS in
+// which pgx tries it.
+func eachHost(cfg *pgx.ConnConfig) (hosts []*pgx.ConnConfig) {
+	first := pgconn.FallbackConfig{Host: cfg.Host, Port: cfg.Port, TLSConfig: cfg.TLSConfig}
+	for _, next := range append([]*pgconn.FallbackConfig{&first}, cfg.Fallbacks...) {
+		if n := len(hosts); n > 0 && hosts[n-1].Host == next.Host && hosts[n-1].Port == next.Port {
+			hosts[n-1].Fallbacks = append(hosts[n-1].Fallbacks, next)
+			continue
+		}
+		host := cfg.Copy()
+		host.Host, host.Port, host.TLSConfig, host.Fallbacks = next.Host, next.Port, next.TLSConfig, nil
+		host.Tracer = nil // the pool's makes no connection so soon after one that failed
+		hosts = append(hosts, host)
+	}
+	return hosts
+}

@@ -1,0 +1,95 @@
+package postgres
+
+import (
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"net"
+	"strings"
+
+	"github.com/jackc/pgx/v5/pgconn"
+)
+
+// ErrMisconfigured is returned for a server that this process can't use as the URL
+// names it, however long it waits.
+var ErrMisconfigured = errors.New("the database URL does not fit its server")
+
+// Explain answers ErrMisconfigured, with what is wrong and what to change, for an error
+// of connecting that another attempt will come to again, and err itself for any other.
+func Explain(err error) error {
+	if fault := explain(err, true); fault != nil {
+		return fault
+	}
+	return err
+}
+
+// explain is nil where another attempt may end otherwise. unknown tells that a host
+// without an address has been one for long enough.
+func explain(err error, unknown bool) error {
+	failed, ok := errors.AsType[*pgconn.ConnectError](err)
+	if !ok {
+		return nil
+	}
+	if sentence := sentenceOf(failed.Unwrap(), unknown); sentence != "" {
+		return fmt.Errorf("%w: %s", ErrMisconfigured, sentence)
+	}
+	return nil
+}
+
+// sentenceOf says what is wrong and what to change, where all that err holds is
+// permanent, by its last part: of the forms of TLS in which pgx tries a host, the server
+// refuses the first for its form, and the last for what is wrong.
+func sentenceOf(err error, unknown bool) (sentence string) {
+	if several, ok := err.(interface{ Unwrap() []error }); ok { //nolint:errorlint // each layer is looked at
+		for _, one := range several.Unwrap() {
+			if sentence = sentenceOf(one, unknown); sentence == "" {
+				return ""
+			}
+		}
+		return sentence
+	}
+	switch err := err.(type) { //nolint:errorlint // each layer is looked at
+	case nil:
+		return ""
+	case *pgconn.PgError:
+		return sentenceOfRefusal(err)
+	case *net.DNSError:
+		if err.IsNotFound && unknown {
+			return fmt.Sprintf("no host has the name %q: correct it", err.Name)
+		}
+		return ""
+	case *tls.CertificateVerificationError:
+		return fmt.Sprintf("the server's certificate is not trusted (%v): correct sslmode, sslrootcert or the host's name", err)
+	case tls.AlertError:
+		return fmt.Sprintf("the server refuses the TLS connection (%v): correct sslmode, sslcert or sslkey", err)
+	case tls.RecordHeaderError:
+		return fmt.Sprintf("the server does not speak TLS (%v): correct sslmode, sslnegotiation or the port", err)
+	}
+	if err.Error() == "server refused TLS connection" { // pgconn has no type for it
+		return "the server takes no TLS connections: correct sslmode, or turn ssl on in the server"
+	}
+	return sentenceOf(errors.Unwrap(err), unknown)
+}
+
+// sentenceOfRefusal names what Postgres, or a pooler before it, does not accept of a
+// connection. Its own message says which user, database or parameter; it repeats no
+// password. https://www.postgresql.org/docs/current/errcodes-appendix.html
+func sentenceOfRefusal(refusal *pgconn.PgError) string {
+	advice := map[string]string{
+		"28000": "correct the user or sslmode, or allow the connection in pg_hba.conf",
+		"28P01": "correct the user or the password",
+		"3D000": "correct the database's name, or create it",
+		"42501": "grant the user what it lacks, or take the parameter out of the URL",
+		"42704": "correct the parameter, or take it out of the URL",
+		"22023": "correct the parameter, or take it out of the URL",
+		"55P02": "take the parameter out of the URL",
+	}[refusal.Code]
+	// PgBouncer refuses with 08P01 whatever it refuses, servers that are away too.
+	if refusal.Code == "08P01" && strings.Contains(refusal.Message, "startup parameter") {
+		advice = "name the parameter in the pooler's ignore_startup_parameters or take it out of the URL"
+	}
+	if advice == "" {
+		return ""
+	}
+	return fmt.Sprintf("%s: %s", refusal.Message, advice)
+}
