@@ -19,7 +19,6 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5/pgconn"
-	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/jackc/pgx/v5/stdlib"
 	"github.com/pressly/goose/v3"
 	"github.com/pressly/goose/v3/lock"
@@ -43,9 +42,7 @@ const (
 // Up applies every migration that the database does not have yet. Processes
 // that start it together wait for one another.
 func Up(ctx context.Context, databaseURL string) error {
-	// A pool's settings may be in the URL, which only a pool's parser knows from
-	// the server's.
-	cfg, err := pgxpool.ParseConfig(databaseURL)
+	cfg, err := postgres.ParseURL(databaseURL)
 	if err != nil {
 		return fmt.Errorf("migrate: %w", err)
 	}

@@ -109,8 +109,16 @@ func parseDatabaseURL(text string) (string, error) {
 	if !strings.HasPrefix(text, "postgres://") && !strings.HasPrefix(text, "postgresql://") {
 		return "", errors.New("does not start with postgres:// or postgresql://")
 	}
-	if _, err := pgxpool.ParseConfig(text); err != nil {
+	cfg, err := pgxpool.ParseConfig(text)
+	if err != nil {
 		return "", errors.New("pgx can't use it: its form, a parameter, or a file that it names")
+	}
+	named := []string{cfg.ConnConfig.Database, cfg.ConnConfig.Host}
+	for _, fallback := range cfg.ConnConfig.Fallbacks {
+		named = append(named, fallback.Host)
+	}
+	if strings.Contains(strings.Join(named, " "), "@") { // errors of connecting name them
+		return "", errors.New("has an @ in a host or the database's name: in a password @ is written %40, and / is %2F")
 	}
 	return text, nil
 }

@@ -16,6 +16,7 @@ import (
 
 	"github.com/passbook/passbook/internal/postgres"
 	"github.com/passbook/passbook/internal/testenv"
+	"github.com/passbook/passbook/migrations"
 )
 
 const secret = "s3cret-of-the-url"
@@ -184,5 +185,24 @@ func TestAwaitEachCheck(t *testing.T) {
 	})
 	if !errors.Is(err, postgres.ErrUnsuitable) || len(results) != 1 {
 		t.Errorf("%v, and %d checks were left; want the final one's", err, len(results))
+	}
+}
+
+// What is wrong with a URL is told without any part of it: pgx's own error quotes what
+// it does not take for the password.
+func TestURLFaultsQuoteNothing(t *testing.T) {
+	t.Parallel()
+	for _, address := range []string{
+		"postgres://u:" + secret + "/x@h/db", "postgres://u:p@h:" + secret + "/db", "postgres://u:1@h/db?connect_timeout=" + secret,
+		"postgres://u:" + secret + "%zz@h/db", "postgres://u@[h:" + secret + "/db", "host=h pasword=" + secret + " port=none",
+	} {
+		for name, use := range map[string]func() error{
+			"open":    func() error { _, err := postgres.Open(t.Context(), postgres.Config{URL: address}); return err },
+			"migrate": func() error { return migrations.Up(t.Context(), address) },
+		} {
+			if err := use(); err == nil || strings.Contains(err.Error(), secret) {
+				t.Errorf("%s %s: %v", name, address, err)
+			}
+		}
 	}
 }

@@ -58,9 +58,9 @@ type Config struct {
 // Open makes a pool. It does not wait for the server: a process may start
 // before its Postgres and serves as soon as that is there.
 func Open(ctx context.Context, cfg Config) (*pgxpool.Pool, error) {
-	poolConfig, err := pgxpool.ParseConfig(cfg.URL)
+	poolConfig, err := ParseURL(cfg.URL)
 	if err != nil {
-		return nil, fmt.Errorf("parse database URL: %w", err)
+		return nil, fmt.Errorf("open database: %w", err)
 	}
 	setBounds(poolConfig, cfg)
 	conn := poolConfig.ConnConfig

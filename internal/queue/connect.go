@@ -2,6 +2,7 @@ package queue
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"time"
@@ -18,8 +19,8 @@ const (
 // the server: Redis may come and go.
 func Connect(url string) (redis.UniversalClient, error) {
 	opt, err := redis.ParseURL(url)
-	if err != nil {
-		return nil, fmt.Errorf("parse Redis URL: %w", err)
+	if err != nil { // which quotes the URL, and the password in it
+		return nil, errors.New("the Redis URL can't be read: its form, its database number or a parameter")
 	}
 	opt.DialTimeout, opt.ReadTimeout, opt.WriteTimeout = dialTimeout, callTimeout, callTimeout
 	opt.ContextTimeoutEnabled = true
