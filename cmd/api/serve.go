@@ -69,6 +69,10 @@ func serve(ctx context.Context, cfg config.API, log *slog.Logger) error {
 	if replica != nil {
 		defer replica.Close()
 	}
+	installation, err := postgres.Installation(ctx, pool)
+	if err != nil {
+		return err
+	}
 	queue.LogTo(log)
 	redisClient, err := queue.Connect(cfg.RedisURL)
 	if err != nil {
@@ -76,14 +80,17 @@ func serve(ctx context.Context, cfg config.API, log *slog.Logger) error {
 	}
 	defer redisClient.Close() //nolint:errcheck // nothing is pending on it
 
+	owner := queue.NewOwner(redisClient, cfg.QueuePrefix, installation, log)
+	owner.Check(ctx)
 	registry := ops.NewRegistry()
 	ops.RegisterPool(registry, "requests", pool)
 	ops.RegisterPool(registry, "accepts", accepts)
+	registry.MustRegister(ops.ErrorGauge(queue.OwnerMetric, queue.OwnerHelp, owner.Err))
 	lost := prometheus.NewCounter(prometheus.CounterOpts{
 		Name: "passbook_rings_lost_total", Help: "Notifications without a task: Redis did not take it, or the pending list is full; the sweep finds their jobs.",
 	})
 	registry.MustRegister(lost)
-	rings := queue.NewClient(redisClient, queue.Queues{Prefix: cfg.QueuePrefix, Partitions: cfg.Partitions}, log, lost.Inc)
+	rings := queue.NewClient(redisClient, queue.Queues{Prefix: cfg.QueuePrefix, Partitions: cfg.Partitions, Owner: owner}, log, lost.Inc)
 	acceptor := job.NewAcceptor(accepts, rings, cfg.MaxQueuedPerAccount)
 	checks := readiness(accepts, replica, redisClient, schema)
 	edge, err := newEdge(cfg, pool, accepts, replica, acceptor, checks, ctx.Done(), registry, log) //nolint:contextcheck // a request has its own
@@ -109,6 +116,7 @@ func serve(ctx context.Context, cfg config.API, log *slog.Logger) error {
 	serving.Go(operator.Serve)
 	accepting := start(ctx, acceptor.Run)
 	ringing := start(ctx, rings.Run)
+	checking := start(ctx, owner.Run)
 
 	<-failed.Done() // told to stop, or a server failed
 	log.Info("api stopping", "delay", cfg.ShutdownDelay.String())
@@ -120,6 +128,7 @@ func serve(ctx context.Context, cfg config.API, log *slog.Logger) error {
 	stopErr := edge.Shutdown(stopping)
 	accepting.stop()
 	ringing.stop()
+	checking.stop()
 	if err := operator.Shutdown(stopping); stopErr == nil {
 		stopErr = err
 	}

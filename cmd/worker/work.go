@@ -50,6 +50,10 @@ func work(ctx context.Context, cfg config.Worker, log *slog.Logger) error {
 	if err := ledger.AwaitSequences(ctx, pool, log); err != nil {
 		return err
 	}
+	installation, err := postgres.Installation(ctx, pool)
+	if err != nil {
+		return err
+	}
 	queue.LogTo(log)
 	redisClient, err := queue.Connect(cfg.RedisURL)
 	if err != nil {
@@ -57,14 +61,17 @@ func work(ctx context.Context, cfg config.Worker, log *slog.Logger) error {
 	}
 	defer redisClient.Close() //nolint:errcheck // nothing is pending on it
 
-	all := queue.Queues{Prefix: cfg.QueuePrefix, Partitions: cfg.Partitions}
+	owner := queue.NewOwner(redisClient, cfg.QueuePrefix, installation, log)
+	owner.Check(ctx)
+	all := queue.Queues{Prefix: cfg.QueuePrefix, Partitions: cfg.Partitions, Owner: owner}
 	inspected := all.Only(redisClient)
 	registry := ops.NewRegistry()
 	ops.RegisterPool(registry, "applies", pool)
-	registry.MustRegister(metrics.NewQueueMetricsCollector(asynq.NewInspectorFromRedisClient(inspected)))
+	registry.MustRegister(metrics.NewQueueMetricsCollector(asynq.NewInspectorFromRedisClient(inspected)),
+		ops.ErrorGauge(queue.OwnerMetric, queue.OwnerHelp, owner.Err))
 	operator, err := ops.Listen(ctx, ops.Config{
 		Addr: cfg.OpsAddr, Token: cfg.OpsToken, Hosts: cfg.OpsHosts, Registry: registry, Log: log,
-		Checks: readiness(pool, redisClient, schema), Stopping: ctx.Done(),
+		Checks: readiness(pool, redisClient, owner, schema), Stopping: ctx.Done(),
 		Extra: map[string]http.Handler{dashboardPath: dashboard(inspected)},
 	})
 	if err != nil {
@@ -88,6 +95,7 @@ func work(ctx context.Context, cfg config.Worker, log *slog.Logger) error {
 	working, failed := errgroup.WithContext(ctx)
 	working.Go(operator.Serve)
 	working.Go(func() error { return queues.Run(failed) })
+	working.Go(func() error { return owner.Run(failed) })
 	working.Go(func() error { return jobs.Run(failed) })
 	working.Go(func() error {
 		<-failed.Done() // told to stop, or one of them failed
@@ -122,9 +130,8 @@ type ownClient struct{ client redis.UniversalClient }
 // MakeRedisClient returns the client.
 func (o ownClient) MakeRedisClient() any { return o.client }
 
-// readiness asks after what the worker stands on: without either it applies
-// nothing.
-func readiness(pool *pgxpool.Pool, redisClient redis.UniversalClient, schema int64) []ops.Check {
+// readiness asks after what the worker stands on.
+func readiness(pool *pgxpool.Pool, redisClient redis.UniversalClient, owner *queue.Owner, schema int64) []ops.Check {
 	return []ops.Check{
 		{Name: "postgres", Required: true, Probe: func(ctx context.Context) error {
 			return postgres.CheckReady(ctx, pool, schema)
@@ -132,5 +139,6 @@ func readiness(pool *pgxpool.Pool, redisClient redis.UniversalClient, schema int
 		{Name: "redis", Required: true, Probe: func(ctx context.Context) error {
 			return redisClient.Ping(ctx).Err()
 		}},
+		{Name: "queues", Probe: func(context.Context) error { return owner.Err() }}, // without them the sweep applies
 	}
 }

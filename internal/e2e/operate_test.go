@@ -13,7 +13,10 @@ import (
 	"testing"
 	"time"
 
+	"github.com/redis/go-redis/v9"
+
 	"github.com/passbook/passbook/internal/ledger/ledgertest"
+	"github.com/passbook/passbook/internal/queue"
 	"github.com/passbook/passbook/internal/testenv"
 )
 
@@ -235,6 +238,49 @@ func dumpDOM(t *testing.T, url string, after time.Duration) (string, error) {
 	chromium.WaitDelay = patience // one that has left the group may keep the output open
 	dom, err := chromium.Output()
 	return string(dom), err
+}
+
+// Processes whose queues are another installation's say so and apply without them, and
+// need no restart once the mix-up is over.
+func TestMixUp(t *testing.T) {
+	t.Parallel()
+	s := &system{t: t, postgres: testenv.PostgresServer(t), redis: testenv.RedisServer(t)}
+	opt, err := redis.ParseURL(s.redis.URL())
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := redis.NewClient(opt)
+	defer r.Close() //nolint:errcheck // nothing is pending on it
+	key := queues.Prefix + ":installation"
+	if err := r.Set(t.Context(), key, "another", 0).Err(); err != nil {
+		t.Fatal(err)
+	}
+	s.start(1, 1)
+	c := newClient(t, s)
+	if _, err := c.settle(0, order{c.open(0).Number, "deposits", 5, "one"}); err != nil {
+		t.Fatal(err)
+	}
+	s.drained()
+	said := func(p *process, state, figure string) bool {
+		_, metrics := get(t, "http://"+p.opsAddr+"/metrics")
+		status, ready := get(t, "http://"+p.opsAddr+"/readyz")
+		return status == http.StatusOK && strings.Contains(metrics, queue.OwnerMetric+" "+figure) &&
+			(p == s.apis[0] || strings.Contains(ready, `{"name":"queues","status":"`+state+`"`))
+	}
+	for _, p := range []*process{s.apis[0], s.workers[0]} {
+		if !said(p, "down", "1") || strings.Count(p.log(), `"level":"ERROR"`) != 1 {
+			t.Errorf("%s does not report the mix-up, once:\n%s", p.name, p.log())
+		}
+	}
+	if tasks, err := r.Keys(t.Context(), "asynq:{*}:t:*").Result(); err != nil || len(tasks) > 0 {
+		t.Errorf("tasks in another's queues: %v, %v", tasks, err)
+	}
+	if err := r.Del(t.Context(), key).Err(); err != nil {
+		t.Fatal(err)
+	}
+	for _, p := range []*process{s.apis[0], s.workers[0]} {
+		testenv.Eventually(t, "the mix-up to be over", func() bool { return said(p, "up", "0") })
+	}
 }
 
 // A program that can't start says everything that is wrong with its settings,

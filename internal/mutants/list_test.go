@@ -325,6 +325,16 @@ var mutations = []mutation{
 		[]string{"-run=^TestSweepGoesOnWhereItStopped$ ./internal/worker"},
 	},
 	{
+		"another installation's tasks are taken", disposable,
+		[]edit{{bells, `if b.prefer.queues.Owner.Err() != nil {`, `if false {`}},
+		[]string{"-run=^TestTwoInstallationsSamePrefix$ ./internal/worker"},
+	},
+	{
+		"a task of an unknown job is archived", disposable,
+		[]edit{{serving, `tries >= maxUnknown`, `tries >= 0*maxUnknown`}},
+		[]string{"-run=^TestUnknownJobIsGivenBack$ ./internal/worker", "-run=^TestUnknownJobIsArchivedAtLast$ ./internal/queue"},
+	},
+	{
 		"the sweep applies what an operator paused", disposable,
 		[]edit{{sweep, `case list.Paused:`, `case false:`}},
 		[]string{"-run=^TestSweepLeavesAPausedPartition$ ./internal/worker"},

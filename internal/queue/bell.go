@@ -101,11 +101,13 @@ func (b *bell) EvalSha(ctx context.Context, sha string, keys []string, args ...a
 	if !isDequeue(keys) || b.dequeues[keys[0]] == nil {
 		return b.UniversalClient.EvalSha(ctx, sha, keys, args...)
 	}
+	if b.prefer.queues.Owner.Err() != nil {
+		b.wait(nil, b.patience())
+		return nothing(ctx)
+	}
 	mine, other := b.dequeues[keys[0]], b.prefer.isOther(keys[0])
 	if other && !mine.helping && !b.wait(mine.pushed, b.patience()) {
-		nothing := redis.NewCmd(ctx)
-		nothing.SetErr(redis.Nil)
-		return nothing
+		return nothing(ctx)
 	}
 	cmd := b.dequeue(ctx, mine, sha, keys, args)
 	mine.helping = other && cmd.Err() == nil
@@ -119,6 +121,13 @@ func (b *bell) EvalSha(ctx context.Context, sha string, keys []string, args ...a
 	case b.wait(mine.pushed, b.patience()):
 		return b.dequeue(ctx, mine, sha, keys, args)
 	}
+	return cmd
+}
+
+// nothing is what Asynq's script answers for an empty list.
+func nothing(ctx context.Context) *redis.Cmd {
+	cmd := redis.NewCmd(ctx)
+	cmd.SetErr(redis.Nil)
 	return cmd
 }
 

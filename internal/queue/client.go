@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"time"
 
 	"github.com/google/uuid"
@@ -94,6 +95,9 @@ func (c *Client) Ring(accountID, position int64, jobID uuid.UUID) {
 
 // Enqueue writes a ticket now. One that is there already is a success.
 func (c *Client) Enqueue(ctx context.Context, ticket Ticket) error {
+	if err := c.queues.Owner.Err(); err != nil {
+		return err
+	}
 	client := asynq.NewClientFromRedisClient(c.redis)
 	return enqueue(ctx, client, c.queues.Of(ticket.AccountID), ticket.id(), []uuid.UUID{ticket.JobID})
 }
@@ -140,6 +144,9 @@ func IsAnswer(err error) bool {
 // Find looks for a task. Asynq's Inspector takes no context, and would wait for a
 // Redis that hangs for longer than a sweep may take.
 func (c *Client) Find(ctx context.Context, ticket Ticket) (Place, error) {
+	if err := c.queues.Owner.Err(); err != nil {
+		return Place{}, err
+	}
 	keys := keysOf(c.queues.Of(ticket.AccountID))
 	var state *redis.StringCmd
 	var due *redis.FloatCmd
@@ -186,6 +193,9 @@ type List struct {
 // Lines looks at every partition's pending list. An error concerns its list alone.
 func (c *Client) Lines(ctx context.Context) Lines {
 	partitions := c.queues.Partitions
+	if err := c.queues.Owner.Err(); err != nil {
+		return Lines{slices.Repeat([]List{{Err: err}}, partitions)}
+	}
 	oldest, paused := make([]*redis.StringCmd, partitions), make([]*redis.StringCmd, partitions)
 	_, err := c.redis.Pipelined(ctx, func(p redis.Pipeliner) error {
 		for partition := range partitions {

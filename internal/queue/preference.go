@@ -85,6 +85,9 @@ redis.call("ZREMRANGEBYSCORE", KEYS[1], now + 1, "+inf")
 return redis.call("ZRANGE", KEYS[1], 0, -1)`)
 
 func (p *preference) announce(ctx context.Context) ([]string, error) {
+	if err := p.queues.Owner.Err(); err != nil {
+		return nil, err
+	}
 	ctx, cancel := context.WithTimeout(ctx, announceLife)
 	defer cancel()
 	return announceScript.Run(ctx, p.client, []string{p.queues.workersKey()}, p.id, int(forgetAfter.Seconds())).StringSlice()

@@ -33,6 +33,7 @@ type Queues struct {
 	// that is not Asynq's, so that installations can share a Redis.
 	Prefix     string
 	Partitions int
+	Owner      *Owner // nil: it is not checked whose the queues are
 }
 
 // Name is the Asynq queue of a partition.

@@ -1,6 +1,7 @@
 package queue
 
 import (
+	"cmp"
 	"context"
 	"slices"
 	"time"
@@ -207,7 +208,7 @@ func (w *writer) write(ctx context.Context, tickets []shared) (written bool) {
 	group.SetLimit(writers)
 	for _, ticket := range tickets {
 		group.Go(func() error {
-			err := ctx.Err() // of another's failure, perhaps
+			err := cmp.Or(ctx.Err(), w.queues.Owner.Err()) // the first of another's failure, perhaps
 			if err == nil {
 				err = w.writeOne(ctx, ticket)
 			}

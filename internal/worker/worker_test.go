@@ -2,6 +2,7 @@ package worker_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"maps"
@@ -690,6 +691,51 @@ func TestTwoInstallationsOnOneRedis(t *testing.T) {
 	}
 }
 
+// Of two installations that use the same queues the second one leaves them to the
+// first, and reports it: the jobs of both finish, and none tries the other's tasks.
+func TestTwoInstallationsSamePrefix(t *testing.T) {
+	t.Parallel()
+	shared := testenv.Redis(t)
+	first, second := newInstallation(t, shared), newInstallation(t, shared)
+	bothFinish(first, second)
+	if first.queues.Owner.Err() != nil || !errors.Is(second.queues.Owner.Err(), queue.ErrOtherInstallation) {
+		t.Errorf("the first reports %v, the second %v; want the second one's mix-up", first.queues.Owner.Err(), second.queues.Owner.Err())
+	}
+	inspector := asynq.NewInspectorFromRedisClient(first.redis)
+	for partition := range partitions {
+		if info, err := inspector.GetQueueInfo(queues.Name(partition)); err == nil && info.FailedTotal > 0 {
+			t.Errorf("queue %s: %d tries failed, want none", info.Queue, info.FailedTotal)
+		}
+	}
+	if err := first.redis.Del(t.Context(), queues.Prefix+":installation").Err(); err != nil { // an operator does
+		t.Fatal(err)
+	}
+	second.queues.Owner.Check(t.Context())
+	if err := second.queues.Owner.Err(); err != nil {
+		t.Errorf("the mix-up is over, and the second reports %v", err)
+	}
+}
+
+// newInstallation is a system whose database is another installation than the rest.
+func newInstallation(t *testing.T, redisURL string) *system {
+	t.Helper()
+	pool := testenv.Pool(t)
+	ledgertest.Exec(t, pool, `UPDATE installation SET id = gen_random_uuid()`)
+	id, err := postgres.Installation(t.Context(), pool)
+	if err != nil {
+		t.Fatal(err)
+	}
+	client, err := queue.Connect(redisURL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = client.Close() })
+	own := queues
+	own.Owner = queue.NewOwner(client, own.Prefix, id, slog.New(slog.DiscardHandler))
+	own.Owner.Check(t.Context())
+	return newSystemOf(t, pool, redisURL, own)
+}
+
 // bothFinish has two installations work, and all jobs of both finish.
 func bothFinish(both ...*system) {
 	const accounts = 40
@@ -699,7 +745,10 @@ func bothFinish(both ...*system) {
 	for range accounts {
 		for _, s := range both {
 			account := ledgertest.Account(s.t, s.pool, s.user, 0)
-			s.ring(account, ledgertest.Job(s.t, s.pool, account, ledger.Deposit, 1))
+			job := ledgertest.Job(s.t, s.pool, account, ledger.Deposit, 1)
+			if s.queues.Owner.Err() == nil {
+				s.ring(account, job)
+			}
 		}
 	}
 	for _, s := range both {

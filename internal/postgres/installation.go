@@ -1,0 +1,19 @@
+package postgres
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5/pgxpool"
+)
+
+// Installation returns the id of the installation that the database is of.
+func Installation(ctx context.Context, pool *pgxpool.Pool) (id uuid.UUID, err error) {
+	ctx, cancel := context.WithTimeout(ctx, RoundTripTimeout)
+	defer cancel()
+	if err := pool.QueryRow(ctx, `SELECT id FROM installation`).Scan(&id); err != nil {
+		return uuid.Nil, fmt.Errorf("read the installation's id: %w", err)
+	}
+	return id, nil
+}
