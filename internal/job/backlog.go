@@ -15,6 +15,7 @@ import (
 type Head struct {
 	AccountID int64
 	JobID     uuid.UUID
+	Position  int64
 	Age       time.Duration // since its accept, by Postgres's clock
 }
 
@@ -28,20 +29,29 @@ func NewBacklog(pool *pgxpool.Pool) *Backlog {
 	return &Backlog{pool: pool}
 }
 
-// Heads reads the heads of up to limit accounts with queued jobs, in the order
-// of the accounts' ids, after the one with the id after.
-func (b *Backlog) Heads(ctx context.Context, after int64, limit int) ([]Head, error) {
-	// One probe of jobs_queue an account, however long the account's queue.
-	const sql = `
-		WITH RECURSIVE heads AS (
-			(SELECT account_id, id, created_at FROM jobs
-				WHERE status = 'queued' AND account_id > $1 ORDER BY account_id, position LIMIT 1)
-			UNION ALL
-			SELECT next.* FROM heads, LATERAL (SELECT account_id, id, created_at FROM jobs
-				WHERE status = 'queued' AND account_id > heads.account_id ORDER BY account_id, position LIMIT 1) next
-		)
-		SELECT account_id, id, clock_timestamp() - created_at FROM heads LIMIT $2`
-	rows, _ := b.pool.Query(ctx, sql, after, limit) // CollectRows returns its error
+// The index entries of jobs that finished since the oldest snapshot began stay in
+// jobs_queue for as long as that snapshot is held. For a scan that meets one, Postgres
+// reads the job to learn that it is finished. So each statement names a position
+// where it can: entries before that are passed over in the index, some hundred a page.
+
+// headsSQL probes jobs_queue once an account, however long the account's queue.
+//
+// $1 the account id to go on after, $2 the position above which jobs are looked for, $3 how
+// many accounts.
+const headsSQL = `
+	WITH RECURSIVE heads AS (
+		(SELECT account_id, id, position, created_at FROM jobs
+			WHERE status = 'queued' AND account_id > $1 AND position > $2 ORDER BY account_id, position LIMIT 1)
+		UNION ALL
+		SELECT next.* FROM heads, LATERAL (SELECT account_id, id, position, created_at FROM jobs
+			WHERE status = 'queued' AND account_id > heads.account_id AND position > $2 ORDER BY account_id, position LIMIT 1) next
+	)
+	SELECT account_id, id, position, clock_timestamp() - created_at FROM heads LIMIT $3`
+
+// Heads reads the oldest queued job above a position of up to limit accounts, in the
+// order of the accounts' ids, after the account with the id after.
+func (b *Backlog) Heads(ctx context.Context, after, above int64, limit int) ([]Head, error) {
+	rows, _ := b.pool.Query(ctx, headsSQL, after, above, limit) // CollectRows returns its error
 	heads, err := pgx.CollectRows(rows, pgx.RowToStructByPos[Head])
 	if err != nil {
 		return nil, fmt.Errorf("find queued jobs: %w", err)
@@ -49,10 +59,49 @@ func (b *Backlog) Heads(ctx context.Context, after int64, limit int) ([]Head, er
 	return heads, nil
 }
 
-// Last is the newest queued job of an account; ErrNotFound where there is none.
-func (b *Backlog) Last(ctx context.Context, accountID int64) (id uuid.UUID, err error) {
-	const sql = `SELECT id FROM jobs WHERE account_id = $1 AND status = 'queued' ORDER BY position DESC LIMIT 1`
-	rows, _ := b.pool.Query(ctx, sql, accountID) // CollectExactlyOneRow returns its error
+// nextHeadsSQL: $1 the accounts' ids, $2 the positions of the jobs that were their
+// oldest queued ones, as arrays.
+const nextHeadsSQL = `
+	SELECT next.* FROM unnest($1::bigint[], $2::bigint[]) known (account_id, position),
+		LATERAL (SELECT account_id, id, position, clock_timestamp() - created_at FROM jobs
+			WHERE account_id = known.account_id AND status = 'queued' AND position >= known.position
+			ORDER BY position LIMIT 1) next`
+
+// NextHeads reads what became of heads that were read before: the oldest queued job of
+// each of their accounts that has one. It misses one that was replayed meanwhile.
+func (b *Backlog) NextHeads(ctx context.Context, known []Head) ([]Head, error) {
+	accounts, positions := unzip(known)
+	rows, _ := b.pool.Query(ctx, nextHeadsSQL, accounts, positions) // CollectRows returns its error
+	heads, err := pgx.CollectRows(rows, pgx.RowToStructByPos[Head])
+	if err != nil {
+		return nil, fmt.Errorf("find the next queued jobs: %w", err)
+	}
+	return heads, nil
+}
+
+func unzip(heads []Head) (accounts, positions []int64) {
+	for _, head := range heads {
+		accounts, positions = append(accounts, head.AccountID), append(positions, head.Position)
+	}
+	return accounts, positions
+}
+
+// Newest is the highest position that was given to a job; 0 before the first.
+func (b *Backlog) Newest(ctx context.Context) (position int64, err error) {
+	if err := b.pool.QueryRow(ctx, `SELECT last_value - (NOT is_called)::int FROM job_positions`).Scan(&position); err != nil {
+		return 0, fmt.Errorf("find the newest position: %w", err)
+	}
+	return position, nil
+}
+
+// lastSQL: $1 the account's id, $2 the position of its oldest queued job.
+const lastSQL = `
+	SELECT id FROM jobs WHERE account_id = $1 AND status = 'queued' AND position >= $2
+	ORDER BY position DESC LIMIT 1`
+
+// Last is the newest queued job of the head's account; ErrNotFound where there is none.
+func (b *Backlog) Last(ctx context.Context, head Head) (id uuid.UUID, err error) {
+	rows, _ := b.pool.Query(ctx, lastSQL, head.AccountID, head.Position) // CollectExactlyOneRow returns its error
 	id, err = pgx.CollectExactlyOneRow(rows, pgx.RowTo[uuid.UUID])
 	if errors.Is(err, pgx.ErrNoRows) {
 		return id, ErrNotFound
@@ -63,15 +112,22 @@ func (b *Backlog) Last(ctx context.Context, accountID int64) (id uuid.UUID, err 
 	return id, nil
 }
 
-// Unlocked returns the newest queued job of each of the accounts that has one and
+// unlockedSQL: the lock ends with the statement. Until then the same statement of
+// another worker passes over these accounts, so that the two share the work.
+//
+// $1 the accounts' ids, $2 the positions of their oldest queued jobs, as arrays.
+const unlockedSQL = `
+	SELECT newest.id
+	FROM (SELECT id FROM accounts WHERE id = ANY ($1) FOR NO KEY UPDATE SKIP LOCKED) account
+	JOIN unnest($1::bigint[], $2::bigint[]) head (account_id, position) ON head.account_id = account.id,
+		LATERAL (SELECT id FROM jobs WHERE account_id = account.id AND status = 'queued' AND position >= head.position
+			ORDER BY position DESC LIMIT 1) newest`
+
+// Unlocked returns the newest queued job of each of the heads' accounts that has one and
 // that no transaction holds locked, so that its caller need not wait for a lock.
-func (b *Backlog) Unlocked(ctx context.Context, accounts []int64) ([]uuid.UUID, error) {
-	// The lock ends with the statement. Until then the same statement of another
-	// worker passes over these accounts, so that the two share the work.
-	const sql = `
-		SELECT newest.id FROM (SELECT id FROM accounts WHERE id = ANY ($1) FOR NO KEY UPDATE SKIP LOCKED) account,
-			LATERAL (SELECT id FROM jobs WHERE account_id = account.id AND status = 'queued' ORDER BY position DESC LIMIT 1) newest`
-	rows, _ := b.pool.Query(ctx, sql, accounts) // CollectRows returns its error
+func (b *Backlog) Unlocked(ctx context.Context, heads []Head) ([]uuid.UUID, error) {
+	accounts, positions := unzip(heads)
+	rows, _ := b.pool.Query(ctx, unlockedSQL, accounts, positions) // CollectRows returns its error
 	jobs, err := pgx.CollectRows(rows, pgx.RowTo[uuid.UUID])
 	if err != nil {
 		return nil, fmt.Errorf("find the newest queued jobs: %w", err)

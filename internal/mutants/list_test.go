@@ -29,6 +29,7 @@ const (
 	columns  = "migrations/00013_columns.sql"
 	guards   = "migrations/00014_guards.sql"
 	sweep    = "internal/worker/sweep.go"
+	walking  = "internal/worker/walk.go"
 	work     = "internal/worker/worker.go"
 	handler  = "internal/worker/apply.go"
 	rings    = "internal/queue/ring.go"
@@ -321,7 +322,7 @@ var mutations = []mutation{
 	},
 	{
 		"each sweep begins at the lowest account", disposable,
-		[]edit{{sweep, `w.from, w.stayed = after, 0`, `w.stayed = 0`}},
+		[]edit{{walking, `w.walk.from, w.walk.stayed = after, 0`, `w.walk.stayed = 0`}},
 		[]string{"-run=^TestSweepGoesOnWhereItStopped$ ./internal/worker"},
 	},
 	{
@@ -333,6 +334,16 @@ var mutations = []mutation{
 		"a task of an unknown job is archived", disposable,
 		[]edit{{serving, `tries >= maxUnknown`, `tries >= 0*maxUnknown`}},
 		[]string{"-run=^TestUnknownJobIsGivenBack$ ./internal/worker", "-run=^TestUnknownJobIsArchivedAtLast$ ./internal/queue"},
+	},
+	{
+		"a sweep that walked fully once never does again", disposable,
+		[]edit{{walking, `time.Since(w.at) >= min(walkShare*w.took, longestWalkPause)`, `false`}},
+		[]string{"-run=^TestSweepWalksOn$ ./internal/worker"},
+	},
+	{
+		"a full walk that takes too long puts the sweep off", disposable,
+		[]edit{{walking, `if err == nil || !postgres.IsTimeout(err) {`, `if err == nil || postgres.IsTimeout(err) {`}},
+		[]string{"-run=^TestSweepWithoutAFullWalk$ ./internal/worker"},
 	},
 	{
 		"the sweep applies what an operator paused", disposable,

@@ -66,3 +66,9 @@ func IsUnavailable(err error) bool {
 	}
 	return IsDown(err)
 }
+
+// IsTimeout tells whether Postgres ended the statement because it took too long.
+func IsTimeout(err error) bool {
+	pg, ok := errors.AsType[*pgconn.PgError](err)
+	return ok && pg.Code == "57014"
+}

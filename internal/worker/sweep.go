@@ -12,7 +12,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/google/uuid"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/passbook/passbook/internal/crash"
@@ -37,13 +36,6 @@ const (
 	// stepTimeout bounds the reading of a page of accounts and the looking after
 	// one: a connection that swallows everything must not end the sweeps.
 	stepTimeout = 5 * time.Second
-	// sweepPage is how many accounts one query reads.
-	sweepPage = 1000
-	// maxSwept bounds the accounts that one sweep looks at, and so its memory.
-	maxSwept = 100_000
-	// stayFor is how many sweeps look at the same maxSwept accounts where more have
-	// queued jobs. With so many, sweeps take long enough for every time below to pass.
-	stayFor = 6
 	// redisTimeout bounds each question to Redis.
 	redisTimeout = time.Second
 	// directAppliers is how many groups of accounts a sweep applies at once where
@@ -87,7 +79,7 @@ const (
 // suspect is an account with queued jobs: the oldest of them, the ticket that
 // should bring it on, and for how many sweeps it has not.
 type suspect struct {
-	head   uuid.UUID
+	head   job.Head
 	ticket queue.Ticket
 	still  int
 	place  queue.Place // of the ticket
@@ -120,15 +112,15 @@ func (w *Worker) sweep(ctx context.Context) {
 	var group errgroup.Group
 	group.SetLimit(sweepers)
 	for i, head := range heads {
-		if suspects[i] = w.suspects[head.AccountID]; suspects[i].head != head.JobID {
+		if suspects[i] = w.suspects[head.AccountID]; suspects[i].head.JobID != head.JobID {
 			suspects[i] = suspect{
-				head: head.JobID, since: time.Now(),
+				head: head, since: time.Now(),
 				ticket: queue.Ticket{AccountID: head.AccountID, JobID: head.JobID},
 			}
 			continue
 		}
 		group.Go(func() error {
-			found.note(head.AccountID, w.lookAfter(ctx, &suspects[i], &found))
+			found.note(head, w.lookAfter(ctx, &suspects[i], &found))
 			return nil
 		})
 	}
@@ -150,19 +142,19 @@ type findings struct {
 	away  atomic.Bool // Redis doesn't answer: the rest of the sweep does not ask it
 
 	mu      sync.Mutex // guards the rest
-	refused []int64    // ids of the accounts that the sweep applies itself
+	refused []job.Head // of the accounts that the sweep applies itself
 	err     error      // the first
 }
 
 // note notes the error of looking after an account.
-func (f *findings) note(accountID int64, err error) {
+func (f *findings) note(head job.Head, err error) {
 	if err == nil {
 		return
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if errors.Is(err, errRefused) {
-		f.refused = append(f.refused, accountID)
+		f.refused = append(f.refused, head)
 	}
 	f.err = cmp.Or(f.err, err)
 }
@@ -194,39 +186,10 @@ func (w *Worker) remember(heads []job.Head, suspects []suspect) {
 	}
 }
 
-// heads reads the oldest queued jobs of up to maxSwept accounts. Where more have
-// any, stayFor sweeps look at the same ones, for as long as it takes to know which
-// are stalled; then the next ones have their turn.
-func (w *Worker) heads(ctx context.Context) (heads []job.Head, err error) {
-	after := w.from
-	for len(heads) < w.most {
-		page, err := w.page(ctx, after)
-		if err != nil {
-			return nil, err
-		}
-		heads = append(heads, page...)
-		if len(page) < sweepPage { // these are the last
-			after = 0
-			break
-		}
-		after = page[len(page)-1].AccountID
-	}
-	if w.stayed++; w.from == after || w.stayed >= stayFor {
-		w.from, w.stayed = after, 0
-	}
-	return heads, nil
-}
-
-func (w *Worker) page(ctx context.Context, after int64) ([]job.Head, error) {
-	ctx, cancel := context.WithTimeout(ctx, stepTimeout)
-	defer cancel()
-	return w.cfg.Backlog.Heads(ctx, after, sweepPage)
-}
-
 // lines looks at the partitions' pending lists, as they are before this sweep
 // writes any task; where no account stands still, it does not ask.
 func (w *Worker) lines(ctx context.Context, heads []job.Head) queue.Lines {
-	still := func(head job.Head) bool { return w.suspects[head.AccountID].head == head.JobID }
+	still := func(head job.Head) bool { return w.suspects[head.AccountID].head.JobID == head.JobID }
 	if !slices.ContainsFunc(heads, still) {
 		return queue.Lines{}
 	}
@@ -268,7 +231,7 @@ func (w *Worker) lookAfter(ctx context.Context, known *suspect, found *findings)
 func (w *Worker) enqueueAgain(ctx context.Context, known *suspect, found *findings) error {
 	ctx, cancel := context.WithTimeout(ctx, stepTimeout)
 	defer cancel()
-	last, err := w.cfg.Backlog.Last(ctx, known.ticket.AccountID)
+	last, err := w.cfg.Backlog.Last(ctx, known.head)
 	switch {
 	case errors.Is(err, job.ErrNotFound): // it moved after all
 		return nil
@@ -292,7 +255,7 @@ func (w *Worker) enqueueAgain(ctx context.Context, known *suspect, found *findin
 // applyStalled applies the accounts that no task brings on, for directFor at most;
 // those that are not reached wait for the next sweep. Each sweep of each worker
 // begins at another account, so that workers seldom meet, and none is always last.
-func (w *Worker) applyStalled(ctx context.Context, accounts []int64) {
+func (w *Worker) applyStalled(ctx context.Context, accounts []job.Head) {
 	if len(accounts) == 0 {
 		return
 	}
@@ -319,7 +282,7 @@ func (w *Worker) applyStalled(ctx context.Context, accounts []int64) {
 // A kill between applies leaves each job as its own transaction left it, queued or
 // finished; a kill after the last changes nothing. Tasks for these jobs that Redis
 // still has find them finished when it is back, and apply nothing.
-func (w *Worker) applyDirectly(ctx context.Context, accounts []int64) {
+func (w *Worker) applyDirectly(ctx context.Context, accounts []job.Head) {
 	if ctx.Err() != nil {
 		return
 	}

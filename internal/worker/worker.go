@@ -26,9 +26,11 @@ type Applier interface {
 
 // Backlog finds the queued jobs in Postgres.
 type Backlog interface {
-	Heads(ctx context.Context, after int64, limit int) ([]job.Head, error)
-	Last(ctx context.Context, accountID int64) (uuid.UUID, error)
-	Unlocked(ctx context.Context, accounts []int64) ([]uuid.UUID, error)
+	Newest(ctx context.Context) (position int64, err error)
+	Heads(ctx context.Context, after, above int64, limit int) ([]job.Head, error)
+	NextHeads(ctx context.Context, known []job.Head) ([]job.Head, error)
+	Last(ctx context.Context, head job.Head) (uuid.UUID, error)
+	Unlocked(ctx context.Context, heads []job.Head) ([]uuid.UUID, error)
 }
 
 // Tickets writes tickets and looks for them.
@@ -55,14 +57,12 @@ type Worker struct {
 	cfg      Config
 	stopping <-chan struct{}   // closed when no new try should start
 	suspects map[int64]suspect // by account id; the sweep's
-	from     int64             // the account id after which the next sweep begins,
-	stayed   int               // and for how many sweeps it has been that
-	most     int               // accounts of a sweep: maxSwept; tests sweep fewer
+	walk     walk              // the sweep's
 }
 
 // New makes a worker that gives up waiting for Postgres when stopping is closed.
 func New(cfg Config, stopping <-chan struct{}) *Worker {
-	return &Worker{cfg: cfg, stopping: stopping, suspects: map[int64]suspect{}, most: maxSwept}
+	return &Worker{cfg: cfg, stopping: stopping, suspects: map[int64]suspect{}, walk: walk{most: maxSwept}}
 }
 
 // Run sweeps and keeps house until ctx ends.

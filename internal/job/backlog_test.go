@@ -1,0 +1,92 @@
+package job_test
+
+import (
+	"encoding/json"
+	"testing"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/passbook/passbook/internal/job"
+	"github.com/passbook/passbook/internal/ledger/ledgertest"
+	"github.com/passbook/passbook/internal/postgres"
+	"github.com/passbook/passbook/internal/testenv"
+)
+
+// While a snapshot is held, the queue's index keeps each job that finished since. What
+// the sweep asks for beside its full walks reads none of them, be they of many accounts
+// or of one.
+func TestBacklogUnderASnapshot(t *testing.T) {
+	t.Parallel()
+	pool, err := postgres.Open(t.Context(), postgres.Config{URL: testenv.Postgres(t), MaxConns: 2, Serving: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer pool.Close()
+	const accounts, each = 50, 100
+	ledgertest.Exec(t, pool, `
+		INSERT INTO accounts (user_id, number, currency, last_at, created_at)
+		SELECT $1, (100000000000 + n)::text, 'KRW', now(), now() FROM generate_series(1, $2) n`, ledgertest.User(t, pool), accounts)
+	snapshot, err := pool.BeginTx(t.Context(), pgx.TxOptions{IsoLevel: pgx.RepeatableRead})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer snapshot.Rollback(t.Context()) //nolint:errcheck // it only reads
+	if _, err := snapshot.Exec(t.Context(), `SELECT FROM jobs`); err != nil {
+		t.Fatal(err)
+	}
+	accept := func(condition string, jobs int) {
+		ledgertest.Exec(t, pool, `
+			INSERT INTO jobs (id, user_id, account_id, type, amount, idempotency_key)
+			SELECT gen_random_uuid(), user_id, id, 'deposit', 1, gen_random_uuid()::text
+			FROM accounts, generate_series(1, $1) WHERE `+condition, jobs)
+	}
+	accept(`true`, each)
+	accept(`number = '100000000050'`, each*accounts) // the hot one
+	ledgertest.Exec(t, pool, `UPDATE jobs SET status = 'rejected', failure = 'insufficient_funds', finished_at = clock_timestamp()`)
+	backlog := job.NewBacklog(pool)
+	finished, err := backlog.Newest(t.Context())
+	if err != nil || finished != 2*accounts*each {
+		t.Fatalf("the newest position is %d, %v, want %d", finished, err, 2*accounts*each)
+	}
+	accept(`number IN ('100000000010', '100000000050')`, 2)
+
+	heads, err := backlog.Heads(t.Context(), 0, finished, 10)
+	if err != nil || len(heads) != 2 {
+		t.Fatalf("%d heads, %v, want 2", len(heads), err)
+	}
+	next, err := backlog.NextHeads(t.Context(), heads)
+	if err != nil || len(next) != 2 || next[0].JobID != heads[0].JobID || next[1].JobID != heads[1].JobID {
+		t.Errorf("the next heads are %v, %v, want %v", next, err, heads)
+	}
+	ledgertest.Exec(t, pool, `UPDATE jobs SET status = 'rejected', failure = 'insufficient_funds', finished_at = clock_timestamp() WHERE id = $1`, heads[0].JobID)
+	if next, err = backlog.NextHeads(t.Context(), heads); err != nil || len(next) != 2 || next[0].Position <= heads[0].Position {
+		t.Errorf("after the first is finished the next heads are %v, %v", next, err)
+	}
+	for name, statement := range job.SweepStatements(heads, finished) {
+		// A leaf of the index holds some 200 entries, so these are a few of each account's
+		// pages; a job that is read is a page more.
+		if pages := pagesRead(t, pool, statement); pages > each*accounts/20 {
+			t.Errorf("%s reads %d pages, for %d finished jobs", name, pages, finished)
+		}
+	}
+}
+
+func pagesRead(t *testing.T, pool *pgxpool.Pool, statement job.Statement) int {
+	t.Helper()
+	var text []byte
+	if err := pool.QueryRow(t.Context(), `EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) `+statement.SQL, statement.Args...).Scan(&text); err != nil {
+		t.Fatal(err)
+	}
+	var explained []struct {
+		Plan struct {
+			Hit  int `json:"Shared Hit Blocks"`
+			Read int `json:"Shared Read Blocks"`
+		}
+	}
+	if err := json.Unmarshal(text, &explained); err != nil {
+		t.Fatal(err)
+	}
+	t.Logf("%d pages: %.60q", explained[0].Plan.Hit+explained[0].Plan.Read, statement.SQL)
+	return explained[0].Plan.Hit + explained[0].Plan.Read
+}
