@@ -113,18 +113,22 @@ func (b *Backlog) Last(ctx context.Context, head Head) (id uuid.UUID, err error)
 }
 
 // unlockedSQL: the lock ends with the statement. Until then the same statement of
-// another worker passes over these accounts, so that the two share the work.
+// another worker passes over these accounts, so that the two share the work. An account
+// that has lost its row has no lock, and jobs that must fail rather than wait for ever.
 //
 // $1 the accounts' ids, $2 the positions of their oldest queued jobs, as arrays.
 const unlockedSQL = `
+	WITH unlocked AS (SELECT id FROM accounts WHERE id = ANY ($1) FOR NO KEY UPDATE SKIP LOCKED)
 	SELECT newest.id
-	FROM (SELECT id FROM accounts WHERE id = ANY ($1) FOR NO KEY UPDATE SKIP LOCKED) account
-	JOIN unnest($1::bigint[], $2::bigint[]) head (account_id, position) ON head.account_id = account.id,
-		LATERAL (SELECT id FROM jobs WHERE account_id = account.id AND status = 'queued' AND position >= head.position
-			ORDER BY position DESC LIMIT 1) newest`
+	FROM unnest($1::bigint[], $2::bigint[]) head (account_id, position),
+		LATERAL (SELECT id FROM jobs WHERE account_id = head.account_id AND status = 'queued' AND position >= head.position
+			ORDER BY position DESC LIMIT 1) newest
+	WHERE head.account_id IN (SELECT id FROM unlocked)
+		OR NOT EXISTS (SELECT FROM accounts WHERE id = head.account_id)`
 
 // Unlocked returns the newest queued job of each of the heads' accounts that has one and
-// that no transaction holds locked, so that its caller need not wait for a lock.
+// that no transaction holds locked, so that its caller need not wait for a lock; and
+// those of accounts that have lost their rows.
 func (b *Backlog) Unlocked(ctx context.Context, heads []Head) ([]uuid.UUID, error) {
 	accounts, positions := unzip(heads)
 	rows, _ := b.pool.Query(ctx, unlockedSQL, accounts, positions) // CollectRows returns its error

@@ -16,6 +16,7 @@ type edit struct{ file, from, to string }
 const (
 	accept   = "internal/job/accept.go"
 	archive  = "internal/job/archive.go"
+	backlog  = "internal/job/backlog.go"
 	accounts = "internal/ledger/accounts.go"
 	apply    = "internal/ledger/apply.go"
 	open     = "internal/postgres/postgres.go"
@@ -344,6 +345,11 @@ var mutations = []mutation{
 		"a full walk that takes too long puts the sweep off", disposable,
 		[]edit{{walking, `if err == nil || !postgres.IsTimeout(err) {`, `if err == nil || postgres.IsTimeout(err) {`}},
 		[]string{"-run=^TestSweepWithoutAFullWalk$ ./internal/worker"},
+	},
+	{
+		"the sweep passes over jobs whose account is gone", ownTrouble,
+		[]edit{{backlog, `OR NOT EXISTS (SELECT FROM accounts WHERE id = head.account_id)`, `OR false`}},
+		[]string{"-run=^TestSweepFailsJobsWithoutAnAccount$ ./internal/worker"},
 	},
 	{
 		"the sweep applies what an operator paused", disposable,

@@ -234,3 +234,24 @@ func TestSweepGoesOnWhereItStopped(t *testing.T) {
 	}
 	t.Errorf("%d tasks for %d accounts", s.pendingTickets(), accounts)
 }
+
+// An account that has lost its row, as a partial restore leaves it, has its jobs fail
+// without Redis as they do with it: they don't wait for ever, and the log tells.
+func TestSweepFailsJobsWithoutAnAccount(t *testing.T) {
+	t.Parallel()
+	s := newSystem(t, testenv.Pool(t), testenv.Redis(t))
+	account, whole := ledgertest.Account(t, s.pool, s.user, 0), ledgertest.Account(t, s.pool, s.user, 0)
+	for _, of := range []ledger.Account{account, whole} {
+		ledgertest.Job(t, s.pool, of, ledger.Deposit, 1)
+		ledgertest.Job(t, s.pool, of, ledger.Deposit, 1)
+	}
+	ledgertest.Unguarded(t, s.pool, fmt.Sprintf(`DELETE FROM accounts WHERE id = %d`, account.ID))
+	refusal{t: t, admin: s.redis}.wrong("pending")
+	w := s.sweeper()
+	for range 3 * ledger.MaxAttempts {
+		w.Sweep(t.Context())
+	}
+	if failed, succeeded := s.count(job.Failed), s.count(job.Succeeded); failed != 2 || succeeded != 2 {
+		t.Errorf("%d jobs failed and %d succeeded, want the 2 of the lost account and the 2 of the other", failed, succeeded)
+	}
+}
