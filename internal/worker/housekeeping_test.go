@@ -1,7 +1,9 @@
 package worker_test
 
 import (
+	"bytes"
 	"log/slog"
+	"strings"
 	"testing"
 
 	"github.com/google/uuid"
@@ -54,4 +56,40 @@ func TestHousekeeping(t *testing.T) {
 		t.Fatal(err)
 	}
 	wantFailed(0)
+}
+
+// An error of one part of the housekeeping keeps no other part from its work, and is
+// warned of, once in a while.
+func TestHousekeepingPartFails(t *testing.T) {
+	t.Parallel()
+	for _, part := range []struct {
+		name, breaks string // the statement that makes it fail
+		want         int    // sessions left
+	}{
+		{"count failed jobs", `ALTER TABLE jobs RENAME TO gone`, 0},
+		{"prune sessions", `ALTER TABLE refresh_tokens RENAME TO gone`, 1},
+	} {
+		t.Run(part.name, func(t *testing.T) {
+			t.Parallel()
+			pool := testenv.Pool(t)
+			ledgertest.Exec(t, pool, `INSERT INTO sessions (id, user_id, created_at) VALUES ($1, $2, now() - interval '1 year')`,
+				uuid.New(), ledgertest.User(t, pool))
+			ledgertest.Exec(t, pool, part.breaks)
+			var log bytes.Buffer
+			w := worker.New(worker.Config{
+				Metrics: worker.NewMetrics(prometheus.NewRegistry()), Log: slog.New(slog.NewTextHandler(&log, nil)),
+				Failed: ledger.NewApplier(pool), Sessions: auth.NewPruner(pool),
+			}, nil)
+			for range 3 {
+				w.Housekeep(t.Context())
+			}
+			var sessions int
+			if err := pool.QueryRow(t.Context(), `SELECT count(*) FROM sessions`).Scan(&sessions); err != nil || sessions != part.want {
+				t.Errorf("%d sessions, %v, want %d", sessions, err, part.want)
+			}
+			if n := strings.Count(log.String(), "level=WARN"); n != 1 || !strings.Contains(log.String(), part.name) {
+				t.Errorf("%d warnings, want one that names the part:\n%s", n, log.String())
+			}
+		})
+	}
 }

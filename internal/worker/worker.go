@@ -55,14 +55,15 @@ type Config struct {
 // Worker applies what tickets name and sweeps for what none names.
 type Worker struct {
 	cfg      Config
-	stopping <-chan struct{}   // closed when no new try should start
-	suspects map[int64]suspect // by account id; the sweep's
-	walk     walk              // the sweep's
+	stopping <-chan struct{}      // closed when no new try should start
+	suspects map[int64]suspect    // by account id; the sweep's
+	walk     walk                 // the sweep's
+	warned   map[string]time.Time // by the housekeeping, of each of its parts
 }
 
 // New makes a worker that gives up waiting for Postgres when stopping is closed.
 func New(cfg Config, stopping <-chan struct{}) *Worker {
-	return &Worker{cfg: cfg, stopping: stopping, suspects: map[int64]suspect{}, walk: walk{most: maxSwept}}
+	return &Worker{cfg: cfg, stopping: stopping, suspects: map[int64]suspect{}, walk: walk{most: maxSwept}, warned: map[string]time.Time{}}
 }
 
 // Run sweeps and keeps house until ctx ends.
