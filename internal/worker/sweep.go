@@ -40,10 +40,12 @@ const (
 	redisTimeout = time.Second
 	// directAppliers is how many groups of accounts a sweep applies at once where
 	// Redis refuses: a quarter of the worker's connections. directShare is how many
-	// accounts share a group, directTurns how often a group has a turn's jobs applied,
-	// and directFor how long a sweep applies before it looks again.
+	// accounts share a group at most, and directGroups how many groups few accounts make
+	// at least. directTurns is how often a group has a turn's jobs applied, and directFor
+	// how long a sweep applies before it looks again.
 	directAppliers = 4
 	directShare    = 16
+	directGroups   = 4 * directAppliers
 	directTurns    = 32
 	directFor      = 5 * time.Second
 	// sweepers is how many accounts a sweep looks after at once.
@@ -253,19 +255,22 @@ func (w *Worker) enqueueAgain(ctx context.Context, known *suspect, found *findin
 }
 
 // applyStalled applies the accounts that no task brings on, for directFor at most;
-// those that are not reached wait for the next sweep. Each sweep of each worker
-// begins at another account, so that workers seldom meet, and none is always last.
+// those that are not reached wait for the next sweep. Each sweep of each worker takes
+// its groups in another order, and few at once, so that workers seldom meet, and no
+// account is always last.
 func (w *Worker) applyStalled(ctx context.Context, accounts []job.Head) {
 	if len(accounts) == 0 {
 		return
 	}
 	ctx, cancel := context.WithTimeout(ctx, directFor)
 	defer cancel()
-	first := rand.IntN(len(accounts)) //nolint:gosec // spreads work, keeps no secret
-	accounts = slices.Concat(accounts[first:], accounts[:first])
+	share := max(1, min(directShare, len(accounts)/directGroups))
+	slices.SortFunc(accounts, func(x, y job.Head) int { return cmp.Compare(x.AccountID, y.AccountID) })
+	groups := slices.Collect(slices.Chunk(accounts, share))
+	rand.Shuffle(len(groups), func(i, j int) { groups[i], groups[j] = groups[j], groups[i] })
 	var group errgroup.Group
 	group.SetLimit(directAppliers)
-	for some := range slices.Chunk(accounts, directShare) {
+	for _, some := range groups {
 		group.Go(func() error {
 			w.applyDirectly(ctx, some)
 			return nil
