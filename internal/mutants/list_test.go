@@ -347,6 +347,22 @@ var mutations = []mutation{
 		[]string{"-run=^TestSweepWithoutAFullWalk$ ./internal/worker"},
 	},
 	{
+		"every worker applies every stalled account", disposable,
+		[]edit{
+			{sweep, `max(1, min(directShare, len(accounts)/directGroups))`, `min(directShare, len(accounts))`},
+			{sweep, `rand.Shuffle(len(groups), func(i, j int) { groups[i], groups[j] = groups[j], groups[i] })`, `_ = rand.Shuffle`},
+			{backlog, `FOR NO KEY UPDATE SKIP LOCKED`, ``},
+		},
+		[]string{"-run=^TestSweepsShareStalledAccounts$ ./internal/worker"},
+	},
+	{
+		"a refused job ends the turns of the accounts beside it", ownTrouble,
+		[]edit{{sweep, `jobs, turnErr = w.Apply(ctx, jobs)`, `if jobs, turnErr = w.Apply(ctx, jobs); turnErr != nil {
+			jobs = nil
+		}`}},
+		[]string{"-run=^TestSweepAppliesBesideARefusedJob$ ./internal/worker"},
+	},
+	{
 		"the sweep passes over jobs whose account is gone", ownTrouble,
 		[]edit{{backlog, `OR NOT EXISTS (SELECT FROM accounts WHERE id = head.account_id)`, `OR false`}},
 		[]string{"-run=^TestSweepFailsJobsWithoutAnAccount$ ./internal/worker"},

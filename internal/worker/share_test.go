@@ -2,6 +2,7 @@ package worker_test
 
 import (
 	"log/slog"
+	"slices"
 	"testing"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -64,4 +65,35 @@ func TestSweepsShareStalledAccounts(t *testing.T) {
 		t.Errorf("%d jobs applied, want %d at least", n, accounts)
 	}
 	ledgertest.Check(t, s.pool)
+}
+
+// A job that Postgres refuses does not keep the sweep from applying all queued jobs of
+// the accounts that share a group with it.
+func TestSweepAppliesBesideARefusedJob(t *testing.T) {
+	t.Parallel()
+	s := newSystem(t, testenv.Pool(t), testenv.Redis(t))
+	ledgertest.Exec(t, s.pool, `ALTER TABLE transactions ADD CONSTRAINT unlucky CHECK (amount <> 13)`)
+	refusal{t: t, admin: s.redis}.wrong("pending")
+	const accounts = 32 // so many that two share a group
+	const long = 70     // more than a turn
+	for n := range accounts {
+		amounts := []int64{1}
+		switch n {
+		case 0:
+			amounts = []int64{13}
+		case 1:
+			amounts = slices.Repeat(amounts, long)
+		}
+		account := ledgertest.Account(t, s.pool, s.user, 0)
+		for _, amount := range amounts {
+			ledgertest.Job(t, s.pool, account, ledger.Deposit, amount)
+		}
+	}
+	w := s.sweeper()
+	for range 2 {
+		w.Sweep(t.Context())
+	}
+	if n := s.count(job.Queued); n != 1 {
+		t.Errorf("%d jobs are queued, want the refused one alone", n)
+	}
 }

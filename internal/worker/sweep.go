@@ -293,13 +293,18 @@ func (w *Worker) applyDirectly(ctx context.Context, accounts []job.Head) {
 	}
 	jobs, err := w.cfg.Backlog.Unlocked(ctx, accounts)
 	if err != nil {
-		w.cfg.Log.Warn("sweep could not apply stalled accounts", "error", err)
+		w.cfg.Log.Warn("sweep could not find jobs of stalled accounts", "error", err)
 		return
 	}
 	w.cfg.Metrics.direct.Add(float64(len(jobs)))
 	crash.At(crash.DirectUnapplied)
-	for turns := 0; turns < directTurns && len(jobs) > 0 && err == nil; turns++ {
-		jobs, err = w.Apply(ctx, jobs) // it has told what failed
+	for turns := 0; turns < directTurns && len(jobs) > 0; turns++ { // an error is one account's, or ends them all
+		var turnErr error
+		jobs, turnErr = w.Apply(ctx, jobs)
+		err = cmp.Or(err, turnErr)
+	}
+	if err != nil && ctx.Err() == nil {
+		w.cfg.Log.Warn("sweep could not apply a stalled account", "error", err)
 	}
 	crash.At(crash.DirectApplied)
 }
