@@ -179,6 +179,8 @@ func newEdge(cfg config.API, pool, accepts, replica *pgxpool.Pool, acceptor *job
 		Stopping:   stopping,
 		Registry:   registry,
 		Log:        log,
+
+		MaxConnections: cfg.MaxConnections, MaxConnectionsPerAddress: cfg.MaxConnectionsPerAddress,
 	})
 }
 

@@ -49,6 +49,9 @@ type Config struct {
 	Stopping   <-chan struct{} // closed when the process was told to stop; nil for never
 	Registry   prometheus.Registerer
 	Log        *slog.Logger
+
+	// MaxConnections and MaxConnectionsPerAddress bound what Serve accepts; 0 is no bound.
+	MaxConnections, MaxConnectionsPerAddress int
 }
 
 // API serves the contract.
@@ -85,6 +88,7 @@ func New(cfg Config) (*API, error) {
 		DisablePreParseMultipartForm: true, // it is refused, not stored
 	})
 	a.app.Server().CloseOnShutdown = true // says so to the clients that are answered last
+	a.app.Server().ConnState = follow
 	a.app.Server().Handler = a.closing(a.framed(known(a.app.Handler())))
 	a.app.Use(a.observe)
 	routes, err := a.routes()
@@ -147,7 +151,7 @@ func known(next fasthttp.RequestHandler) fasthttp.RequestHandler {
 
 // Serve answers requests on inner until Shutdown. After it, it answers none.
 func (a *API) Serve(inner net.Listener) error {
-	listener := newListener(inner)
+	listener := a.newListener(inner)
 	a.mu.Lock()
 	a.listener = listener
 	if a.stopped {

@@ -57,6 +57,8 @@ type settings struct {
 	keys      []auth.Key
 	checks    []ops.Check
 	stopping  chan struct{}
+	total     int        // connections
+	address   int        // connections of each
 	edit      func(*API) // before it serves
 }
 
@@ -124,8 +126,10 @@ func (s *server) newAPI(t *testing.T, acceptor *job.Acceptor, set settings) *API
 		CursorKeys: secrets,
 		Checks:     set.checks,
 		Stopping:   set.stopping,
-		Registry:   prometheus.NewRegistry(),
-		Log:        ops.NewLogger(s.log, slog.LevelDebug, true),
+
+		MaxConnections: set.total, MaxConnectionsPerAddress: set.address,
+		Registry: prometheus.NewRegistry(),
+		Log:      ops.NewLogger(s.log, slog.LevelDebug, true),
 	})
 	if err != nil {
 		t.Fatal(err)

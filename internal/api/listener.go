@@ -1,13 +1,21 @@
 package api
 
 import (
+	"container/list"
 	"errors"
 	"io"
+	"log/slog"
 	"net"
+	"net/netip"
 	"os"
+	"slices"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
+
+	"github.com/valyala/fasthttp"
+	"golang.org/x/time/rate"
 )
 
 const (
@@ -19,57 +27,180 @@ const (
 	// arrivalTime is how long a request that has begun to arrive may take once the
 	// API stops. It is unanswered, so nothing is lost: the client sends it again.
 	arrivalTime = time.Second
+	// shortestPause and longestPause bound the wait before another accept, where the
+	// system has no file descriptor or memory left for a connection.
+	shortestPause = 5 * time.Millisecond
+	longestPause  = time.Second
+	// logInterval bounds how often the listener logs, whatever clients do.
+	logInterval = 10 * time.Second
+	// addressBits are what one client of IPv6 commonly has of an address to itself.
+	addressBits = 64
 )
 
-// listener accepts connections that end without a reset, and ends those that wait for
-// the rest of a request when the API stops.
+// listener accepts a bounded number of connections, in total and from an address, and
+// outlives a shortage of file descriptors. At a bound a new connection takes the place of
+// the one to which the API has owed nothing for longest: a client who holds connections
+// without using them can't keep others out. Where all are in use the new one is closed.
+//
+// Its connections end without a reset, and those that wait for the rest of a request end
+// soon after the API stops.
 type listener struct {
 	net.Listener
-	closeOnce func() error
-	open      sync.WaitGroup // connections that are not released; nothing is added once stopped
+	total, perAddress int // 0 is no bound
+	log               *slog.Logger
+	logs              rate.Sometimes
+	metrics           *metrics
+	closed            chan struct{}
+	closeOnce         func() error
+	open              sync.WaitGroup // connections in conns; nothing is added once stopped
 
-	mu      sync.Mutex // guards what follows
-	conns   map[*conn]struct{}
-	stopped bool
+	mu        sync.Mutex // guards what follows
+	conns     map[*conn]struct{}
+	addresses map[netip.Prefix]int // how many connections each has
+	waiting   list.List            // connections to which the API owes nothing, the longest first
+	stopped   bool
 }
 
-func newListener(inner net.Listener) *listener {
-	return &listener{Listener: inner, closeOnce: sync.OnceValue(inner.Close), conns: map[*conn]struct{}{}}
+func (a *API) newListener(inner net.Listener) *listener {
+	l := &listener{
+		Listener: inner, total: a.cfg.MaxConnections, perAddress: a.cfg.MaxConnectionsPerAddress,
+		log: a.cfg.Log, logs: rate.Sometimes{Interval: logInterval}, metrics: a.metrics,
+		closed: make(chan struct{}), conns: map[*conn]struct{}{}, addresses: map[netip.Prefix]int{},
+	}
+	l.closeOnce = sync.OnceValue(func() error {
+		close(l.closed)
+		return inner.Close()
+	})
+	return l
 }
 
-// Accept waits for the next connection.
+// shortages are the errors of accept(2) that concern one connection, or pass.
+var shortages = []error{
+	syscall.EMFILE, syscall.ENFILE, syscall.ENOBUFS, syscall.ENOMEM,
+	syscall.ECONNABORTED, syscall.EPERM, syscall.EPROTO, syscall.ENOPROTOOPT, syscall.EOPNOTSUPP,
+	syscall.ENETDOWN, syscall.ENETUNREACH, syscall.EHOSTDOWN, syscall.EHOSTUNREACH, syscall.ENONET,
+}
+
+// Accept waits for the next connection that there is room for. The server ends at the
+// first error, so it returns none that passes.
 func (l *listener) Accept() (net.Conn, error) {
-	inner, err := l.Listener.Accept()
-	if err != nil {
-		return nil, err
+	for pause := shortestPause; ; {
+		inner, err := l.Listener.Accept()
+		if err == nil {
+			if c := l.admit(inner); c != nil {
+				return c, nil
+			}
+			_ = inner.Close()
+			pause = shortestPause
+			continue
+		}
+		if !slices.ContainsFunc(shortages, func(shortage error) bool { return errors.Is(err, shortage) }) {
+			return nil, err
+		}
+		l.logs.Do(func() { l.log.Error("no connection can be accepted; trying again", "error", err) })
+		select {
+		case <-time.After(pause):
+			pause = min(2*pause, longestPause)
+		case <-l.closed:
+		}
 	}
-	c := &conn{Conn: inner, listener: l}
-	if !l.admit(c) {
-		_ = inner.Close()
-		return nil, net.ErrClosed
-	}
-	return c, nil
 }
 
 // Close may be called more than once.
 func (l *listener) Close() error { return l.closeOnce() }
 
-func (l *listener) admit(c *conn) bool {
+// admit is nil where there is no room.
+func (l *listener) admit(inner net.Conn) *conn {
+	c := &conn{Conn: inner, listener: l, address: addressOf(inner)}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.stopped {
-		return false
+	if l.stopped || !l.makeRoom(c.address) {
+		return nil
 	}
 	l.conns[c] = struct{}{}
+	l.addresses[c.address]++
 	l.open.Add(1)
+	c.place = l.waiting.PushBack(c)
+	return c
+}
+
+func addressOf(inner net.Conn) netip.Prefix {
+	tcp, ok := inner.RemoteAddr().(*net.TCPAddr)
+	if !ok {
+		return netip.Prefix{}
+	}
+	addr := tcp.AddrPort().Addr().Unmap()
+	prefix, _ := addr.Prefix(min(addr.BitLen(), addressBits)) // fails for no address
+	return prefix
+}
+
+// makeRoom reports whether another connection of the address is within the bounds, now
+// that, where it had to, it closed one.
+func (l *listener) makeRoom(address netip.Prefix) bool {
+	if l.perAddress > 0 && l.addresses[address] >= l.perAddress {
+		return l.evict("address", func(c *conn) bool { return c.address == address })
+	}
+	if l.total > 0 && len(l.conns) >= l.total {
+		return l.evict("total", func(*conn) bool { return true })
+	}
 	return true
+}
+
+// evict closes the connection that has waited for longest of those that fit; it reports
+// whether there was one. What a client sends on it at that moment is not answered.
+func (l *listener) evict(bound string, fits func(*conn) bool) bool {
+	l.metrics.crowded.WithLabelValues(bound).Inc()
+	l.logs.Do(func() {
+		l.log.Warn("too many connections", "bound", bound, "connections", len(l.conns), "addresses", len(l.addresses))
+	})
+	for place := l.waiting.Front(); place != nil; place = place.Next() {
+		if c, _ := place.Value.(*conn); fits(c) {
+			c.isClosed.Store(true)
+			l.remove(c)
+			_ = c.Conn.Close() // at once: a bound holds for connections that linger too
+			return true
+		}
+	}
+	return false
 }
 
 func (l *listener) forget(c *conn) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	l.remove(c)
+}
+
+func (l *listener) remove(c *conn) {
+	if _, there := l.conns[c]; !there {
+		return
+	}
 	delete(l.conns, c)
+	if l.addresses[c.address]--; l.addresses[c.address] == 0 {
+		delete(l.addresses, c.address)
+	}
+	l.setWaiting(c, false)
 	l.open.Done()
+}
+
+func (l *listener) setWaiting(c *conn, waits bool) {
+	if c.place != nil {
+		l.waiting.Remove(c.place)
+		c.place = nil
+	}
+	if _, there := l.conns[c]; there && waits {
+		c.place = l.waiting.PushBack(c)
+	}
+}
+
+// follow hears from the server what each connection does.
+func follow(inner net.Conn, state fasthttp.ConnState) {
+	c, ok := inner.(*conn)
+	if !ok || state != fasthttp.StateActive && state != fasthttp.StateIdle {
+		return
+	}
+	c.listener.mu.Lock()
+	defer c.listener.mu.Unlock()
+	c.listener.setWaiting(c, state == fasthttp.StateIdle)
 }
 
 // stop accepts no more connections, and ends the reading of those that there are after
@@ -89,8 +220,10 @@ func (l *listener) stop() {
 type conn struct {
 	net.Conn
 	listener *listener
-	hasBegun bool        // a byte has arrived; used by the one who reads
-	isEnded  atomic.Bool // by the client
+	address  netip.Prefix
+	place    *list.Element // in the listener's waiting, guarded by its mu; nil where it does not wait
+	hasBegun bool          // a byte has arrived; used by the one who reads
+	isEnded  atomic.Bool   // by the client
 	isClosed atomic.Bool
 
 	mu     sync.Mutex // guards latest
@@ -143,6 +276,9 @@ func (c *conn) Close() error {
 		return c.release()
 	}
 	c.readUntil(time.Now().Add(lingerTime))
+	c.listener.mu.Lock()
+	c.listener.setWaiting(c, true)
+	c.listener.mu.Unlock()
 	go c.linger()
 	return nil
 }

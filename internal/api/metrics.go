@@ -14,6 +14,7 @@ type metrics struct {
 	requests *prometheus.HistogramVec
 	accepted *prometheus.CounterVec
 	replayed prometheus.Counter
+	crowded  *prometheus.CounterVec
 }
 
 func newMetrics(registry prometheus.Registerer) *metrics {
@@ -28,8 +29,12 @@ func newMetrics(registry prometheus.Registerer) *metrics {
 		replayed: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "passbook_jobs_replayed_total", Help: "Requests that an idempotency key answered with an earlier job.",
 		}),
+		crowded: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "passbook_http_connections_crowded_total",
+			Help: "Connections that met a bound, of all or of their address; each took the place of an idle one, or was closed.",
+		}, []string{"bound"}),
 	}
-	registry.MustRegister(m.requests, m.accepted, m.replayed)
+	registry.MustRegister(m.requests, m.accepted, m.replayed, m.crowded)
 	for _, entry := range []ledger.EntryType{ledger.Deposit, ledger.Withdrawal} {
 		m.accepted.WithLabelValues(string(entry)) // counts from 0, so that a rate sees the first
 	}

@@ -26,6 +26,9 @@ type API struct {
 	MaxQueuedPerAccount int
 	ShutdownDelay       time.Duration
 	Log                 Log
+
+	MaxConnections           int
+	MaxConnectionsPerAddress int // 0 for no bound
 }
 
 // Worker is what `worker` works with.
@@ -78,6 +81,7 @@ func LoadAPI(getenv func(string) string) (API, error) {
 	}
 	cfg.OpsToken = readOpsToken(&env, cfg.OpsAddr)
 	cfg.OpsHosts = readOpsHosts(&env)
+	cfg.MaxConnections, cfg.MaxConnectionsPerAddress = readConnections(&env)
 	if getenv(readDatabaseURL.name) != "" {
 		cfg.ReadDatabaseURL = read(&env, readDatabaseURL, parseDatabaseURL)
 	}

@@ -54,9 +54,13 @@ func TestLoadAPI(t *testing.T) {
 			QueuePrefix:         "passbook",
 			Partitions:          16,
 			MaxQueuedPerAccount: 50000,
-			Log:                 config.Log{Level: slog.LevelInfo, JSON: true},
+			MaxConnections:      got.MaxConnections, // by the limit of open files
+
+			MaxConnectionsPerAddress: max(got.MaxConnections/4, 1),
+
+			Log: config.Log{Level: slog.LevelInfo, JSON: true},
 		}
-		if !reflect.DeepEqual(got, want) {
+		if !reflect.DeepEqual(got, want) || got.MaxConnections < 1 || got.MaxConnections > 4096 {
 			t.Errorf("got %+v\nwant %+v", got, want)
 		}
 	})
@@ -64,6 +68,7 @@ func TestLoadAPI(t *testing.T) {
 		got, err := config.LoadAPI(with(
 			"HTTP_ADDR", ":80", "OPS_ADDR", "0.0.0.0:0", "OPS_TOKEN", "0123456789abcdef", "OPS_HOSTS", "a,b",
 			"QUEUE_PREFIX", "a-b_c.9", "QUEUE_PARTITIONS", "1024", "MAX_QUEUED_PER_ACCOUNT", "1", "SHUTDOWN_DELAY", "1m30s",
+			"MAX_CONNECTIONS", "10", "MAX_CONNECTIONS_PER_ADDRESS", "0",
 			"LOG_LEVEL", "debug", "LOG_FORMAT", "text", "READ_DATABASE_URL", "postgres://replica/passbook",
 			"JWT_KEYS", "new:"+base64.RawURLEncoding.EncodeToString(key)+",old:"+base64.RawStdEncoding.EncodeToString(key),
 		))
@@ -83,6 +88,7 @@ func TestLoadAPI(t *testing.T) {
 			Partitions:          1024,
 			MaxQueuedPerAccount: 1,
 			ShutdownDelay:       90 * time.Second,
+			MaxConnections:      10,
 			Log:                 config.Log{Level: slog.LevelDebug},
 		}
 		if !reflect.DeepEqual(got, want) {
@@ -178,6 +184,13 @@ func TestValues(t *testing.T) {
 		value string
 		ok    bool
 	}{
+		{"MAX_CONNECTIONS", "1", true},
+		{"MAX_CONNECTIONS", "0", false},
+		{"MAX_CONNECTIONS", "1000000000", false},
+		{"MAX_CONNECTIONS", "all", false},
+		{"MAX_CONNECTIONS_PER_ADDRESS", "0", true},
+		{"MAX_CONNECTIONS_PER_ADDRESS", "1000000000", true},
+		{"MAX_CONNECTIONS_PER_ADDRESS", "-1", false},
 		{"SHUTDOWN_DELAY", "0s", true},
 		{"SHUTDOWN_DELAY", "1h", true},
 		{"SHUTDOWN_DELAY", "-1s", false},
