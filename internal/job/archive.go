@@ -100,15 +100,12 @@ const stepSQL = `
 // $1 the jobs' ids, $2 their keys' locks, as arrays. The ids of those to move.
 const takeSQL = `SELECT id FROM unnest($1::uuid[], $2::bigint[]) AS job (id, lock) WHERE pg_try_advisory_xact_lock(lock)`
 
-// copySQL and deleteSQL move jobs whose keys are locked. They are finished for good
-// and have not changed since stepSQL; another run may have moved them. The database
-// lets none go that does not stand in the archive to the letter.
+// moveSQL moves jobs whose keys are locked: migrations/00014_guards.sql. They are finished
+// for good and have not changed since stepSQL; another run may have moved them. The
+// database lets none go that does not stand in the archive to the letter.
 //
-// $1 their ids.
-const (
-	copySQL   = `INSERT INTO archived_jobs (` + stored + `) SELECT ` + stored + ` FROM jobs WHERE id = ANY($1)`
-	deleteSQL = `DELETE FROM jobs WHERE id = ANY($1)`
-)
+// $1 their ids. How many it moved.
+const moveSQL = `SELECT archive_jobs($1)`
 
 // archiveStep looks at the jobs after an id and moves those that ended before a
 // time, in one transaction. It answers with the last job that it has looked at,
@@ -137,12 +134,7 @@ func archiveStep(ctx context.Context, pool *pgxpool.Pool, after uuid.UUID, befor
 		if err != nil {
 			return err
 		}
-		if _, err := tx.Exec(ctx, copySQL, taken); err != nil {
-			return err
-		}
-		deleted, err := tx.Exec(ctx, deleteSQL, taken)
-		moved = deleted.RowsAffected()
-		return err
+		return tx.QueryRow(ctx, moveSQL, taken).Scan(&moved)
 	})
 	return next, moved, err
 }

@@ -477,6 +477,25 @@ func TestArchivePlans(t *testing.T) {
 	ledgertest.Exec(t, pool, `INSERT INTO archived_jobs SELECT * FROM jobs WHERE position % 2 = 0`)
 	ledgertest.Exec(t, pool, `DELETE FROM jobs WHERE position % 2 = 0`)
 	ledgertest.Exec(t, pool, `VACUUM ANALYZE jobs, archived_jobs`)
+	t.Run("move", func(t *testing.T) {
+		tx, err := pool.Begin(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer tx.Rollback(t.Context()) //nolint:errcheck // nothing is kept
+		const sql = `
+			SELECT archive_jobs(ARRAY(SELECT id FROM jobs ORDER BY id LIMIT 3)), 0, 0 UNION ALL
+			SELECT 0, seq_scan, idx_scan FROM pg_stat_xact_user_tables WHERE relname = 'jobs'`
+		var moved, readThrough, byIndex int
+		rows, _ := tx.Query(t.Context(), sql) // ForEachRow returns its error
+		var row [3]int
+		if _, err := pgx.ForEachRow(rows, []any{&row[0], &row[1], &row[2]}, func() error {
+			moved, readThrough, byIndex = moved+row[0], row[1], row[2]
+			return nil
+		}); err != nil || moved != 3 || readThrough != 0 || byIndex < 3 {
+			t.Errorf("moved %d, read jobs through %d times and looked by index %d times, %v; want 3, never and 3", moved, readThrough, byIndex, err)
+		}
+	})
 	for name, statement := range job.Statements(user, "key1") {
 		t.Run(name, func(t *testing.T) {
 			rows, err := pool.Query(t.Context(), "EXPLAIN "+statement.SQL, statement.Args...)

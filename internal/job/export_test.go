@@ -23,8 +23,6 @@ func Statements(userID uuid.UUID, key string) map[string]Statement {
 		"read":     {readSQL, []any{id, userID}},
 		"repeated": {repeatedSQL, []any{[]uuid.UUID{userID}, []string{key}}},
 		"step":     {stepSQL, []any{id, firstID(now), now, archiveBatch}},
-		"copy":     {copySQL, []any{[]uuid.UUID{id}}},
-		"delete":   {deleteSQL, []any{[]uuid.UUID{id}}},
 	}
 }
 

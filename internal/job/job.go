@@ -64,7 +64,8 @@ const columns = `job.id, job.position, account.number, job.type, job.amount, acc
 
 // stored are the columns of jobs and of archived_jobs. Every statement that puts the two
 // tables together names them, so that it goes on while an operator or a migration adds a
-// column to one table and then to the other. refuse_unless_archived names them too.
+// column to one table and then to the other. archive_jobs and refuse_unless_archived name
+// them too.
 const stored = `id, position, account_id, user_id, amount, created_at, finished_at, seq, balance_after, type, status,
 	attempts, idempotency_key, description, failure`
 

@@ -153,17 +153,11 @@ func openedBefore(ctx context.Context, tx pgx.Tx, opening Opening) (Account, boo
 }
 
 func depositInitial(ctx context.Context, tx pgx.Tx, account Account, amount int64) (Account, error) {
-	const sql = `
-		WITH moved AS (
-			UPDATE accounts SET balance = $2, last_seq = 1, last_at = last_at + interval '1 microsecond'
-			WHERE id = $1
-			RETURNING ` + accountColumns + `, last_at
-		), posted AS (
-			INSERT INTO transactions (account_id, seq, type, amount, balance_after, created_at)
-			SELECT id, last_seq, 'deposit', $2, balance, last_at FROM moved
-		)
-		SELECT id, number, currency, balance, last_seq, created_at FROM moved`
-	return queryAccount(ctx, tx, sql, account.ID, amount)
+	if _, err := tx.Exec(ctx, `SELECT deposit_initial($1, $2)`, account.ID, amount); err != nil {
+		return Account{}, fmt.Errorf("deposit initially: %w", err)
+	}
+	account.Balance, account.LastSeq = amount, 1
+	return account, nil
 }
 
 // Account reads the caller's account; ErrAccountNotFound for one that is not

@@ -43,8 +43,8 @@ func TestGuardsAreKnown(t *testing.T) {
 	}
 }
 
-// Every function of the schema that names a table, or that a session may call with an
-// operator of its own, has its search_path fixed.
+// Every function of the schema has its search_path fixed, but those that name no table and
+// say of which schema their operators are.
 func TestFunctionsFixTheirSearchPath(t *testing.T) {
 	t.Parallel()
 	pool := testenv.Pool(t)
@@ -55,7 +55,7 @@ func TestFunctionsFixTheirSearchPath(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if want := []string{"hold_balance", "hold_transaction"}; !slices.Equal(loose, want) { // migrations/00014_guards.sql says why
+	if want := []string{"hold_balance", "hold_job", "hold_transaction"}; !slices.Equal(loose, want) { // migrations/00014_guards.sql says why
 		t.Errorf("%q have no search_path of their own, want %q", loose, want)
 	}
 }
@@ -145,4 +145,56 @@ func TestGuardsHoldInEverySession(t *testing.T) {
 			ledgertest.Check(t, pool)
 		})
 	}
+}
+
+// A role that does not own the tables moves no balance without its history, and writes no
+// history without its balance, whatever it was granted.
+func TestRoleWithEveryGrant(t *testing.T) {
+	t.Parallel()
+	pool := testenv.Pool(t)
+	ledgertest.Exec(t, pool, `CREATE ROLE lavish; GRANT ALL ON ALL TABLES IN SCHEMA public TO lavish; GRANT ALL ON ALL SEQUENCES IN SCHEMA public TO lavish`)
+	account := ledgertest.Account(t, pool, ledgertest.User(t, pool), 100)
+	apply(t, pool, ledgertest.Job(t, pool, account, ledger.Deposit, 5))
+	ledgertest.Job(t, pool, account, ledger.Deposit, 6)
+	const post = `INSERT INTO transactions (account_id, seq, type, amount, balance_after, job_id, created_at)
+		SELECT account_id, 3, type, amount, 111, id, now() FROM jobs WHERE status = 'queued'`
+	const move = `UPDATE accounts SET balance = 111, last_seq = 3, last_at = now()`
+	for _, sql := range []string{
+		move, post, move + "; " + post, `UPDATE accounts SET created_at = created_at`, `DELETE FROM accounts`,
+		`INSERT INTO accounts (user_id, number, currency, balance, last_seq, last_at, created_at) SELECT user_id, '1234', 'KRW', 5, 1, now(), now() FROM accounts`,
+		`UPDATE transactions SET amount = 7`, `DELETE FROM transactions`, `TRUNCATE transactions`,
+		`UPDATE jobs SET status = 'succeeded', seq = 3, balance_after = 111, finished_at = now() WHERE status = 'queued'`,
+		`INSERT INTO archived_jobs SELECT * FROM jobs WHERE status = 'succeeded'`,
+		`SELECT apply_job(id, 0, 0) FROM jobs`, `SELECT deposit_initial(id, 5) FROM accounts`, `SELECT archive_jobs(array_agg(id)) FROM jobs`,
+	} {
+		t.Run(sql, func(t *testing.T) {
+			if _, err := pool.Exec(t.Context(), `SET LOCAL ROLE lavish; `+sql); err == nil {
+				t.Error("is not refused")
+			}
+		})
+	}
+	for _, sql := range []string{ // which a role that serves needs
+		`SELECT FROM accounts FOR NO KEY UPDATE`,
+		`UPDATE jobs SET attempts = attempts + 1 WHERE status = 'queued'`,
+		`UPDATE jobs SET status = 'failed', failure = 'internal_error', finished_at = now() WHERE status = 'queued'`,
+		`UPDATE jobs SET status = 'queued', failure = NULL, finished_at = NULL WHERE status = 'failed'`,
+	} {
+		if tag, err := pool.Exec(t.Context(), `SET LOCAL ROLE lavish; `+sql); err != nil || tag.RowsAffected() != 1 {
+			t.Errorf("%s: %s, %v; want one row", sql, tag, err)
+		}
+	}
+	ledgertest.Check(t, pool)
+}
+
+// An initial deposit is the first transaction of its account, and there is one.
+func TestInitialDepositOnce(t *testing.T) {
+	t.Parallel()
+	pool := testenv.Pool(t)
+	account := ledgertest.Account(t, pool, ledgertest.User(t, pool), 100)
+	for _, id := range []int64{account.ID, account.ID + 1} {
+		if _, err := pool.Exec(t.Context(), `SELECT deposit_initial($1, 5)`, id); err == nil || !strings.Contains(err.Error(), "has a history, or does not exist") {
+			t.Errorf("account %d: %v, want a refusal", id, err)
+		}
+	}
+	ledgertest.Check(t, pool)
 }

@@ -24,7 +24,6 @@ const (
 	schema   = "migrations/00001_passbook.sql"
 	terms    = "migrations/00003_terms.sql"
 	indexes  = "migrations/00005_indexes.sql"
-	rules    = "migrations/00009_rules.sql"
 	applying = "migrations/00010_apply.sql"
 	archival = "migrations/00006_archive.sql"
 	columns  = "migrations/00013_columns.sql"
@@ -131,7 +130,7 @@ var mutations = []mutation{
 	},
 	{
 		"a finished job may change", once,
-		[]edit{{rules, `IF NOT (OLD.status = 'queued' OR OLD.status = 'failed' AND NEW.status = 'queued') THEN`, `IF false THEN`}},
+		[]edit{{guards, `IF NOT (OLD.status OPERATOR`, `IF false AND NOT (OLD.status OPERATOR`}},
 		[]string{refuses("SucceededJobQueuedAgain")},
 	},
 	{
@@ -192,17 +191,20 @@ var mutations = []mutation{
 	},
 	{
 		"a balance moves without its history", balanced,
-		[]edit{{rules, `CREATE OR REPLACE TRIGGER accounts_move BEFORE UPDATE ON accounts FOR EACH ROW EXECUTE FUNCTION hold_balance();`, `DROP TRIGGER IF EXISTS accounts_move ON accounts;`}},
+		[]edit{{guards, `IF NOT (NEW.last_seq OPERATOR`, `IF false AND NOT (NEW.last_seq OPERATOR`}},
 		[]string{refuses("BalanceWithoutHistory")},
 	},
 	{
 		"a posting may stand alone, and for more than there was", balanced,
-		[]edit{{rules, `CREATE OR REPLACE TRIGGER transactions_rules BEFORE INSERT ON`, `CREATE OR REPLACE TRIGGER transactions_rules BEFORE UPDATE ON`}},
+		[]edit{
+			{guards, `IF NOT (NEW.seq OPERATOR`, `IF false AND NOT (NEW.seq OPERATOR`},
+			{guards, `IF NOT (NEW.type OPERATOR`, `IF false AND NOT (NEW.type OPERATOR`},
+		},
 		[]string{refuses("PostingWithoutJob"), refuses("NegativeBefore")},
 	},
 	{
 		"a job may succeed without a transaction", balanced,
-		[]edit{{rules, `WHEN 'succeeded' THEN num_nulls(NEW.finished_at, NEW.seq, NEW.balance_after) = 0`, `WHEN 'succeeded' THEN true`}},
+		[]edit{{guards, `NEW.finished_at IS NOT NULL AND NEW.seq IS NOT NULL AND NEW.balance_after IS NOT NULL AND NEW.failure IS NULL`, `true`}},
 		[]string{refuses("SucceededWithoutTransaction")},
 	},
 	{
@@ -460,6 +462,26 @@ var mutations = []mutation{
 		"an archived job's key opens accounts", keyForGood,
 		[]edit{{accounts, `AND NOT EXISTS (SELECT FROM archived_jobs WHERE user_id = $1 AND idempotency_key = $4)`, ``}},
 		[]string{"-run=^TestOpenWithAJobsKey$ ./internal/ledger", "-run=^TestArchive$ ./internal/job"},
+	},
+	{
+		"a role that was granted it moves a balance alone", balanced,
+		[]edit{{guards, `FOR UPDATE USING (true) WITH CHECK (false)`, `FOR UPDATE USING (true) WITH CHECK (true)`}},
+		[]string{"-run=^TestRoleWithEveryGrant$ ./internal/ledger"},
+	},
+	{
+		"a role that was granted it writes history alone", balanced,
+		[]edit{{guards, `ALTER TABLE transactions ENABLE ROW LEVEL SECURITY;`, ``}},
+		[]string{"-run=^TestRoleWithEveryGrant$ ./internal/ledger"},
+	},
+	{
+		"every role may apply jobs and deposit", balanced,
+		[]edit{{guards, `REVOKE EXECUTE ON FUNCTION apply_job, deposit_initial, archive_jobs FROM PUBLIC;`, ``}},
+		[]string{"-run=^TestRoleWithEveryGrant$ ./internal/ledger"},
+	},
+	{
+		"an account is given a second initial deposit", balanced,
+		[]edit{{guards, `WHERE id = account AND last_seq = 0`, `WHERE id = account AND last_seq <= 1`}},
+		[]string{"-run=^TestInitialDepositOnce$ ./internal/ledger"},
 	},
 	{
 		"a session that replicates may change history", balanced,
