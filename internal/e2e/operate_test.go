@@ -54,11 +54,11 @@ func databaseURL(t testing.TB, server, database string) string {
 // its replay.
 func TestOperating(t *testing.T) {
 	t.Parallel()
-	s := newSystem(t, variant{}, 1, 1)
+	s, admin := newServedSystem(t, 1, 1)
 	c := newClient(t, s)
 	a := c.open(100)
 	apiOps, workerOps := "http://"+s.apis[0].opsAddr, "http://"+s.workers[0].opsAddr
-	if _, err := s.pool.Exec(t.Context(), `ALTER TABLE transactions ADD CONSTRAINT unlucky CHECK (amount <> 13)`); err != nil {
+	if _, err := admin.Exec(t.Context(), `ALTER TABLE transactions ADD CONSTRAINT unlucky CHECK (amount <> 13)`); err != nil {
 		t.Fatal(err)
 	}
 	orders := []order{
@@ -130,7 +130,7 @@ func TestOperating(t *testing.T) {
 				t.Errorf("%v: %v, want %q:\n%s", test.args, err, test.want, archive.log())
 			}
 		}
-		if _, err := s.pool.Exec(t.Context(), ledgertest.UnguardedSQL(ageSQL)); err != nil {
+		if _, err := admin.Exec(t.Context(), ledgertest.UnguardedSQL(ageSQL)); err != nil {
 			t.Fatal(err)
 		}
 		for i := range ids {
@@ -162,7 +162,7 @@ func TestOperating(t *testing.T) {
 	})
 
 	t.Run("Replay", func(t *testing.T) {
-		if _, err := s.pool.Exec(t.Context(), `ALTER TABLE transactions DROP CONSTRAINT unlucky`); err != nil {
+		if _, err := admin.Exec(t.Context(), `ALTER TABLE transactions DROP CONSTRAINT unlucky`); err != nil {
 			t.Fatal(err)
 		}
 		replay := begin(t, "worker", s.env(), "replay", ids[2])

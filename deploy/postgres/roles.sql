@@ -1,0 +1,69 @@
+-- The two roles of an installation: passbook_owner migrates, passbook_serving serves.
+--
+-- Run it as a superuser in Passbook's database before the first `api migrate`, and again
+-- after each one:
+--
+--     psql -v ON_ERROR_STOP=1 -f deploy/postgres/roles.sql passbook
+--
+-- Both roles may log in once the operator says how:
+--
+--     ALTER ROLE passbook_owner LOGIN PASSWORD '…';
+--     ALTER ROLE passbook_serving LOGIN PASSWORD '…';
+--
+-- passbook_owner is for the DATABASE_URL of `api migrate` alone. passbook_serving is for that
+-- of every other command of api and worker: it owns nothing, so it can't touch triggers and
+-- functions, and it moves a balance, writes history and archives jobs only by the functions
+-- that do these things as a whole.
+--
+-- Where DATABASE_URL chooses another schema than public, write that one here. Where another
+-- role has migrated before: REASSIGN OWNED BY that_role TO passbook_owner.
+
+DO $$
+BEGIN
+    IF to_regrole('passbook_owner') IS NULL THEN
+        CREATE ROLE passbook_owner;
+    END IF;
+    IF to_regrole('passbook_serving') IS NULL THEN
+        CREATE ROLE passbook_serving;
+    END IF;
+    -- Temporary tables stand before others where a search_path does not say otherwise.
+    EXECUTE format('REVOKE TEMPORARY ON DATABASE %I FROM PUBLIC', current_database());
+END
+$$;
+REVOKE CREATE ON SCHEMA public FROM PUBLIC;
+GRANT USAGE, CREATE ON SCHEMA public TO passbook_owner;
+GRANT USAGE ON SCHEMA public TO passbook_serving;
+
+-- What a later migration makes can be read at once, so that the serving processes start;
+-- what they may write there, this file says when it is run again.
+ALTER DEFAULT PRIVILEGES FOR ROLE passbook_owner IN SCHEMA public GRANT SELECT ON TABLES TO passbook_serving;
+ALTER DEFAULT PRIVILEGES FOR ROLE passbook_owner IN SCHEMA public GRANT SELECT ON SEQUENCES TO passbook_serving;
+
+DO $$
+BEGIN
+    IF to_regclass('public.accounts') IS NULL THEN
+        RAISE NOTICE 'run this file again after `api migrate`';
+        RETURN;
+    END IF;
+
+    REVOKE ALL ON ALL TABLES IN SCHEMA public FROM passbook_serving;
+    REVOKE ALL ON ALL SEQUENCES IN SCHEMA public FROM passbook_serving;
+    GRANT SELECT ON ALL TABLES IN SCHEMA public TO passbook_serving;
+    GRANT SELECT ON ALL SEQUENCES IN SCHEMA public TO passbook_serving;
+
+    GRANT INSERT (id, email, email_key, password_hash) ON public.users TO passbook_serving;
+    GRANT INSERT (id, user_id), UPDATE (revoked_at), DELETE ON public.sessions TO passbook_serving;
+    GRANT INSERT (hash, session_id, parent, expires_at), UPDATE (spent_at, closed), DELETE ON public.refresh_tokens TO passbook_serving;
+
+    -- An account is opened empty. To lock its row takes a right to update some column of it:
+    -- created_at is one that accounts_terms lets no value of change.
+    GRANT INSERT (user_id, number, currency, open_key, open_request, last_at, created_at), UPDATE (created_at) ON public.accounts TO passbook_serving;
+    GRANT USAGE ON SEQUENCE public.job_positions TO passbook_serving;
+    GRANT INSERT (id, account_id, user_id, type, amount, idempotency_key, description) ON public.jobs TO passbook_serving;
+    -- To count an attempt, to end a job failed and to replay it; to succeed it takes more.
+    GRANT UPDATE (status, attempts, failure, finished_at) ON public.jobs TO passbook_serving;
+
+    -- What moves a balance with its history, and a job to the archive.
+    GRANT EXECUTE ON FUNCTION public.apply_job, public.deposit_initial, public.archive_jobs TO passbook_serving;
+END
+$$;
