@@ -18,6 +18,7 @@ import (
 	"io/fs"
 	"time"
 
+	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/stdlib"
 	"github.com/pressly/goose/v3"
@@ -48,10 +49,10 @@ func Up(ctx context.Context, databaseURL string) error {
 	}
 	postgres.SetSession(cfg.ConnConfig, "passbook-migrate")
 	cfg.ConnConfig.RuntimeParams["lock_timeout"] = lockTimeout
-	for _, unbounded := range []string{"statement_timeout", "idle_in_transaction_session_timeout", "idle_session_timeout"} {
+	for _, unbounded := range []string{"statement_timeout", "idle_in_transaction_session_timeout"} {
 		cfg.ConnConfig.RuntimeParams[unbounded] = "0" // an index takes as long as it takes; one that is cut off stays INVALID
 	}
-	db := stdlib.OpenDB(*cfg.ConnConfig, stdlib.OptionAfterConnect(postgres.SecureSession))
+	db := stdlib.OpenDB(*cfg.ConnConfig, stdlib.OptionAfterConnect(secureWriter))
 	defer db.Close()                                                           //nolint:errcheck // nothing is pending on it
 	locker, err := lock.NewPostgresSessionLocker(lock.WithLockTimeout(1, 300)) // asks each second, for five minutes
 	if err != nil {
@@ -65,6 +66,14 @@ func Up(ctx context.Context, databaseURL string) error {
 		return fmt.Errorf("migrate: %w", postgres.Explain(err))
 	}
 	return nil
+}
+
+// secureWriter makes a session safe, and refuses one in which no migration can write.
+func secureWriter(ctx context.Context, conn *pgx.Conn) error {
+	if err := postgres.SecureSession(ctx, conn); err != nil {
+		return err
+	}
+	return postgres.CheckWrites(ctx, conn)
 }
 
 func patiently(ctx context.Context, provider *goose.Provider) error {

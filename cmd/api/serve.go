@@ -56,7 +56,7 @@ func serve(ctx context.Context, cfg config.API, log *slog.Logger) error {
 		return err
 	}
 	accepts, err := postgres.Open(ctx, postgres.Config{
-		URL: cfg.DatabaseURL, MaxConns: maxConns, Part: partOfAccepts, Application: "passbook-api-accepts", Serving: true,
+		URL: cfg.DatabaseURL, MaxConns: maxConns, Part: partOfAccepts, Application: "passbook-api-accepts", Log: log, Serving: true,
 	})
 	if err != nil {
 		return err

@@ -32,7 +32,7 @@ type PostgresConfig struct {
 	// Durable data survives a crash of the machine; without it only one of the
 	// server, and a commit waits for no disk.
 	Durable bool
-	// Settings go on top of ours.
+	// Settings go on top of ours; an empty one takes ours away.
 	Settings map[string]string
 	// Say may be nil.
 	Say Say
@@ -128,6 +128,10 @@ func (pg *Postgres) command(port int) ([]string, error) {
 		settings["shared_buffers"] = "64MB"
 	}
 	maps.Copy(settings, pg.cfg.Settings)
+	maps.DeleteFunc(settings, func(name, value string) bool {
+		given, there := pg.cfg.Settings[name]
+		return there && given == ""
+	})
 	command := []string{filepath.Join(pg.bin, "postgres"), "-D", pg.folder.dataPath(), "-p", strconv.Itoa(port)}
 	for _, name := range slices.Sorted(maps.Keys(settings)) {
 		command = append(command, "-c", name+"="+settings[name])

@@ -10,7 +10,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
 )
 
@@ -47,7 +46,8 @@ type Config struct {
 	// Part is how many of these are this pool's, where a process has several; all
 	// where nil.
 	Part        func(total int32) int32
-	Application string // what pg_stat_activity shows
+	Application string       // what pg_stat_activity shows
+	Log         *slog.Logger // told of a server that takes no writes; none where nil
 	// Serving is for connections that answer clients or apply jobs: a plan made
 	// while a table is small is kept when it has grown, so theirs go by index
 	// from the start, and in its order: where an account has few transactions
@@ -65,7 +65,8 @@ func Open(ctx context.Context, cfg Config) (*pgxpool.Pool, error) {
 	setBounds(poolConfig, cfg)
 	conn := poolConfig.ConnConfig
 	conn.ConnectTimeout = connectTimeout
-	conn.OnPgError = leaveStandby(conn.OnPgError)
+	standby := standbyLeaver{next: conn.OnPgError, log: cfg.Log}
+	conn.OnPgError = standby.handle
 	conn.LookupFunc = lookupSoon(conn.LookupFunc)
 	conn.Tracer = newTurnstile()
 	SetSession(conn, cfg.Application)
@@ -122,25 +123,20 @@ func setBounds(pool *pgxpool.Config, cfg Config) {
 // It waits for a server that is not there yet, and answers ErrSchema where that
 // has another schema than this build was written for.
 func OpenServing(ctx context.Context, cfg Config, schema int64, log *slog.Logger) (*pgxpool.Pool, error) {
-	cfg.Serving = true
+	cfg.Serving, cfg.Log = true, log
 	pool, err := Open(ctx, cfg)
 	if err != nil {
 		return nil, err
 	}
-	if err := AwaitSchema(ctx, pool, schema, log); err != nil {
+	err = AwaitSchema(ctx, pool, schema, log)
+	if err == nil {
+		err = Await(ctx, pool, log, func(ctx context.Context) error { return warnOfUnsafe(ctx, pool, log) })
+	}
+	if err != nil {
 		pool.Close()
 		return nil, err
 	}
 	return pool, nil
-}
-
-// leaveStandby closes a connection that turns out to lead to a server which takes
-// no writes any more: the next one finds the server that does, where the URL
-// names both. Kept, it would fail every write for as long as it lives.
-func leaveStandby(next pgconn.PgErrorHandler) pgconn.PgErrorHandler {
-	return func(conn *pgconn.PgConn, err *pgconn.PgError) (keep bool) {
-		return err.Code != readOnly && next(conn, err)
-	}
 }
 
 // ConfirmSQL, in a transaction that reads, makes its commit wait as a writer's

@@ -42,13 +42,8 @@ func AwaitSchema(ctx context.Context, pool *pgxpool.Pool, want int64, log *slog.
 // this build needs: during an upgrade it may be ahead of a running process. ErrUnsuitable
 // for a database that only reads, as default_transaction_read_only or a standby has it.
 func CheckReady(ctx context.Context, pool *pgxpool.Pool, need int64) error {
-	const sql = `SELECT current_setting('transaction_read_only') = 'on'`
-	var readOnly bool
-	if err := pool.QueryRow(ctx, sql).Scan(&readOnly); err != nil {
-		return fmt.Errorf("ask whether Postgres takes writes: %w", err)
-	}
-	if readOnly {
-		return fmt.Errorf("%w: it takes no writes: it is a standby, or default_transaction_read_only is on", ErrUnsuitable)
+	if err := CheckWrites(ctx, pool); err != nil {
+		return err
 	}
 	return CheckReplica(ctx, pool, need)
 }

@@ -1,15 +1,19 @@
 package postgres_test
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net/url"
+	"strings"
 	"testing"
 
 	"github.com/jackc/pgx/v5"
 
 	"github.com/passbook/passbook/internal/postgres"
 	"github.com/passbook/passbook/internal/testenv"
+	"github.com/passbook/passbook/migrations"
 )
 
 // alterDatabase gives every new session of the database a setting.
@@ -30,17 +34,21 @@ func alterDatabase(t *testing.T, url, name, value string) {
 func TestSessionSetsWhatItNeeds(t *testing.T) {
 	t.Parallel()
 	for name, test := range map[string]struct{ given, want string }{
-		"client_encoding":               {"'LATIN1'", "UTF8"},
-		"timezone":                      {"'Asia/Seoul'", "UTC"},
-		"datestyle":                     {"'German'", "ISO, MDY"},
-		"intervalstyle":                 {"'sql_standard'", "postgres"},
-		"bytea_output":                  {"'escape'", "hex"},
-		"standard_conforming_strings":   {"off", "on"},
-		"transform_null_equals":         {"on", "off"},
-		"default_transaction_isolation": {"'serializable'", "read committed"},
-		"search_path":                   {"'elsewhere'", "public, pg_temp"},
-		"session_replication_role":      {"'replica'", "origin"},
-		"synchronous_commit":            {"off", "on"},
+		"client_encoding":                {"'LATIN1'", "UTF8"},
+		"timezone":                       {"'Asia/Seoul'", "UTC"},
+		"datestyle":                      {"'German'", "ISO, MDY"},
+		"intervalstyle":                  {"'sql_standard'", "postgres"},
+		"bytea_output":                   {"'escape'", "hex"},
+		"standard_conforming_strings":    {"off", "on"},
+		"transform_null_equals":          {"on", "off"},
+		"default_transaction_isolation":  {"'serializable'", "read committed"},
+		"default_transaction_deferrable": {"on", "off"},
+		"array_nulls":                    {"off", "on"},
+		"row_security":                   {"on", "off"},
+		"idle_session_timeout":           {"'5s'", "0"},
+		"search_path":                    {"'elsewhere'", "public, pg_temp"},
+		"session_replication_role":       {"'replica'", "origin"},
+		"synchronous_commit":             {"off", "on"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -160,6 +168,70 @@ func TestReadyTakesWrites(t *testing.T) {
 	}
 	if err := postgres.CheckReplica(t.Context(), pool, 1); err != nil {
 		t.Error(err)
+	}
+}
+
+// A server that takes no writes is told of once, however many connections find it so.
+func TestReadOnlyIsLoggedOnce(t *testing.T) {
+	t.Parallel()
+	const writes = 5
+	url := testenv.Postgres(t)
+	alterDatabase(t, url, "default_transaction_read_only", "on")
+	var log bytes.Buffer
+	pool, err := postgres.Open(t.Context(), postgres.Config{URL: url, MaxConns: 1, Log: slog.New(slog.NewTextHandler(&log, nil))})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer pool.Close()
+	for range writes {
+		if _, err := pool.Exec(t.Context(), `CREATE TABLE written (id int)`); !postgres.IsDown(err) {
+			t.Fatalf("a write where none is taken: %v", err)
+		}
+	}
+	if n := strings.Count(log.String(), "takes no writes"); n != 1 {
+		t.Errorf("%d lines, want 1:\n%s", n, log.String())
+	}
+}
+
+// What no session can set, and a 202 stands on all the same, is warned of.
+func TestServingWarnsOfUnsafeSettings(t *testing.T) {
+	t.Parallel()
+	schema, err := migrations.Version()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, test := range map[string]struct {
+		settings map[string]string
+		want     int
+	}{
+		"Safe":          {map[string]string{"fsync": "on", "full_page_writes": "on"}, 0},
+		"FsyncOff":      {map[string]string{"fsync": "off", "full_page_writes": "on"}, 1},
+		"PageWritesOff": {map[string]string{"fsync": "on", "full_page_writes": "off"}, 1},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			server := testenv.PostgresServerWith(t, test.settings)
+			var log bytes.Buffer
+			pool, err := postgres.OpenServing(t.Context(), postgres.Config{URL: server.URL()}, schema, slog.New(slog.NewTextHandler(&log, nil)))
+			if err != nil {
+				t.Fatal(err)
+			}
+			pool.Close()
+			if n := strings.Count(log.String(), "loses accepted jobs"); n != test.want {
+				t.Errorf("%d warnings, want %d:\n%s", n, test.want, log.String())
+			}
+		})
+	}
+}
+
+// A migration that can't write says what to do.
+func TestMigrateRefusesReadOnly(t *testing.T) {
+	t.Parallel()
+	url := testenv.Postgres(t)
+	alterDatabase(t, url, "default_transaction_read_only", "on")
+	if err := migrations.Up(t.Context(), url); !errors.Is(err, postgres.ErrUnsuitable) ||
+		!strings.Contains(err.Error(), "RESET default_transaction_read_only") {
+		t.Errorf("%v, want %v", err, postgres.ErrUnsuitable)
 	}
 }
 

@@ -67,7 +67,14 @@ func Pool(t testing.TB) *pgxpool.Pool {
 // will. Its one database has the whole schema.
 func PostgresServer(t testing.TB) *local.Postgres {
 	t.Helper()
-	server := EmptyPostgresServer(t)
+	return PostgresServerWith(t, nil)
+}
+
+// PostgresServerWith is the same with settings of its own; one that is empty is left to
+// the server's files, where ALTER SYSTEM reaches it.
+func PostgresServerWith(t testing.TB, settings map[string]string) *local.Postgres {
+	t.Helper()
+	server := startPostgres(t, settings)
 	if err := migrations.Up(t.Context(), server.URL()); err != nil {
 		t.Fatalf("testenv: %v", err)
 	}
@@ -77,7 +84,12 @@ func PostgresServer(t testing.TB) *local.Postgres {
 // EmptyPostgresServer is the same without any schema.
 func EmptyPostgresServer(t testing.TB) *local.Postgres {
 	t.Helper()
-	server, err := local.StartPostgres(t.Context(), local.PostgresConfig{})
+	return startPostgres(t, nil)
+}
+
+func startPostgres(t testing.TB, settings map[string]string) *local.Postgres {
+	t.Helper()
+	server, err := local.StartPostgres(t.Context(), local.PostgresConfig{Settings: settings})
 	if err != nil {
 		t.Fatalf("testenv: %v", err)
 	}
