@@ -79,7 +79,7 @@ var mutations = []mutation{
 	{
 		"a server may answer before its disk", durable,
 		[]edit{{open, `poolConfig.AfterConnect = SecureSession`, `_ = SecureSession`}},
-		[]string{"-run=^TestOpenDemandsDurability$ ./internal/postgres"},
+		[]string{"-run=^TestOpenDemandsDurability$ ./internal/postgres", "-run=^TestAcceptedSurvivesAReloadAndACrash$ ./internal/job"},
 	},
 
 	{
