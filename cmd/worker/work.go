@@ -69,14 +69,6 @@ func work(ctx context.Context, cfg config.Worker, log *slog.Logger) error {
 	ops.RegisterPool(registry, "applies", pool)
 	registry.MustRegister(metrics.NewQueueMetricsCollector(asynq.NewInspectorFromRedisClient(inspected)),
 		ops.ErrorGauge(queue.OwnerMetric, queue.OwnerHelp, owner.Err))
-	operator, err := ops.Listen(ctx, ops.Config{
-		Addr: cfg.OpsAddr, Token: cfg.OpsToken, Hosts: cfg.OpsHosts, Registry: registry, Log: log,
-		Checks: readiness(pool, redisClient, owner, schema), Stopping: ctx.Done(),
-		Extra: map[string]http.Handler{dashboardPath: dashboard(inspected)},
-	})
-	if err != nil {
-		return err
-	}
 
 	jobs := worker.New(worker.Config{
 		Applier: ledger.NewApplier(pool),
@@ -91,6 +83,17 @@ func work(ctx context.Context, cfg config.Worker, log *slog.Logger) error {
 	queues := queue.NewServer(queue.ServerConfig{
 		Redis: redisClient, Queues: all, Handler: jobs.Apply, IsFailure: worker.IsFailure, Log: log,
 	})
+	registry.MustRegister(ops.ErrorGauge("passbook_stray_queues",
+		"1 while this worker serves queues of more partitions than its QUEUE_PARTITIONS; else 0.", queues.Strays))
+
+	operator, err := ops.Listen(ctx, ops.Config{
+		Addr: cfg.OpsAddr, Token: cfg.OpsToken, Hosts: cfg.OpsHosts, Registry: registry, Log: log,
+		Checks: readiness(pool, redisClient, owner, queues, schema), Stopping: ctx.Done(),
+		Extra: map[string]http.Handler{dashboardPath: dashboard(inspected)},
+	})
+	if err != nil {
+		return err
+	}
 
 	working, failed := errgroup.WithContext(ctx)
 	working.Go(operator.Serve)
@@ -131,7 +134,7 @@ type ownClient struct{ client redis.UniversalClient }
 func (o ownClient) MakeRedisClient() any { return o.client }
 
 // readiness asks after what the worker stands on.
-func readiness(pool *pgxpool.Pool, redisClient redis.UniversalClient, owner *queue.Owner, schema int64) []ops.Check {
+func readiness(pool *pgxpool.Pool, redisClient redis.UniversalClient, owner *queue.Owner, queues *queue.Server, schema int64) []ops.Check {
 	return []ops.Check{
 		{Name: "postgres", Required: true, Probe: func(ctx context.Context) error {
 			return postgres.CheckReady(ctx, pool, schema)
@@ -140,5 +143,6 @@ func readiness(pool *pgxpool.Pool, redisClient redis.UniversalClient, owner *que
 			return redisClient.Ping(ctx).Err()
 		}},
 		{Name: "queues", Probe: func(context.Context) error { return owner.Err() }}, // without them the sweep applies
+		{Name: "partitions", Probe: func(context.Context) error { return queues.Strays() }},
 	}
 }

@@ -370,6 +370,11 @@ var mutations = []mutation{
 		[]string{"-run=^TestSweepFailsJobsWithoutAnAccount$ ./internal/worker"},
 	},
 	{
+		"queues of more partitions are not served", disposable,
+		[]edit{{serving, `s.strays.run(serving)`, ``}},
+		[]string{"-run=^TestDifferingPartitions$ ./internal/worker"},
+	},
+	{
 		"the sweep applies what an operator paused", disposable,
 		[]edit{{sweep, `case list.Paused:`, `case false:`}},
 		[]string{"-run=^TestSweepLeavesAPausedPartition$ ./internal/worker"},

@@ -61,6 +61,7 @@ type Server struct {
 	cfg     ServerConfig
 	prefer  *preference
 	bell    *bell
+	strays  *strays
 	client  *asynq.Client
 	servers []*asynq.Server
 }
@@ -70,20 +71,32 @@ func NewServer(cfg ServerConfig) *Server {
 	s := &Server{cfg: cfg, prefer: newPreference(cfg.Redis, cfg.Queues, cfg.Log), client: asynq.NewClientFromRedisClient(cfg.Redis)}
 	s.bell = newBell(cfg.Redis, cfg.Queues, s.prefer, cfg.Log)
 	for partition := range cfg.Queues.Partitions {
-		s.servers = append(s.servers, asynq.NewServerFromRedisClient(s.bell, asynq.Config{
-			Concurrency:              1,
-			Queues:                   map[string]int{cfg.Queues.Name(partition): 1},
-			TaskCheckInterval:        time.Millisecond, // the bell waits in its place
-			DelayedTaskCheckInterval: forwardEvery,
-			ShutdownTimeout:          shutdownTimeout,
-			RetryDelayFunc:           pause,
-			IsFailure:                cfg.IsFailure,
-			Logger:                   logger{cfg.Log.With("partition", partition)},
-			LogLevel:                 asynq.WarnLevel,
-		}))
+		name := cfg.Queues.Name(partition)
+		one := asynqConfig(cfg, map[string]int{name: 1}, 1)
+		one.TaskCheckInterval = time.Millisecond // the bell waits in its place
+		one.Logger = logger{cfg.Log.With("partition", partition)}
+		s.servers = append(s.servers, asynq.NewServerFromRedisClient(s.bell, one))
 	}
+	s.strays = &strays{cfg: cfg, handle: s.process}
 	return s
 }
+
+// asynqConfig is that of an Asynq server of some queues, which handles so many tasks at once.
+func asynqConfig(cfg ServerConfig, queues map[string]int, atOnce int) asynq.Config {
+	return asynq.Config{
+		Concurrency:              atOnce,
+		Queues:                   queues,
+		DelayedTaskCheckInterval: forwardEvery,
+		ShutdownTimeout:          shutdownTimeout,
+		RetryDelayFunc:           pause,
+		IsFailure:                cfg.IsFailure,
+		Logger:                   logger{cfg.Log},
+		LogLevel:                 asynq.WarnLevel,
+	}
+}
+
+// Strays returns ErrStrays while this process serves queues of more partitions than it has.
+func (s *Server) Strays() error { return s.strays.err() }
 
 // Run serves until ctx ends; then it takes no more tickets, lets those in hand
 // finish within shutdownTimeout, and returns.
@@ -101,6 +114,10 @@ func (s *Server) Run(ctx context.Context) error {
 	})
 	listener.Go(func() error {
 		s.prefer.run(serving)
+		return nil
+	})
+	listener.Go(func() error {
+		s.strays.run(serving)
 		return nil
 	})
 	defer func() {

@@ -46,6 +46,7 @@ type system struct {
 	redis   redis.UniversalClient
 	queues  queue.Queues
 	tickets *queue.Client
+	server  *queue.Server // of the last work
 	user    uuid.UUID
 }
 
@@ -76,6 +77,7 @@ func (s *system) work() (stop func()) {
 	server := queue.NewServer(queue.ServerConfig{
 		Redis: s.redis, Queues: s.queues, Handler: w.Apply, IsFailure: worker.IsFailure, Log: slog.New(slog.DiscardHandler),
 	})
+	s.server = server
 	var group errgroup.Group
 	group.Go(func() error { return server.Run(ctx) })
 	group.Go(func() error { return w.Run(ctx) })
@@ -762,5 +764,51 @@ func (s *system) nothingArchived() {
 	keys, err := s.redis.Keys(s.t.Context(), "asynq:{*}:archived").Result()
 	if err != nil || len(keys) > 0 {
 		s.t.Errorf("archived tasks in %v, %v; want none", keys, err)
+	}
+}
+
+// An API and a worker of different partitions: all jobs finish, in order, no task is
+// left in Redis, and a worker with fewer partitions reports it.
+func TestDifferingPartitions(t *testing.T) {
+	t.Parallel()
+	for name, test := range map[string]struct {
+		api     int
+		reports bool
+	}{
+		"APIHasMore": {api: 2 * partitions, reports: true},
+		"APIHasLess": {api: partitions / 2},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			s := newSystem(t, testenv.Pool(t), testenv.Redis(t))
+			api := queue.NewClient(s.redis, queue.Queues{Prefix: queues.Prefix, Partitions: test.api}, slog.New(slog.DiscardHandler), func() {})
+			const accounts, each = 40, 3
+			began := time.Now()
+			order := map[ledger.Account][]uuid.UUID{}
+			for range accounts {
+				account := ledgertest.Account(t, s.pool, s.user, 0)
+				for range each {
+					id := ledgertest.Job(t, s.pool, account, ledger.Deposit, 1)
+					order[account] = append(order[account], id)
+					if err := api.Enqueue(t.Context(), queue.Ticket{AccountID: account.ID, JobID: id}); err != nil {
+						t.Fatal(err)
+					}
+				}
+			}
+			s.work()
+			s.drained()
+			t.Logf("all finished after %v; to reach on an idle machine: 10 s", time.Since(began))
+			for account, want := range order {
+				s.inOrder(account, want)
+			}
+			testenv.Eventually(t, "no task to be left", func() bool {
+				left, err := s.redis.Keys(t.Context(), "asynq:{*}:t:*").Result()
+				return err == nil && len(left) == 0
+			})
+			s.nothingArchived()
+			if err := s.server.Strays(); errors.Is(err, queue.ErrStrays) != test.reports {
+				t.Errorf("the worker reports %v; want a report: %t", err, test.reports)
+			}
+		})
 	}
 }
