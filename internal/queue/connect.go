@@ -1,6 +1,7 @@
 package queue
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -13,6 +14,11 @@ import (
 const (
 	dialTimeout = time.Second
 	callTimeout = 3 * time.Second
+	// connections are those of one process, unless the URL says pool_size, and
+	// pipelineConnections more for pipelines. Calls are short, so that all partitions
+	// share them: a server with many workers has a bound on its clients.
+	connections         = 16
+	pipelineConnections = 4
 )
 
 // Connect makes a client for redis:// and rediss:// URLs. It does not wait for
@@ -24,6 +30,8 @@ func Connect(url string) (redis.UniversalClient, error) {
 	}
 	opt.DialTimeout, opt.ReadTimeout, opt.WriteTimeout = dialTimeout, callTimeout, callTimeout
 	opt.ContextTimeoutEnabled = true
+	opt.PoolSize = cmp.Or(opt.PoolSize, connections)
+	opt.PipelinePoolSize = cmp.Or(opt.PipelinePoolSize, pipelineConnections)
 	return redis.NewClient(opt), nil
 }
 

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"strings"
 	"time"
 
 	"github.com/google/uuid"
@@ -75,7 +76,7 @@ func NewServer(cfg ServerConfig) *Server {
 		one := asynqConfig(cfg, map[string]int{name: 1}, 1)
 		one.TaskCheckInterval = time.Millisecond // the bell waits in its place
 		one.Logger = logger{cfg.Log.With("partition", partition)}
-		s.servers = append(s.servers, asynq.NewServerFromRedisClient(s.bell, one))
+		s.servers = append(s.servers, asynq.NewServerFromRedisClient(withoutCancels{s.bell}, one))
 	}
 	s.strays = &strays{cfg: cfg, handle: s.process}
 	return s
@@ -187,11 +188,37 @@ func pause(tries int, err error, _ *asynq.Task) time.Duration {
 	return min(first<<min(tries, 10), longest)
 }
 
+// withoutCancels is a client under which an Asynq server does not subscribe to the names
+// of tasks that are to be canceled: each server would hold a connection for that. Nothing
+// is lost: a task that is canceled would be tried again. Asynq asks again every 5 s, and
+// a closed subscription answers without Redis.
+//
+// TestFewConnections fails where a new Asynq subscribes otherwise.
+type withoutCancels struct{ redis.UniversalClient }
+
+// Subscribe returns a closed subscription.
+func (w withoutCancels) Subscribe(ctx context.Context, _ ...string) *redis.PubSub {
+	closed := w.UniversalClient.Subscribe(ctx)
+	_ = closed.Close() // it has no connection yet
+	return closed
+}
+
+// noCancels begins what Asynq says of that.
+const noCancels = "cannot subscribe to cancelation channel"
+
 // logger hands Asynq's messages on.
 type logger struct{ *slog.Logger }
 
 func (l logger) Debug(args ...any) { l.Logger.Debug(fmt.Sprint(args...)) }
 func (l logger) Info(args ...any)  { l.Logger.Info(fmt.Sprint(args...)) }
 func (l logger) Warn(args ...any)  { l.Logger.Warn(fmt.Sprint(args...)) }
-func (l logger) Error(args ...any) { l.Logger.Error(fmt.Sprint(args...)) }
+
+// Error logs a message, but for noCancels.
+func (l logger) Error(args ...any) {
+	if message := fmt.Sprint(args...); !strings.HasPrefix(message, noCancels) {
+		l.Logger.Error(message)
+	}
+}
+
+// Fatal logs a message.
 func (l logger) Fatal(args ...any) { l.Logger.Error(fmt.Sprint(args...)) }

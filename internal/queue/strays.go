@@ -135,7 +135,7 @@ func (s *strays) start(names []string, tasks int64) {
 	for _, name := range names {
 		priorities[name] = 1
 	}
-	server := asynq.NewServerFromRedisClient(s.cfg.Redis, asynqConfig(s.cfg, priorities, straysAtOnce))
+	server := asynq.NewServerFromRedisClient(withoutCancels{s.cfg.Redis}, asynqConfig(s.cfg, priorities, straysAtOnce))
 	if err := server.Start(s.handle); err != nil {
 		s.cfg.Log.Debug("can't serve stray queues yet", "error", err)
 		return

@@ -1,0 +1,79 @@
+package queue
+
+import (
+	"bytes"
+	"context"
+	"log/slog"
+	"regexp"
+	"sync"
+	"testing"
+
+	"github.com/google/uuid"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/passbook/passbook/internal/testenv"
+)
+
+// A worker holds a few connections, however many partitions it serves, and logs nothing
+// of it: Redis refuses every connection beyond them.
+func TestFewConnections(t *testing.T) {
+	t.Parallel()
+	const few = "30"
+	client := connect(t, testenv.RedisServer(t).URL())
+	if err := client.ConfigSet(t.Context(), "maxclients", few).Err(); err != nil {
+		t.Fatal(err)
+	}
+	var said safeBuffer
+	log := slog.New(slog.NewTextHandler(&said, nil))
+	handled := make(chan uuid.UUID, 1)
+	server := NewServer(ServerConfig{
+		Redis: client, Queues: queuesOf(manyPartitions), Log: log, IsFailure: func(error) bool { return true },
+		Handler: func(_ context.Context, jobs []uuid.UUID) ([]uuid.UUID, error) {
+			handled <- jobs[0]
+			return nil, nil
+		},
+	})
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	var group errgroup.Group
+	group.Go(func() error { return server.Run(ctx) })
+	tickets := NewClient(client, queuesOf(manyPartitions), log, func() {})
+	for account := range int64(100) {
+		ticket := Ticket{AccountID: account, JobID: uuid.New()}
+		if err := tickets.Enqueue(t.Context(), ticket); err != nil {
+			t.Fatal(err)
+		}
+		if got := receive(t, handled); got != ticket.JobID {
+			t.Errorf("handled %s, want %s", got, ticket.JobID)
+		}
+	}
+	cancel()
+	if err := group.Wait(); err != nil {
+		t.Error(err)
+	}
+	stats, err := client.Info(t.Context(), "stats").Result()
+	if err != nil || !regexp.MustCompile(`rejected_connections:0\b`).MatchString(stats) {
+		t.Errorf("Redis refused connections beyond %s: %v\n%s", few, err, stats)
+	}
+	if said := said.String(); said != "" {
+		t.Errorf("it logs\n%s", said)
+	}
+}
+
+// safeBuffer is a buffer that several goroutines write to.
+type safeBuffer struct {
+	mu     sync.Mutex
+	buffer bytes.Buffer // guarded by mu
+}
+
+func (s *safeBuffer) Write(p []byte) (int, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.buffer.Write(p)
+}
+
+func (s *safeBuffer) String() string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.buffer.String()
+}
