@@ -262,7 +262,8 @@ func (w *Worker) applyStalled(ctx context.Context, accounts []job.Head) {
 	if len(accounts) == 0 {
 		return
 	}
-	ctx, cancel := context.WithTimeout(ctx, directFor)
+	until := time.Now().Add(directFor)
+	ctx, cancel := context.WithTimeout(ctx, 2*directFor) // of a Postgres that doesn't answer; else the last turns end
 	defer cancel()
 	share := max(1, min(directShare, len(accounts)/directGroups))
 	slices.SortFunc(accounts, func(x, y job.Head) int { return cmp.Compare(x.AccountID, y.AccountID) })
@@ -272,23 +273,24 @@ func (w *Worker) applyStalled(ctx context.Context, accounts []job.Head) {
 	group.SetLimit(directAppliers)
 	for _, some := range groups {
 		group.Go(func() error {
-			w.applyDirectly(ctx, some)
+			w.applyDirectly(ctx, until, some)
 			return nil
 		})
 	}
 	_ = group.Wait() // they return none
 }
 
-// applyDirectly applies the queued jobs of some accounts, as a task for them would.
-// It passes over accounts that are locked: another worker applies them, or the next
+// applyDirectly applies the queued jobs of some accounts, as a task for them would, and
+// begins no turn after a time: one that is cut off loses its connection, and no worker
+// knows how it ended. It passes over accounts that are locked: another worker applies them, or the next
 // sweep does.
 //
 // A kill before the first apply leaves the jobs queued, for the sweep of any worker.
 // A kill between applies leaves each job as its own transaction left it, queued or
 // finished; a kill after the last changes nothing. Tasks for these jobs that Redis
 // still has find them finished when it is back, and apply nothing.
-func (w *Worker) applyDirectly(ctx context.Context, accounts []job.Head) {
-	if ctx.Err() != nil {
+func (w *Worker) applyDirectly(ctx context.Context, until time.Time, accounts []job.Head) {
+	if ctx.Err() != nil || time.Now().After(until) {
 		return
 	}
 	jobs, err := w.cfg.Backlog.Unlocked(ctx, accounts)
@@ -298,8 +300,8 @@ func (w *Worker) applyDirectly(ctx context.Context, accounts []job.Head) {
 	}
 	w.cfg.Metrics.direct.Add(float64(len(jobs)))
 	crash.At(crash.DirectUnapplied)
-	for turns := 0; turns < directTurns && len(jobs) > 0; turns++ { // an error is one account's, or ends them all
-		var turnErr error
+	for turns := 0; turns < directTurns && len(jobs) > 0 && time.Now().Before(until); turns++ {
+		var turnErr error // one account's, or it ends them all
 		jobs, turnErr = w.Apply(ctx, jobs)
 		err = cmp.Or(err, turnErr)
 	}
