@@ -349,13 +349,9 @@ var mutations = []mutation{
 		[]string{"-run=^TestSweepWithoutAFullWalk$ ./internal/worker"},
 	},
 	{
-		"every worker applies every stalled account", disposable,
-		[]edit{
-			{sweep, `max(1, min(directShare, len(accounts)/directGroups))`, `min(directShare, len(accounts))`},
-			{sweep, `rand.Shuffle(len(groups), func(i, j int) { groups[i], groups[j] = groups[j], groups[i] })`, `_ = rand.Shuffle`},
-			{backlog, `FOR NO KEY UPDATE SKIP LOCKED`, ``},
-		},
-		[]string{"-run=^TestSweepsShareStalledAccounts$ ./internal/worker"},
+		"a pending list that does not move is waited for", disposable,
+		[]edit{{sweep, `case known.isUnmoved():`, `case known.isUnmoved() && list.Paused:`}},
+		[]string{"-run=^TestSweepAppliesWhereRedisRefuses$/^ForbiddenToDequeue$ ./internal/worker"},
 	},
 	{
 		"a refused job ends the turns of the accounts beside it", ownTrouble,
