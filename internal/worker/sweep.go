@@ -268,7 +268,7 @@ func (w *Worker) applyStalled(ctx context.Context, accounts []job.Head) {
 	share := max(1, min(directShare, len(accounts)/directGroups))
 	slices.SortFunc(accounts, func(x, y job.Head) int { return cmp.Compare(x.AccountID, y.AccountID) })
 	groups := slices.Collect(slices.Chunk(accounts, share))
-	rand.Shuffle(len(groups), func(i, j int) { groups[i], groups[j] = groups[j], groups[i] })
+	rand.Shuffle(len(groups), func(i, j int) { groups[i], groups[j] = groups[j], groups[i] }) //nolint:gosec // spreads work, keeps no secret
 	var group errgroup.Group
 	group.SetLimit(directAppliers)
 	for _, some := range groups {
