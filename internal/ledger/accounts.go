@@ -198,7 +198,7 @@ func queryAccount(ctx context.Context, q querier, sql string, args ...any) (Acco
 // KeyLock is the advisory lock of an idempotency key. Openings take it alone, and
 // so do moves to the archive; accepts of jobs share it: one key never makes both an
 // account and a job, nor a second job while its first one moves.
-// Nobody waits for it: a request whose key is locked is refused with ErrKeyBusy, and
+// No request waits for it: one whose key is locked is refused with ErrKeyBusy, and
 // so are those of other keys that have the same lock.
 func KeyLock(userID uuid.UUID, key string) int64 {
 	hash := fnv.New64a()

@@ -113,7 +113,7 @@ func selfSigned(t *testing.T) func(*url.URL) {
 			}
 			_, _ = io.ReadFull(conn, make([]byte, 8)) // the request for TLS
 			_, _ = conn.Write([]byte("S"))
-			_ = tls.Server(conn, &tls.Config{Certificates: certified.TLS.Certificates}).HandshakeContext(t.Context()) //nolint:gosec // the client ends it
+			_ = tls.Server(conn, &tls.Config{Certificates: certified.TLS.Certificates}).HandshakeContext(t.Context())
 			_ = conn.Close()
 		}
 	}()

@@ -40,7 +40,7 @@ func explain(err error, unknown bool) error {
 // permanent, by its last part: of the forms of TLS in which pgx tries a host, the server
 // refuses the first for its form, and the last for what is wrong.
 func sentenceOf(err error, unknown bool) (sentence string) {
-	if several, ok := err.(interface{ Unwrap() []error }); ok { //nolint:errorlint // each layer is looked at
+	if several, ok := err.(interface{ Unwrap() []error }); ok {
 		for _, one := range several.Unwrap() {
 			if sentence = sentenceOf(one, unknown); sentence == "" {
 				return ""

@@ -22,7 +22,7 @@ const (
 	connectTimeout   = 2 * time.Second
 )
 
-// maxIdleTime is after how long a connection that serves nobody is given back.
+// maxIdleTime is after how long an idle connection is given back.
 const maxIdleTime = time.Minute
 
 // The same for serving connections, whose statements take milliseconds: what
