@@ -224,6 +224,14 @@ func TestSweepGoesOnWhereItStopped(t *testing.T) {
 		SELECT gen_random_uuid(), user_id, id, 'deposit', 1, id::text FROM opened`, s.user, accounts); err != nil {
 		t.Fatal(err)
 	}
+	lock, err := s.pool.Begin(t.Context()) // so that the sweep doesn't apply the first ones itself
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer lock.Rollback(context.WithoutCancel(t.Context())) //nolint:errcheck // it only locks
+	if _, err := lock.Exec(t.Context(), `SELECT FROM accounts FOR UPDATE`); err != nil {
+		t.Fatal(err)
+	}
 	w := s.sweeper()
 	w.SweepAtMost(most)
 	for range 40 {
