@@ -436,10 +436,12 @@ var mutations = []mutation{
 	},
 	{
 		"jobs may be deleted, and their keys with them", keyForGood,
-		[]edit{{columns, `IF NOT EXISTS (SELECT FROM archived_jobs archived WHERE archived.id = OLD.id AND
+		[]edit{{
+			columns, `IF NOT EXISTS (SELECT FROM archived_jobs archived WHERE archived.id = OLD.id AND
 `,
 			`IF false AND NOT EXISTS (SELECT FROM archived_jobs archived WHERE archived.id = OLD.id AND
-`}},
+`,
+		}},
 		[]string{refuses("JobDeleted")},
 	},
 	{
