@@ -29,7 +29,6 @@ import (
 // Bounds on a request.
 const (
 	maxBody        = 64 << 10
-	maxRead        = 4 * maxBody             // of a body that is too large: a client that is cut off may not hear why
 	maxHead        = 16 << 10                // request line and headers, in bytes
 	requestTimeout = 1700 * time.Millisecond // a 503 within 2 s, also from a busy machine
 	readTimeout    = 10 * time.Second        // for a slow client to send its request
@@ -76,7 +75,8 @@ func New(cfg Config) (*API, error) {
 	a.app = fiber.New(fiber.Config{
 		AppName:               "Passbook",
 		DisableStartupMessage: true,
-		BodyLimit:             maxRead,
+		BodyLimit:             maxBody,
+		StreamRequestBody:     true, // receive reads it
 		ReadBufferSize:        maxHead,
 		ReadTimeout:           readTimeout,
 		WriteTimeout:          writeTimeout,
@@ -89,7 +89,8 @@ func New(cfg Config) (*API, error) {
 	})
 	a.app.Server().CloseOnShutdown = true // says so to the clients that are answered last
 	a.app.Server().ConnState = follow
-	a.app.Server().Handler = a.closing(a.framed(known(a.app.Handler())))
+	a.app.Server().Handler = a.closing(a.received(a.framed(known(a.app.Handler()))))
+	a.app.Server().HeaderReceived = refuseAnnounced
 	a.app.Use(a.observe)
 	routes, err := a.routes()
 	if err != nil {
@@ -294,17 +295,13 @@ func (a *API) observe(c *fiber.Ctx) error {
 	return nil
 }
 
-// protect stops a body that is too large and turns a panic into an error: one
-// request's bug is not the others'.
+// protect turns a panic into an error: one request's bug is not the others'.
 func (a *API) protect(c *fiber.Ctx) (err error) {
 	defer func() {
 		if cause := recover(); cause != nil {
 			err = panicked{cause: cause, stack: debug.Stack()}
 		}
 	}()
-	if len(c.BodyRaw()) > maxBody {
-		return fiber.ErrRequestEntityTooLarge
-	}
 	return c.Next()
 }
 

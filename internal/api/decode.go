@@ -35,8 +35,8 @@ func readBody(c *fiber.Ctx) (*body, error) {
 	if coding := c.Get(fiber.HeaderContentEncoding); coding != "" && !strings.EqualFold(coding, "identity") {
 		return nil, newProblem(http.StatusUnsupportedMediaType, "unsupported_media_type", "Send the body without a Content-Encoding.")
 	}
-	// Not Body, which decodes codings past the bound. Fiber's buffer is reused.
-	b, err := parseBody(bytes.Clone(c.BodyRaw()))
+	// Not Body, which decodes codings past the bound.
+	b, err := parseBody(c.BodyRaw())
 	if err != nil {
 		return nil, newProblem(http.StatusBadRequest, "malformed_body",
 			"The body is one JSON object in UTF-8, with no name twice and nothing after it.")

@@ -1,0 +1,71 @@
+package api
+
+import (
+	"bytes"
+	"io"
+	"strconv"
+
+	"github.com/gofiber/fiber/v2"
+	"github.com/valyala/fasthttp"
+)
+
+// received reads a request's body before next sees the request. What can't be read is
+// answered, and its connection ends: where the next request begins is not known.
+func (a *API) received(next fasthttp.RequestHandler) fasthttp.RequestHandler {
+	return func(c *fasthttp.RequestCtx) {
+		body, err := receive(&c.Request)
+		if err != nil {
+			a.app.Server().ErrorHandler(c, err)
+			c.SetConnectionClose()
+			return
+		}
+		c.Request.SetBodyRaw(body)
+		next(c)
+	}
+}
+
+// receive reads the body, maxBody bytes at most. Its memory grows as the body arrives:
+// fasthttp itself would take at once all that a client announces.
+func receive(request *fasthttp.Request) ([]byte, error) {
+	length := request.Header.ContentLength()
+	if length == 0 && announced(&request.Header) > maxBody {
+		return nil, fasthttp.ErrBodyTooLarge
+	}
+	stream := request.BodyStream()
+	if stream == nil {
+		return nil, nil
+	}
+	body, err := io.ReadAll(io.LimitReader(stream, maxBody+1))
+	switch {
+	case err != nil:
+		return nil, err
+	case len(body) > maxBody:
+		return nil, fasthttp.ErrBodyTooLarge
+	case len(body) < length: // the client has closed; fasthttp's stream does not tell
+		return nil, io.ErrUnexpectedEOF
+	}
+	return body, nil
+}
+
+// refuseAnnounced has fasthttp neither ask for nor read a body that is announced as larger
+// than maxBody: receive refuses it by the head alone.
+func refuseAnnounced(header *fasthttp.RequestHeader) fasthttp.RequestConfig {
+	if header.ContentLength() > maxBody {
+		header.Del(fiber.HeaderExpect)
+		header.SetContentLength(0)
+	}
+	return fasthttp.RequestConfig{}
+}
+
+// announced is the Content-Length that the client sent, where refuseAnnounced has taken it
+// from the header; 0 where there is none.
+func announced(header *fasthttp.RequestHeader) int {
+	for line := range bytes.SplitSeq(header.RawHeaders(), []byte("\r\n")) {
+		name, value, _ := bytes.Cut(line, []byte(":"))
+		if bytes.EqualFold(name, []byte(fiber.HeaderContentLength)) {
+			length, _ := strconv.Atoi(string(bytes.TrimSpace(value))) // fasthttp has read it
+			return length
+		}
+	}
+	return 0
+}
