@@ -129,7 +129,7 @@ var fiberProblems = map[int]problem{
 	http.StatusBadRequest:            {Code: "malformed_request", Detail: "This is not an HTTP request that can be read."},
 	http.StatusRequestTimeout:        {Code: "request_timeout", Detail: "The request did not arrive in time."},
 	http.StatusRequestHeaderFieldsTooLarge: {
-		Code: "headers_too_large", Detail: "The request line and the headers have at most 16384 bytes.",
+		Code: "headers_too_large", Detail: "The request line and the headers have at most 16384 bytes, and there are at most 100 headers.",
 	},
 }
 

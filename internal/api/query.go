@@ -1,6 +1,7 @@
 package api
 
 import (
+	"bytes"
 	"fmt"
 	"net/http"
 	"regexp"
@@ -10,6 +11,7 @@ import (
 	"time"
 
 	"github.com/gofiber/fiber/v2"
+	"github.com/valyala/fasthttp"
 )
 
 // Bounds of a page.
@@ -25,24 +27,31 @@ type query struct {
 }
 
 // parseQuery takes the parameters that the route knows; unknown and repeated
-// ones are faults.
+// ones are faults. It reads no further than the last fault that is named.
 func parseQuery(c *fiber.Ctx, known []string) *query {
 	q := &query{values: map[string]string{}}
-	for key, value := range c.Request().URI().QueryArgs().All() {
+	var pair fasthttp.Args // the URI's own would hold memory for thousands, as long as the connection lasts
+	for text := range bytes.SplitSeq(c.Request().URI().QueryString(), []byte("&")) {
+		pair.ParseBytes(text)
+		for name, value := range pair.All() { // one, or none of an empty text
+			q.add(string(name), string(value), known)
+		}
 		if len(q.faults) == maxFaults {
 			break
 		}
-		name := string(key)
-		_, repeated := q.values[name]
-		switch {
-		case !slices.Contains(known, name):
-			q.fault(name, "unknown_parameter", takes(known))
-		case repeated:
-			q.fault(name, "repeated_parameter", "may stand once")
-		}
-		q.values[name] = string(value)
 	}
 	return q
+}
+
+func (q *query) add(name, value string, known []string) {
+	_, repeated := q.values[name]
+	switch {
+	case !slices.Contains(known, name):
+		q.fault(name, "unknown_parameter", takes(known))
+	case repeated:
+		q.fault(name, "repeated_parameter", "may stand once")
+	}
+	q.values[name] = value
 }
 
 func takes(known []string) string {

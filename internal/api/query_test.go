@@ -2,6 +2,8 @@ package api
 
 import (
 	"net/http"
+	"slices"
+	"strings"
 	"testing"
 )
 
@@ -24,6 +26,9 @@ func TestInvalidParameter(t *testing.T) {
 		"Unknown/OfAccounts":  {"/v1/accounts?order=asc", []string{"order unknown_parameter"}},
 		"Unknown/Account":     {"/v1/accounts/" + account.Number + "?x=1", []string{"x unknown_parameter"}},
 		"Unknown/Livez":       {"/livez?x", []string{"x unknown_parameter"}},
+		"Unknown/Thousands":   {history + "?" + strings.Repeat("x&", 7000), slices.Repeat([]string{"x unknown_parameter"}, maxFaults)},
+		"Repeated/Hundreds":   {history + "?" + strings.Repeat("to=&", 1000), slices.Repeat([]string{"to repeated_parameter"}, maxFaults)},
+		"Empty/Thousands":     {history + "?" + strings.Repeat("&", 7000) + "limit=0", []string{"limit out_of_range"}},
 		"Repeated":            {history + "?limit=1&limit=1", []string{"limit repeated_parameter"}},
 		"Repeated/Thrice":     {history + "?limit=1&limit=1&limit=1", []string{"limit repeated_parameter", "limit repeated_parameter"}},
 		"Repeated/Escaped":    {history + "?limit=1&%6cimit=1", []string{"limit repeated_parameter"}},

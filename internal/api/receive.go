@@ -9,6 +9,10 @@ import (
 	"github.com/valyala/fasthttp"
 )
 
+// maxHeaders bounds the headers of a request by number: fasthttp holds memory for the most
+// that a connection has seen, as long as that lasts.
+const maxHeaders = 100
+
 // received reads a request's body before next sees the request. What can't be read is
 // answered, and its connection ends: where the next request begins is not known.
 func (a *API) received(next fasthttp.RequestHandler) fasthttp.RequestHandler {
@@ -27,6 +31,9 @@ func (a *API) received(next fasthttp.RequestHandler) fasthttp.RequestHandler {
 // receive reads the body, maxBody bytes at most. Its memory grows as the body arrives:
 // fasthttp itself would take at once all that a client announces.
 func receive(request *fasthttp.Request) ([]byte, error) {
+	if bytes.Count(request.Header.RawHeaders(), []byte("\n")) > maxHeaders+1 { // and the empty line
+		return nil, &fasthttp.ErrSmallBuffer{}
+	}
 	length := request.Header.ContentLength()
 	if length == 0 && announced(&request.Header) > maxBody {
 		return nil, fasthttp.ErrBodyTooLarge

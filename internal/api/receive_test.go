@@ -120,6 +120,43 @@ func TestReceive_GrowsAsDataArrives(t *testing.T) { //nolint:paralleltest // see
 	}
 }
 
+// The number of headers is bounded, whatever their size.
+func TestReceive_BoundsHeaders(t *testing.T) {
+	t.Parallel()
+	s := start(t)
+	get := func(headers int) string { // with Host
+		return "GET /livez HTTP/1.1\r\nHost: h\r\n" + strings.Repeat("a:\r\n", headers-1) + "\r\n"
+	}
+	conn := s.dial(t)
+	ask(t, conn, get(maxHeaders), http.StatusOK)
+	for _, headers := range []int{maxHeaders + 1, 4000} {
+		conn := s.dial(t)
+		reader := bufio.NewReader(conn)
+		if _, err := io.WriteString(conn, get(headers)+livez); err != nil {
+			t.Fatal(err)
+		}
+		wantAnswers(t, "headers", reader, http.StatusRequestHeaderFieldsTooLarge)
+		if rest, err := reader.ReadByte(); !errors.Is(err, io.EOF) {
+			t.Errorf("%d headers: then %q, %v; want the end", headers, rest, err)
+		}
+	}
+	ask(t, conn, livez, http.StatusOK)
+}
+
+// What a request had in parameters takes no memory once it is answered. It runs alone: the
+// memory is the process's.
+func TestReceive_KeepsNoParameters(t *testing.T) { //nolint:paralleltest // see above
+	s := start(t)
+	const clients, most = 200, 20 << 20
+	before := heapInUse()
+	for range clients {
+		ask(t, s.dial(t), "GET /livez?"+strings.Repeat("x&", 7000)+" HTTP/1.1\r\nHost: h\r\n\r\n", http.StatusBadRequest)
+	}
+	if grown := heapInUse() - before; grown > most {
+		t.Errorf("%d clients take %d MiB, want %d at most", clients, grown>>20, most>>20)
+	}
+}
+
 func heapInUse() int64 {
 	runtime.GC()
 	var memory runtime.MemStats
