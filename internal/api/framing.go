@@ -52,7 +52,8 @@ func isFramed(c *fasthttp.RequestCtx) bool {
 			return false
 		}
 	}
-	if count(fiber.HeaderContentLength) > 0 && count(fiber.HeaderTransferEncoding) > 0 {
+	if count(fiber.HeaderTransferEncoding) > 0 && (count(fiber.HeaderContentLength) > 0 ||
+		len(header.PeekAll(headerKey)) > 1) { // the head's and a trailer's, of which fasthttp refuses the other headers
 		return false
 	}
 	return count(fiber.HeaderHost) == 1 || version == "HTTP/1.0"
