@@ -1,6 +1,7 @@
 package api
 
 import (
+	"bufio"
 	"bytes"
 	"encoding/json"
 	"fmt"
@@ -14,6 +15,7 @@ import (
 	"github.com/google/uuid"
 
 	"github.com/passbook/passbook/internal/ledger"
+	"github.com/passbook/passbook/internal/ledger/ledgertest"
 )
 
 func TestMalformedBody(t *testing.T) {
@@ -138,6 +140,28 @@ func TestUnsupportedMediaType(t *testing.T) {
 			t.Parallel()
 			c.in(t).post(target, `{"amount":1}`, "Idempotency-Key", uuid.NewString(), "Content-Type", mediaType).want(http.StatusAccepted)
 		})
+	}
+}
+
+// A coding that changes nothing is none, however it is written. The request is written by
+// hand: the contract's schema of the header refuses it before it is sent.
+func TestContentCodingIdentity(t *testing.T) {
+	t.Parallel()
+	s := start(t)
+	c := s.user(t)
+	account := c.open(0)
+	codings := []string{"identity", "Identity", "IDENTITY", ""}
+	for i, coding := range codings {
+		conn := s.dial(t)
+		if _, err := fmt.Fprintf(conn, "POST %s HTTP/1.1\r\nHost: h\r\nAuthorization: Bearer %s\r\nIdempotency-Key: k%d\r\n"+
+			"Content-Type: application/json\r\nContent-Encoding: %s\r\nContent-Length: 12\r\n\r\n{\"amount\":1}",
+			jobsOf(account, "deposits"), c.token, i, coding); err != nil {
+			t.Fatal(err)
+		}
+		wantAnswers(t, coding, bufio.NewReader(conn), http.StatusAccepted)
+	}
+	if found := ledgertest.Check(t, s.pool); found.Jobs != int64(len(codings)) {
+		t.Errorf("%d jobs, want %d", found.Jobs, len(codings))
 	}
 }
 
