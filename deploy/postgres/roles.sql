@@ -63,7 +63,8 @@ BEGIN
     -- To count an attempt, to end a job failed and to replay it; to succeed it takes more.
     GRANT UPDATE (status, attempts, failure, finished_at) ON public.jobs TO passbook_serving;
 
-    -- What moves a balance with its history, and a job to the archive.
-    GRANT EXECUTE ON FUNCTION public.apply_job, public.deposit_initial, public.archive_jobs TO passbook_serving;
+    -- What moves a balance with its history, a job to the archive, and the time until which
+    -- balances were answered.
+    GRANT EXECUTE ON FUNCTION public.apply_job, public.deposit_initial, public.archive_jobs, public.close_history TO passbook_serving;
 END
 $$;

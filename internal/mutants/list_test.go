@@ -24,7 +24,8 @@ const (
 	schema   = "migrations/00001_passbook.sql"
 	terms    = "migrations/00003_terms.sql"
 	indexes  = "migrations/00005_indexes.sql"
-	applying = "migrations/00010_apply.sql"
+	applying = "migrations/00016_balances.sql"
+	balances = "internal/statement/statement.go"
 	archival = "migrations/00006_archive.sql"
 	columns  = "migrations/00013_columns.sql"
 	guards   = "migrations/00014_guards.sql"
@@ -48,6 +49,7 @@ const (
 	disposable = "Redis is disposable"
 	ownTrouble = "an account's trouble stays its own"
 	keyForGood = "a key is an answer for good"
+	stays      = "what a client was told never changes"
 )
 
 // mutations are all that some test must notice. An accident may make a mutant
@@ -216,6 +218,16 @@ var mutations = []mutation{
 		"time goes back within an account", balanced,
 		[]edit{{applying, `greatest(clock_timestamp(), accepted, last + interval '1 microsecond')`, `clock_timestamp()`}},
 		[]string{"-run=^TestApplyTimeNeverGoesBack$ ./internal/ledger"},
+	},
+	{
+		"a transaction is stamped before a balance that was answered", stays,
+		[]edit{{applying, `greatest(last_at, answered_until)`, `last_at`}},
+		[]string{"-run=^TestBalance_ClockGoesBack$ ./internal/statement"},
+	},
+	{
+		"a balance is answered beside an open apply", stays,
+		[]edit{{balances, `case err == nil && !stays:`, `case err == nil && !stays && conn == nil:`}},
+		[]string{"-run=^TestBalance_WhileAnApplyIsOpen$ ./internal/statement"},
 	},
 
 	{

@@ -52,9 +52,6 @@ func (r *replicated) deposit(amount int64) {
 	}
 }
 
-// endOfTime is when a balance is the last one.
-var endOfTime = time.Date(9999, 1, 1, 0, 0, 0, 0, time.UTC)
-
 // answerTime is enough for all that ask asks for.
 const answerTime = 10 * time.Second
 
@@ -79,7 +76,7 @@ func (r *replicated) ask(statements *statement.Statements) (got told, err error)
 	}
 	got.exported, err = exportSeqs(ctx, statements, page)
 	last, lastErr := statements.Transaction(ctx, account, r.account().LastSeq)
-	balance, balanceErr := statements.Balance(ctx, account, endOfTime)
+	balance, balanceErr := statements.Balance(ctx, account, last.CreatedAt)
 	got.last, got.balance = last.Seq, balance.Seq
 	return got, errors.Join(err, lastErr, balanceErr)
 }
@@ -142,6 +139,15 @@ func TestReplica(t *testing.T) {
 	r.deposit(1)
 	r.comes(byReplica, 1, 2)
 	r.wantSeqs(statements, 1, 2)
+	// What may change is for the primary to answer, and to close.
+	later, account := time.Now().Truncate(time.Microsecond), ledger.Owned{UserID: r.user, Number: r.number}
+	if balance, err := byReplica.Balance(t.Context(), account, later); err == nil {
+		t.Errorf("a replica answered %+v for a time after the last transaction", balance)
+	}
+	if balance, err := statements.Balance(t.Context(), account, later); err != nil || balance.Seq != 2 || !balance.At.Equal(later) {
+		t.Errorf("balance %+v, %v; want that after 2 at %v", balance, err, later)
+	}
+	r.comes(byReplica, 1, 2)
 
 	ledgertest.Exec(t, r.replica, `SELECT pg_wal_replay_pause()`)
 	testenv.Eventually(t, "the replica to stand still", func() (paused bool) {

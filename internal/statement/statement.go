@@ -177,13 +177,16 @@ type Balance struct {
 	At       time.Time
 }
 
-// BalanceSQL is one probe of each type's index. Where the clock has gone back,
-// the last transaction is dated ahead of it: it counts all the same.
+// BalanceSQL is one probe of each type's index. It says also whether what it read stays:
+// every later transaction of the account is stamped later than both last_at and
+// answered_until, so it does for a time until then. An answer for now is for that time, as
+// long as it is not older than a second.
 //
 // $1 the user, $2 the account's number, $3 the time; now where null.
 const BalanceSQL = `
 	SELECT account.currency, coalesce(entry.seq, 0), coalesce(entry.balance_after, 0),
-		coalesce($3, greatest(statement_timestamp(), entry.created_at))
+		coalesce($3, greatest(account.last_at, account.answered_until, entry.created_at)),
+		coalesce($3, statement_timestamp() - interval '1 second') <= greatest(account.last_at, account.answered_until)
 	FROM accounts account LEFT JOIN LATERAL (
 		(` + untilSQL + deposits + newestSQL + `) UNION ALL (` + untilSQL + withdrawals + newestSQL + `)` + newestSQL + `
 	) entry ON true
@@ -196,30 +199,74 @@ const (
 	newestSQL = ` ORDER BY created_at DESC LIMIT 1`
 )
 
-// Balance reads what an account had after the last transaction at or before a
-// time, to the microsecond; now where at is zero. ledger.ErrAccountNotFound where the
-// account is not there or another's.
+// errOpen is returned for a time at which the account may still get transactions.
+var errOpen = errors.New("the history is still open at this time")
+
+// Balance reads what an account had after the last transaction at or before a time, to the
+// microsecond. For now, where at is zero, and for a time to come it answers for the time in
+// Balance.At. What it answers for a time stays. ledger.ErrAccountNotFound where the account
+// is not there or another's.
+//
+// Most answers stay as they are read. For the others, of a time after the account's last
+// transaction, closeUntil first writes that time: of an account whose balance is asked for
+// all the time, once a second.
 func (s *Statements) Balance(ctx context.Context, account ledger.Owned, at time.Time) (Balance, error) {
-	var when *time.Time
-	probe := func(ctx context.Context, conn *pgxpool.Conn) (Balance, error) {
-		defer conn.Release()
-		rows, _ := conn.Query(ctx, BalanceSQL, account.UserID, account.Number, when) // CollectExactlyOneRow returns its error
-		balance, err := pgx.CollectExactlyOneRow(rows, pgx.RowToStructByPos[Balance])
-		if errors.Is(err, pgx.ErrNoRows) {
-			err = ledger.ErrAccountNotFound
-		}
-		return balance, err
-	}
 	var balance Balance
 	var err error
 	if at.IsZero() {
-		balance, err = readPool(ctx, s.primary, probe) // times come from one clock, the primary's
+		balance, err = readPool(ctx, s.primary, probe(account, nil)) // times come from one clock, the primary's
 	} else {
-		when = &at
-		balance, err = read(ctx, s, account, probe)
+		balance, err = read(ctx, s, account, probe(account, &at))
+	}
+	if errors.Is(err, errOpen) {
+		if at, err = s.closeUntil(ctx, account, at); err == nil {
+			balance, err = readPool(ctx, s.primary, probe(account, &at))
+		}
 	}
 	if err != nil {
 		return Balance{}, fmt.Errorf("read balance: %w", err)
 	}
 	return balance, nil
+}
+
+// probe reads the balance at a time, or now where at is nil; errOpen where it may change.
+func probe(account ledger.Owned, at *time.Time) reading[Balance] {
+	return func(ctx context.Context, conn *pgxpool.Conn) (balance Balance, err error) {
+		defer conn.Release()
+		var stays bool
+		err = conn.QueryRow(ctx, BalanceSQL, account.UserID, account.Number, at).
+			Scan(&balance.Currency, &balance.Seq, &balance.Balance, &balance.At, &stays)
+		switch {
+		case errors.Is(err, pgx.ErrNoRows):
+			err = ledger.ErrAccountNotFound
+		case err == nil && !stays:
+			err = errOpen
+		}
+		return balance, err
+	}
+}
+
+// closeUntil sees to it that the account gets no more transactions at or before a time, or
+// before now where at is zero or to come, and answers which time that is. It waits for the
+// account's lock, as long as Postgres's lock_timeout lets it, and so for the end of an apply
+// that has stamped its transaction. One that comes later stamps its own later.
+//
+// A crash after the commit leaves a time for which no balance was answered.
+func (s *Statements) closeUntil(ctx context.Context, account ledger.Owned, at time.Time) (time.Time, error) {
+	const sql = `SELECT close_history($1, $2, $3)`
+	var asked *time.Time
+	if !at.IsZero() {
+		asked = &at
+	}
+	var until *time.Time
+	err := s.primary.QueryRow(ctx, sql, account.UserID, account.Number, asked).Scan(&until)
+	switch {
+	case err != nil:
+		return time.Time{}, fmt.Errorf("close history: %w", err)
+	case until == nil:
+		return time.Time{}, ledger.ErrAccountNotFound
+	case at.IsZero() || at.After(*until):
+		return *until, nil
+	}
+	return at, nil
 }

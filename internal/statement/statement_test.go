@@ -180,6 +180,7 @@ func TestBalance(t *testing.T) {
 		ahead := time.Now().Add(time.Hour).Truncate(time.Microsecond)
 		ledgertest.Exec(t, pool, `INSERT INTO transactions (account_id, seq, type, amount, balance_after, created_at)
 			VALUES ($1, $2::bigint, 'deposit', 1, $2::bigint, $3)`, account.ID, entries+1, ahead)
+		ledgertest.Unguarded(t, pool, fmt.Sprintf(`UPDATE accounts SET last_at = '%s' WHERE id = %d`, ahead.Format(time.RFC3339Nano), account.ID))
 		got, err := statements.Balance(t.Context(), owned, time.Time{})
 		if err != nil || got.Seq != entries+1 || !got.At.Equal(ahead) {
 			t.Errorf("got %+v, %v", got, err)
