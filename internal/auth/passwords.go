@@ -30,7 +30,8 @@ const maxHashWait = time.Second
 // hashShare is the part of the process's memory for the hashes being made: a quarter.
 // golang.org/x/crypto/argon2 takes no buffer (golang.org/issue/36634), so each hash leaves
 // one as garbage. The garbage collector starts anew when the heap has doubled, GOGC's 100 %,
-// or earlier under GOMEMLIMIT: all hashes together take at most twice their share.
+// or earlier under GOMEMLIMIT: the hashes, with those that end while it works, take somewhat
+// more than twice their share at most.
 const hashShare = 4
 
 // countSlots answers how many log-ins and sign-ups may hash at once, at least one each:
