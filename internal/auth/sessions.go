@@ -90,62 +90,60 @@ func (s *Service) credentials(ctx context.Context, email string) (userID uuid.UU
 // startSession makes a session with its first refresh token, and revokes the user's oldest
 // beyond maxSessions.
 //
-// A crash after the commit leaves a session whose tokens nobody has seen.
+// A crash after the first commit leaves a session whose tokens no client has seen, and
+// perhaps one too many: the next log-in revokes it.
 func (s *Service) startSession(ctx context.Context, userID uuid.UUID) (Tokens, error) {
 	sessionID, err := uuid.NewV7()
 	if err != nil {
 		return Tokens{}, fmt.Errorf("make session id: %w", err)
 	}
 	refreshToken := newRefreshToken()
-	var revoked []uuid.UUID
-	var now time.Time
-	err = pgx.BeginFunc(ctx, s.pool, func(tx pgx.Tx) (err error) {
-		if revoked, err = revokeOldest(ctx, tx, userID); err == nil {
-			now, err = insertSession(ctx, tx, Identity{userID, sessionID}, hashRefreshToken(refreshToken))
-		}
-		return err
-	})
-	for _, id := range revoked {
-		s.live.drop(id) // also after an error: it may have been committed
-	}
+	session := Identity{UserID: userID, SessionID: sessionID}
+	now, err := s.insertSession(ctx, session, hashRefreshToken(refreshToken))
 	if err != nil {
 		return Tokens{}, fmt.Errorf("start session: %w", err)
 	}
-	return s.tokens(Identity{UserID: userID, SessionID: sessionID}, refreshToken, now)
+	if err := s.revokeOldest(ctx, userID); err != nil {
+		return Tokens{}, fmt.Errorf("start session: %w", err)
+	}
+	return s.tokens(session, refreshToken, now)
 }
 
-// revokeOldest makes room for one more session of a user, and answers which it revoked. The
-// user's log-ins wait here for their turn; the sessions are read by a second statement
-// because the first one's snapshot is from before the wait.
-func revokeOldest(ctx context.Context, tx pgx.Tx, userID uuid.UUID) ([]uuid.UUID, error) {
-	const lockSQL = `SELECT FROM users WHERE id = $1 FOR NO KEY UPDATE`
-	const sql = `
-		UPDATE sessions SET revoked_at = now()
-		WHERE revoked_at IS NULL AND id IN (
-			SELECT id FROM sessions WHERE user_id = $1 AND revoked_at IS NULL
-			ORDER BY created_at DESC, id DESC OFFSET $2 LIMIT $3)
-		RETURNING id`
-	if _, err := tx.Exec(ctx, lockSQL, userID); err != nil {
-		return nil, fmt.Errorf("lock user %s: %w", userID, err)
-	}
-	rows, _ := tx.Query(ctx, sql, userID, maxSessions-1, maxRevoked) // CollectRows returns its error
-	revoked, err := pgx.CollectRows(rows, pgx.RowTo[uuid.UUID])
-	if err != nil {
-		return nil, fmt.Errorf("revoke the oldest sessions of user %s: %w", userID, err)
-	}
-	return revoked, nil
-}
-
-// insertSession answers when, by the transaction's clock.
-func insertSession(ctx context.Context, tx pgx.Tx, session Identity, tokenHash []byte) (now time.Time, err error) {
+// insertSession answers when, by Postgres's clock.
+func (s *Service) insertSession(ctx context.Context, session Identity, tokenHash []byte) (now time.Time, err error) {
 	const sql = `
 		WITH session AS (
 			INSERT INTO sessions (id, user_id) VALUES ($1, $2) RETURNING id
 		)
 		INSERT INTO refresh_tokens (hash, session_id, expires_at) SELECT $3, id, now() + $4::interval FROM session
 		RETURNING created_at`
-	err = tx.QueryRow(ctx, sql, session.SessionID, session.UserID, tokenHash, refreshTokenLife).Scan(&now)
+	err = s.pool.QueryRow(ctx, sql, session.SessionID, session.UserID, tokenHash, refreshTokenLife).Scan(&now)
 	return now, err
+}
+
+// revokeOldest revokes a user's oldest sessions beyond maxSessions. It begins when the new
+// session is committed: of log-ins at the same time, which take no lock of the user, the last
+// one sees the sessions of all.
+func (s *Service) revokeOldest(ctx context.Context, userID uuid.UUID) error {
+	const sql = `
+		WITH beyond AS MATERIALIZED (
+			SELECT id FROM sessions WHERE user_id = $1 AND revoked_at IS NULL
+			ORDER BY created_at DESC, id DESC OFFSET $2 LIMIT $3
+		), locked AS MATERIALIZED ( -- in one order, or two log-ins could wait for each other
+			SELECT id FROM sessions WHERE id IN (SELECT id FROM beyond) AND revoked_at IS NULL
+			ORDER BY id FOR NO KEY UPDATE
+		)
+		UPDATE sessions SET revoked_at = now() WHERE id IN (SELECT id FROM locked)
+		RETURNING id`
+	rows, _ := s.pool.Query(ctx, sql, userID, maxSessions, maxRevoked) // CollectRows returns its error
+	revoked, err := pgx.CollectRows(rows, pgx.RowTo[uuid.UUID])
+	for _, id := range revoked {
+		s.live.drop(id) // also after an error: it may have been committed
+	}
+	if err != nil {
+		return fmt.Errorf("revoke the oldest sessions of user %s: %w", userID, err)
+	}
+	return nil
 }
 
 // Refresh spends a refresh token and answers the session's next pair. A spent one may be
