@@ -53,7 +53,7 @@ func connectionsWithin(files uint64) int {
 	const unlimited = 1 << 24
 	files = min(files, unlimited)
 	spare := max(files/4, min(files/2, spareFiles))
-	return int(max(files-spare, 1)) //nolint:gosec // it is at most unlimited
+	return int(max(files-spare, 1)) // at most unlimited
 }
 
 func parseCount(text string, least, most int) (int, error) {
