@@ -33,6 +33,10 @@ func TestListener_PrefersTheNew(t *testing.T) {
 				conn := s.dial(t)
 				ask(t, conn, livez, http.StatusOK)
 				conns = append(conns, conn)
+				testenv.Eventually(t, "the connection is idle for the server too", func() bool {
+					connections, _, waiting := s.connections()
+					return connections == min(len(conns), 4) && waiting == connections
+				})
 			}
 			for i, conn := range conns {
 				if i < 8 {
