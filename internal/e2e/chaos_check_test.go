@@ -4,12 +4,14 @@ import (
 	"cmp"
 	"encoding/json"
 	"fmt"
+	"iter"
 	"math"
 	"net/http"
 	"os"
 	"path/filepath"
 	"runtime"
 	"slices"
+	"testing"
 	"time"
 
 	"github.com/anishathalye/porcupine"
@@ -231,7 +233,114 @@ func (c *chaos) checkPorcupine(b *book, jobs map[string]*ended) {
 		})
 	}
 	c.explain(b, "accepts", accepts)
-	c.explain(b, "effects", effects)
+	c.explain(b, "effects", tightened(effects))
+}
+
+// effectOrder is where among an account's effects an operation must be, as its own
+// answer says: a transaction by its seq, and a look behind the transaction that it saw.
+func effectOrder(op porcupine.Operation) (order int64) {
+	if out := op.Output.(answered); out.outcome == "" {
+		return 2*out.seen.seq + 1
+	} else if _, err := fmt.Sscanf(out.outcome, "succeeded seq %d", &order); err != nil {
+		return 0
+	}
+	return 2 * order
+}
+
+// tightened is the same history with less to guess. While a store refuses, many jobs of an
+// account are under way for seconds, and porcupine would try them in every order. But what
+// comes before another is begun before that one ends, and ends before whatever comes
+// after does. So an order that explains one history explains the other. Where there can be
+// none, the history stays as it is, for porcupine to show.
+func tightened(history []porcupine.Operation) []porcupine.Operation {
+	const ranks = 1 << 12 // more than operations that begin at the same time
+	ops := slices.Clone(history)
+	slices.SortStableFunc(ops, func(x, y porcupine.Operation) int { return cmp.Compare(effectOrder(x), effectOrder(y)) })
+	same := func(x, y porcupine.Operation) bool { return effectOrder(x) == effectOrder(y) }
+	begun, rank := int64(0), int64(0)
+	for group := range chunksBy(ops, same) {
+		next := begun
+		for i := range group {
+			next = max(next, group[i].Call)
+			group[i].Call = max(group[i].Call, begun)
+		}
+		begun = next
+	}
+	ends := int64(math.MaxInt64)
+	for _, group := range slices.Backward(slices.Collect(chunksBy(ops, same))) {
+		next := ends
+		for i := range group {
+			next = min(next, group[i].Return)
+			group[i].Return = min(group[i].Return, ends)
+			if group[i].Call > group[i].Return {
+				return history
+			}
+		}
+		ends = next
+	}
+	for i := range ops { // of those that begin at the same time the earlier one first
+		ops[i].Call = ops[i].Call*ranks + min(rank, ranks-1)
+		if ops[i].Return <= math.MaxInt64/ranks-1 {
+			ops[i].Return = ops[i].Return*ranks + ranks - 1
+		}
+		rank++
+	}
+	return ops
+}
+
+// chunksBy yields the runs of elements that are the same.
+func chunksBy[T any](all []T, same func(x, y T) bool) iter.Seq[[]T] {
+	return func(yield func([]T) bool) {
+		for from := 0; from < len(all); {
+			to := from + 1
+			for to < len(all) && same(all[from], all[to]) {
+				to++
+			}
+			if !yield(all[from:to]) {
+				return
+			}
+			from = to
+		}
+	}
+}
+
+// What porcupine is given must stay as right, or as wrong, as what was seen.
+func TestTightenedHistory(t *testing.T) {
+	t.Parallel()
+	deposit := func(seq, call, ends int64) porcupine.Operation {
+		return porcupine.Operation{Input: asked{"deposit", 1}, Output: answered{outcome: fmt.Sprintf("succeeded seq %d balance %d", seq, seq)}, Call: call, Return: ends}
+	}
+	look := func(seq, call, ends int64) porcupine.Operation {
+		return porcupine.Operation{Input: asked{}, Output: answered{seen: bank{seq, seq}}, Call: call, Return: ends}
+	}
+	var long []porcupine.Operation // all under way at once, the later begun first
+	const under = 120
+	for n := range int64(under) {
+		long = append(long, deposit(under-n, n, 10_000+n), look(under-n, 5_000+n, 10_000-n))
+	}
+	for _, test := range []struct {
+		name    string
+		history []porcupine.Operation
+		want    porcupine.CheckResult
+	}{
+		{"OK", []porcupine.Operation{deposit(1, 0, 10), deposit(2, 0, 10), look(1, 1, 9), look(2, 2, 8)}, porcupine.Ok},
+		{"Never ended", []porcupine.Operation{deposit(1, 0, math.MaxInt64), look(1, 1, 2), deposit(2, 0, math.MaxInt64)}, porcupine.Ok},
+		{"Many under way", long, porcupine.Ok},
+		{"Look into the future", []porcupine.Operation{look(1, 0, 4), deposit(1, 5, 10)}, porcupine.Illegal},
+		{"Look into the past", []porcupine.Operation{deposit(1, 0, 4), look(0, 5, 6)}, porcupine.Illegal},
+		{"Looks back in time", []porcupine.Operation{deposit(1, 0, 10), look(1, 1, 2), look(0, 3, 4)}, porcupine.Illegal},
+		{"Out of order", []porcupine.Operation{deposit(2, 0, 4), deposit(1, 5, 10)}, porcupine.Illegal},
+		{"Wrong balance", []porcupine.Operation{deposit(1, 0, 4), {Input: asked{}, Output: answered{seen: bank{7, 1}}, Call: 1, Return: 9}}, porcupine.Illegal},
+		{"Seq twice", []porcupine.Operation{deposit(1, 0, 4), deposit(1, 0, 4)}, porcupine.Illegal},
+		{"A gap", []porcupine.Operation{deposit(1, 0, 4), deposit(3, 0, 4)}, porcupine.Illegal},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
+			if got := porcupine.CheckOperationsTimeout(bankModel(0), tightened(test.history), explainWait); got != test.want {
+				t.Errorf("%s, want %s", got, test.want)
+			}
+		})
+	}
 }
 
 const explainWait = 30 * time.Second

@@ -42,21 +42,32 @@ const (
 	aloneRound = 6 * time.Second         // how long one kind has, at least, before there is a second round
 	together   = 1200 * time.Millisecond // between two strikes when all strike together
 	pastLease  = 33 * time.Second        // Asynq's lease is 30
+
+	// longRefusal is long enough for the sweep to apply jobs while Redis refuses, also
+	// where it first has to see that a pending list does not move, on a slow machine.
+	// Only schedules of longRefusalFrom and more have the time for one.
+	longRefusal     = 20 * time.Second
+	longRefusalFrom = 2 * time.Minute
 )
 
-// plan draws a schedule: each kind alone, in rounds; then all together; and
-// from the start a worker that is frozen past Asynq's lease.
+// plan draws a schedule: a long refusal of Redis, where there is time; each kind alone,
+// in rounds; then all together; and a worker that is frozen past Asynq's lease.
 func plan(seed uint64, total time.Duration, faults []fault) (strikes []strike) {
 	r := rand.New(rand.NewPCG(seed, 0))
 	add := func(f fault, at, lasts time.Duration) {
 		strikes = append(strikes, strike{f, at, lasts, r.Uint64()})
 	}
-	alone := time.Duration(float64(total) * aloneShare)
-	rounds := max(1, int(alone/(aloneRound*time.Duration(len(faults)))))
-	slot := alone / time.Duration(rounds*len(faults))
+	alone, from := time.Duration(float64(total)*aloneShare), time.Duration(0)
+	refusing := slices.DeleteFunc(slices.Clone(faults), func(f fault) bool { return !f.refuses() })
+	if total >= longRefusalFrom && len(refusing) > 0 {
+		add(refusing[r.IntN(len(refusing))], 0, longRefusal)
+		from = longRefusal + aloneRound
+	}
+	rounds := max(1, int((alone-from)/(aloneRound*time.Duration(len(faults)))))
+	slot := (alone - from) / time.Duration(rounds*len(faults))
 	for round := range rounds {
 		for i, n := range r.Perm(len(faults)) {
-			at := time.Duration(round*len(faults)+i) * slot
+			at := from + time.Duration(round*len(faults)+i)*slot
 			add(faults[n], at, min(faults[n].drawn(r), slot*7/10))
 		}
 	}
@@ -77,7 +88,12 @@ func (f fault) drawn(r *rand.Rand) time.Duration {
 	return f.shortest + time.Duration(r.Int64N(int64(f.longest-f.shortest)+1))
 }
 
-const frozenWorker = "worker frozen"
+const (
+	frozenWorker = "worker frozen"
+	redisRefuses = "redis refuses" // jobs finish meanwhile
+)
+
+func (f fault) refuses() bool { return strings.HasPrefix(f.name, redisRefuses) }
 
 // faults are all the kinds, or those that were asked for.
 func (c *chaos) faults() []fault {
@@ -108,6 +124,12 @@ func (c *chaos) faults() []fault {
 		{"redis half-open", s, 8 * s, c.spoilt(toRedis, halfOpen)},
 		{"redis swallowed", s, 8 * s, c.spoilt(toRedis, blackhole)},
 		{"redis refused", s, 3 * s, c.refused(toRedis)},
+
+		{redisRefuses + ": full", s, 8 * s, c.redisFull},
+		{redisRefuses + ": read-only", s, 8 * s, c.redisReadOnly},
+		{redisRefuses + ": paused", s, 8 * s, c.redisPaused},
+		{redisRefuses + ": values of a wrong type", s, 8 * s, c.redisWrongTypes},
+		{redisRefuses + ": names of lost tasks", s, 8 * s, c.tickets(c.lost)},
 
 		{"tickets doubled, and in other accounts' queues", 200 * ms, s, c.tickets(c.doubled)},
 		{"tickets reordered", 200 * ms, s, c.tickets(c.reordered)},
@@ -276,13 +298,152 @@ func (c *chaos) redisFlushed(_ *rand.Rand, lasts time.Duration) {
 // redisSilent takes the bell away, for good: CONFIG REWRITE would keep it so
 // over a restart.
 func (c *chaos) redisSilent(_ *rand.Rand, lasts time.Duration) {
+	if c.takesRedis() { // what another fault has set must not be kept
+		c.withRedis(func(ctx context.Context, r redis.UniversalClient) error {
+			if err := r.ConfigSet(ctx, "notify-keyspace-events", "").Err(); err != nil {
+				return err
+			}
+			return r.ConfigRewrite(ctx).Err()
+		})
+		c.redisBusy.Unlock()
+	}
+	c.last(lasts)
+}
+
+// takesRedis locks redisBusy, unless another fault has Redis in hand: to wait for that
+// one would make the run longer than its schedule.
+func (c *chaos) takesRedis() bool {
+	taken := c.redisBusy.TryLock()
+	if !taken {
+		c.load.count("strikes that missed a Redis in trouble")
+	}
+	return taken
+}
+
+// redisSet gives Redis a command that makes it refuse, and later the one that ends that.
+func (c *chaos) redisSet(lasts time.Duration, refuse, end []any) {
+	if !c.takesRedis() {
+		return
+	}
+	defer c.redisBusy.Unlock()
+	c.withRedis(func(ctx context.Context, r redis.UniversalClient) error { return r.Do(ctx, refuse...).Err() })
+	c.last(lasts)
 	c.withRedis(func(ctx context.Context, r redis.UniversalClient) error {
-		if err := r.ConfigSet(ctx, "notify-keyspace-events", "").Err(); err != nil {
+		err := r.Do(ctx, end...).Err()
+		if err != nil {
+			c.violation("Redis does not take %v: %v", end, err)
+		}
+		return err
+	})
+}
+
+func (c *chaos) redisFull(_ *rand.Rand, lasts time.Duration) {
+	c.redisSet(lasts, []any{"CONFIG", "SET", "maxmemory", "1", "maxmemory-policy", "noeviction"}, []any{"CONFIG", "SET", "maxmemory", "0"})
+}
+
+// redisReadOnly makes it the replica of a server that is not there.
+func (c *chaos) redisReadOnly(_ *rand.Rand, lasts time.Duration) {
+	c.redisSet(lasts, []any{"REPLICAOF", "127.0.0.1", "1"}, []any{"REPLICAOF", "NO", "ONE"})
+}
+
+// redisPaused keeps its connections, takes what is sent and answers nothing.
+func (c *chaos) redisPaused(_ *rand.Rand, lasts time.Duration) {
+	c.redisSet(lasts, []any{"CLIENT", "PAUSE", lasts.Milliseconds(), "ALL"}, []any{"CLIENT", "UNPAUSE"})
+}
+
+// allKeys are the keys of every queue, and taskKeys those of the tasks.
+const (
+	allKeys  = "asynq:{*tx:*}:*"
+	taskKeys = "asynq:{*tx:*}:t:*"
+)
+
+// eachKey does something with the keys of a pattern, some hundred at a time.
+func eachKey(ctx context.Context, client redis.UniversalClient, pattern string, do func(redis.Pipeliner, string)) error {
+	const some = 500
+	for cursor := uint64(0); ; {
+		keys, next, err := client.Scan(ctx, cursor, pattern, some).Result()
+		if err != nil {
 			return err
 		}
-		return r.ConfigRewrite(ctx).Err()
+		if len(keys) > 0 {
+			_, err = client.Pipelined(ctx, func(p redis.Pipeliner) error {
+				for _, key := range keys {
+					do(p, key)
+				}
+				return nil
+			})
+			if err != nil {
+				return err
+			}
+		}
+		if cursor = next; cursor == 0 {
+			return nil
+		}
+	}
+}
+
+// redisWrongTypes puts strings where Asynq has its lists, sets and tasks, and takes them
+// away again: what was there is lost.
+func (c *chaos) redisWrongTypes(_ *rand.Rand, lasts time.Duration) {
+	const times = 10
+	const wrong = "of a wrong type"
+	if !c.takesRedis() {
+		return
+	}
+	defer c.redisBusy.Unlock()
+	for range times {
+		c.withRedis(func(ctx context.Context, r redis.UniversalClient) error {
+			_, err := r.Pipelined(ctx, func(p redis.Pipeliner) error {
+				for partition := range partitions {
+					for _, key := range []string{"pending", "active", "lease", "retry", "scheduled", "archived", "completed"} {
+						p.Set(ctx, queueKey(partition, key), wrong, 0)
+					}
+				}
+				return nil
+			})
+			if err != nil {
+				return err
+			}
+			return eachKey(ctx, r, taskKeys, func(p redis.Pipeliner, key string) { p.Set(ctx, key, wrong, 0) })
+		})
+		c.last(lasts / times)
+	}
+	c.withRedis(func(ctx context.Context, r redis.UniversalClient) error {
+		return eachKey(ctx, r, allKeys, func(p redis.Pipeliner, key string) {
+			if !strings.Contains(key, ":processed:") && !strings.Contains(key, ":failed:") {
+				p.Del(ctx, key)
+			}
+		})
 	})
-	c.last(lasts)
+}
+
+// queueKey is Asynq's key of a partition.
+func queueKey(partition int, key string) string {
+	return "asynq:{" + queues.Name(partition) + "}:" + key
+}
+
+// lost deletes tasks whose names stay in the lists, as an eviction does.
+func (c *chaos) lost(ctx context.Context, _ *rand.Rand, client redis.UniversalClient) error {
+	return eachKey(ctx, client, taskKeys, func(p redis.Pipeliner, key string) { p.Del(ctx, key) })
+}
+
+// finishesDuring checks that jobs which are accepted while a strike lasts finish
+// while it lasts.
+func (c *chaos) finishesDuring(s strike) {
+	const settled = time.Second // what was in the workers' hands is finished by then
+	c.last(settled)
+	var since time.Time
+	err := c.system.pool.QueryRow(c.t.Context(), `SELECT clock_timestamp()`).Scan(&since)
+	c.last(s.lasts - 2*settled)
+	finished := 0
+	if err == nil {
+		err = c.system.pool.QueryRow(c.t.Context(),
+			`SELECT count(*) FROM jobs WHERE status <> 'queued' AND created_at > $1`, since).Scan(&finished)
+	}
+	if err != nil || finished == 0 {
+		c.violation("no job that was accepted while %q for %v finished meanwhile: %v", s.fault.name, s.lasts, err)
+	}
+	c.say("%d jobs were accepted and finished while %q", finished, s.fault.name)
 }
 
 // redisBusyScript keeps Redis from everything else, and lets it answer BUSY.
@@ -389,8 +550,7 @@ var reorderScript = redis.NewScript(`
 
 func (c *chaos) reordered(ctx context.Context, _ *rand.Rand, client redis.UniversalClient) error {
 	for partition := range partitions {
-		prefix := "asynq:{" + queues.Name(partition) + "}:"
-		if err := reorderScript.Run(ctx, client, []string{prefix + "pending"}).Err(); err != nil {
+		if err := reorderScript.Run(ctx, client, []string{queueKey(partition, "pending")}).Err(); err != nil {
 			return err
 		}
 	}
@@ -412,9 +572,8 @@ var delayScript = redis.NewScript(`
 
 func (c *chaos) delayed(ctx context.Context, r *rand.Rand, client redis.UniversalClient) error {
 	for partition := range partitions {
-		prefix := "asynq:{" + queues.Name(partition) + "}:"
 		due := time.Now().Add(time.Duration(r.IntN(60)) * time.Second).Unix()
-		err := delayScript.Run(ctx, client, []string{prefix + "pending", prefix + "scheduled"}, due, prefix+"t:").Err()
+		err := delayScript.Run(ctx, client, []string{queueKey(partition, "pending"), queueKey(partition, "scheduled")}, due, queueKey(partition, "t:")).Err()
 		if err != nil {
 			return err
 		}

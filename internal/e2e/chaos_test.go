@@ -222,7 +222,12 @@ func (c *chaos) strike(s strike) {
 	c.struck[s.fault.name]++
 	c.now = append(c.now, s.fault.name)
 	c.mu.Unlock()
+	var watching sync.WaitGroup
+	if s.fault.refuses() && s.lasts >= longRefusal {
+		watching.Go(func() { c.finishesDuring(s) })
+	}
 	s.fault.strike(rand.New(rand.NewPCG(s.seed, 1)), s.lasts)
+	watching.Wait()
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if i := slices.Index(c.now, s.fault.name); i >= 0 {

@@ -19,6 +19,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/passbook/passbook/internal/local"
+	"github.com/passbook/passbook/internal/queue"
 	"github.com/passbook/passbook/internal/testenv"
 )
 
@@ -28,7 +29,8 @@ const (
 	afterWorker       = 5 * time.Second
 	afterRedis        = 5 * time.Second
 	afterPostgres     = 10 * time.Second
-	afterWithoutRedis = 10 * time.Second // where the jobs were accepted while it was down
+	afterWithoutRedis = 10 * time.Second // where a job is accepted as soon as it is back
+	whileRedisRefuses = 10 * time.Second // from the last accept, while the trouble lasts
 )
 
 // How long an answer takes while a store is down.
@@ -154,8 +156,8 @@ func queueBehindLock(t *testing.T, s *system, c *client, each int) (numbers []st
 	return numbers, release
 }
 
-// Accepts don't need Redis: they go on, and soon after its return all that was
-// accepted is applied.
+// Accepts don't need Redis, and what is accepted is applied while the trouble lasts.
+// When it is back, tasks do that again, and nothing is applied twice.
 func TestRecoveryWithoutRedis(t *testing.T) {
 	besideOthers(t)
 	tests := []struct {
@@ -175,8 +177,17 @@ func TestRecoveryWithoutRedis(t *testing.T) {
 		}},
 		{"Hangs", func(t *testing.T, s *system) func() {
 			t.Helper()
-			thaw := testenv.Freeze(t, s.redis.PID())
-			return func() { thawLater(t, thaw) }
+			return testenv.Freeze(t, s.redis.PID())
+		}},
+		{"Full", func(t *testing.T, s *system) func() {
+			t.Helper()
+			tellRedis(t, s, "CONFIG", "SET", "maxmemory", "1", "maxmemory-policy", "noeviction")
+			return func() { tellRedis(t, s, "CONFIG", "SET", "maxmemory", "0") }
+		}},
+		{"ReadOnly", func(t *testing.T, s *system) func() {
+			t.Helper()
+			tellRedis(t, s, "REPLICAOF", "127.0.0.1", "1")
+			return func() { tellRedis(t, s, "REPLICAOF", "NO", "ONE") }
 		}},
 	}
 	for _, test := range tests {
@@ -192,26 +203,51 @@ func TestRecoveryWithoutRedis(t *testing.T) {
 			s.drained()
 			mend := test.fail(t, s)
 			took := acceptAll(t, c, numbers)
+			accepted := time.Now()
 			measured(t, "202 p99", took[len(took)*99/100], acceptP99)
+			s.drained()
+			measured(t, "all finished while it lasts", time.Since(accepted), whileRedisRefuses)
 			mend()
 			over := time.Now()
+			if _, err := c.settle(0, order{numbers[0], "deposits", 1, "after"}); err != nil {
+				t.Error(err)
+			}
 			s.drained()
 			measured(t, "all finished", time.Since(over), afterWithoutRedis)
+			transactions := 0
 			for _, number := range numbers {
-				c.checkHistory(number)
+				transactions += len(c.checkHistory(number))
+			}
+			if want := warmed + len(took) + 1; transactions != want {
+				t.Errorf("%d transactions, want %d", transactions, want)
 			}
 			s.verify()
 		})
 	}
 }
 
+// tellRedis gives Redis a command.
+func tellRedis(t *testing.T, s *system, command ...any) {
+	t.Helper()
+	client, err := queue.Connect(s.redis.URL())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer client.Close() //nolint:errcheck // nothing is pending on it
+	if err := client.Do(t.Context(), command...).Err(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+const warmed = 200 // deposits
+
 // warm has both apis make the connections that they need.
 func warm(t *testing.T, c *client, numbers []string) {
 	t.Helper()
-	const deposits, connections = 200, 16
+	const connections = 16
 	var group errgroup.Group
 	group.SetLimit(connections)
-	for i := range deposits {
+	for i := range warmed {
 		group.Go(func() error {
 			_, err := c.settle(i, order{numbers[i%len(numbers)], "deposits", 1, fmt.Sprint("warm-", i)})
 			return err
