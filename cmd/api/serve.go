@@ -69,7 +69,7 @@ func serve(ctx context.Context, cfg config.API, log *slog.Logger) error {
 	if replica != nil {
 		defer replica.Close()
 	}
-	installation, err := postgres.Installation(ctx, pool)
+	installation, err := postgres.AwaitInstallation(ctx, pool, log)
 	if err != nil {
 		return err
 	}

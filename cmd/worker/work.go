@@ -50,7 +50,7 @@ func work(ctx context.Context, cfg config.Worker, log *slog.Logger) error {
 	if err := ledger.AwaitSequences(ctx, pool, log); err != nil {
 		return err
 	}
-	installation, err := postgres.Installation(ctx, pool)
+	installation, err := postgres.AwaitInstallation(ctx, pool, log)
 	if err != nil {
 		return err
 	}

@@ -3,6 +3,7 @@ package postgres
 import (
 	"context"
 	"fmt"
+	"log/slog"
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5/pgxpool"
@@ -16,4 +17,14 @@ func Installation(ctx context.Context, pool *pgxpool.Pool) (id uuid.UUID, err er
 		return uuid.Nil, fmt.Errorf("read the installation's id: %w", err)
 	}
 	return id, nil
+}
+
+// AwaitInstallation is Installation for a process that starts, where Postgres may just
+// be going away; see Await.
+func AwaitInstallation(ctx context.Context, pool *pgxpool.Pool, log *slog.Logger) (id uuid.UUID, err error) {
+	err = Await(ctx, pool, log, func(ctx context.Context) (err error) {
+		id, err = Installation(ctx, pool)
+		return err
+	})
+	return id, err
 }
