@@ -29,8 +29,8 @@ var sessionParams = map[string]string{
 	"default_transaction_isolation":  "read committed", // what the statements are written for
 	"default_transaction_deferrable": "off",
 	"array_nulls":                    "on",
-	"row_security":                   "off", // a policy that would hide rows makes the statement fail
-	"idle_session_timeout":           "0",   // the pool gives idle connections back itself
+	"row_security":                   "on", // off refuses every statement of a role that the schema's policies are for
+	"idle_session_timeout":           "0",  // the pool gives idle connections back itself
 }
 
 // SetSession has every connection made from cfg say what Passbook needs of its session.

@@ -44,7 +44,7 @@ func TestSessionSetsWhatItNeeds(t *testing.T) {
 		"default_transaction_isolation":  {"'serializable'", "read committed"},
 		"default_transaction_deferrable": {"on", "off"},
 		"array_nulls":                    {"off", "on"},
-		"row_security":                   {"on", "off"},
+		"row_security":                   {"off", "on"},
 		"idle_session_timeout":           {"'5s'", "0"},
 		"search_path":                    {"'elsewhere'", "public, pg_temp"},
 		"session_replication_role":       {"'replica'", "origin"},
