@@ -7,7 +7,6 @@ import (
 	"net"
 	"time"
 
-	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/redis/go-redis/v9"
 	"golang.org/x/sync/errgroup"
@@ -24,17 +23,8 @@ import (
 	"github.com/passbook/passbook/migrations"
 )
 
-const (
-	// maxConns are the connections to Postgres of one process, unless the URL
-	// says pool_max_conns.
-	maxConns = 16
-	// acceptConns are those of them that only accepts and what they wait for have, so
-	// that no read, opening or export keeps them waiting: two inserts at once, and as
-	// many again while connections that hang are given up.
-	acceptConns = 4
-	// stopTimeout is how long requests in flight may take after SIGTERM.
-	stopTimeout = 10 * time.Second
-)
+// stopTimeout is how long requests in flight may take after SIGTERM.
+const stopTimeout = 10 * time.Second
 
 // serve runs the API until ctx ends; then /readyz says so, and for the shutdown
 // delay requests are still answered. It stops in the order in which a job goes
@@ -45,31 +35,15 @@ func serve(ctx context.Context, cfg config.API, log *slog.Logger) error {
 	if err != nil {
 		return err
 	}
-	pool, err := postgres.OpenServing(ctx, postgres.Config{
-		URL: cfg.DatabaseURL, MaxConns: maxConns, Part: partOfRequests, Application: "passbook-api",
-	}, schema, log)
+	pools, err := openPools(ctx, cfg, schema, log)
 	if err != nil {
 		return err
 	}
-	defer pool.Close()
-	if err := ledger.AwaitSequences(ctx, pool, log); err != nil {
+	defer pools.close()
+	if err := ledger.AwaitSequences(ctx, pools.requests, log); err != nil {
 		return err
 	}
-	accepts, err := postgres.Open(ctx, postgres.Config{
-		URL: cfg.DatabaseURL, MaxConns: maxConns, Part: partOfAccepts, Application: "passbook-api-accepts", Log: log, Serving: true,
-	})
-	if err != nil {
-		return err
-	}
-	defer accepts.Close()
-	replica, err := openReplica(ctx, cfg.ReadDatabaseURL)
-	if err != nil {
-		return err
-	}
-	if replica != nil {
-		defer replica.Close()
-	}
-	installation, err := postgres.AwaitInstallation(ctx, pool, log)
+	installation, err := postgres.AwaitInstallation(ctx, pools.requests, log)
 	if err != nil {
 		return err
 	}
@@ -83,17 +57,18 @@ func serve(ctx context.Context, cfg config.API, log *slog.Logger) error {
 	owner := queue.NewOwner(redisClient, cfg.QueuePrefix, installation, log)
 	owner.Check(ctx)
 	registry := ops.NewRegistry()
-	ops.RegisterPool(registry, "requests", pool)
-	ops.RegisterPool(registry, "accepts", accepts)
+	pools.register(registry)
 	registry.MustRegister(ops.ErrorGauge(queue.OwnerMetric, queue.OwnerHelp, owner.Err))
 	lost := prometheus.NewCounter(prometheus.CounterOpts{
 		Name: "passbook_rings_lost_total", Help: "Notifications without a task: Redis did not take it, or the pending list is full; the sweep finds their jobs.",
 	})
 	registry.MustRegister(lost)
 	rings := queue.NewClient(redisClient, queue.Queues{Prefix: cfg.QueuePrefix, Partitions: cfg.Partitions, Owner: owner}, log, lost.Inc)
-	acceptor := job.NewAcceptor(accepts, rings, cfg.MaxQueuedPerAccount)
-	checks := readiness(accepts, replica, redisClient, schema)
-	edge, err := newEdge(cfg, pool, accepts, replica, acceptor, checks, ctx.Done(), registry, log) //nolint:contextcheck // a request has its own
+	acceptor := job.NewAcceptor(pools.accepts, rings, cfg.MaxQueuedPerAccount)
+	checks := readiness(pools, redisClient, schema)
+	edge, err := newEdge(cfg, pools, api.Config{ //nolint:contextcheck // a request has its own
+		Acceptor: acceptor, Checks: checks, Stopping: ctx.Done(), Registry: registry, Log: log,
+	})
 	if err != nil {
 		return err
 	}
@@ -139,66 +114,40 @@ func serve(ctx context.Context, cfg config.API, log *slog.Logger) error {
 	return stopErr
 }
 
-// partOfAccepts is how many of a process's connections accepts have to themselves, one
-// at least.
-func partOfAccepts(total int32) int32 { return max(min(acceptConns, total/4), 1) }
-
-// partOfRequests are all the others, one at least.
-func partOfRequests(total int32) int32 { return max(total-partOfAccepts(total), 1) }
-
-// openReplica makes the pool that histories are read through, and nil where there
-// is no replica. It may come and go: without it the primary answers.
-func openReplica(ctx context.Context, url string) (*pgxpool.Pool, error) {
-	if url == "" {
-		return nil, nil //nolint:nilnil // no replica is not a fault
-	}
-	return postgres.Open(ctx, postgres.Config{URL: url, MaxConns: maxConns, Application: "passbook-api-history", Serving: true})
-}
-
-func newEdge(cfg config.API, pool, accepts, replica *pgxpool.Pool, acceptor *job.Acceptor, checks []ops.Check,
-	stopping <-chan struct{}, registry *prometheus.Registry, log *slog.Logger,
-) (*api.API, error) {
+// newEdge completes edge with what stands on the database and on cfg.
+func newEdge(cfg config.API, pools pools, edge api.Config) (*api.API, error) {
 	var keys []auth.Key
-	var secrets [][]byte
 	for _, key := range cfg.JWTKeys {
 		keys = append(keys, auth.Key{ID: key.ID, Secret: key.Secret})
-		secrets = append(secrets, key.Secret)
+		edge.CursorKeys = append(edge.CursorKeys, key.Secret)
 	}
-	authService, err := auth.New(pool, auth.Config{Keys: keys, Lookups: accepts, Log: log, Registry: registry})
+	service, err := auth.New(pools.requests, auth.Config{Keys: keys, Lookups: pools.accepts, Log: edge.Log, Registry: edge.Registry})
 	if err != nil {
 		return nil, err
 	}
-	return api.New(api.Config{
-		Auth:       authService,
-		Accounts:   ledger.NewAccounts(pool),
-		Acceptor:   acceptor,
-		Jobs:       job.NewReader(pool),
-		Statements: statement.New(pool, replica),
-		CursorKeys: secrets,
-		Checks:     checks,
-		Stopping:   stopping,
-		Registry:   registry,
-		Log:        log,
-
-		MaxConnections: cfg.MaxConnections, MaxConnectionsPerAddress: cfg.MaxConnectionsPerAddress,
-	})
+	edge.Auth = service
+	edge.Accounts = ledger.NewAccounts(pools.requests)
+	edge.Jobs = job.NewReader(pools.requests)
+	edge.Statements = statement.New(pools.requests, pools.replica)
+	edge.MaxConnections, edge.MaxConnectionsPerAddress = cfg.MaxConnections, cfg.MaxConnectionsPerAddress
+	return api.New(edge)
 }
 
 // readiness asks after what the API stands on, as accepts find it: slow reads don't take
-// it out of service. Without Redis it still accepts,
-// and without the replica it still shows histories.
-func readiness(pool, replica *pgxpool.Pool, redisClient redis.UniversalClient, schema int64) []ops.Check {
+// it out of service. Without Redis it still accepts, and without the replica it still shows
+// histories.
+func readiness(pools pools, redisClient redis.UniversalClient, schema int64) []ops.Check {
 	checks := []ops.Check{
 		{Name: "postgres", Required: true, Probe: func(ctx context.Context) error {
-			return postgres.CheckReady(ctx, pool, schema)
+			return postgres.CheckReady(ctx, pools.accepts, schema)
 		}},
 		{Name: "redis", Required: false, Probe: func(ctx context.Context) error {
 			return redisClient.Ping(ctx).Err()
 		}},
 	}
-	if replica != nil {
+	if pools.replica != nil {
 		checks = append(checks, ops.Check{Name: "replica", Required: false, Probe: func(ctx context.Context) error {
-			return postgres.CheckReplica(ctx, replica, schema)
+			return postgres.CheckReplica(ctx, pools.replica, schema)
 		}})
 	}
 	return checks
