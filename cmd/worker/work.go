@@ -104,7 +104,7 @@ func work(ctx context.Context, cfg config.Worker, log *slog.Logger) error {
 		<-failed.Done() // told to stop, or one of them failed
 		log.Info("worker stopping")
 		if ctx.Err() != nil { // a part that failed leaves nothing to wait for
-			<-time.After(cfg.ShutdownDelay) // only of the port: the tickets in hand end meanwhile
+			<-time.After(cfg.ShutdownDelay) // of the operator's port: the tasks in hand end meanwhile
 		}
 		stopping, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopTimeout)
 		defer cancel()

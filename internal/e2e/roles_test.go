@@ -61,8 +61,8 @@ func asRole(t testing.TB, server *local.Postgres, role, password string) string 
 }
 
 // The serving role opens accounts, keeps sessions and reads everything; TestOperating has
-// it do the rest. What is not the processes' to do Postgres refuses, so that the ledger is
-// whole whatever somebody does who has that role's password.
+// it do the rest. Postgres refuses what no process has to do, so that the role's password
+// alone can't damage the ledger.
 func TestServingRole(t *testing.T) {
 	t.Parallel()
 	s, _ := newServedSystem(t, 1, 1)
@@ -125,7 +125,7 @@ var forbidden = []string{
 	`UPDATE jobs SET status = 'failed', failure = 'x' WHERE status = 'succeeded'`,
 	`UPDATE jobs SET status = 'succeeded', seq = 4, balance_after = 107, finished_at = now() WHERE status = 'queued'`,
 	`UPDATE jobs SET status = 'succeeded', finished_at = now() WHERE status = 'queued'`,
-	// jobs that nobody accepted, or that are in two tables
+	// jobs that were never accepted, or that are in two tables
 	`INSERT INTO archived_jobs SELECT * FROM jobs WHERE status = 'rejected'`,
 	`INSERT INTO archived_jobs (id, position, account_id, user_id, amount, type, status, idempotency_key, attempts, created_at)
 		SELECT gen_random_uuid(), 1, account_id, user_id, 5, 'deposit', 'succeeded', 'forged', 0, now() FROM jobs`,

@@ -92,8 +92,8 @@ type answer struct {
 // key answers with the job that the key made, and replayed. ErrAccountNotFound
 // for an account that is not the caller's, ErrKeyReused for a key that was used
 // for something else, ErrKeyBusy while an opening or a move to the archive has the
-// key, ErrQueueFull past the account's bound: then nothing happened. After any other error the job may be committed or not; the same
-// request with the same key tells.
+// key, ErrQueueFull past the account's bound: then nothing happened. After any other
+// error the job may be committed or not; the same request with the same key tells.
 //
 // A kill before the insert is sent leaves nothing, and the caller has no answer.
 // One while Postgres has it leaves what Postgres makes of it. One after its
@@ -213,8 +213,9 @@ const lockSQL = `
 	) locks`
 
 // insertSQL checks the ownership, the key and the account's room and inserts
-// the jobs that pass, of those whose keys lockSQL has locked; the table's trigger leaves out those whose key is in the
-// archive. When it answers, they are committed: that is what a 202 stands on.
+// the jobs that pass, of those whose keys lockSQL has locked; the table's trigger
+// leaves out those whose key is in the archive. When it answers, they are committed:
+// that is what a 202 stands on.
 //
 // $1 ids, $2 users, $3 account numbers, $4 keys, $5 types, $6 amounts,
 // $7 descriptions, $8 the accounts' room where it is known, as arrays; $9 how

@@ -282,8 +282,8 @@ func (w *Worker) applyStalled(ctx context.Context, accounts []job.Head) {
 
 // applyDirectly applies the queued jobs of some accounts, as a task for them would, and
 // begins no turn after a time: one that is cut off loses its connection, and no worker
-// knows how it ended. It passes over accounts that are locked: another worker applies them, or the next
-// sweep does.
+// knows how it ended. It passes over accounts that are locked: another worker applies
+// them, or the next sweep does.
 //
 // A kill before the first apply leaves the jobs queued, for the sweep of any worker.
 // A kill between applies leaves each job as its own transaction left it, queued or

@@ -81,7 +81,7 @@ func (w *Worker) heads(ctx context.Context) ([]job.Head, error) {
 			w.walk.ended(began, err == nil && complete)
 			return heads, err
 		}
-		w.walk.ended(began, true)
+		w.walk.ended(began, true) // or every sweep would try again, and find no more
 		w.cfg.Log.Warn("sweep could not read the whole queue; is a snapshot held?", "error", err)
 	}
 	return w.walkOn(ctx)
