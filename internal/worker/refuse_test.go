@@ -165,29 +165,41 @@ func (s *system) notify() {
 // and the sweep writes the tasks of the other partitions' accounts.
 func TestSweepErrorConcernsOnePartition(t *testing.T) {
 	t.Parallel()
-	s := newSystem(t, testenv.Pool(t), testenv.Redis(t))
-	bad, good := ledgertest.Account(t, s.pool, s.user, 0), ledgertest.Account(t, s.pool, s.user, 0)
-	for queue.Partition(good.ID, partitions) == queue.Partition(bad.ID, partitions) {
-		good = ledgertest.Account(t, s.pool, s.user, 0)
+	for bad := range partitions { // 0 included: a pipeline returns its first command's error
+		t.Run(fmt.Sprint(bad), func(t *testing.T) {
+			t.Parallel()
+			s := newSystem(t, testenv.Pool(t), testenv.Redis(t))
+			list := func(partition int) string { return "asynq:{" + queues.Name(partition) + "}:pending" }
+			if err := s.redis.Set(t.Context(), list(bad), "of a wrong type", 0).Err(); err != nil {
+				t.Fatal(err)
+			}
+			for partition := range partitions {
+				ledgertest.Job(t, s.pool, s.accountIn(partition), ledger.Deposit, 1)
+			}
+			w := s.sweeper()
+			for range 2 {
+				w.Sweep(t.Context())
+			}
+			for partition := range partitions {
+				if n := s.redis.LLen(t.Context(), list(partition)).Val(); partition != bad && n != 1 {
+					t.Errorf("%d tasks of partition %d, want 1", n, partition)
+				}
+			}
+			if n := s.count(job.Succeeded); n != 1 {
+				t.Errorf("%d jobs applied, want the one whose pending list is of a wrong type", n)
+			}
+		})
 	}
-	line := func(account ledger.Account) string {
-		return "asynq:{" + queues.Of(account.ID) + "}:pending"
+}
+
+// accountIn opens accounts until one is of the partition.
+func (s *system) accountIn(partition int) ledger.Account {
+	s.t.Helper()
+	account := ledgertest.Account(s.t, s.pool, s.user, 0)
+	for queue.Partition(account.ID, partitions) != partition {
+		account = ledgertest.Account(s.t, s.pool, s.user, 0)
 	}
-	if err := s.redis.Set(t.Context(), line(bad), "of a wrong type", 0).Err(); err != nil {
-		t.Fatal(err)
-	}
-	ledgertest.Job(t, s.pool, bad, ledger.Deposit, 1)
-	ledgertest.Job(t, s.pool, good, ledger.Deposit, 1)
-	w := s.sweeper()
-	for range 2 {
-		w.Sweep(t.Context())
-	}
-	if n := s.redis.LLen(t.Context(), line(good)).Val(); n != 1 {
-		t.Errorf("%d tasks of the other partition, want 1", n)
-	}
-	if n := s.count(job.Succeeded); n != 1 {
-		t.Errorf("%d jobs applied, want the one whose pending list is of a wrong type", n)
-	}
+	return account
 }
 
 // A partition that an operator paused stays so: its accounts aren't applied by the sweep.
