@@ -43,6 +43,10 @@ const (
 // Up applies every migration that the database does not have yet. Processes
 // that start it together wait for one another.
 func Up(ctx context.Context, databaseURL string) error {
+	return up(ctx, databaseURL, files)
+}
+
+func up(ctx context.Context, databaseURL string, files fs.FS) error {
 	cfg, err := postgres.ParseURL(databaseURL)
 	if err != nil {
 		return fmt.Errorf("migrate: %w", err)

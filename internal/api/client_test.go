@@ -173,7 +173,7 @@ func (s *server) user(t *testing.T) client {
 	t.Helper()
 	c := s.anonymous(t)
 	c.userID = uuid.Must(uuid.NewV7())
-	ledgertest.Exec(t, s.pool, `INSERT INTO users (id, email, password_hash) VALUES ($1, $2, '')`, c.userID, c.userID.String()+"@example.com")
+	ledgertest.Exec(t, s.pool, `INSERT INTO users (id, email, email_key, password_hash) VALUES ($1, $2, $2, '')`, c.userID, c.userID.String()+"@example.com")
 	c.token = signToken(t, jwt.SigningMethodHS256, firstKey, c.claims())
 	return c
 }

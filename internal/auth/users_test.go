@@ -147,8 +147,8 @@ func TestSignUp_Forms(t *testing.T) {
 	}
 }
 
-// What another locale, or full folding, would take for the same stays apart, and what
-// SQL's lower() in the migration makes of ASCII is the key.
+// What another locale, or full folding, would take for the same stays apart, and the
+// key of ASCII is its small letters.
 func TestEmailKey(t *testing.T) {
 	t.Parallel()
 	for _, pair := range [][2]string{{"I", "\u0131"}, {"i", "\u0130"}, {"\u00df", "ss"}, {"a", "b"}} {

@@ -82,7 +82,7 @@ func newCrashClient(t *testing.T, s *system) *client {
 	if crashUser.token == "" {
 		signUpCrashUser(t, s)
 	} else {
-		ledgertest.Exec(t, s.pool, `INSERT INTO users (id, email, password_hash) VALUES ($1, 'crash@example.com', '')`, crashUser.identity.UserID)
+		ledgertest.Exec(t, s.pool, `INSERT INTO users (id, email, email_key, password_hash) VALUES ($1, 'crash@example.com', 'crash@example.com', '')`, crashUser.identity.UserID)
 		ledgertest.Exec(t, s.pool, `INSERT INTO sessions (id, user_id) VALUES ($1, $2)`, crashUser.identity.SessionID, crashUser.identity.UserID)
 	}
 	transport := &http.Transport{}

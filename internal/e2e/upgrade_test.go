@@ -256,7 +256,8 @@ func (u *upgrade) checkTickets() {
 }
 
 // upgradeFrom is the commit whose build is running out there when this one
-// comes: it moves forwards with what is released, and only then.
+// comes: it moves forwards with what is released, and only then. HEAD stands for the last
+// commit, where none is named yet.
 func upgradeFrom(t *testing.T) string {
 	t.Helper()
 	line, err := os.ReadFile("upgrade_from")

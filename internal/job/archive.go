@@ -100,7 +100,7 @@ const stepSQL = `
 // $1 the jobs' ids, $2 their keys' locks, as arrays. The ids of those to move.
 const takeSQL = `SELECT id FROM unnest($1::uuid[], $2::bigint[]) AS job (id, lock) WHERE pg_try_advisory_xact_lock(lock)`
 
-// moveSQL moves jobs whose keys are locked: migrations/00014_guards.sql. They are finished
+// moveSQL moves jobs whose keys are locked: migrations/00001_schema.sql. They are finished
 // for good and have not changed since stepSQL; another run may have moved them. The
 // database lets none go that does not stand in the archive to the letter.
 //

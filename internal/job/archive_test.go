@@ -349,8 +349,8 @@ func TestArchiveWaitsForNobody(t *testing.T) {
 	ledgertest.Check(t, pool)
 }
 
-// The database itself keeps an archived job's key and id, from builds that know
-// nothing of the archive too: their insert adds nothing.
+// The database itself keeps an archived job's key and id, whichever statement inserts
+// them: it adds nothing.
 func TestArchivedKeysAreSkipped(t *testing.T) {
 	t.Parallel()
 	pool := testenv.Pool(t)

@@ -17,7 +17,7 @@ import (
 )
 
 // Status is how far a job got. The machine is drawn beside the table, in
-// migrations/00001_passbook.sql.
+// migrations/00001_schema.sql.
 type Status string
 
 // The states of a job; all but the first are final, but for an operator's

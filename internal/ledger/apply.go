@@ -48,7 +48,7 @@ func NewApplier(pool *pgxpool.Pool) *Applier {
 }
 
 // applySQL applies the account's oldest queued job, if that is the ticket's or an
-// older one, and waits for every other apply of it to end: migrations/00010_apply.sql.
+// older one, and waits for every other apply of it to end: migrations/00002_apply_job.sql.
 //
 // $1 the ticket's job, $2 MaxAmount, $3 how far to count what is left. One row of one
 // column, the answer: a function that stands in FROM has its answer stored, and read again.

@@ -8,10 +8,9 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
-// guards are the triggers that hold the rules of the bank, as migrations/00014_guards.sql
+// guards are the triggers that hold the rules of the bank, as migrations/00001_schema.sql
 // leaves them: in every session, whatever its session_replication_role.
 var guards = map[string][]string{
-	"users":         {"users_email_key"},
 	"accounts":      {"accounts_are_kept", "accounts_form", "accounts_move", "accounts_start_empty", "accounts_terms"},
 	"jobs":          {"jobs_are_kept", "jobs_form", "jobs_leave_archived", "jobs_skip_archived", "jobs_start_queued", "jobs_states", "jobs_terms"},
 	"archived_jobs": {"archived_jobs_append_only"},

@@ -21,14 +21,9 @@ const (
 	apply    = "internal/ledger/apply.go"
 	open     = "internal/postgres/postgres.go"
 	pgErrors = "internal/postgres/errors.go"
-	schema   = "migrations/00001_passbook.sql"
-	terms    = "migrations/00003_terms.sql"
-	indexes  = "migrations/00005_indexes.sql"
-	applying = "migrations/00016_balances.sql"
+	schema   = "migrations/00001_schema.sql"
+	applying = "migrations/00002_apply_job.sql"
 	balances = "internal/statement/statement.go"
-	archival = "migrations/00006_archive.sql"
-	columns  = "migrations/00013_columns.sql"
-	guards   = "migrations/00014_guards.sql"
 	sweep    = "internal/worker/sweep.go"
 	walking  = "internal/worker/walk.go"
 	work     = "internal/worker/worker.go"
@@ -126,13 +121,13 @@ var mutations = []mutation{
 	{
 		"a job may be posted twice", once,
 		[]edit{
-			{indexes, `CREATE UNIQUE INDEX CONCURRENTLY transactions_posting`, `CREATE INDEX CONCURRENTLY transactions_posting`},
+			{schema, `CREATE UNIQUE INDEX transactions_posting`, `CREATE INDEX transactions_posting`},
 		},
 		[]string{refuses("JobPostedTwice")},
 	},
 	{
 		"a finished job may change", once,
-		[]edit{{guards, `IF NOT (OLD.status OPERATOR`, `IF false AND NOT (OLD.status OPERATOR`}},
+		[]edit{{schema, `IF NOT (OLD.status OPERATOR`, `IF false AND NOT (OLD.status OPERATOR`}},
 		[]string{refuses("SucceededJobQueuedAgain")},
 	},
 	{
@@ -172,7 +167,7 @@ var mutations = []mutation{
 	},
 	{
 		"a position may change", inOrder,
-		[]edit{{terms, `BEFORE UPDATE OF id, position,`, `BEFORE UPDATE OF id,`}},
+		[]edit{{schema, `BEFORE UPDATE OF id, position,`, `BEFORE UPDATE OF id,`}},
 		[]string{refuses("PositionChanged")},
 	},
 
@@ -193,20 +188,20 @@ var mutations = []mutation{
 	},
 	{
 		"a balance moves without its history", balanced,
-		[]edit{{guards, `IF NOT (NEW.last_seq OPERATOR`, `IF false AND NOT (NEW.last_seq OPERATOR`}},
+		[]edit{{schema, `IF NOT (NEW.last_seq OPERATOR`, `IF false AND NOT (NEW.last_seq OPERATOR`}},
 		[]string{refuses("BalanceWithoutHistory")},
 	},
 	{
 		"a posting may stand alone, and for more than there was", balanced,
 		[]edit{
-			{guards, `IF NOT (NEW.seq OPERATOR`, `IF false AND NOT (NEW.seq OPERATOR`},
-			{guards, `IF NOT (NEW.type OPERATOR`, `IF false AND NOT (NEW.type OPERATOR`},
+			{schema, `IF NOT (NEW.seq OPERATOR`, `IF false AND NOT (NEW.seq OPERATOR`},
+			{schema, `IF NOT (NEW.type OPERATOR`, `IF false AND NOT (NEW.type OPERATOR`},
 		},
 		[]string{refuses("PostingWithoutJob"), refuses("NegativeBefore")},
 	},
 	{
 		"a job may succeed without a transaction", balanced,
-		[]edit{{guards, `NEW.finished_at IS NOT NULL AND NEW.seq IS NOT NULL AND NEW.balance_after IS NOT NULL AND NEW.failure IS NULL`, `true`}},
+		[]edit{{schema, `NEW.finished_at IS NOT NULL AND NEW.seq IS NOT NULL AND NEW.balance_after IS NOT NULL AND NEW.failure IS NULL`, `true`}},
 		[]string{refuses("SucceededWithoutTransaction")},
 	},
 	{
@@ -449,7 +444,7 @@ var mutations = []mutation{
 	{
 		"jobs may be deleted, and their keys with them", keyForGood,
 		[]edit{{
-			columns, `IF NOT EXISTS (SELECT FROM archived_jobs archived WHERE archived.id = OLD.id AND
+			schema, `IF NOT EXISTS (SELECT FROM archived_jobs archived WHERE archived.id = OLD.id AND
 `,
 			`IF false AND NOT EXISTS (SELECT FROM archived_jobs archived WHERE archived.id = OLD.id AND
 `,
@@ -458,14 +453,14 @@ var mutations = []mutation{
 	},
 	{
 		"a job may be deleted that is archived otherwise", keyForGood,
-		[]edit{{columns, `OLD.id AND
+		[]edit{{schema, `OLD.id AND
         (archived.position`, `OLD.id OR false AND
         (archived.position`}},
 		[]string{refuses("JobDeletedThatIsArchivedWithAnother")},
 	},
 	{
 		"an archived job's key makes jobs", keyForGood,
-		[]edit{{archival, `SELECT FROM archived_jobs WHERE user_id = NEW.user_id AND idempotency_key = NEW.idempotency_key`, `SELECT WHERE false`}},
+		[]edit{{schema, `SELECT FROM archived_jobs WHERE user_id = NEW.user_id AND idempotency_key = NEW.idempotency_key`, `SELECT WHERE false`}},
 		[]string{"-run=^TestArchive(dKeysAreSkipped)?$ ./internal/job"},
 	},
 	{
@@ -480,32 +475,35 @@ var mutations = []mutation{
 	},
 	{
 		"a role that was granted it moves a balance alone", balanced,
-		[]edit{{guards, `FOR UPDATE USING (true) WITH CHECK (false)`, `FOR UPDATE USING (true) WITH CHECK (true)`}},
+		[]edit{{schema, `FOR UPDATE USING (true) WITH CHECK (false)`, `FOR UPDATE USING (true) WITH CHECK (true)`}},
 		[]string{"-run=^TestRoleWithEveryGrant$ ./internal/ledger"},
 	},
 	{
 		"a role that was granted it writes history alone", balanced,
-		[]edit{{guards, `ALTER TABLE transactions ENABLE ROW LEVEL SECURITY;`, ``}},
+		[]edit{{schema, `ALTER TABLE transactions ENABLE ROW LEVEL SECURITY;`, ``}},
 		[]string{"-run=^TestRoleWithEveryGrant$ ./internal/ledger"},
 	},
 	{
 		"every role may apply jobs and deposit", balanced,
-		[]edit{{guards, `REVOKE EXECUTE ON FUNCTION apply_job, deposit_initial, archive_jobs FROM PUBLIC;`, ``}},
+		[]edit{
+			{schema, `REVOKE EXECUTE ON FUNCTION archive_jobs, close_history, deposit_initial FROM PUBLIC;`, ``},
+			{applying, `REVOKE EXECUTE ON FUNCTION apply_job FROM PUBLIC;`, ``},
+		},
 		[]string{"-run=^TestRoleWithEveryGrant$ ./internal/ledger"},
 	},
 	{
 		"an account is given a second initial deposit", balanced,
-		[]edit{{guards, `WHERE id = account AND last_seq = 0`, `WHERE id = account AND last_seq <= 1`}},
+		[]edit{{schema, `WHERE id = account AND last_seq = 0`, `WHERE id = account AND last_seq <= 1`}},
 		[]string{"-run=^TestInitialDepositOnce$ ./internal/ledger"},
 	},
 	{
 		"a session that replicates may change history", balanced,
-		[]edit{{guards, `ALTER TABLE transactions ENABLE ALWAYS TRIGGER transactions_append_only, ENABLE ALWAYS`, `ALTER TABLE transactions ENABLE ALWAYS`}},
+		[]edit{{schema, `ALTER TABLE transactions ENABLE ALWAYS TRIGGER transactions_append_only, ENABLE ALWAYS`, `ALTER TABLE transactions ENABLE ALWAYS`}},
 		[]string{"-run=^TestGuardsHoldInEverySession$/^Replica$ ./internal/ledger"},
 	},
 	{
 		"a temporary table hides the archive", keyForGood,
-		[]edit{{guards, `'refuse_unless_archived', 'skip_archived'`, `'refuse_unless_archived'`}},
+		[]edit{{schema, `'refuse_unless_archived', 'skip_archived'`, `'refuse_unless_archived'`}},
 		[]string{"-run=^TestGuardsHoldInEverySession$/^TemporaryTables$ ./internal/ledger"},
 	},
 	{

@@ -15,7 +15,7 @@ func TestMain(m *testing.M) { testenv.Main(m) }
 func TestPool_HasTheSchemaAndIsTheTestsOwn(t *testing.T) {
 	t.Parallel()
 	first, second := testenv.Pool(t), testenv.Pool(t)
-	const insert = `INSERT INTO users (id, email, password_hash) VALUES (gen_random_uuid(), 'a@example.com', 'x')`
+	const insert = `INSERT INTO users (id, email, email_key, password_hash) VALUES (gen_random_uuid(), 'a@example.com', 'a@example.com', 'x')`
 	if _, err := first.Exec(t.Context(), insert); err != nil {
 		t.Fatal(err)
 	}

@@ -28,7 +28,7 @@ func Check(t testing.TB, pool *pgxpool.Pool) ledger.Verification {
 func User(t testing.TB, pool *pgxpool.Pool) uuid.UUID {
 	t.Helper()
 	id := uuid.New()
-	Exec(t, pool, `INSERT INTO users (id, email, password_hash) VALUES ($1, $2, '')`, id, id.String()+"@example.com")
+	Exec(t, pool, `INSERT INTO users (id, email, email_key, password_hash) VALUES ($1, $2, $2, '')`, id, id.String()+"@example.com")
 	return id
 }
 

@@ -1,15 +1,5 @@
 -- +goose Up
 
--- A balance at a time, once answered, stays. An account's next transaction is later than
--- last_at, so what is asked for a time until then is final as it is read. For a later time
--- the read writes here until when it answers (internal/statement/statement.go), and
--- apply_job stamps what follows later than that: also where Postgres's clock goes back, or
--- a standby with a slower one takes over. The read waits for an apply that has stamped its
--- transaction and not committed, because it has the account's lock.
---
--- Processes of the build before go on: they call apply_job as it is here.
-ALTER TABLE accounts ADD COLUMN IF NOT EXISTS answered_until timestamptz;
-
 -- What an apply does, in steps whose plans Postgres keeps: it goes through some small ones
 -- sooner than through a single one for all (internal/bench/EXPERIMENTS.md).
 --
@@ -32,8 +22,11 @@ ALTER TABLE accounts ADD COLUMN IF NOT EXISTS answered_until timestamptz;
 -- ticket's: 0 where it was the ticket's own; else counted as far as count_to, and null
 -- where that is 0. Where no job up to the ticket's was queued, it answers with no job and 0
 -- behind, and where the ticket's is unknown with nulls alone.
+--
+-- It runs as the tables' owner, for roles that were granted it, and in the schema of jobs
+-- whatever the session's search_path: 00001_schema.sql.
 -- +goose StatementBegin
-CREATE OR REPLACE FUNCTION apply_job(ticket uuid, max_balance bigint, count_to bigint,
+CREATE FUNCTION apply_job(ticket uuid, max_balance bigint, count_to bigint,
     OUT job uuid, OUT kind entry_type, OUT outcome job_status, OUT accepted timestamptz, OUT finished timestamptz, OUT behind bigint)
 LANGUAGE plpgsql SECURITY DEFINER AS $$
 DECLARE
@@ -99,41 +92,13 @@ END
 $$;
 -- +goose StatementEnd
 
--- close_history writes until when an account's balances are answered: until a time, or until
--- now where that is null or to come. It returns that time, and null where the account is not
--- the owner's. It runs as the tables' owner: the role that serves writes no account
--- (00014_guards.sql).
--- +goose StatementBegin
-CREATE OR REPLACE FUNCTION close_history(owner uuid, account_number text, until timestamptz) RETURNS timestamptz
-LANGUAGE plpgsql SECURITY DEFINER AS $$
-DECLARE
-    answered timestamptz;
-BEGIN
-    UPDATE accounts SET answered_until = greatest(last_at, answered_until, least(until, clock_timestamp()))
-    WHERE user_id = owner AND number = account_number
-    RETURNING answered_until INTO answered;
-    RETURN answered;
-END
-$$;
--- +goose StatementEnd
+REVOKE EXECUTE ON FUNCTION apply_job FROM PUBLIC;
 
-REVOKE EXECUTE ON FUNCTION close_history FROM PUBLIC;
-
--- As 00014_guards.sql fixes it: to replace apply_job has taken its search_path away.
 -- +goose StatementBegin
 DO $$
-DECLARE
-    ours     text := (SELECT relnamespace::regnamespace FROM pg_class WHERE oid = 'jobs'::regclass);
-    function regproc;
 BEGIN
-    FOREACH function IN ARRAY ARRAY['apply_job', 'close_history']::regproc[] LOOP
-        EXECUTE format('ALTER FUNCTION %s SET search_path = pg_catalog, %s, pg_temp', function, ours);
-    END LOOP;
+    EXECUTE format('ALTER FUNCTION apply_job SET search_path = pg_catalog, %s, pg_temp',
+        (SELECT relnamespace::regnamespace FROM pg_class WHERE oid = 'jobs'::regclass));
 END
 $$;
 -- +goose StatementEnd
-
--- +goose Down
--- The column and apply_job stay, and go with the table and the function: the build before
--- does not mind, and the balances that were answered hold.
-DROP FUNCTION IF EXISTS close_history;
