@@ -26,7 +26,7 @@ import (
 func TestMeasure(t *testing.T) {
 	t.Parallel()
 	folder := t.TempDir()
-	parts := []string{"end-to-end", "peer", "accepts", "ceiling", "backlog"}
+	parts := []string{"end-to-end", "peer", "submit-and-poll", "accepts", "ceiling", "latency", "backlog"}
 	// A thousand jobs, or a worker spends less than the 10 ms that processors are told in.
 	s, err := readSettings([]string{"-rounds=1", "-scale=0.05", "-parts=" + strings.Join(parts, ","), "-out=" + folder})
 	if err != nil {

@@ -43,45 +43,48 @@ func ceiling(ctx context.Context, r *round) error {
 	}
 	highest := 0.0
 	for _, insert := range inserts {
-		rate, err := ceilingOf(ctx, r, insert.sql)
+		found, err := ceilingOf(ctx, r, insert.sql)
 		if err != nil {
 			return err
 		}
-		r.set("ceiling", insert.name, rate)
-		highest = max(highest, rate)
+		r.set("ceiling", insert.name, found.rate)
+		if found.rate > highest {
+			highest = found.rate
+			r.set("ceiling", "run-p50", found.took.p50)
+			r.set("ceiling", "run-p99", found.took.p99)
+		}
 	}
 	r.set("ceiling", "applied", highest)
 	return nil
 }
 
-func ceilingOf(ctx context.Context, r *round, insert []string) (rate float64, err error) {
+func ceilingOf(ctx context.Context, r *round, insert []string) (b benched, err error) {
 	apply, err := boundApply()
 	if err != nil {
-		return 0, err
+		return benched{}, err
 	}
 	script := ceilingScript(insert, apply)
 	err = r.onBareScene(ctx, func(s *scene) (err error) {
-		rate, err = s.pgbench(ctx, script, r.perClient(warmJobs), r.perClient(endToEndJobs))
+		b, err = s.pgbench(ctx, script, r.perClient(warmJobs), r.perClient(endToEndJobs))
 		return err
 	})
-	return rate, err
+	return b, err
 }
 
 // perClient is a count's share of each client of pgbench.
 func (r *rig) perClient(n int) int { return max(1, r.count(n)/ceilingClients) }
 
-// pgbench has each client run the script so many times, and answers with the rate
-// of those after the warm-up, in runs a second. Each client has accounts of its
-// own: two on one could apply each other's jobs, and one of them would come to
-// apply and find nothing to do.
-func (s *scene) pgbench(ctx context.Context, script string, warm, timed int) (float64, error) {
+// pgbench has each client run the script so many times, and answers with what those after
+// the warm-up did. Each client has accounts of its own: two on one could apply each
+// other's jobs, and one of them would come to apply and find nothing to do.
+func (s *scene) pgbench(ctx context.Context, script string, warm, timed int) (benched, error) {
 	server, err := pgx.ParseConfig(s.databaseURL(s.database))
 	if err != nil {
-		return 0, err
+		return benched{}, err
 	}
 	folder, err := os.MkdirTemp("", "passbook-bench-")
 	if err != nil {
-		return 0, fmt.Errorf("make a folder for pgbench's log: %w", err)
+		return benched{}, fmt.Errorf("make a folder for pgbench's log: %w", err)
 	}
 	defer os.RemoveAll(folder)                                                  //nolint:errcheck // it is in nobody's way
 	cmd := exec.CommandContext(ctx, filepath.Join(s.postgres.Bin(), "pgbench"), //nolint:gosec // stands beside the server we run
@@ -95,49 +98,61 @@ func (s *scene) pgbench(ctx context.Context, script string, warm, timed int) (fl
 		"PGOPTIONS=-c enable_seqscan=off -c enable_bitmapscan=off", // as Passbook's connections have it
 	}
 	if err := s.checkpoint(ctx); err != nil {
-		return 0, err
+		return benched{}, err
 	}
 	s.jobs += (warm + timed) * ceilingClients
 	if out, err := cmd.CombinedOutput(); err != nil {
-		return 0, fmt.Errorf("pgbench (of the package of Postgres's server): %w\n%s", err, out)
+		return benched{}, fmt.Errorf("pgbench (of the package of Postgres's server): %w\n%s", err, out)
 	}
-	return rateOf(folder, warm)
+	return readRuns(folder, warm)
 }
 
-// rateOf reads pgbench's logs, a line for each run of the script, and answers with
-// the rate of runs from when the last client was warm.
-func rateOf(folder string, warm int) (float64, error) {
-	var ends []int64 // of runs, in µs since 1970
+// benched is what pgbench found: runs of the script a second, and how long they took.
+type benched struct {
+	rate float64
+	took quantiles
+}
+
+// benchRun is one run of the script, by pgbench's log.
+type benchRun struct {
+	end  int64 // µs since 1970
+	took time.Duration
+}
+
+// readRuns reads pgbench's logs, a line for each run of the script, and answers with what
+// the runs did from when the last client was warm.
+func readRuns(folder string, warm int) (benched, error) {
+	var runs []benchRun
 	var began, ended int64
 	logs, _ := filepath.Glob(filepath.Join(folder, "run.*")) // fails on a bad pattern only
 	for _, log := range logs {
 		text, err := os.ReadFile(log) //nolint:gosec // in our own folder
 		if err != nil {
-			return 0, fmt.Errorf("read pgbench's log: %w", err)
+			return benched{}, fmt.Errorf("read pgbench's log: %w", err)
 		}
 		for line := range strings.Lines(string(text)) {
-			var client, run, latency, script, seconds, micros int64
-			if _, err := fmt.Sscan(line, &client, &run, &latency, &script, &seconds, &micros); err != nil {
-				return 0, fmt.Errorf("read pgbench's log: %q: %w", line, err)
+			var client, number, latency, script, seconds, micros int64
+			if _, err := fmt.Sscan(line, &client, &number, &latency, &script, &seconds, &micros); err != nil {
+				return benched{}, fmt.Errorf("read pgbench's log: %q: %w", line, err)
 			}
 			end := seconds*1e6 + micros
-			ends = append(ends, end)
+			runs = append(runs, benchRun{end, time.Duration(latency) * time.Microsecond})
 			ended = max(ended, end)
-			if run <= int64(warm) {
+			if number <= int64(warm) {
 				began = max(began, end)
 			}
 		}
 	}
-	timed := 0
-	for _, end := range ends {
-		if end > began {
-			timed++
+	var timed []time.Duration
+	for _, r := range runs {
+		if r.end > began {
+			timed = append(timed, r.took)
 		}
 	}
-	if timed == 0 {
-		return 0, errors.New("pgbench has logged nothing after its warm-up")
+	if len(timed) == 0 {
+		return benched{}, errors.New("pgbench has logged nothing after its warm-up")
 	}
-	return perSecond(timed, time.Duration(ended-began)*time.Microsecond), nil
+	return benched{perSecond(len(timed), time.Duration(ended-began)*time.Microsecond), quantilesOf(timed)}, nil
 }
 
 // What the script says of a job. n counts a client's runs and r is random, so ids

@@ -28,7 +28,7 @@ const (
 )
 
 // catalogue is every figure, in the order of the table.
-var catalogue = []figure{
+var catalogue = slices.Concat([]figure{
 	{"end-to-end", "accepted", "accepted", perSec},
 	{"end-to-end", "applied", "applied", perSec},
 	{"end-to-end", "post-p50", "POST to 202, p50", millis},
@@ -43,10 +43,19 @@ var catalogue = []figure{
 	{"peer", "applied", "applied", perSec},
 	{"peer", "post-p50", "POST to 201, p50", millis},
 	{"peer", "post-p99", "POST to 201, p99", millis},
+	{"peer", "cpu-postgres", "CPU of Postgres", micros},
+	{"submit-and-poll", "finished", "finished", perSec},
+	{"submit-and-poll", "seen-p50", "POST to finished, as polled, p50", millis},
+	{"submit-and-poll", "seen-p99", "POST to finished, as polled, p99", millis},
+	{"submit-and-poll", "finish-p50", "accepted to finished, p50", millis},
+	{"submit-and-poll", "finish-p99", "accepted to finished, p99", millis},
+	{"submit-and-poll", "looks", "polls", "a job"},
 	{"accepts", "accepted", "accepted, no worker there", perSec},
 	{"ceiling", "applied", "applied, by the faster insert", perSec},
 	{"ceiling", "batched", "applied, Passbook's insert of many", perSec},
 	{"ceiling", "plain", "applied, a plain insert", perSec},
+	{"ceiling", "run-p50", "accept and apply, by the faster insert, p50", millis},
+	{"ceiling", "run-p99", "accept and apply, by the faster insert, p99", millis},
 	{"hot", "accepted", "accepted", perSec},
 	{"hot", "applied", "applied", perSec},
 	{"hot", "post-p50", "POST to 202, p50", millis},
@@ -62,6 +71,7 @@ var catalogue = []figure{
 	{"skew", "uniform-cold-p99", "uniform, cold accounts' wait, p99", millis},
 	{"skew", "zipf-cold-p50", "Zipf, cold accounts' wait, p50", millis},
 	{"skew", "zipf-cold-p99", "Zipf, cold accounts' wait, p99", millis},
+}, latencyFigures(), []figure{
 	{"light", "seen-p50", "POST to finished, as polled, p50", millis},
 	{"light", "seen-p99", "POST to finished, as polled, p99", millis},
 	{"light", "rest-ours", "at rest, api, worker and Redis", percent},
@@ -69,6 +79,8 @@ var catalogue = []figure{
 	{"light", "rest-worker", "at rest, worker", percent},
 	{"light", "rest-redis", "at rest, Redis", percent},
 	{"light", "rest-postgres", "at rest, Postgres", percent},
+	{"peer-light", "post-p50", "POST to 201, p50", millis},
+	{"peer-light", "post-p99", "POST to 201, p99", millis},
 	{"scale-out", "plain", "1 api, 1 worker, 16 partitions", perSec},
 	{"scale-out", "workers-2", "2 workers", perSec},
 	{"scale-out", "workers-4", "4 workers", perSec},
@@ -82,7 +94,7 @@ var catalogue = []figure{
 	{"memory", "api", "peak of api", "MB"},
 	{"memory", "worker", "peak of worker", "MB"},
 	{"memory", "peer", "peak of the peer", "MB"},
-}
+})
 
 // line says a part's figures of one round.
 func (f figures) line(part string) string {

@@ -75,6 +75,7 @@ type posted struct {
 	began time.Time       // the first request
 	took  time.Duration   // to the last answer
 	waits []time.Duration // of each order, from when it was due, or sent where no time was set
+	looks int             // at jobs, by clients that poll
 }
 
 // posting is a load on its way.
@@ -116,6 +117,7 @@ func (s *scene) post(ctx context.Context, orders []order, due []time.Duration, n
 	again := 0
 	for _, c := range open {
 		again += c.again
+		p.looks += c.looks
 	}
 	if again > 0 {
 		s.say("  %d requests were answered 503 and asked again", again)
@@ -157,6 +159,7 @@ type connection struct {
 	look       request
 	head       string // of every request
 	again      int    // how many requests were asked again
+	looks      int    // at jobs so far
 }
 
 // request is the bytes of one, and where its parts are.
@@ -221,12 +224,24 @@ func (c *connection) post(o order) error {
 	return c.ask(r)
 }
 
-// pollPause is between two looks at a job, as a good client on the same machine
-// has it.
-const pollPause = time.Millisecond
+// pauses says how long a client rests before it looks at its job for the nth time, from 0.
+type pauses func(n int) time.Duration
 
-// postAndPoll asks for one job and looks at it until it is finished.
-func (c *connection) postAndPoll(o order) error {
+// eager is a client on the same machine that measures how soon a job is finished.
+func eager(int) time.Duration { return time.Millisecond }
+
+// doubling is a client as clients should be: it rests twice as long each time.
+func doubling(n int) time.Duration {
+	const first, most = 4 * time.Millisecond, 1024 * time.Millisecond
+	return min(first<<min(n, 16), most)
+}
+
+// postAndPoll asks for jobs, one at a time, and looks at each until it is finished.
+func postAndPoll(rest pauses) func(*connection, order) error {
+	return func(c *connection, o order) error { return c.postAndPoll(o, rest) }
+}
+
+func (c *connection) postAndPoll(o order, rest pauses) error {
 	if err := c.post(o); err != nil {
 		return err
 	}
@@ -235,11 +250,11 @@ func (c *connection) postAndPoll(o order) error {
 		return fmt.Errorf("the answer has no location: %s", c.response.Header.String())
 	}
 	copy(c.look.bytes[c.look.id:], location[len(location)-len(noUUID):])
-	for next := time.Now(); bytes.Contains(c.response.Body(), []byte(`"status":"queued"`)); {
-		next = next.Add(max(pollPause, time.Since(next)))
-		if err := c.alarm.wait(next); err != nil {
+	for n := 0; bytes.Contains(c.response.Body(), []byte(`"status":"queued"`)); n++ {
+		if err := c.alarm.wait(time.Now().Add(rest(n))); err != nil {
 			return err
 		}
+		c.looks++
 		if err := c.ask(&c.look); err != nil {
 			return err
 		}

@@ -30,6 +30,9 @@ const (
 	lightWarm  = 20  // more before them: connections and statements are made once
 	restSettle = 2 * time.Second
 	restSpan   = 10 * time.Second
+
+	pollingJobs = 10_000
+	latencySpan = 5 * time.Second // at each share of the peak
 )
 
 // part is one thing to measure. Its figures are in the catalogue, under its name.
@@ -43,12 +46,15 @@ func parts() []part {
 	return []part{
 		{"end-to-end", endToEnd, "many accounts"},
 		{"peer", peerOnMany, "many accounts"},
+		{"submit-and-poll", submitAndPoll, "many accounts"},
 		{"accepts", accepts, "many accounts"},
 		{"ceiling", ceiling, ""},
 		{"hot", oneHotAccount, "one account"},
 		{"peer-hot", peerOnOne, "one account"},
 		{"skew", skew, ""},
+		{"latency", latency, ""},
 		{"light", light, ""},
+		{"peer-light", peerLight, ""},
 		{"scale-out", scaleOut(cells), ""},
 		{"backlog", backlog, ""},
 	}
@@ -81,7 +87,7 @@ func endToEnd(ctx context.Context, r *round) error {
 		}
 		r.setFlow(part, went)
 		for name, spent := range went.cpu {
-			r.set(part, "cpu-"+name, spent.Seconds()*1e6/float64(jobs))
+			r.set(part, "cpu-"+name, microsEach(spent, jobs))
 		}
 		return nil
 	})
@@ -125,6 +131,7 @@ func peerOn(ctx context.Context, r *round, part string, jobs, accounts int) erro
 		r.set(part, "applied", went.accepted)
 		r.set(part, "post-p50", went.post.p50)
 		r.set(part, "post-p99", went.post.p99)
+		r.set(part, "cpu-postgres", microsEach(went.cpu["postgres"], jobs))
 		return nil
 	})
 }
@@ -323,6 +330,10 @@ func backlog(ctx context.Context, r *round) error {
 	}
 	r.set(part, "end-to-end", mean([]float64{before, after}))
 	return nil
+}
+
+func microsEach(spent time.Duration, n int) float64 {
+	return spent.Seconds() * 1e6 / float64(n)
 }
 
 func perSecond(n int, took time.Duration) float64 {

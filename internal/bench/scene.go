@@ -311,7 +311,7 @@ func (s *scene) accept(ctx context.Context, orders []order) (took time.Duration,
 // poll puts a light load on and has each client poll for its job's end.
 func (s *scene) poll(ctx context.Context, orders []order, rate float64) (quantiles, error) {
 	const clients = 8 // no job waits for a client that still polls for another
-	seen, err := s.post(ctx, orders, evenly(len(orders), rate), clients, (*connection).postAndPoll)
+	seen, err := s.post(ctx, orders, evenly(len(orders), rate), clients, postAndPoll(eager))
 	return quantilesOf(seen.waits), err
 }
 
