@@ -5,7 +5,7 @@ LINT := go tool -modfile=.ci/lint/go.mod golangci-lint
 
 .PHONY: help
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 } /^## / { printf "%20s%s\n", "", substr($$0, 4) }' $(MAKEFILE_LIST)
 
 .PHONY: run
 run: ## Run everything on this machine, with a Postgres and a Redis of its own, until Ctrl-C
@@ -70,11 +70,17 @@ SCALE := 1
 .PHONY: bench
 bench: ROUNDS = 3
 bench: OUT = internal/bench/results
-bench: ## Measure speed against a synchronous peer and pgbench, ROUNDS (3) times; PARTS=light,hot for some; to OUT
+bench: ## Measure speed against a synchronous peer and pgbench, ROUNDS (3) times, for 20 minutes; to OUT. PARTS=light,hot for some of
+##   end-to-end,peer,submit-and-poll,accepts,ceiling,hot,peer-hot,skew,latency,light,peer-light,scale-out,backlog
 	@deploy/local/install.sh
 	@mkdir -p .local/bin
 	@go build -buildvcs=false -o .local/bin/bench ./internal/bench
 	@exec .local/bin/bench -rounds $(ROUNDS) -scale $(SCALE) -out $(OUT) -parts '$(PARTS)'
+
+.PHONY: bench-readme
+bench-readme: OUT = internal/bench/results
+bench-readme: ## Write the README's figures, the charts and the goals from the last run of make bench
+	@go run -buildvcs=false ./internal/bench readme -out $(OUT)
 
 ROWS := 100000000
 .PHONY: bench-history

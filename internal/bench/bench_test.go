@@ -60,7 +60,8 @@ func TestMeasure(t *testing.T) {
 	if len(got.Targets) < len(parts) {
 		t.Errorf("%d targets were looked at for %d parts", len(got.Targets), len(parts))
 	}
-	checkXML(t, filepath.Join(folder, "latest.svg"))
+	checkXML(t, filepath.Join(folder, speedsFile))
+	checkXML(t, filepath.Join(folder, latencyFile))
 }
 
 // So does the other one, at its smallest, and every figure of it is found.

@@ -2,17 +2,17 @@ package main
 
 import (
 	"bytes"
-	_ "embed"
+	"embed"
 	"fmt"
 	"html/template"
 	"math"
 	"strings"
 )
 
-//go:embed chart.svg.tmpl
-var chartText string
+//go:embed *.svg.tmpl
+var chartFiles embed.FS
 
-var chartTemplate = template.Must(template.New("chart").Parse(chartText))
+var chartTemplates = template.Must(template.ParseFS(chartFiles, "*.svg.tmpl"))
 
 // The chart's measures, in its own units.
 const (
@@ -49,9 +49,7 @@ func (r result) chart() ([]byte, error) {
 		Subtitle            string
 		Groups              []chartGroup
 	}{
-		Left: chartLeft, Right: chartLeft + chartMost*chartUnit,
-		Subtitle: fmt.Sprintf("medians, with lines from the least to the most (rounds: %d); %s, %d CPUs, everything and the load on one machine",
-			r.Rounds, r.TakenAt.Format("2 January 2006"), r.Machine.CPUs),
+		Left: chartLeft, Right: chartLeft + chartMost*chartUnit, Subtitle: r.subtitle(),
 	}
 	y := chartTitle
 	for _, atLeast := range []bool{true, false} {
@@ -75,9 +73,18 @@ func (r result) chart() ([]byte, error) {
 		y += chartGap
 	}
 	data.Height = y
+	return draw("chart.svg.tmpl", data)
+}
+
+func (r result) subtitle() string {
+	return fmt.Sprintf("medians, with lines from the least to the most (rounds: %d); %s, %d CPUs, everything and the load on one machine",
+		r.Rounds, r.TakenAt.Format("2 January 2006"), r.Machine.CPUs)
+}
+
+func draw(name string, data any) ([]byte, error) {
 	var out bytes.Buffer
-	if err := chartTemplate.Execute(&out, data); err != nil {
-		return nil, fmt.Errorf("draw the chart: %w", err)
+	if err := chartTemplates.ExecuteTemplate(&out, name, data); err != nil {
+		return nil, fmt.Errorf("draw a chart: %w", err)
 	}
 	return out.Bytes(), nil
 }

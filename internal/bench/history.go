@@ -99,7 +99,7 @@ func measureHistory(ctx context.Context, rows int64, s settings, out io.Writer) 
 	result.TakenAt, result.Took = began.UTC(), time.Since(began).Round(time.Second).String()
 	result.Rounds, result.Scale, result.Machine = s.rounds, s.scale, machine
 	result.print(out)
-	return errors.Join(result.write(s.folder, "history", out), h.writeTable(out))
+	return h.write(result, out)
 }
 
 // checkSpace refuses a disk that all of it does not fit on.

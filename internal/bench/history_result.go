@@ -4,8 +4,6 @@ import (
 	"bytes"
 	"fmt"
 	"io"
-	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 )
@@ -58,8 +56,22 @@ func (h *history) named(b *bank, prefix string) []string {
 	return names
 }
 
-// writeTable leaves what was read as a table to read, history.md.
-func (h *history) writeTable(out io.Writer) error {
+// write leaves the result as history.json, its targets as a chart, and what was read as a
+// table.
+func (h *history) write(r result, out io.Writer) error {
+	text, err := r.json()
+	if err != nil {
+		return err
+	}
+	chart, err := r.chart()
+	if err != nil {
+		return err
+	}
+	return writeFiles(h.folder, map[string][]byte{"history.json": text, "history.svg": chart, "history.md": h.table()}, out)
+}
+
+// table is what was read, in Markdown.
+func (h *history) table() []byte {
 	var b bytes.Buffer
 	head := func(title string) {
 		fmt.Fprintf(&b, "| %s |", title)
@@ -100,10 +112,5 @@ func (h *history) writeTable(out io.Writer) error {
 		}
 		fmt.Fprintln(&b)
 	}
-	path := filepath.Join(h.folder, "history.md")
-	if err := os.WriteFile(path, b.Bytes(), 0o644); err != nil { //nolint:gosec // for everybody to read
-		return fmt.Errorf("write the results: %w", err)
-	}
-	fmt.Fprintln(out, "wrote", path)
-	return nil
+	return b.Bytes()
 }

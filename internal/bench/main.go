@@ -3,12 +3,14 @@
 // deployed, at safe durability settings, and only when every job of its load has
 // been found applied, once, in a ledger that verifies.
 //
-//	bench           measure all parts, print a table, write latest.json and latest.svg
+//	bench           measure all parts, print a table, write latest.json, its charts and goals.md
 //	bench history   measure histories of up to a hundred million transactions
 //	bench profile   leave CPU profiles of api and worker under load
+//	bench readme    write the README's figures from latest.json
 //	bench peer      serve the synchronous peer; the measurement starts it
 //
-// `make bench`, `make bench-history` and `make profile` run it. Each takes -h.
+// `make bench`, `make bench-history`, `make profile` and `make bench-readme` run it. Each
+// takes -h.
 //
 // One round measures every part, and most of what a target sets against each other close
 // together, several times: a machine that is shared changes its speed within seconds.
@@ -72,6 +74,8 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdout 
 			return err
 		}
 		return profile(ctx, s, stdout)
+	case "readme":
+		return writeReadme(args, stdout)
 	case "peer":
 		s, err := readPeerSettings(args)
 		if err != nil {
@@ -83,5 +87,5 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdout 
 		}
 		return servePeer(ctx, cfg, s, stdout)
 	}
-	return fmt.Errorf("unknown command %q; there are history, profile and peer, and none", command)
+	return fmt.Errorf("unknown command %q; there are history, profile, readme and peer, and none", command)
 }

@@ -71,7 +71,14 @@ func measure(ctx context.Context, s settings, out io.Writer) (err error) {
 	result.TakenAt, result.Took = began.UTC(), time.Since(began).Round(time.Second).String()
 	result.Rounds, result.Scale, result.Machine = s.rounds, s.scale, machine
 	result.print(out)
-	return result.write(s.folder, "latest", out)
+	files, err := result.report()
+	if err != nil {
+		return err
+	}
+	if files[latestFile], err = result.json(); err != nil {
+		return err
+	}
+	return writeFiles(s.folder, files, out)
 }
 
 // round measures every part, backwards in every other round. What it found comes first,

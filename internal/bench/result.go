@@ -92,20 +92,17 @@ func (r result) print(out io.Writer) {
 	}
 }
 
-// write leaves the result in a folder, as JSON and as a chart.
-func (r result) write(folder, name string, out io.Writer) error {
+// json is the result as latest.json or history.json holds it.
+func (r result) json() ([]byte, error) {
+	text, err := json.MarshalIndent(r, "", "  ")
+	return append(text, '\n'), err
+}
+
+// writeFiles writes files, by their names, to a folder.
+func writeFiles(folder string, files map[string][]byte, out io.Writer) error {
 	if err := os.MkdirAll(folder, 0o755); err != nil { //nolint:gosec // for everybody to read
 		return fmt.Errorf("write the results: %w", err)
 	}
-	text, err := json.MarshalIndent(r, "", "  ")
-	if err != nil {
-		return fmt.Errorf("write the results: %w", err)
-	}
-	chart, err := r.chart()
-	if err != nil {
-		return err
-	}
-	files := map[string][]byte{name + ".json": append(text, '\n'), name + ".svg": chart}
 	for file, content := range files {
 		path := filepath.Join(folder, file)
 		if err := os.WriteFile(path, content, 0o644); err != nil { //nolint:gosec // for everybody to read

@@ -1,0 +1,232 @@
+package main
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+)
+
+// The files of a run. Everything but latest.json is made from it.
+const (
+	latestFile  = "latest.json"
+	speedsFile  = "latest.svg"
+	latencyFile = "latency.svg"
+	goalsFile   = "goals.md"
+)
+
+// comparison is a row of what a user chooses by: keys of Passbook's figure, of the
+// synchronous handler's and of pgbench's, empty where there is none.
+type comparison struct {
+	label                   string
+	passbook, peer, pgbench string
+}
+
+var speeds = []comparison{
+	{"end to end, 1,000 accounts", "end-to-end/applied", "peer/applied", "ceiling/applied"},
+	{"end to end, one hot account", "hot/applied", "peer-hot/applied", ""},
+	{"64 clients that post a job and poll it, 1,000 accounts", "submit-and-poll/finished", "peer/applied", ""},
+	{"POSTs answered while no worker runs", "accepts/accepted", "peer/applied", ""},
+	{"a backlog drained", "backlog/drained", "", ""},
+}
+
+// latencies name pairs of figures: -p50 and -p99 follow.
+var latencies = []comparison{
+	{"POST to its answer at full speed, 1,000 accounts", "end-to-end/post", "peer/post", "ceiling/run"},
+	{"POST to its answer at full speed, one hot account", "hot/post", "peer-hot/post", ""},
+	{"accepted to finished at full speed, 1,000 accounts", "end-to-end/finish", "peer/post", ""},
+	{"accepted to finished at full speed, one hot account", "hot/finish", "peer-hot/post", ""},
+	{"POST to finished, 64 clients that post a job and poll it", "submit-and-poll/seen", "peer/post", ""},
+	{"POST to finished, 20 jobs a second", "light/seen", "peer-light/post", ""},
+	{"accepted to finished at 20 % of the peak rate", "latency/20", "", ""},
+	{"accepted to finished at 40 % of the peak rate", "latency/40", "", ""},
+	{"accepted to finished at 60 % of the peak rate", "latency/60", "", ""},
+	{"accepted to finished at 80 % of the peak rate", "latency/80", "", ""},
+}
+
+// find is what a run found of a figure.
+func (r result) find(key string) (spread, bool) {
+	i := slices.IndexFunc(r.Figures, func(f figureResult) bool { return f.Part+"/"+f.Name == key })
+	if i < 0 {
+		return spread{}, false
+	}
+	return r.Figures[i].spread, true
+}
+
+// ratio is that of two figures, by the goal that sets them against each other: its
+// ratios are of one turn each, which ran minutes apart at most.
+func (r result) ratio(of, against string) (spread, bool) {
+	goal := slices.IndexFunc(targets, func(t target) bool { return t.of == of && t.against == against })
+	if goal < 0 || against == "" {
+		return spread{}, false
+	}
+	return r.goal(targets[goal])
+}
+
+// goal is what a run found of a goal.
+func (r result) goal(t target) (spread, bool) {
+	if t.against == "" {
+		return r.find(t.of)
+	}
+	i := slices.IndexFunc(r.Targets, func(found targetResult) bool { return found.Label == t.label })
+	if i < 0 {
+		return spread{}, false
+	}
+	return r.Targets[i].spread, true
+}
+
+// report is a run's files to read, by their names.
+func (r result) report() (map[string][]byte, error) {
+	files := map[string][]byte{goalsFile: r.goals()}
+	var err error
+	if files[speedsFile], err = r.speedsChart(); err != nil {
+		return nil, err
+	}
+	if r.hasLatency() {
+		files[latencyFile], err = r.latencyChart()
+	}
+	return files, err
+}
+
+// goals is a table of what was to be reached, and was or was not.
+func (r result) goals() []byte {
+	var b bytes.Buffer
+	fmt.Fprintf(&b, "# Goals, and what the last run reached\n\n%s\n\n", r.origin())
+	fmt.Fprint(&b, "| | median | least to most | to reach | |\n| --- | --- | --- | --- | --- |\n")
+	for _, t := range targets {
+		found, ok := r.goal(t)
+		if !ok {
+			fmt.Fprintf(&b, "| %s | | | %s | not measured |\n", t.label, t.says())
+			continue
+		}
+		verdict := "missed"
+		if t.reached(found.Median) {
+			verdict = "reached"
+		}
+		value := strings.TrimSpace(number(found.Median) + " " + t.unit)
+		fmt.Fprintf(&b, "| %s | %s | %s to %s | %s | %s |\n", t.label, value, number(found.Min), number(found.Max), t.says(), verdict)
+	}
+	return b.Bytes()
+}
+
+// origin says where the figures come from.
+func (r result) origin() string {
+	return fmt.Sprintf("%s. Medians of %d rounds on %s.", r.Machine, r.Rounds, r.TakenAt.Format("2 January 2006"))
+}
+
+// section is the README's figures.
+func (r result) section(folder string) string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "%s\n\n", r.origin())
+	fmt.Fprintf(&b, "![jobs a second of Passbook, the synchronous handler and pgbench](%s)\n\n", filepath.Join(folder, speedsFile))
+	fmt.Fprint(&b, "| jobs a second | Passbook | synchronous handler | pgbench | Passbook / handler | Passbook / pgbench |\n")
+	fmt.Fprint(&b, "| --- | --- | --- | --- | --- | --- |\n")
+	r.rows(&b, speeds, r.speedCells)
+	fmt.Fprint(&b, "\n| p50 / p99 in ms | Passbook | synchronous handler | pgbench |\n| --- | --- | --- | --- |\n")
+	r.rows(&b, latencies, r.latencyCells)
+	if r.hasLatency() {
+		fmt.Fprintf(&b, "\n![how long jobs take from accepted to finished, at a share of the peak rate](%s)\n", filepath.Join(folder, latencyFile))
+	}
+	return b.String()
+}
+
+// rows writes the rows of which Passbook's figure was measured.
+func (r result) rows(b *strings.Builder, all []comparison, cells func(comparison) []string) {
+	for _, c := range all {
+		if row := cells(c); row[0] != "" {
+			fmt.Fprintf(b, "| %s | %s |\n", c.label, strings.Join(row, " | "))
+		}
+	}
+}
+
+func (r result) speedCells(c comparison) []string {
+	median := func(found spread, ok bool) string {
+		if !ok {
+			return ""
+		}
+		return number(found.Median)
+	}
+	return []string{
+		median(r.find(c.passbook)), median(r.find(c.peer)), median(r.find(c.pgbench)),
+		median(r.ratio(c.passbook, c.peer)), median(r.ratio(c.passbook, c.pgbench)),
+	}
+}
+
+func (r result) latencyCells(c comparison) []string {
+	pair := func(key string) string {
+		p50, ok := r.find(key + "-p50")
+		p99, both := r.find(key + "-p99")
+		if !ok || !both {
+			return ""
+		}
+		return number(p50.Median) + " / " + number(p99.Median)
+	}
+	return []string{pair(c.passbook), pair(c.peer), pair(c.pgbench)}
+}
+
+// What stands before and behind the README's figures.
+const (
+	sectionBegins = "<!-- The figures, which make bench-readme writes: -->\n\n"
+	sectionEnds   = "\n<!-- The end of the figures. -->\n"
+)
+
+// writeReadme makes everything again that is made from latest.json, the README's figures
+// too.
+func writeReadme(args []string, out io.Writer) error {
+	flags := flag.NewFlagSet("bench readme", flag.ContinueOnError)
+	folder := flags.String("out", "internal/bench/results", "folder of the results")
+	path := flags.String("readme", "README.md", "file that has the figures")
+	if err := flags.Parse(args); err != nil {
+		return err
+	}
+	r, err := readResult(*folder)
+	if err != nil {
+		return err
+	}
+	files, err := r.report()
+	if err != nil {
+		return err
+	}
+	if err := writeFiles(*folder, files, out); err != nil {
+		return err
+	}
+	readme, err := os.ReadFile(*path)
+	if err != nil {
+		return fmt.Errorf("read the README: %w", err)
+	}
+	if readme, err = withSection(readme, r.section(*folder)); err != nil {
+		return err
+	}
+	return writeFiles(filepath.Dir(*path), map[string][]byte{filepath.Base(*path): readme}, out)
+}
+
+// readResult reads a run's latest.json; one at another scale than 1 means nothing.
+func readResult(folder string) (r result, err error) {
+	text, err := os.ReadFile(filepath.Join(folder, latestFile)) //nolint:gosec // the folder that was named
+	if err != nil {
+		return result{}, fmt.Errorf("read the results: %w", err)
+	}
+	if err := json.Unmarshal(text, &r); err != nil {
+		return result{}, fmt.Errorf("read the results: %w", err)
+	}
+	if r.Scale != 1 {
+		return result{}, fmt.Errorf("a try at scale %s, whose figures mean nothing", number(r.Scale))
+	}
+	return r, nil
+}
+
+// withSection puts other figures in the place of the README's.
+func withSection(readme []byte, section string) ([]byte, error) {
+	before, after, begins := bytes.Cut(readme, []byte(sectionBegins))
+	_, after, ends := bytes.Cut(after, []byte(sectionEnds))
+	if !begins || !ends {
+		return nil, errors.New("the README has no place for the figures")
+	}
+	return slices.Concat(before, []byte(sectionBegins+section+sectionEnds), after), nil
+}
