@@ -33,6 +33,12 @@ chaos: ## Prove the promises under every fault, for MINUTES (2); SEED=… repeat
 	@deploy/local/install.sh test
 	go test -count=1 -timeout 0 -v -run '^TestChaos$$' ./internal/e2e -chaos.clocks -chaos.for=$(MINUTES)m -chaos.seed=$(SEED)
 
+.PHONY: promises
+promises: RUNS = 30
+promises: ## Crash Postgres RUNS times (30) under load: whatever a client was told must stay as it was told
+	@deploy/local/install.sh test
+	go test -count=1 -timeout $$(( 10 + $(RUNS) / 6 ))m -v -run '^TestPromises$$' ./internal/e2e -promises.crashes=$(RUNS)
+
 FUZZ_TIME := 30s
 .PHONY: fuzz
 fuzz: ## Try every fuzz test on new inputs, one after another, for FUZZ_TIME (30s) each

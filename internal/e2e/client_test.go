@@ -200,20 +200,28 @@ type order struct {
 // settle sends an order, and the same again for as long as the answer is
 // unknown or says to try again: to the next API after each try, so that it does
 // not depend on one. It answers with the job that the order made.
-func (c *client) settle(firstAPI int, o order) (jobAnswer, error) {
+func (c *client) settle(firstAPI int, o order) (job jobAnswer, err error) {
+	answer, err := c.settled(firstAPI, o)
+	if err == nil {
+		err = json.Unmarshal(answer, &job)
+	}
+	return job, err
+}
+
+// settled is settle with the job as the answer shows it.
+func (c *client) settled(firstAPI int, o order) ([]byte, error) {
 	deadline, cancel := context.WithTimeout(c.t.Context(), patience)
 	defer cancel()
 	for try := firstAPI; ; try++ {
 		status, answer, err := c.send(deadline, try, o)
 		switch {
 		case err == nil && (status == http.StatusAccepted || status == http.StatusOK):
-			var job jobAnswer
-			return job, json.Unmarshal(answer, &job)
+			return answer, nil
 		case err == nil && status < http.StatusInternalServerError:
-			return jobAnswer{}, fmt.Errorf("%s: %d %s", o.key, status, answer)
+			return nil, fmt.Errorf("%s: %d %s", o.key, status, answer)
 		}
 		if !c.pause(deadline) {
-			return jobAnswer{}, fmt.Errorf("%s: never settled: %d %s %w", o.key, status, answer, err)
+			return nil, fmt.Errorf("%s: never settled: %d %s %w", o.key, status, answer, err)
 		}
 	}
 }

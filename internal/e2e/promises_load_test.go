@@ -1,0 +1,463 @@
+package e2e_test
+
+import (
+	"bytes"
+	"encoding/csv"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"net/http"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+)
+
+// Who sends and who reads.
+const (
+	ownAccounts    = 5 // of one client each, so that a single thread says how each order ends
+	sharedAccounts = 3
+	sharers        = 5 // clients of each of those
+	readers        = 6
+	maxUnfinished  = 4096 // jobs that readers wait for
+	recentJobs     = 20   // of an account, whose keys are sent again
+	firstBalance   = 1000
+)
+
+// round is clients at work, from a fresh user with fresh accounts until all that they were
+// told is checked.
+type round struct {
+	t        *testing.T
+	s        *system
+	c        *client
+	told     *told
+	accounts []*toldAccount
+
+	stopped    atomic.Bool
+	accepted   atomic.Int64
+	only       atomic.Pointer[readRoute] // the only one that readers use; nil is all
+	sending    sync.RWMutex              // a client sends under RLock; Lock pauses them all
+	exporting  sync.Mutex                // held by the reader that has the user's one export
+	unfinished chan string               // accepted jobs, for the readers
+	group      errgroup.Group
+}
+
+// toldAccount is an account and the orders of each of its clients, each in the order in
+// which the client sent them: the next one after the 202 of the one before.
+type toldAccount struct {
+	number string
+	mu     sync.Mutex // guards orders
+	orders [][]toldOrder
+}
+
+// toldOrder is an order and the job that its 202 named.
+type toldOrder struct {
+	order
+	job string
+}
+
+func newRound(t *testing.T, s *system) *round {
+	t.Helper()
+	r := &round{t: t, s: s, c: newClient(t, s), told: newTold(), unfinished: make(chan string, maxUnfinished)}
+	for n := range ownAccounts + sharedAccounts {
+		clients := 1
+		if n >= ownAccounts {
+			clients = sharers
+		}
+		a := &toldAccount{number: r.c.open(firstBalance).Number, orders: make([][]toldOrder, clients)}
+		r.accounts = append(r.accounts, a)
+		for client := range clients {
+			r.group.Go(func() error { return r.send(a, client) })
+		}
+	}
+	for n := range readers {
+		r.group.Go(func() error { return r.read(n) })
+	}
+	t.Cleanup(func() {
+		r.stopped.Store(true)
+		if err := r.group.Wait(); err != nil {
+			t.Log("the first trouble of a client:", err) // it may be why the test failed
+		}
+	})
+	return r
+}
+
+// send sends one order after the other.
+func (r *round) send(a *toldAccount, client int) error {
+	for n := 0; !r.stopped.Load(); n++ {
+		o := order{account: a.number, entry: "deposits", amount: 1 + rand.Int64N(firstBalance), key: fmt.Sprintf("%s-%d-%d", a.number, client, n)}
+		if rand.IntN(2) == 0 {
+			o.entry = "withdrawals"
+		}
+		r.sending.RLock()
+		since := r.told.known()
+		body, err := r.c.settled(n, o)
+		r.sending.RUnlock()
+		var job jobAnswer
+		if err == nil {
+			err = json.Unmarshal(body, &job)
+		}
+		if err != nil {
+			return err
+		}
+		if !r.told.job(since, body) {
+			select {
+			case r.unfinished <- job.ID:
+			default: // there are enough
+			}
+		}
+		r.accepted.Add(1)
+		a.mu.Lock()
+		a.orders[client] = append(a.orders[client], toldOrder{o, job.ID})
+		a.mu.Unlock()
+	}
+	return nil
+}
+
+// errUnanswered is of a request that may be sent again: no answer, or a 503.
+var errUnanswered = errors.New("no answer")
+
+// get reads a path, and returns errUnanswered where that is to be tried again.
+func (r *round) get(api int, path, accept string) (status int, body []byte, err error) {
+	req, err := http.NewRequestWithContext(r.t.Context(), http.MethodGet, r.s.api(api)+path, http.NoBody)
+	if err != nil {
+		return 0, nil, err
+	}
+	req.Header.Set("Authorization", "Bearer "+r.c.token)
+	req.Header.Set("Accept", accept)
+	saw := r.c.do(req)
+	if saw.err != nil || saw.status == http.StatusServiceUnavailable {
+		return 0, nil, errUnanswered
+	}
+	return saw.status, saw.body, nil
+}
+
+// getJSON reads a path into answer.
+func (r *round) getJSON(api int, path string, answer any) error {
+	status, body, err := r.get(api, path, "application/json")
+	if err != nil {
+		return err
+	}
+	if status != http.StatusOK {
+		return fmt.Errorf("%s: %d %s", path, status, body)
+	}
+	return json.Unmarshal(body, answer)
+}
+
+// readRoute is one way to be told an outcome.
+type readRoute struct {
+	name string
+	read func(r *round, api int, a *toldAccount) error
+}
+
+var readRoutes = []readRoute{
+	{"jobs", (*round).readJob},
+	{"lists of jobs", (*round).readJobs},
+	{"histories", (*round).readHistory},
+	{"single transactions", (*round).readTransaction},
+	{"accounts", (*round).readAccount},
+	{"lists of accounts", (*round).readAccounts},
+	{"balances", (*round).readBalance},
+	{"balances at a time", (*round).readBalanceAt},
+	{"exports", (*round).readExport},
+	{"answers to keys sent again", (*round).replay},
+}
+
+// read uses one route after the other, every second time that of a job; or always the one
+// that it is told to use. Some write to the log, and so save what the others told.
+func (r *round) read(api int) error {
+	for n := api; !r.stopped.Load(); n++ {
+		route := r.only.Load()
+		if route == nil && n%2 == 0 {
+			route = &readRoutes[0]
+		} else if route == nil {
+			route = &readRoutes[rand.IntN(len(readRoutes))]
+		}
+		if err := route.read(r, n/2, r.accounts[rand.IntN(len(r.accounts))]); err != nil && !errors.Is(err, errUnanswered) {
+			return err
+		}
+	}
+	return nil
+}
+
+// readJob reads an accepted job; until it is finished it will be read again.
+func (r *round) readJob(api int, a *toldAccount) error {
+	select {
+	case id := <-r.unfinished:
+		since := r.told.known()
+		var body json.RawMessage
+		err := r.getJSON(api, "/v1/jobs/"+id, &body)
+		if err != nil || !r.told.job(since, body) {
+			select {
+			case r.unfinished <- id:
+			default: // there are enough
+			}
+		}
+		return err
+	default:
+		return r.readJobs(api, a) // none is there
+	}
+}
+
+func (r *round) readJobs(api int, a *toldAccount) error {
+	since := r.told.known()
+	var jobs page[json.RawMessage]
+	if err := r.getJSON(api, "/v1/accounts/"+a.number+"/jobs?limit=100", &jobs); err != nil {
+		return err
+	}
+	for _, job := range jobs.Data {
+		r.told.job(since, job)
+	}
+	return nil
+}
+
+func (r *round) readHistory(api int, a *toldAccount) error {
+	since := r.told.known()
+	var history page[toldTransaction]
+	if err := r.getJSON(api, "/v1/accounts/"+a.number+"/transactions?limit=100", &history); err != nil {
+		return err
+	}
+	for _, x := range history.Data {
+		r.told.transaction(a.number, x.Seq, x.BalanceAfter, x.line())
+	}
+	r.told.reaches(since, "its history", a.number, history.Data[0].Seq)
+	return nil
+}
+
+// readTransaction reads the transaction after the last one that is known, or that one.
+func (r *round) readTransaction(api int, a *toldAccount) error {
+	since := r.told.known()
+	seq := max(1, since.latest[a.number]+int64(rand.IntN(2)))
+	path := fmt.Sprintf("/v1/accounts/%s/transactions/%d", a.number, seq)
+	status, body, err := r.get(api, path, "application/json")
+	var x toldTransaction
+	switch {
+	case err != nil:
+		return err
+	case status == http.StatusNotFound:
+		r.told.reaches(since, "404s", a.number, seq-1)
+		return nil
+	case status != http.StatusOK:
+		return fmt.Errorf("%s: %d %s", path, status, body)
+	}
+	if err := json.Unmarshal(body, &x); err != nil {
+		return err
+	}
+	r.told.transaction(a.number, x.Seq, x.BalanceAfter, x.line())
+	return nil
+}
+
+func (r *round) readAccount(api int, a *toldAccount) error {
+	since := r.told.known()
+	var got account
+	if err := r.getJSON(api, "/v1/accounts/"+a.number, &got); err != nil {
+		return err
+	}
+	r.told.balance(since, "the account", a.number, got.LastSeq, got.Balance)
+	return nil
+}
+
+func (r *round) readAccounts(api int, _ *toldAccount) error {
+	since := r.told.known()
+	var list page[account]
+	if err := r.getJSON(api, "/v1/accounts?limit=100", &list); err != nil {
+		return err
+	}
+	for _, got := range list.Data {
+		r.told.balance(since, "the list of accounts", got.Number, got.LastSeq, got.Balance)
+	}
+	return nil
+}
+
+func (r *round) readBalance(api int, a *toldAccount) error {
+	since := r.told.known()
+	var m moment
+	if err := r.getJSON(api, "/v1/accounts/"+a.number+"/balance", &m); err != nil {
+		return err
+	}
+	r.told.balance(since, "the balance", a.number, m.Seq, m.Balance)
+	r.told.moment(m, rand.IntN)
+	return nil
+}
+
+func (r *round) readBalanceAt(api int, a *toldAccount) error {
+	const back = 50 * time.Millisecond
+	m, err := r.balanceAt(api, a.number, time.Now().Add(-rand.N(back)))
+	if err == nil {
+		r.told.moment(m, rand.IntN)
+	}
+	return err
+}
+
+func (r *round) balanceAt(api int, number string, at time.Time) (m moment, err error) {
+	return m, r.getJSON(api, "/v1/accounts/"+number+"/balance?at="+at.UTC().Format("2006-01-02T15:04:05.000000Z"), &m)
+}
+
+// replay sends one of an account's last orders again.
+func (r *round) replay(api int, a *toldAccount) error {
+	client := rand.IntN(len(a.orders))
+	a.mu.Lock()
+	orders := a.orders[client]
+	a.mu.Unlock()
+	if len(orders) == 0 {
+		return nil
+	}
+	o := orders[len(orders)-1-rand.IntN(min(len(orders), recentJobs))]
+	since := r.told.known()
+	status, body, err := r.c.send(r.t.Context(), api, o.order)
+	switch {
+	case err != nil || status == http.StatusServiceUnavailable:
+		return errUnanswered
+	case status != http.StatusOK && status != http.StatusAccepted:
+		return fmt.Errorf("key %s once more: %d %s", o.key, status, body)
+	}
+	r.told.job(since, body)
+	if !bytes.Contains(body, []byte(o.job)) {
+		r.told.change("key %s made job %s and now answers %s", o.key, o.job, body)
+	}
+	return nil
+}
+
+// readExport reads one export at a time, as a user may.
+func (r *round) readExport(api int, a *toldAccount) error {
+	r.exporting.Lock()
+	defer r.exporting.Unlock()
+	since := r.told.known()
+	path := "/v1/accounts/" + a.number + "/transactions?order=asc"
+	status, body, err := r.get(api, path, "text/csv")
+	switch {
+	case err != nil:
+		return err
+	case status == http.StatusTooManyRequests: // the API has not noticed that the last one ended
+		return errUnanswered
+	case status != http.StatusOK:
+		return fmt.Errorf("%s: %d %s", path, status, body)
+	}
+	last := int64(0)
+	lines := csv.NewReader(bytes.NewReader(body))
+	for n := 0; ; n++ {
+		fields, err := lines.Read()
+		switch {
+		case errors.Is(err, io.EOF):
+			r.told.reaches(since, "the export", a.number, last)
+			return nil
+		case err != nil:
+			return err
+		case n == 0: // the names of the columns
+			continue
+		}
+		var balance int64
+		if _, err := fmt.Sscan(fields[0]+" "+fields[3], &last, &balance); err != nil {
+			return err
+		}
+		r.told.transaction(a.number, last, balance, strings.Join(fields, ","))
+	}
+}
+
+// end stops the clients and holds all that they were told against what there is now.
+func (r *round) end() {
+	r.t.Helper()
+	r.stopped.Store(true)
+	if err := r.group.Wait(); err != nil {
+		r.t.Fatal(err)
+	}
+	r.s.drained()
+	for _, a := range r.accounts {
+		r.checkAccount(a)
+	}
+	r.checkMoments()
+	_, _, changed := r.told.count()
+	for _, change := range r.told.changes {
+		r.t.Error(change)
+	}
+	if more := changed - len(r.told.changes); more > 0 {
+		r.t.Errorf("and %d more", more)
+	}
+}
+
+// checkAccount reads everything of an account once more: each 202 has its job, finished
+// once, in the order of each client.
+func (r *round) checkAccount(a *toldAccount) {
+	r.t.Helper()
+	jobs := map[string]jobAnswer{}
+	for _, body := range all[json.RawMessage](r.c, "/v1/accounts/"+a.number+"/jobs") {
+		var job jobAnswer
+		if err := json.Unmarshal(body, &job); err != nil {
+			r.t.Fatal(err)
+		}
+		if !r.told.job(r.told.known(), body) {
+			r.told.change("job %s is not finished: %s", job.ID, body)
+		}
+		jobs[job.ID] = job
+	}
+	for _, x := range all[toldTransaction](r.c, "/v1/accounts/"+a.number+"/transactions") {
+		r.told.transaction(a.number, x.Seq, x.BalanceAfter, x.line())
+	}
+	byJob := r.c.checkHistory(a.number)
+	r.told.balance(r.told.known(), "the account", a.number, int64(len(byJob)+1), r.c.account(a.number).Balance)
+	if err := r.readExport(0, a); err != nil {
+		r.t.Errorf("export of %s: %v", a.number, err)
+	}
+	accepted := 0
+	for _, orders := range a.orders {
+		accepted += len(orders)
+		r.checkOrders(a, orders, jobs, byJob)
+	}
+	if len(jobs) != accepted {
+		r.t.Errorf("account %s has %d jobs for %d orders", a.number, len(jobs), accepted)
+	}
+}
+
+// checkOrders checks that a client's orders took effect in the order in which it sent them
+// and, where the account has no other client, as a single thread would have done them.
+func (r *round) checkOrders(a *toldAccount, orders []toldOrder, jobs map[string]jobAnswer, byJob map[string]transaction) {
+	r.t.Helper()
+	bank, last := newBank(firstBalance), int64(0)
+	for _, o := range orders {
+		job, exists := jobs[o.job]
+		x, moved := byJob[o.job]
+		switch {
+		case !exists:
+			r.t.Errorf("account %s: job %s got its 202 and is not there", a.number, o.job)
+			return
+		case moved != (job.Transaction != nil) || moved && x.Seq != job.Transaction.Seq:
+			r.t.Errorf("job %s is %+v, its transaction %+v", o.job, job, x)
+		case moved && x.Seq < last:
+			r.t.Errorf("account %s: job %s is transaction %d, and was sent after the 202 of transaction %d", a.number, o.job, x.Seq, last)
+		case moved:
+			last = x.Seq
+		}
+		if next, want := bank.do(job.Type, o.amount); len(a.orders) == 1 {
+			bank = next
+			if got := job.outcome(); got != want {
+				r.t.Errorf("account %s, %s of %d: %s, a single thread makes it %s", a.number, o.entry, o.amount, got, want)
+				return
+			}
+		}
+	}
+}
+
+// checkMoments asks for each balance at a time once more.
+func (r *round) checkMoments() {
+	r.t.Helper()
+	const atOnce = 8
+	var group errgroup.Group
+	group.SetLimit(atOnce)
+	for n, m := range r.told.moments {
+		group.Go(func() error {
+			now, err := r.balanceAt(n, m.Number, m.At)
+			if err == nil && (now.Seq != m.Seq || now.Balance != m.Balance || !now.At.Equal(m.At)) {
+				r.told.change("the balance at a time was told as %+v and is now %+v", m, now)
+			}
+			return err
+		})
+	}
+	if err := group.Wait(); err != nil {
+		r.t.Errorf("balances at a time, once more: %v", err)
+	}
+}
