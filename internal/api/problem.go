@@ -115,6 +115,7 @@ var problems = []struct {
 		Detail: "This account has too many queued jobs. Nothing happened; send it again when some are done.",
 	}},
 	{job.ErrUnavailable, unavailable},
+	{postgres.ErrLocked, unavailable},
 	{statement.ErrNotFound, problem{
 		Status: http.StatusNotFound, Code: "transaction_not_found",
 		Detail: "This account has no transaction with this seq.",

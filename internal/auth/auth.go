@@ -20,6 +20,8 @@ import (
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/passbook/passbook/internal/postgres"
 )
 
 // What callers branch on. Any other error, but for a Fault, is Postgres's.
@@ -71,6 +73,7 @@ type Service struct {
 	passwords *hasher
 	access    *signer
 	live      *liveSessions
+	locks     postgres.LockRetries // of sessions, by the hash of the token
 	log       *slog.Logger
 	reuses    prometheus.Counter
 }

@@ -11,6 +11,8 @@ import (
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
+
+	"github.com/passbook/passbook/internal/postgres"
 )
 
 const (
@@ -123,15 +125,16 @@ func (s *Service) insertSession(ctx context.Context, session Identity, tokenHash
 
 // revokeOldest revokes a user's oldest sessions beyond maxSessions. It begins when the new
 // session is committed: of log-ins at the same time, which take no lock of the user, the last
-// one sees the sessions of all.
+// one sees the sessions of all. It waits for no lock: a session that another log-in has locked
+// is being revoked, and one that a refresh has locked stays until the next log-in.
 func (s *Service) revokeOldest(ctx context.Context, userID uuid.UUID) error {
 	const sql = `
 		WITH beyond AS MATERIALIZED (
 			SELECT id FROM sessions WHERE user_id = $1 AND revoked_at IS NULL
 			ORDER BY created_at DESC, id DESC OFFSET $2 LIMIT $3
-		), locked AS MATERIALIZED ( -- in one order, or two log-ins could wait for each other
+		), locked AS MATERIALIZED (
 			SELECT id FROM sessions WHERE id IN (SELECT id FROM beyond) AND revoked_at IS NULL
-			ORDER BY id FOR NO KEY UPDATE
+			FOR NO KEY UPDATE SKIP LOCKED
 		)
 		UPDATE sessions SET revoked_at = now() WHERE id IN (SELECT id FROM locked)
 		RETURNING id`
@@ -153,15 +156,20 @@ func (s *Service) revokeOldest(ctx context.Context, userID uuid.UUID) error {
 // ErrInvalidRefreshToken for one that is unknown, expired or of a revoked session. It
 // answers the same for any other use of a spent one, and then has revoked the whole
 // session: either the client or a thief holds a copy (RFC 9700, section 4.14.2).
+// postgres.ErrLocked where other uses of the session's tokens keep it locked; the token is as
+// it was.
 //
 // A crash before the commit leaves the token good. After one between commit and
 // answer the client holds a spent token: the leeway is for that.
 func (s *Service) Refresh(ctx context.Context, refreshToken string) (Tokens, error) {
 	next := newRefreshToken()
+	hash := hashRefreshToken(refreshToken)
 	var held heldToken
-	err := pgx.BeginFunc(ctx, s.pool, func(tx pgx.Tx) (err error) {
-		held, err = use(ctx, tx, hashRefreshToken(refreshToken), hashRefreshToken(next))
-		return err
+	err := s.locks.Do(ctx, string(hash), func() error {
+		return pgx.BeginFunc(ctx, s.pool, func(tx pgx.Tx) (err error) {
+			held, err = use(ctx, tx, hash, hashRefreshToken(next))
+			return err
+		})
 	})
 	if held.Revoked || held.isReused() {
 		s.live.drop(held.SessionID) // also after an error: it may have been committed
@@ -217,29 +225,43 @@ func use(ctx context.Context, tx pgx.Tx, hash, nextHash []byte) (heldToken, erro
 	return held, err
 }
 
-// lockToken locks the session of a refresh token and reads both. Every use of
-// any token of the session waits here for its turn; the token is read by a
-// second statement because the first one's snapshot is from before the wait.
+// lockToken locks the session of a refresh token and reads both; postgres.ErrLocked while
+// another transaction has the session. The uses of a session's tokens follow one another: the
+// token is read by a second statement, whose snapshot is taken under the lock.
 func lockToken(ctx context.Context, tx pgx.Tx, hash []byte) (heldToken, error) {
 	const sessionSQL = `
 		SELECT id, user_id, revoked_at IS NOT NULL FROM sessions
 		WHERE id = (SELECT session_id FROM refresh_tokens WHERE hash = $1)
-		FOR UPDATE`
+		FOR UPDATE SKIP LOCKED`
 	const readSQL = `
 		SELECT spent_at IS NOT NULL, coalesce(NOT closed AND now() < spent_at + $2::interval, false), now() < expires_at, now()
 		FROM refresh_tokens WHERE hash = $1`
 	var held heldToken
 	err := tx.QueryRow(ctx, sessionSQL, hash).Scan(&held.SessionID, &held.UserID, &held.Revoked)
+	if errors.Is(err, pgx.ErrNoRows) {
+		return heldToken{}, checkUnknown(ctx, tx, hash)
+	}
 	if err == nil {
 		err = tx.QueryRow(ctx, readSQL, hash, reuseLeeway).Scan(&held.Spent, &held.Leeway, &held.InTime, &held.Now)
 	}
-	switch {
-	case errors.Is(err, pgx.ErrNoRows): // unknown, or pruned with its session meanwhile
-		return heldToken{}, nil
-	case err != nil:
+	if err != nil {
 		return heldToken{}, fmt.Errorf("lock session and read refresh token: %w", err)
 	}
 	return held, nil
+}
+
+// checkUnknown tells a token that is unknown, or was pruned with its session meanwhile, from
+// one whose session is locked: that is postgres.ErrLocked.
+func checkUnknown(ctx context.Context, tx pgx.Tx, hash []byte) error {
+	const sql = `SELECT EXISTS (SELECT FROM refresh_tokens WHERE hash = $1)`
+	var known bool
+	if err := tx.QueryRow(ctx, sql, hash).Scan(&known); err != nil {
+		return fmt.Errorf("look for refresh token: %w", err)
+	}
+	if known {
+		return postgres.ErrLocked
+	}
+	return nil
 }
 
 // rotate spends the token with the given hash and gives the session the next. A token
@@ -272,18 +294,36 @@ func revokeSession(ctx context.Context, tx pgx.Tx, sessionID uuid.UUID) error {
 
 // Revoke ends the session of a refresh token. It is nil also where there is
 // nothing to end: an unknown token, a revoked session (RFC 7009, section 2.2).
+// postgres.ErrLocked where uses of the session's tokens keep it locked; nothing happened.
 func (s *Service) Revoke(ctx context.Context, refreshToken string) error {
+	hash := hashRefreshToken(refreshToken)
+	err := s.locks.Do(ctx, string(hash), func() error { return s.revoke(ctx, hash) })
+	if err != nil {
+		return fmt.Errorf("revoke session: %w", err)
+	}
+	return nil
+}
+
+func (s *Service) revoke(ctx context.Context, hash []byte) error {
 	const sql = `
-		UPDATE sessions SET revoked_at = coalesce(revoked_at, now())
-		WHERE id = (SELECT session_id FROM refresh_tokens WHERE hash = $1)
-		RETURNING id`
+		WITH token AS (
+			SELECT session_id FROM refresh_tokens WHERE hash = $1
+		), locked AS MATERIALIZED (
+			SELECT id FROM sessions WHERE id = (SELECT session_id FROM token) FOR NO KEY UPDATE SKIP LOCKED
+		), revoked AS (
+			UPDATE sessions SET revoked_at = coalesce(revoked_at, now()) WHERE id IN (SELECT id FROM locked) RETURNING id
+		)
+		SELECT session_id, EXISTS (SELECT FROM revoked) FROM token`
 	var sessionID uuid.UUID
-	err := s.pool.QueryRow(ctx, sql, hashRefreshToken(refreshToken)).Scan(&sessionID)
+	var revoked bool
+	err := s.pool.QueryRow(ctx, sql, hash).Scan(&sessionID, &revoked)
 	switch {
 	case errors.Is(err, pgx.ErrNoRows):
 		return nil
 	case err != nil:
-		return fmt.Errorf("revoke session: %w", err)
+		return err
+	case !revoked:
+		return postgres.ErrLocked
 	}
 	s.live.drop(sessionID)
 	return nil

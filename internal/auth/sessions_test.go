@@ -2,6 +2,7 @@ package auth
 
 import (
 	"bytes"
+	"context"
 	"crypto/rand"
 	"encoding/base64"
 	"encoding/hex"
@@ -14,9 +15,12 @@ import (
 
 	"github.com/alexedwards/argon2id"
 	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/prometheus/client_golang/prometheus"
 	dto "github.com/prometheus/client_model/go"
 
+	"github.com/passbook/passbook/internal/postgres"
 	"github.com/passbook/passbook/internal/testenv"
 )
 
@@ -302,12 +306,117 @@ func TestRefresh_WaitsForTheOneUnderWay(t *testing.T) {
 		_, err := s.Refresh(t.Context(), tokens.RefreshToken)
 		second <- err
 	}()
-	waitForLock(t, s.pool)
+	waitForRetry(t, s, tokens.RefreshToken, 1)
 	commit(t, tx)
 	if err := <-second; !errors.Is(err, ErrInvalidRefreshToken) {
 		t.Errorf("got %v, want ErrInvalidRefreshToken", err)
 	}
 	wantInvalid(t, s, next)
+}
+
+// Requests that use a locked session's tokens keep no connection: the pool of two, of which
+// one holds the lock, serves the others meanwhile.
+func TestRefresh_LockedKeepsNoConnection(t *testing.T) {
+	t.Parallel()
+	cfg, err := pgxpool.ParseConfig(testenv.Postgres(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	cfg.MaxConns = 2
+	pool, err := pgxpool.NewWithConfig(t.Context(), cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(pool.Close)
+	s := newService(t, pool, newClock())
+	s.locks.For = time.Hour
+	_, others := newSession(t, s)
+	identity, tokens := newSession(t, s)
+	_, revoked := newSession(t, s)
+	tx := lockSessions(t, s, tokens, revoked)
+	var wg sync.WaitGroup
+	const each = 8
+	for range each {
+		wg.Go(func() { _, _ = s.Refresh(t.Context(), tokens.RefreshToken) })
+		wg.Go(func() {
+			if err := s.Revoke(t.Context(), revoked.RefreshToken); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	waitForRetry(t, s, tokens.RefreshToken, each)
+	waitForRetry(t, s, revoked.RefreshToken, each)
+	for range 10 {
+		if _, err := s.User(t.Context(), identity.UserID); err != nil {
+			t.Error(err)
+		}
+		others = refresh(t, s, others.RefreshToken)
+	}
+	commit(t, tx)
+	wg.Wait()
+	wantInvalid(t, s, tokens.RefreshToken) // more than two used it
+	wantInvalid(t, s, revoked.RefreshToken)
+}
+
+// A session that stays locked is given up, and so is one that many wait for; its tokens
+// then are as they were.
+func TestRefresh_ErrLocked(t *testing.T) {
+	t.Parallel()
+	s := newService(t, testenv.Pool(t), newClock())
+	s.locks.For = time.Millisecond
+	_, tokens := newSession(t, s)
+	tx := lockSessions(t, s, tokens)
+	if _, err := s.Refresh(t.Context(), tokens.RefreshToken); !errors.Is(err, postgres.ErrLocked) {
+		t.Errorf("refresh: got %v, want ErrLocked", err)
+	}
+	if err := s.Revoke(t.Context(), tokens.RefreshToken); !errors.Is(err, postgres.ErrLocked) {
+		t.Errorf("revoke: got %v, want ErrLocked", err)
+	}
+	wantAuthenticated(t, s, tokens.AccessToken)
+	commit(t, tx)
+	refresh(t, s, tokens.RefreshToken)
+}
+
+// A log-in waits for none of the sessions that it revokes: one that is locked stays until the
+// next log-in.
+func TestStartSession_PassesOverLocked(t *testing.T) {
+	t.Parallel()
+	s := newService(t, testenv.Pool(t), newClock())
+	identity, oldest := newSession(t, s)
+	second := startSession(t, s, identity.UserID)
+	tx := lockSessions(t, s, oldest)
+	for range maxSessions {
+		startSession(t, s, identity.UserID)
+	}
+	wantUnauthenticated(t, s, second.AccessToken)
+	wantAuthenticated(t, s, oldest.AccessToken)
+	commit(t, tx)
+	startSession(t, s, identity.UserID)
+	wantUnauthenticated(t, s, oldest.AccessToken)
+}
+
+// lockSessions locks the sessions of tokens until the transaction ends.
+func lockSessions(t *testing.T, s *Service, sessions ...Tokens) pgx.Tx {
+	t.Helper()
+	tx, err := s.pool.Begin(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = tx.Rollback(context.WithoutCancel(t.Context())) })
+	for _, tokens := range sessions {
+		if held, err := lockToken(t.Context(), tx, hashRefreshToken(tokens.RefreshToken)); err != nil || !held.isGood() {
+			t.Fatalf("got %+v, %v", held, err)
+		}
+	}
+	return tx
+}
+
+// waitForRetry waits until so many uses of a refresh token have found its session locked.
+func waitForRetry(t *testing.T, s *Service, refreshToken string, uses int) {
+	t.Helper()
+	testenv.Eventually(t, "uses of the token to pause", func() bool {
+		return s.locks.Pausing(string(hashRefreshToken(refreshToken))) == uses
+	})
 }
 
 // A log-in beyond the bound revokes the oldest session, whose tokens open nothing from then on.

@@ -61,6 +61,9 @@ func (s *Service) SignUp(ctx context.Context, email, password string) (User, err
 
 const userColumns = `id, email, created_at`
 
+// insertUser waits for another sign-up with the same email, with a connection in hand: for
+// one commit, since that transaction is this statement alone. The slots that passwords are
+// hashed in bound how many wait.
 func (s *Service) insertUser(ctx context.Context, email, hash string) (User, error) {
 	const sql = `
 		INSERT INTO users (id, email, password_hash, email_key) VALUES ($1, $2, $3, $4)

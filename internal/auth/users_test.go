@@ -9,7 +9,6 @@ import (
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/pgxpool"
 	"golang.org/x/text/unicode/norm"
 
 	"github.com/passbook/passbook/internal/testenv"
@@ -101,20 +100,6 @@ func commit(t *testing.T, tx pgx.Tx) {
 	if err := tx.Commit(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-}
-
-// waitForLock waits until somebody in the test's database waits for a lock.
-func waitForLock(t *testing.T, pool *pgxpool.Pool) {
-	t.Helper()
-	const sql = `
-		SELECT EXISTS (SELECT FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock')`
-	testenv.Eventually(t, "for one that waits for a lock", func() bool {
-		var waiting bool
-		if err := pool.QueryRow(t.Context(), sql).Scan(&waiting); err != nil {
-			t.Fatal(err)
-		}
-		return waiting
-	})
 }
 
 // Emails compare the same whatever the database's locale, and passwords however they were typed.

@@ -104,7 +104,9 @@ const accountColumns = `accounts.id, number, currency, balance, last_seq, accoun
 // insertAccount answers pgx.ErrNoRows where the number or the key is taken, by
 // an account or, for the key, by a job. The caller has the key's lock, so the
 // statement sees all that the key has made; any other conflict, as one of an id that
-// the sequence gives again, is our fault and not the number's.
+// the sequence gives again, is our fault and not the number's. An insert of the same number
+// that has not committed is waited for with a connection in hand: all that wait, however many,
+// go on at its commit, a few statements later.
 func insertAccount(ctx context.Context, tx pgx.Tx, opening Opening, number string) (Account, error) {
 	const sql = `
 		INSERT INTO accounts (user_id, number, currency, open_key, open_request, last_at, created_at)

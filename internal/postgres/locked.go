@@ -1,0 +1,88 @@
+package postgres
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"math/rand/v2"
+	"sync"
+	"time"
+)
+
+const (
+	// lockRetryFor is how long a request tries for a row that others lock: long enough for
+	// several commits that wait for a standby, and shorter than a client's patience.
+	lockRetryFor = 2 * time.Second
+	// The pauses between two tries double up to the longest one. They are random, so
+	// that those who wait for one row don't try at the same time.
+	firstLockPause   = 4 * time.Millisecond
+	longestLockPause = 64 * time.Millisecond
+	// maxLockRetries is how many requests of a process pause for one row at once.
+	maxLockRetries = 16
+)
+
+// ErrLocked is returned for a row that other transactions lock. Nothing happened: the HTTP
+// edge answers 503 unavailable with Retry-After.
+var ErrLocked = errors.New("the row is locked by other transactions")
+
+// LockRetries has requests wait for a row's lock without a connection in hand. A statement
+// that waits inside Postgres keeps its connection meanwhile, so the requests of one client
+// for one row would take the whole pool. The zero value is ready.
+type LockRetries struct {
+	For time.Duration // lockRetryFor where 0
+
+	mu      sync.Mutex
+	pausing map[string]int // by row; guarded by mu
+}
+
+// Do runs try, and again after a pause while try returns ErrLocked: for up to lockRetryFor,
+// and for up to maxLockRetries callers of a row at once. Then it returns ErrLocked.
+//
+// try holds a connection only until it returns, locks with SKIP LOCKED or NOWAIT, and runs
+// more than once, so it must not keep anything from a try that found the row locked.
+func (r *LockRetries) Do(ctx context.Context, row string, try func() error) error {
+	err := try()
+	if !errors.Is(err, ErrLocked) || !r.enter(row) {
+		return err
+	}
+	defer r.leave(row)
+	ctx, cancel := context.WithTimeout(ctx, cmp.Or(r.For, lockRetryFor))
+	defer cancel()
+	for pause := firstLockPause; errors.Is(err, ErrLocked); pause = min(2*pause, longestLockPause) {
+		select {
+		case <-ctx.Done():
+			return err
+		case <-time.After(pause/2 + rand.N(pause)): //nolint:gosec // spreads tries, keeps no secret
+		}
+		err = try()
+	}
+	return err
+}
+
+// Pausing returns how many callers wait for a row.
+func (r *LockRetries) Pausing(row string) int {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.pausing[row]
+}
+
+func (r *LockRetries) enter(row string) (entered bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.pausing[row] == maxLockRetries {
+		return false
+	}
+	if r.pausing == nil {
+		r.pausing = map[string]int{}
+	}
+	r.pausing[row]++
+	return true
+}
+
+func (r *LockRetries) leave(row string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.pausing[row]--; r.pausing[row] == 0 {
+		delete(r.pausing, row)
+	}
+}
