@@ -1,4 +1,12 @@
 package postgres
 
+import "time"
+
 // AwaitFor is Await with another bound on how long a host may have no address.
 var AwaitFor = await
+
+// Widen is the arithmetic of transaction ids.
+var Widen = widen
+
+// SetTimeout bounds the gate's confirmations. It must not run yet.
+func (g *Gate) SetTimeout(timeout time.Duration) { g.timeout = timeout }

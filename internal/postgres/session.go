@@ -49,7 +49,8 @@ func SetSession(cfg *pgx.ConnConfig, application string) {
 // transaction_timeout, since Postgres 17, would end an archive's or a migration's step;
 // statements have bounds of their own.
 //
-// One row: the encoding of the database, and the role that the session is left with.
+// One row: the encoding of the database, the role that the session is left with, and the
+// server's life.
 const sessionSQL = `
 	SELECT current_setting('server_encoding'),
 		CASE WHEN has_parameter_privilege('session_replication_role', 'SET')
@@ -60,7 +61,7 @@ const sessionSQL = `
 			CASE current_setting('synchronous_commit') WHEN 'remote_apply' THEN 'remote_apply' ELSE 'on' END, false),
 		CASE WHEN current_setting('transaction_timeout', true) IS NOT NULL
 			THEN set_config('transaction_timeout', '0', false)
-		END`
+		END, ` + HistorySQL + `, ` + startSQL
 
 // unsafeSQL finds what no session can set, and a 202 stands on all the same.
 //
@@ -110,9 +111,11 @@ func SecureSession(ctx context.Context, conn *pgx.Conn) error {
 	ctx, cancel := context.WithTimeout(ctx, connectTimeout) // the pool itself would wait for ever
 	defer cancel()
 	var encoding, role, durability string
-	if err := conn.QueryRow(ctx, sessionSQL).Scan(&encoding, &role, &durability, nil); err != nil {
+	var life Life
+	if err := conn.QueryRow(ctx, sessionSQL).Scan(&encoding, &role, &durability, nil, &life.History, &life.Start); err != nil {
 		return fmt.Errorf("set up session: %w", err)
 	}
+	conn.PgConn().CustomData()[lifeKey] = life
 	var faults []error
 	if encoding != "UTF8" {
 		faults = append(faults, fmt.Errorf("%w: it is encoded in %s, which can't hold every description: "+
