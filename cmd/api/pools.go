@@ -16,10 +16,10 @@ const (
 	// maxConns are the connections to Postgres of one process, unless the URL
 	// says pool_max_conns.
 	maxConns = 16
-	// acceptConns are those of them that only accepts and what they wait for have, so
-	// that no read, opening or export keeps them waiting: two inserts at once, and as
-	// many again while connections that hang are given up.
-	acceptConns = 4
+	// acceptConns are those of them that only accepts, what they wait for, and confirmations
+	// have, so that no read, opening or export keeps them waiting: two inserts and one
+	// confirmation at once, and as many again while connections that hang are given up.
+	acceptConns = 6
 )
 
 // pools are the API's connections to Postgres.
@@ -57,7 +57,7 @@ func openPools(ctx context.Context, cfg config.API, schema int64, log *slog.Logg
 
 // partOfAccepts is how many of a process's connections accepts have to themselves, one
 // at least.
-func partOfAccepts(total int32) int32 { return max(min(acceptConns, total/4), 1) }
+func partOfAccepts(total int32) int32 { return max(min(acceptConns, total*3/8), 1) }
 
 // partOfRequests are all the others, one at least.
 func partOfRequests(total int32) int32 { return max(total-partOfAccepts(total), 1) }

@@ -65,9 +65,10 @@ func serve(ctx context.Context, cfg config.API, log *slog.Logger) error {
 	registry.MustRegister(lost)
 	rings := queue.NewClient(redisClient, queue.Queues{Prefix: cfg.QueuePrefix, Partitions: cfg.Partitions, Owner: owner}, log, lost.Inc)
 	acceptor := job.NewAcceptor(pools.accepts, rings, cfg.MaxQueuedPerAccount)
+	gate := postgres.NewGate(registry, pools.accepts, pools.requests)
 	checks := readiness(pools, redisClient, schema)
 	edge, err := newEdge(cfg, pools, api.Config{ //nolint:contextcheck // a request has its own
-		Acceptor: acceptor, Checks: checks, Stopping: ctx.Done(), Registry: registry, Log: log,
+		Acceptor: acceptor, Gate: gate, Checks: checks, Stopping: ctx.Done(), Registry: registry, Log: log,
 	})
 	if err != nil {
 		return err
@@ -90,6 +91,7 @@ func serve(ctx context.Context, cfg config.API, log *slog.Logger) error {
 	serving.Go(func() error { return edge.Serve(listener) })
 	serving.Go(operator.Serve)
 	accepting := start(ctx, acceptor.Run)
+	confirming := start(ctx, gate.Run)
 	ringing := start(ctx, rings.Run)
 	checking := start(ctx, owner.Run)
 
@@ -102,6 +104,7 @@ func serve(ctx context.Context, cfg config.API, log *slog.Logger) error {
 	defer cancel()
 	stopErr := edge.Shutdown(stopping)
 	accepting.stop()
+	confirming.stop()
 	ringing.stop()
 	checking.stop()
 	if err := operator.Shutdown(stopping); stopErr == nil {

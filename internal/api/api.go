@@ -23,6 +23,7 @@ import (
 	"github.com/passbook/passbook/internal/job"
 	"github.com/passbook/passbook/internal/ledger"
 	"github.com/passbook/passbook/internal/ops"
+	"github.com/passbook/passbook/internal/postgres"
 	"github.com/passbook/passbook/internal/statement"
 )
 
@@ -43,6 +44,7 @@ type Config struct {
 	Acceptor   *job.Acceptor
 	Jobs       *job.Reader
 	Statements *statement.Statements
+	Gate       *postgres.Gate  // what the reads of these show waits for it
 	CursorKeys [][]byte        // the first signs cursors, all verify
 	Checks     []ops.Check     // what /readyz asks
 	Stopping   <-chan struct{} // closed when the process was told to stop; nil for never
@@ -196,6 +198,7 @@ func (a *API) stop() *listener {
 type route struct {
 	method, path string
 	open         bool // to callers without an access token
+	noOutcome    bool // it shows nothing of any account, so its answers wait for no confirmation
 	handle       func(*fiber.Ctx, *query) error
 	query        []string // the parameters it knows
 }
@@ -207,11 +210,11 @@ func (a *API) routes() ([]route, error) {
 	}
 	const get, post = fiber.MethodGet, fiber.MethodPost
 	return []route{
-		{method: post, path: "/v1/users", open: true, handle: a.signUp},
-		{method: get, path: "/v1/users/me", handle: a.me},
-		{method: post, path: "/v1/sessions", open: true, handle: a.logIn},
-		{method: post, path: "/v1/sessions/refresh", open: true, handle: a.refresh},
-		{method: post, path: "/v1/sessions/revoke", open: true, handle: a.revoke},
+		{method: post, path: "/v1/users", open: true, noOutcome: true, handle: a.signUp},
+		{method: get, path: "/v1/users/me", noOutcome: true, handle: a.me},
+		{method: post, path: "/v1/sessions", open: true, noOutcome: true, handle: a.logIn},
+		{method: post, path: "/v1/sessions/refresh", open: true, noOutcome: true, handle: a.refresh},
+		{method: post, path: "/v1/sessions/revoke", open: true, noOutcome: true, handle: a.revoke},
 
 		{method: post, path: "/v1/accounts", handle: a.openAccount},
 		{method: get, path: "/v1/accounts", handle: a.listAccounts, query: []string{"limit", "cursor"}},
@@ -232,10 +235,10 @@ func (a *API) routes() ([]route, error) {
 		},
 		{method: get, path: "/v1/accounts/:number/transactions/:seq", handle: a.readTransaction},
 
-		{method: get, path: "/livez", open: true, handle: a.livez},
-		{method: get, path: "/readyz", open: true, handle: a.readyz},
-		{method: get, path: "/openapi.yaml", open: true, handle: static("application/yaml", yaml)},
-		{method: get, path: "/openapi.json", open: true, handle: static(fiber.MIMEApplicationJSON, json)},
+		{method: get, path: "/livez", open: true, noOutcome: true, handle: a.livez},
+		{method: get, path: "/readyz", open: true, noOutcome: true, handle: a.readyz},
+		{method: get, path: "/openapi.yaml", open: true, noOutcome: true, handle: static("application/yaml", yaml)},
+		{method: get, path: "/openapi.json", open: true, noOutcome: true, handle: static(fiber.MIMEApplicationJSON, json)},
 	}, nil
 }
 
@@ -246,8 +249,9 @@ type (
 	routeKey     struct{}
 )
 
-// handler does what all routes have in common: the time limit, the access token
-// and, where the route knows no parameters, the query.
+// handler does what all routes have in common: the time limit, the access token,
+// where the route knows no parameters the query, and the wait until what the answer shows
+// is durable.
 func (a *API) handler(r route) fiber.Handler {
 	return func(c *fiber.Ctx) error {
 		c.Locals(routeKey{}, r.path)
@@ -267,8 +271,33 @@ func (a *API) handler(r route) fiber.Handler {
 		if len(r.query) == 0 && len(q.faults) > 0 {
 			return q.err()
 		}
+		return a.confirmed(c, r, q)
+	}
+}
+
+// confirmed has the route handle the request and lets the answer leave once all that it
+// shows is durable, whatever the handler has told of that; else it is dropped, with its
+// headers and its stream. A kill of Postgres between the read and the confirmation ends in
+// a 503, and the client has been told nothing.
+func (a *API) confirmed(c *fiber.Ctx, r route, q *query) error {
+	if r.noOutcome {
 		return r.handle(c, q)
 	}
+	ctx, shown := a.cfg.Gate.Watch(c.UserContext())
+	c.SetUserContext(ctx)
+	err := r.handle(c, q)
+	if err != nil && hasNoOutcome(err) {
+		return err
+	}
+	if err != nil { // one that tells of something earlier, as of a key that was used
+		postgres.ShowAll(ctx)
+	}
+	if lost := a.cfg.Gate.Wait(ctx, shown); lost != nil {
+		c.Response().Reset()
+		setRequestID(c)
+		return lost
+	}
+	return err
 }
 
 // caller is the user whose access token the request bears.

@@ -28,12 +28,14 @@ import (
 	"github.com/passbook/passbook/internal/ledger"
 	"github.com/passbook/passbook/internal/ledger/ledgertest"
 	"github.com/passbook/passbook/internal/ops"
+	"github.com/passbook/passbook/internal/postgres"
 	"github.com/passbook/passbook/internal/statement"
 	"github.com/passbook/passbook/internal/testenv"
 )
 
 const (
 	manyQueued = 10_000
+	poolConns  = 16
 	stopWait   = 10 * time.Second
 )
 
@@ -45,6 +47,7 @@ var (
 // server is an API that serves until its test ends.
 type server struct {
 	api  *API
+	gate *postgres.Gate
 	pool *pgxpool.Pool
 	addr string
 	log  *logBuffer
@@ -73,10 +76,11 @@ func start(t *testing.T, edits ...func(*settings)) *server {
 		edit(&set)
 	}
 	if set.pool == nil {
-		set.pool = testenv.Pool(t)
+		set.pool = openPool(t, testenv.Postgres(t))
 	}
 	s := &server{pool: set.pool, log: &logBuffer{}, http: &http.Client{Transport: &http.Transport{}}}
 	acceptor := job.NewAcceptor(s.pool, silentRinger{}, set.maxQueued)
+	s.gate = postgres.NewGate(prometheus.NewRegistry(), set.pool)
 	s.api = s.newAPI(t, acceptor, set)
 	set.edit(s.api)
 	listener, err := new(net.ListenConfig).Listen(t.Context(), "tcp", "127.0.0.1:0")
@@ -88,6 +92,7 @@ func start(t *testing.T, edits ...func(*settings)) *server {
 	accepting, stopAccepting := context.WithCancel(context.Background())
 	var serving, running errgroup.Group
 	running.Go(func() error { return acceptor.Run(accepting) })
+	running.Go(func() error { return s.gate.Run(accepting) })
 	serving.Go(func() error { return s.api.Serve(listener) })
 	t.Cleanup(func() {
 		s.http.CloseIdleConnections()
@@ -107,6 +112,22 @@ func start(t *testing.T, edits ...func(*settings)) *server {
 	return s
 }
 
+// openPool connects as the API does, with no bounds on what a test may do.
+func openPool(t *testing.T, url string) *pgxpool.Pool {
+	t.Helper()
+	cfg, err := pgxpool.ParseConfig(url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cfg.MaxConns, cfg.AfterConnect = poolConns, postgres.SecureSession
+	pool, err := pgxpool.NewWithConfig(t.Context(), cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(pool.Close)
+	return pool
+}
+
 func (s *server) newAPI(t *testing.T, acceptor *job.Acceptor, set settings) *API {
 	t.Helper()
 	service, err := auth.New(s.pool, auth.Config{Keys: set.keys})
@@ -123,6 +144,7 @@ func (s *server) newAPI(t *testing.T, acceptor *job.Acceptor, set settings) *API
 		Acceptor:   acceptor,
 		Jobs:       job.NewReader(s.pool),
 		Statements: statement.New(s.pool, nil),
+		Gate:       s.gate,
 		CursorKeys: secrets,
 		Checks:     set.checks,
 		Stopping:   set.stopping,

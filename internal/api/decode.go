@@ -121,7 +121,7 @@ func (b *body) err() error {
 	if len(b.faults) == 0 {
 		return nil
 	}
-	return invalid(http.StatusUnprocessableEntity, "invalid_request", "The body has faults; errors names each.", firstFaults(b.faults))
+	return invalid(http.StatusUnprocessableEntity, codeInvalidRequest, "The body has faults; errors names each.", firstFaults(b.faults))
 }
 
 func firstFaults(faults []fault) []fault { return faults[:min(len(faults), maxFaults)] }

@@ -14,6 +14,7 @@ import (
 
 	"github.com/passbook/passbook/internal/ledger"
 	"github.com/passbook/passbook/internal/ledger/ledgertest"
+	"github.com/passbook/passbook/internal/postgres"
 	"github.com/passbook/passbook/internal/testenv"
 )
 
@@ -153,7 +154,7 @@ func TestIdempotencyKey_Locked(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	cfg.MaxConns = conns
+	cfg.MaxConns, cfg.AfterConnect = conns, postgres.SecureSession
 	pool, err := pgxpool.NewWithConfig(t.Context(), cfg)
 	if err != nil {
 		t.Fatal(err)

@@ -57,12 +57,7 @@ func databaseWith(t *testing.T, address, name, options string) *pgxpool.Pool {
 	if err := migrations.Up(t.Context(), u.String()); err != nil {
 		t.Fatal(err)
 	}
-	pool, err := pgxpool.New(t.Context(), u.String())
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(pool.Close)
-	return pool
+	return openPool(t, u.String())
 }
 
 // wantOneUser signs up with an email, logs in with the other, and can't sign up with that.

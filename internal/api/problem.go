@@ -51,6 +51,8 @@ func newProblem(status int, code, detail string) *problem {
 	}
 }
 
+const codeInvalidRequest = "invalid_request"
+
 // busyRetry is after how many seconds it is worth another try.
 const busyRetry = 1
 
@@ -178,6 +180,19 @@ func (a *API) answerError(c *fiber.Ctx, err error) error {
 	}
 	c.Status(p.Status)
 	return c.JSON(p, "application/problem+json")
+}
+
+// hasNoOutcome tells whether the client hears the same whatever has become of any job: the
+// request itself is wrong or refused, or what it asks for is not there.
+func hasNoOutcome(err error) bool {
+	p, _ := toProblem(err)
+	switch p.Status {
+	case http.StatusBadRequest, http.StatusUnauthorized, http.StatusNotFound, http.StatusRequestEntityTooLarge,
+		http.StatusUnsupportedMediaType, http.StatusTooManyRequests, http.StatusHTTPVersionNotSupported,
+		http.StatusInternalServerError, http.StatusServiceUnavailable:
+		return true
+	}
+	return p.Code == codeInvalidRequest
 }
 
 // invalid is the problem of a request with faults; all of them are in it.

@@ -10,7 +10,6 @@ import (
 	"time"
 
 	"github.com/google/uuid"
-	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/passbook/passbook/internal/ledger/ledgertest"
 	"github.com/passbook/passbook/internal/testenv"
@@ -151,11 +150,7 @@ const promptly = requestTimeout + time.Second
 func TestUnavailable(t *testing.T) {
 	t.Parallel()
 	postgres := testenv.PostgresServer(t)
-	pool, err := pgxpool.New(t.Context(), postgres.URL())
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(pool.Close)
+	pool := openPool(t, postgres.URL())
 	s := start(t, func(set *settings) { set.pool = pool })
 	c := s.user(t)
 	account := c.open(10)

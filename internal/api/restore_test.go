@@ -112,11 +112,7 @@ func TestSessions_AfterARestore(t *testing.T) {
 func restorable(t *testing.T) (s *server, keep func() (restore func())) {
 	t.Helper()
 	postgres := testenv.PostgresServer(t)
-	pool, err := pgxpool.New(t.Context(), postgres.URL())
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(pool.Close)
+	pool := openPool(t, postgres.URL())
 	data := filepath.Join(postgres.Dir(), "data")
 	keep = func() func() {
 		swap(t, postgres, func() { run(t, "cp", "-a", data, data+".copy") })

@@ -85,6 +85,7 @@ type ask struct {
 type answer struct {
 	job      Job
 	replayed bool
+	shown    *postgres.Shown // where replayed
 	err      error
 }
 
@@ -113,9 +114,20 @@ func (a *Acceptor) Accept(ctx context.Context, req Request) (job Job, replayed b
 	}
 	select {
 	case answer := <-asked.answer:
+		answer.show(ctx)
 		return answer.job, answer.replayed, answer.err
 	case <-ctx.Done():
 		return Job{}, false, ErrUnavailable
+	}
+}
+
+// show tells what the answer shows: nothing, where this accept has committed the job.
+func (a answer) show(ctx context.Context) {
+	switch {
+	case a.replayed:
+		a.shown.AddTo(ctx)
+	case a.err == nil:
+		postgres.ShowNone(ctx)
 	}
 }
 
@@ -385,11 +397,11 @@ func (asked *ask) accepted(row insertedRow) Job {
 // repeatedSQL reads jobs by their keys, from the archive where jobs has none.
 //
 // $1 users, $2 keys, as arrays.
-const repeatedSQL = `SELECT job.user_id, job.idempotency_key, ` + columns + `
+const repeatedSQL = `SELECT job.user_id, job.idempotency_key, ` + columns + `, job.writer, ` + postgres.ShownSQL + `
 	FROM unnest($1::uuid[], $2::text[]) AS ask (user_id, key)
 	CROSS JOIN LATERAL (
-		SELECT ` + stored + ` FROM jobs WHERE user_id = ask.user_id AND idempotency_key = ask.key UNION ALL
-		SELECT ` + stored + ` FROM archived_jobs WHERE user_id = ask.user_id AND idempotency_key = ask.key LIMIT 1
+		SELECT ` + stored + `, xmin AS writer FROM jobs WHERE user_id = ask.user_id AND idempotency_key = ask.key UNION ALL
+		SELECT ` + stored + `, xmin FROM archived_jobs WHERE user_id = ask.user_id AND idempotency_key = ask.key LIMIT 1
 	) job
 	JOIN accounts account ON account.id = job.account_id`
 
@@ -401,8 +413,8 @@ type jobKey struct {
 
 // answerRepeated answers asks that inserted nothing: the key is there already,
 // or the account has no room. It reads after the insert, so it sees the job
-// whose commit the insert waited for. What it answers for is as safe as an
-// insert: the job's own accept may have ended without knowing.
+// whose commit the insert waited for. What it answers with has to be confirmed, a queued
+// job too: the job's own accept may have ended without knowing.
 func (a *Acceptor) answerRepeated(ctx context.Context, asks []*ask, inserted map[uuid.UUID]insertedRow) {
 	var users []uuid.UUID
 	var keys []string
@@ -413,14 +425,9 @@ func (a *Acceptor) answerRepeated(ctx context.Context, asks []*ask, inserted map
 		jobKey
 		Job
 	}
-	var found []keyedJob
-	var both pgx.Batch
-	both.Queue(postgres.ConfirmSQL)
-	both.Queue(repeatedSQL, users, keys).Query(func(r pgx.Rows) (err error) {
-		found, err = pgx.CollectRows(r, pgx.RowToStructByPos[keyedJob])
-		return err
-	})
-	err := a.pool.SendBatch(ctx, &both).Close()
+	ctx, shown := postgres.WithShown(ctx)
+	rows, _ := a.pool.Query(ctx, repeatedSQL, users, keys) // CollectRows returns its error
+	found, err := pgx.CollectRows(rows, postgres.Showing(ctx, rows, pgx.RowToStructByPos[keyedJob]))
 	jobs := make(map[jobKey]Job, len(found))
 	for _, row := range found {
 		jobs[row.jobKey] = row.Job
@@ -431,7 +438,7 @@ func (a *Acceptor) answerRepeated(ctx context.Context, asks []*ask, inserted map
 		case err != nil:
 			asked.answer <- answer{err: fmt.Errorf("read job by key: %w", err)}
 		case used && asked.req.made(job):
-			asked.answer <- answer{job: job, replayed: true}
+			asked.answer <- answer{job: job, replayed: true, shown: shown}
 		case used || inserted[asked.id].Opened:
 			asked.answer <- answer{err: ErrKeyReused}
 		default:

@@ -14,6 +14,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/passbook/passbook/internal/ledger"
+	"github.com/passbook/passbook/internal/postgres"
 )
 
 // Status is how far a job got. The machine is drawn beside the table, in
@@ -69,6 +70,10 @@ const columns = `job.id, job.position, account.number, job.type, job.amount, acc
 const stored = `id, position, account_id, user_id, amount, created_at, finished_at, seq, balance_after, type, status,
 	attempts, idempotency_key, description, failure`
 
+// shownColumns end a read, as postgres.Showing wants it. A queued job needs no confirmation:
+// its accept was flushed before a client could see it.
+const shownColumns = `, CASE job.status WHEN 'queued' THEN NULL ELSE job.writer END, ` + postgres.ShownSQL
+
 // Reader reads jobs.
 type Reader struct {
 	pool *pgxpool.Pool
@@ -84,10 +89,10 @@ func NewReader(pool *pgxpool.Pool) *Reader {
 // the planner go through all of the user's accounts.
 //
 // $1 the job's id, $2 the caller.
-const readSQL = `SELECT ` + columns + `
+const readSQL = `SELECT ` + columns + shownColumns + `
 	FROM (
-		SELECT ` + stored + ` FROM jobs WHERE id = $1 UNION ALL
-		SELECT ` + stored + ` FROM archived_jobs WHERE id = $1 LIMIT 1
+		SELECT ` + stored + `, xmin AS writer FROM jobs WHERE id = $1 UNION ALL
+		SELECT ` + stored + `, xmin FROM archived_jobs WHERE id = $1 LIMIT 1
 	) job
 	JOIN accounts account ON account.id = job.account_id AND account.user_id IS NOT DISTINCT FROM job.user_id
 	WHERE job.user_id = $2`
@@ -96,7 +101,7 @@ const readSQL = `SELECT ` + columns + `
 // another's.
 func (r *Reader) Job(ctx context.Context, userID, id uuid.UUID) (Job, error) {
 	rows, _ := r.pool.Query(ctx, readSQL, id, userID) // CollectExactlyOneRow returns its error
-	job, err := pgx.CollectExactlyOneRow(rows, pgx.RowToStructByPos[Job])
+	job, err := pgx.CollectExactlyOneRow(rows, postgres.Showing(ctx, rows, pgx.RowToStructByPos[Job]))
 	if errors.Is(err, pgx.ErrNoRows) {
 		return Job{}, ErrNotFound
 	}

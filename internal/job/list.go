@@ -10,6 +10,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/passbook/passbook/internal/ledger"
+	"github.com/passbook/passbook/internal/postgres"
 )
 
 // Page asks for a part of an account's jobs.
@@ -33,9 +34,12 @@ func (r *Reader) List(ctx context.Context, page Page) ([]Job, error) {
 		statuses = []Status{page.Status}
 	}
 	rows, _ := r.pool.Query(ctx, listSQL(statuses, page.Ascending), page.Account.UserID, page.Account.Number, after, page.Limit) // CollectRows returns its error
-	jobs, err := pgx.CollectRows(rows, pgx.RowToStructByPos[Job])
+	jobs, err := pgx.CollectRows(rows, postgres.Showing(ctx, rows, pgx.RowToStructByPos[Job]))
 	if err != nil {
 		return nil, fmt.Errorf("list jobs: %w", err)
+	}
+	if page.Status == Queued { // a job that is not there has finished
+		postgres.ShowAll(ctx)
 	}
 	if len(jobs) == 0 {
 		return nil, r.checkOwned(ctx, page.Account)
@@ -73,13 +77,13 @@ func listSQL(statuses []Status, ascending bool) string {
 	var stretches []string
 	for _, status := range statuses {
 		for _, table := range tablesOf(status) {
-			stretches = append(stretches, fmt.Sprintf(`(SELECT %s FROM %s WHERE account_id = (SELECT id FROM owned) AND status = '%s' AND position %s $3
+			stretches = append(stretches, fmt.Sprintf(`(SELECT %s, xmin AS writer FROM %s WHERE account_id = (SELECT id FROM owned) AND status = '%s' AND position %s $3
 				ORDER BY position %s LIMIT $4)`, stored, table, status, beyond, order))
 		}
 	}
 	return fmt.Sprintf(`WITH owned AS MATERIALIZED (SELECT id, number, currency FROM accounts WHERE user_id = $1 AND number = $2)
 		SELECT %s FROM owned account, (SELECT * FROM (%s) merged ORDER BY position %s LIMIT $4) job
-		ORDER BY job.position %[3]s`, columns, strings.Join(stretches, " UNION ALL "), order)
+		ORDER BY job.position %[3]s`, columns+shownColumns, strings.Join(stretches, " UNION ALL "), order)
 }
 
 // tablesOf are the tables where jobs of a status stand.

@@ -46,7 +46,8 @@ func NewAccounts(pool *pgxpool.Pool) *Accounts {
 // the account that the key opened, and replayed. ErrKeyReused where the key was
 // used for anything else, ErrNumberTaken where the number is another's, ErrUserNotFound
 // where the user is not there, ErrKeyBusy, at once, where a request with the key is under
-// way; then nothing happened.
+// way; then nothing happened. A new account is durable when Open returns; what a replay
+// shows has to be confirmed, as any read.
 //
 // A crash before the commit leaves nothing, one after it leaves the account: a
 // client that has seen no answer sends the same key again.
@@ -69,6 +70,9 @@ func (a *Accounts) Open(ctx context.Context, opening Opening) (account Account, 
 		return Account{}, false, fmt.Errorf("open account: %w", err)
 	}
 	crash.At(crash.OpenCommitted)
+	if !replayed {
+		postgres.ShowNone(ctx)
+	}
 	return account, replayed, nil
 }
 
@@ -101,6 +105,9 @@ func open(ctx context.Context, tx pgx.Tx, opening Opening, number string) (Accou
 
 const accountColumns = `accounts.id, number, currency, balance, last_seq, accounts.created_at`
 
+// readSQL reads accounts as postgres.Showing wants them.
+const readSQL = `SELECT ` + accountColumns + `, accounts.xmin, ` + postgres.ShownSQL + ` FROM accounts`
+
 // insertAccount answers pgx.ErrNoRows where the number or the key is taken, by
 // an account or, for the key, by a job. The caller has the key's lock, so the
 // statement sees all that the key has made; any other conflict, as one of an id that
@@ -120,7 +127,8 @@ func insertAccount(ctx context.Context, tx pgx.Tx, opening Opening, number strin
 	if opening.Key != "" {
 		request = opening.fingerprint()
 	}
-	account, err := queryAccount(ctx, tx, sql, opening.UserID, number, opening.Currency, opening.Key, request)
+	rows, _ := tx.Query(ctx, sql, opening.UserID, number, opening.Currency, opening.Key, request) // CollectExactlyOneRow returns its error
+	account, err := pgx.CollectExactlyOneRow(rows, pgx.RowToStructByPos[Account])
 	if pg, ok := errors.AsType[*pgconn.PgError](err); ok && pg.ConstraintName == "accounts_user_id_fkey" {
 		return Account{}, ErrUserNotFound
 	}
@@ -146,11 +154,8 @@ func openedBefore(ctx context.Context, tx pgx.Tx, opening Opening) (Account, boo
 	case !bytes.Equal(request, opening.fingerprint()):
 		return Account{}, false, ErrKeyReused
 	}
-	if _, err := tx.Exec(ctx, postgres.ConfirmSQL); err != nil {
-		return Account{}, false, fmt.Errorf("confirm opening: %w", err)
-	}
-	const sql = `SELECT ` + accountColumns + ` FROM accounts WHERE user_id = $1 AND open_key = $2`
-	account, err := queryAccount(ctx, tx, sql, opening.UserID, opening.Key)
+	const sql = readSQL + ` WHERE user_id = $1 AND open_key = $2`
+	account, err := readAccount(ctx, tx, sql, opening.UserID, opening.Key)
 	return account, true, err
 }
 
@@ -165,8 +170,8 @@ func depositInitial(ctx context.Context, tx pgx.Tx, account Account, amount int6
 // Account reads the caller's account; ErrAccountNotFound for one that is not
 // there or another's.
 func (a *Accounts) Account(ctx context.Context, userID uuid.UUID, number string) (Account, error) {
-	const sql = `SELECT ` + accountColumns + ` FROM accounts WHERE number = $2 AND user_id = $1`
-	account, err := queryAccount(ctx, a.pool, sql, userID, number)
+	const sql = readSQL + ` WHERE number = $2 AND user_id = $1`
+	account, err := readAccount(ctx, a.pool, sql, userID, number)
 	if errors.Is(err, pgx.ErrNoRows) {
 		return Account{}, ErrAccountNotFound
 	}
@@ -179,9 +184,9 @@ func (a *Accounts) Account(ctx context.Context, userID uuid.UUID, number string)
 // List reads up to limit of the caller's accounts, in the order in which they
 // were opened, after the one with the id after.
 func (a *Accounts) List(ctx context.Context, userID uuid.UUID, after int64, limit int) ([]Account, error) {
-	const sql = `SELECT ` + accountColumns + ` FROM accounts WHERE user_id = $1 AND id > $2 ORDER BY id LIMIT $3`
+	const sql = readSQL + ` WHERE user_id = $1 AND id > $2 ORDER BY id LIMIT $3`
 	rows, _ := a.pool.Query(ctx, sql, userID, after, limit) // CollectRows returns its error
-	accounts, err := pgx.CollectRows(rows, pgx.RowToStructByPos[Account])
+	accounts, err := pgx.CollectRows(rows, postgres.Showing(ctx, rows, pgx.RowToStructByPos[Account]))
 	if err != nil {
 		return nil, fmt.Errorf("list accounts: %w", err)
 	}
@@ -192,9 +197,9 @@ type querier interface {
 	Query(ctx context.Context, sql string, args ...any) (pgx.Rows, error)
 }
 
-func queryAccount(ctx context.Context, q querier, sql string, args ...any) (Account, error) {
+func readAccount(ctx context.Context, q querier, sql string, args ...any) (Account, error) {
 	rows, _ := q.Query(ctx, sql, args...) // CollectExactlyOneRow returns its error
-	return pgx.CollectExactlyOneRow(rows, pgx.RowToStructByPos[Account])
+	return pgx.CollectExactlyOneRow(rows, postgres.Showing(ctx, rows, pgx.RowToStructByPos[Account]))
 }
 
 // KeyLock is the advisory lock of an idempotency key. Openings take it alone, and

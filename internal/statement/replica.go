@@ -10,6 +10,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/passbook/passbook/internal/ledger"
+	"github.com/passbook/passbook/internal/postgres"
 )
 
 const (
@@ -22,7 +23,10 @@ const (
 	replicaPause = 5 * time.Millisecond
 )
 
-var errBehind = errors.New("the replica is behind")
+var (
+	errBehind = errors.New("the replica is behind")
+	errAstray = errors.New("the replica follows another primary, or did at its last checkpoint")
+)
 
 // reading reads with a connection, which it has to release.
 type reading[T any] func(context.Context, *pgxpool.Conn) (T, error)
@@ -50,26 +54,37 @@ func readPool[T any](ctx context.Context, pool *pgxpool.Pool, from reading[T]) (
 
 // readReplica asks with one connection whether the replica has caught up and what
 // is to be read: behind its name there may be several servers.
+//
+// What a replica shows its primary has flushed, though perhaps not another standby. It is
+// confirmed as if it had been read from the primary: both are of one history, or it is not
+// read.
 func readReplica[T any](ctx context.Context, s *Statements, account ledger.Owned, from reading[T]) (got T, err error) {
-	last, err := s.lastSeq(ctx, account)
+	asking, asked := postgres.WithShown(ctx)
+	last, err := s.lastSeq(asking, account)
 	if err != nil {
 		return got, err
 	}
-	ctx, cancel := context.WithTimeout(ctx, replicaTime)
+	reading, shown := postgres.WithShown(ctx)
+	reading, cancel := context.WithTimeout(reading, replicaTime)
 	defer cancel()
-	return readPool(ctx, s.replica, func(ctx context.Context, conn *pgxpool.Conn) (got T, err error) {
-		if err := catchUp(ctx, conn, account, last); err != nil {
+	got, err = readPool(reading, s.replica, func(ctx context.Context, conn *pgxpool.Conn) (got T, err error) {
+		if err := catchUp(ctx, conn, account, last, asked.Life()); err != nil {
 			conn.Release()
 			return got, err
 		}
 		return from(ctx, conn)
 	})
+	if err == nil {
+		shown.AddAs(ctx, asked.Life())
+	}
+	return got, err
 }
 
 // lastSeq is the seq of the account's last transaction, as the primary has it.
 func (s *Statements) lastSeq(ctx context.Context, account ledger.Owned) (last int64, err error) {
-	const sql = `SELECT last_seq FROM accounts WHERE user_id = $1 AND number = $2`
-	err = s.primary.QueryRow(ctx, sql, account.UserID, account.Number).Scan(&last)
+	const sql = `SELECT last_seq, xmin, ` + postgres.ShownSQL + ` FROM accounts WHERE user_id = $1 AND number = $2`
+	rows, _ := s.primary.Query(ctx, sql, account.UserID, account.Number) // CollectExactlyOneRow returns its error
+	last, err = pgx.CollectExactlyOneRow(rows, postgres.Showing(ctx, rows, pgx.RowTo[int64]))
 	if errors.Is(err, pgx.ErrNoRows) {
 		return 0, ledger.ErrAccountNotFound
 	}
@@ -82,15 +97,19 @@ func (s *Statements) lastSeq(ctx context.Context, account ledger.Owned) (last in
 // catchUp waits until the replica has the account's history as far as last, the
 // primary's word when this request began: so a client who has seen a job finished
 // finds it. It compares the account's own position, not the log's: what others do
-// meanwhile is nothing to wait for.
-func catchUp(ctx context.Context, replica *pgxpool.Conn, account ledger.Owned, last int64) error {
-	const sql = `SELECT EXISTS (SELECT FROM accounts WHERE user_id = $1 AND number = $2 AND last_seq >= $3)`
+// meanwhile is nothing to wait for. errAstray where the primary, in life, has another history.
+func catchUp(ctx context.Context, replica *pgxpool.Conn, account ledger.Owned, last int64, life postgres.Life) error {
+	const sql = `SELECT EXISTS (SELECT FROM accounts WHERE user_id = $1 AND number = $2 AND last_seq >= $3), ` + postgres.HistorySQL
 	for begun := time.Now(); time.Since(begun) < replicaWait; {
 		var has bool
-		if err := replica.QueryRow(ctx, sql, account.UserID, account.Number, last).Scan(&has); err != nil {
+		var history string
+		if err := replica.QueryRow(ctx, sql, account.UserID, account.Number, last).Scan(&has, &history); err != nil {
 			return err
 		}
-		if has {
+		switch {
+		case history != life.History:
+			return errAstray
+		case has:
 			return nil
 		}
 		select {

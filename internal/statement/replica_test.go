@@ -12,6 +12,7 @@ import (
 
 	"github.com/passbook/passbook/internal/ledger"
 	"github.com/passbook/passbook/internal/ledger/ledgertest"
+	"github.com/passbook/passbook/internal/postgres"
 	"github.com/passbook/passbook/internal/statement"
 	"github.com/passbook/passbook/internal/testenv"
 )
@@ -26,7 +27,12 @@ type replicated struct {
 
 func connect(t *testing.T, url string) *pgxpool.Pool {
 	t.Helper()
-	pool, err := pgxpool.New(t.Context(), url)
+	cfg, err := pgxpool.ParseConfig(url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cfg.AfterConnect = postgres.SecureSession // a replica is compared with its primary by what it learns
+	pool, err := pgxpool.NewWithConfig(t.Context(), cfg)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -130,7 +136,7 @@ func TestReplica(t *testing.T) {
 	r.user = ledgertest.User(t, r.primary)
 	r.number = ledgertest.Account(t, r.primary, r.user, 100).Number
 	// A primary that tells of accounts, and has no history.
-	ledgertest.Exec(t, r.primary, `CREATE SCHEMA accounts_alone CREATE VIEW accounts AS SELECT * FROM public.accounts`)
+	ledgertest.Exec(t, r.primary, `CREATE SCHEMA accounts_alone CREATE VIEW accounts AS SELECT xmin, * FROM public.accounts`)
 	accountsAlone := connect(t, primary.URL()+"&search_path=accounts_alone")
 	var (
 		statements = statement.New(r.primary, r.replica)

@@ -14,6 +14,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/passbook/passbook/internal/ledger"
+	"github.com/passbook/passbook/internal/postgres"
 )
 
 // ErrNotFound is returned for a transaction that is not there.
@@ -47,7 +48,7 @@ type Page struct {
 // order of time, which is that of seq.
 func (p Page) ByTime() bool { return p.Type != "" || !p.From.IsZero() || !p.To.IsZero() }
 
-const columns = `seq, type, amount, balance_after, description, job_id, created_at`
+const columns = `seq, type, amount, balance_after, description, job_id, created_at, xmin, ` + postgres.ShownSQL
 
 // List reads a page of a history; ledger.ErrAccountNotFound where the account is not
 // there or another's.
@@ -56,7 +57,7 @@ func (s *Statements) List(ctx context.Context, page Page) ([]ledger.Transaction,
 	transactions, err := read(ctx, s, page.Account, func(ctx context.Context, conn *pgxpool.Conn) ([]ledger.Transaction, error) {
 		defer conn.Release()
 		rows, _ := conn.Query(ctx, sql, args...) // CollectRows returns its error
-		transactions, err := pgx.CollectRows(rows, pgx.RowToStructByPos[ledger.Transaction])
+		transactions, err := pgx.CollectRows(rows, postgres.Showing(ctx, rows, pgx.RowToStructByPos[ledger.Transaction]))
 		if err == nil && len(transactions) == 0 {
 			err = checkOwned(ctx, conn, page.Account)
 		}
@@ -154,7 +155,7 @@ func (s *Statements) Transaction(ctx context.Context, account ledger.Owned, seq 
 	transaction, err := read(ctx, s, account, func(ctx context.Context, conn *pgxpool.Conn) (ledger.Transaction, error) {
 		defer conn.Release()
 		rows, _ := conn.Query(ctx, TransactionSQL, account.UserID, account.Number, seq) // CollectExactlyOneRow returns its error
-		transaction, err := pgx.CollectExactlyOneRow(rows, pgx.RowToStructByPos[ledger.Transaction])
+		transaction, err := pgx.CollectExactlyOneRow(rows, postgres.Showing(ctx, rows, pgx.RowToStructByPos[ledger.Transaction]))
 		if errors.Is(err, pgx.ErrNoRows) {
 			err = cmp.Or(checkOwned(ctx, conn, account), ErrNotFound)
 		}
@@ -180,13 +181,15 @@ type Balance struct {
 // BalanceSQL is one probe of each type's index. It says also whether what it read stays:
 // every later transaction of the account is stamped later than both last_at and
 // answered_until, so it does for a time until then. An answer for now is for that time, as
-// long as it is not older than a second.
+// long as it is not older than a second. The account's row is never older than an entry that
+// is seen with it: once that row is durable, so is the entry.
 //
 // $1 the user, $2 the account's number, $3 the time; now where null.
 const BalanceSQL = `
 	SELECT account.currency, coalesce(entry.seq, 0), coalesce(entry.balance_after, 0),
 		coalesce($3, greatest(account.last_at, account.answered_until, entry.created_at)),
-		coalesce($3, statement_timestamp() - interval '1 second') <= greatest(account.last_at, account.answered_until)
+		coalesce($3, statement_timestamp() - interval '1 second') <= greatest(account.last_at, account.answered_until),
+		account.xmin, ` + postgres.ShownSQL + `
 	FROM accounts account LEFT JOIN LATERAL (
 		(` + untilSQL + deposits + newestSQL + `) UNION ALL (` + untilSQL + withdrawals + newestSQL + `)` + newestSQL + `
 	) entry ON true
@@ -234,8 +237,11 @@ func probe(account ledger.Owned, at *time.Time) reading[Balance] {
 	return func(ctx context.Context, conn *pgxpool.Conn) (balance Balance, err error) {
 		defer conn.Release()
 		var stays bool
-		err = conn.QueryRow(ctx, BalanceSQL, account.UserID, account.Number, at).
-			Scan(&balance.Currency, &balance.Seq, &balance.Balance, &balance.At, &stays)
+		rows, _ := conn.Query(ctx, BalanceSQL, account.UserID, account.Number, at) // CollectExactlyOneRow returns its error
+		balance, err = pgx.CollectExactlyOneRow(rows, postgres.Showing(ctx, rows, func(row pgx.CollectableRow) (b Balance, err error) {
+			err = row.Scan(&b.Currency, &b.Seq, &b.Balance, &b.At, &stays)
+			return b, err
+		}))
 		switch {
 		case errors.Is(err, pgx.ErrNoRows):
 			err = ledger.ErrAccountNotFound
