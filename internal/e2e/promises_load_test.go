@@ -24,8 +24,8 @@ const (
 	sharedAccounts = 3
 	sharers        = 5 // clients of each of those
 	readers        = 6
-	maxUnfinished  = 4096 // jobs that readers wait for
-	recentJobs     = 20   // of an account, whose keys are sent again
+	maxUnfinished  = 600 // accepted jobs that no reader has seen finished; clients wait then
+	recentOrders   = 20  // of a client, whose keys are sent again
 	firstBalance   = 1000
 )
 
@@ -38,12 +38,13 @@ type round struct {
 	told     *told
 	accounts []*toldAccount
 
-	stopped    atomic.Bool
-	accepted   atomic.Int64
+	stop       chan struct{}
+	ended      func() error              // stops the clients and returns the first trouble of one
 	only       atomic.Pointer[readRoute] // the only one that readers use; nil is all
 	sending    sync.RWMutex              // a client sends under RLock; Lock pauses them all
 	exporting  sync.Mutex                // held by the reader that has the user's one export
-	unfinished chan string               // accepted jobs, for the readers
+	room       chan struct{}             // holds one for each job, from before its accept until a reader saw it finished
+	unfinished chan toldOrder            // accepted jobs, for the readers
 	group      errgroup.Group
 }
 
@@ -63,7 +64,14 @@ type toldOrder struct {
 
 func newRound(t *testing.T, s *system) *round {
 	t.Helper()
-	r := &round{t: t, s: s, c: newClient(t, s), told: newTold(), unfinished: make(chan string, maxUnfinished)}
+	r := &round{
+		t: t, s: s, c: newClient(t, s), told: newTold(), stop: make(chan struct{}),
+		room: make(chan struct{}, maxUnfinished), unfinished: make(chan toldOrder, maxUnfinished),
+	}
+	r.ended = sync.OnceValue(func() error {
+		close(r.stop)
+		return r.group.Wait()
+	})
 	for n := range ownAccounts + sharedAccounts {
 		clients := 1
 		if n >= ownAccounts {
@@ -79,23 +87,36 @@ func newRound(t *testing.T, s *system) *round {
 		r.group.Go(func() error { return r.read(n) })
 	}
 	t.Cleanup(func() {
-		r.stopped.Store(true)
-		if err := r.group.Wait(); err != nil {
+		if err := r.ended(); err != nil {
 			t.Log("the first trouble of a client:", err) // it may be why the test failed
 		}
 	})
 	return r
 }
 
-// send sends one order after the other.
+func (r *round) stopped() bool {
+	select {
+	case <-r.stop:
+		return true
+	default:
+		return false
+	}
+}
+
+// send sends one order after the other, while there is room.
 func (r *round) send(a *toldAccount, client int) error {
-	for n := 0; !r.stopped.Load(); n++ {
+	for n := 0; ; n++ {
+		select {
+		case r.room <- struct{}{}:
+		case <-r.stop:
+			return nil
+		}
 		o := order{account: a.number, entry: "deposits", amount: 1 + rand.Int64N(firstBalance), key: fmt.Sprintf("%s-%d-%d", a.number, client, n)}
 		if rand.IntN(2) == 0 {
 			o.entry = "withdrawals"
 		}
 		r.sending.RLock()
-		since := r.told.known()
+		since := r.told.known("a 202")
 		body, err := r.c.settled(n, o)
 		r.sending.RUnlock()
 		var job jobAnswer
@@ -105,18 +126,13 @@ func (r *round) send(a *toldAccount, client int) error {
 		if err != nil {
 			return err
 		}
-		if !r.told.job(since, body) {
-			select {
-			case r.unfinished <- job.ID:
-			default: // there are enough
-			}
-		}
-		r.accepted.Add(1)
+		r.told.job(since, body)
+		accepted := toldOrder{o, job.ID}
+		r.unfinished <- accepted // there is room
 		a.mu.Lock()
-		a.orders[client] = append(a.orders[client], toldOrder{o, job.ID})
+		a.orders[client] = append(a.orders[client], accepted)
 		a.mu.Unlock()
 	}
-	return nil
 }
 
 // errUnanswered is of a request that may be sent again: no answer, or a 503.
@@ -152,7 +168,7 @@ func (r *round) getJSON(api int, path string, answer any) error {
 // readRoute is one way to be told an outcome.
 type readRoute struct {
 	name string
-	read func(r *round, api int, a *toldAccount) error
+	read func(r *round, since known, api int, a *toldAccount) error
 }
 
 var readRoutes = []readRoute{
@@ -171,41 +187,47 @@ var readRoutes = []readRoute{
 // read uses one route after the other, every second time that of a job; or always the one
 // that it is told to use. Some write to the log, and so save what the others told.
 func (r *round) read(api int) error {
-	for n := api; !r.stopped.Load(); n++ {
+	for n := api; !r.stopped(); n++ {
 		route := r.only.Load()
 		if route == nil && n%2 == 0 {
 			route = &readRoutes[0]
 		} else if route == nil {
 			route = &readRoutes[rand.IntN(len(readRoutes))]
 		}
-		if err := route.read(r, n/2, r.accounts[rand.IntN(len(r.accounts))]); err != nil && !errors.Is(err, errUnanswered) {
+		if err := route.read(r, r.told.known(route.name), n/2, r.accounts[rand.IntN(len(r.accounts))]); err != nil && !errors.Is(err, errUnanswered) {
 			return err
 		}
 	}
 	return nil
 }
 
-// readJob reads an accepted job; until it is finished it will be read again.
-func (r *round) readJob(api int, a *toldAccount) error {
-	select {
-	case id := <-r.unfinished:
-		since := r.told.known()
+// readJob reads an accepted job that no reader has seen finished.
+func (r *round) readJob(since known, api int, a *toldAccount) error {
+	return r.poll(func(o toldOrder) (finished bool, err error) {
 		var body json.RawMessage
-		err := r.getJSON(api, "/v1/jobs/"+id, &body)
-		if err != nil || !r.told.job(since, body) {
-			select {
-			case r.unfinished <- id:
-			default: // there are enough
-			}
+		err = r.getJSON(api, "/v1/jobs/"+o.job, &body)
+		return err == nil && r.told.job(since, body), err
+	}, func() error { return r.readJobs(since, api, a) })
+}
+
+// poll takes an unfinished job and reads it; where it stays unfinished another reader will.
+// Where there is none it calls otherwise.
+func (r *round) poll(read func(toldOrder) (finished bool, err error), otherwise func() error) error {
+	select {
+	case o := <-r.unfinished:
+		finished, err := read(o)
+		if finished {
+			<-r.room
+		} else {
+			r.unfinished <- o
 		}
 		return err
 	default:
-		return r.readJobs(api, a) // none is there
+		return otherwise()
 	}
 }
 
-func (r *round) readJobs(api int, a *toldAccount) error {
-	since := r.told.known()
+func (r *round) readJobs(since known, api int, a *toldAccount) error {
 	var jobs page[json.RawMessage]
 	if err := r.getJSON(api, "/v1/accounts/"+a.number+"/jobs?limit=100", &jobs); err != nil {
 		return err
@@ -216,22 +238,20 @@ func (r *round) readJobs(api int, a *toldAccount) error {
 	return nil
 }
 
-func (r *round) readHistory(api int, a *toldAccount) error {
-	since := r.told.known()
+func (r *round) readHistory(since known, api int, a *toldAccount) error {
 	var history page[toldTransaction]
 	if err := r.getJSON(api, "/v1/accounts/"+a.number+"/transactions?limit=100", &history); err != nil {
 		return err
 	}
 	for _, x := range history.Data {
-		r.told.transaction(a.number, x.Seq, x.BalanceAfter, x.line())
+		r.told.transaction(since, a.number, x.Seq, x.BalanceAfter, x.line())
 	}
-	r.told.reaches(since, "its history", a.number, history.Data[0].Seq)
+	r.told.reaches(since, a.number, history.Data[0].Seq)
 	return nil
 }
 
 // readTransaction reads the transaction after the last one that is known, or that one.
-func (r *round) readTransaction(api int, a *toldAccount) error {
-	since := r.told.known()
+func (r *round) readTransaction(since known, api int, a *toldAccount) error {
 	seq := max(1, since.latest[a.number]+int64(rand.IntN(2)))
 	path := fmt.Sprintf("/v1/accounts/%s/transactions/%d", a.number, seq)
 	status, body, err := r.get(api, path, "application/json")
@@ -240,7 +260,7 @@ func (r *round) readTransaction(api int, a *toldAccount) error {
 	case err != nil:
 		return err
 	case status == http.StatusNotFound:
-		r.told.reaches(since, "404s", a.number, seq-1)
+		r.told.reaches(since, a.number, seq-1)
 		return nil
 	case status != http.StatusOK:
 		return fmt.Errorf("%s: %d %s", path, status, body)
@@ -248,48 +268,45 @@ func (r *round) readTransaction(api int, a *toldAccount) error {
 	if err := json.Unmarshal(body, &x); err != nil {
 		return err
 	}
-	r.told.transaction(a.number, x.Seq, x.BalanceAfter, x.line())
+	r.told.transaction(since, a.number, x.Seq, x.BalanceAfter, x.line())
 	return nil
 }
 
-func (r *round) readAccount(api int, a *toldAccount) error {
-	since := r.told.known()
+func (r *round) readAccount(since known, api int, a *toldAccount) error {
 	var got account
 	if err := r.getJSON(api, "/v1/accounts/"+a.number, &got); err != nil {
 		return err
 	}
-	r.told.balance(since, "the account", a.number, got.LastSeq, got.Balance)
+	r.told.balance(since, a.number, got.LastSeq, got.Balance)
 	return nil
 }
 
-func (r *round) readAccounts(api int, _ *toldAccount) error {
-	since := r.told.known()
+func (r *round) readAccounts(since known, api int, _ *toldAccount) error {
 	var list page[account]
 	if err := r.getJSON(api, "/v1/accounts?limit=100", &list); err != nil {
 		return err
 	}
 	for _, got := range list.Data {
-		r.told.balance(since, "the list of accounts", got.Number, got.LastSeq, got.Balance)
+		r.told.balance(since, got.Number, got.LastSeq, got.Balance)
 	}
 	return nil
 }
 
-func (r *round) readBalance(api int, a *toldAccount) error {
-	since := r.told.known()
+func (r *round) readBalance(since known, api int, a *toldAccount) error {
 	var m moment
 	if err := r.getJSON(api, "/v1/accounts/"+a.number+"/balance", &m); err != nil {
 		return err
 	}
-	r.told.balance(since, "the balance", a.number, m.Seq, m.Balance)
-	r.told.moment(m, rand.IntN)
+	r.told.balance(since, a.number, m.Seq, m.Balance)
+	r.told.moment(since, m, rand.IntN)
 	return nil
 }
 
-func (r *round) readBalanceAt(api int, a *toldAccount) error {
+func (r *round) readBalanceAt(since known, api int, a *toldAccount) error {
 	const back = 50 * time.Millisecond
 	m, err := r.balanceAt(api, a.number, time.Now().Add(-rand.N(back)))
 	if err == nil {
-		r.told.moment(m, rand.IntN)
+		r.told.moment(since, m, rand.IntN)
 	}
 	return err
 }
@@ -298,36 +315,42 @@ func (r *round) balanceAt(api int, number string, at time.Time) (m moment, err e
 	return m, r.getJSON(api, "/v1/accounts/"+number+"/balance?at="+at.UTC().Format("2006-01-02T15:04:05.000000Z"), &m)
 }
 
-// replay sends one of an account's last orders again.
-func (r *round) replay(api int, a *toldAccount) error {
-	client := rand.IntN(len(a.orders))
-	a.mu.Lock()
-	orders := a.orders[client]
-	a.mu.Unlock()
-	if len(orders) == 0 {
-		return nil
+// replay sends an order again: an unfinished one, or one of an account's last.
+func (r *round) replay(since known, api int, a *toldAccount) error {
+	recent := func() error {
+		client := rand.IntN(len(a.orders))
+		a.mu.Lock()
+		orders := a.orders[client]
+		a.mu.Unlock()
+		if len(orders) == 0 {
+			return nil
+		}
+		_, err := r.sendAgain(since, api, orders[len(orders)-1-rand.IntN(min(len(orders), recentOrders))])
+		return err
 	}
-	o := orders[len(orders)-1-rand.IntN(min(len(orders), recentJobs))]
-	since := r.told.known()
+	if rand.IntN(2) == 0 {
+		return recent()
+	}
+	return r.poll(func(o toldOrder) (bool, error) { return r.sendAgain(since, api, o) }, recent)
+}
+
+func (r *round) sendAgain(since known, api int, o toldOrder) (finished bool, err error) {
 	status, body, err := r.c.send(r.t.Context(), api, o.order)
 	switch {
 	case err != nil || status == http.StatusServiceUnavailable:
-		return errUnanswered
+		return false, errUnanswered
 	case status != http.StatusOK && status != http.StatusAccepted:
-		return fmt.Errorf("key %s once more: %d %s", o.key, status, body)
-	}
-	r.told.job(since, body)
-	if !bytes.Contains(body, []byte(o.job)) {
+		return false, fmt.Errorf("key %s once more: %d %s", o.key, status, body)
+	case !bytes.Contains(body, []byte(o.job)):
 		r.told.change("key %s made job %s and now answers %s", o.key, o.job, body)
 	}
-	return nil
+	return r.told.job(since, body), nil
 }
 
 // readExport reads one export at a time, as a user may.
-func (r *round) readExport(api int, a *toldAccount) error {
+func (r *round) readExport(since known, api int, a *toldAccount) error {
 	r.exporting.Lock()
 	defer r.exporting.Unlock()
-	since := r.told.known()
 	path := "/v1/accounts/" + a.number + "/transactions?order=asc"
 	status, body, err := r.get(api, path, "text/csv")
 	switch {
@@ -344,7 +367,7 @@ func (r *round) readExport(api int, a *toldAccount) error {
 		fields, err := lines.Read()
 		switch {
 		case errors.Is(err, io.EOF):
-			r.told.reaches(since, "the export", a.number, last)
+			r.told.reaches(since, a.number, last)
 			return nil
 		case err != nil:
 			return err
@@ -355,15 +378,14 @@ func (r *round) readExport(api int, a *toldAccount) error {
 		if _, err := fmt.Sscan(fields[0]+" "+fields[3], &last, &balance); err != nil {
 			return err
 		}
-		r.told.transaction(a.number, last, balance, strings.Join(fields, ","))
+		r.told.transaction(since, a.number, last, balance, strings.Join(fields, ","))
 	}
 }
 
 // end stops the clients and holds all that they were told against what there is now.
 func (r *round) end() {
 	r.t.Helper()
-	r.stopped.Store(true)
-	if err := r.group.Wait(); err != nil {
+	if err := r.ended(); err != nil {
 		r.t.Fatal(err)
 	}
 	r.s.drained()
@@ -384,23 +406,24 @@ func (r *round) end() {
 // once, in the order of each client.
 func (r *round) checkAccount(a *toldAccount) {
 	r.t.Helper()
+	since := r.told.known("the check")
 	jobs := map[string]jobAnswer{}
 	for _, body := range all[json.RawMessage](r.c, "/v1/accounts/"+a.number+"/jobs") {
 		var job jobAnswer
 		if err := json.Unmarshal(body, &job); err != nil {
 			r.t.Fatal(err)
 		}
-		if !r.told.job(r.told.known(), body) {
+		if !r.told.job(since, body) {
 			r.told.change("job %s is not finished: %s", job.ID, body)
 		}
 		jobs[job.ID] = job
 	}
 	for _, x := range all[toldTransaction](r.c, "/v1/accounts/"+a.number+"/transactions") {
-		r.told.transaction(a.number, x.Seq, x.BalanceAfter, x.line())
+		r.told.transaction(since, a.number, x.Seq, x.BalanceAfter, x.line())
 	}
 	byJob := r.c.checkHistory(a.number)
-	r.told.balance(r.told.known(), "the account", a.number, int64(len(byJob)+1), r.c.account(a.number).Balance)
-	if err := r.readExport(0, a); err != nil {
+	r.told.balance(since, a.number, int64(len(byJob)+1), r.c.account(a.number).Balance)
+	if err := r.readExport(since, 0, a); err != nil {
 		r.t.Errorf("export of %s: %v", a.number, err)
 	}
 	accepted := 0

@@ -23,10 +23,10 @@ var (
 
 // Bounds of a round, and of what leads to a crash.
 const (
-	crashesARound = 10   // what clients were told is remembered for so many crashes
-	outcomesLoad  = 1500 // outcomes that clients are told at most, before a crash under load
-	outcomesPause = 20   // and before one while accepts pause
-	backlog       = 400  // jobs that are queued then
+	crashesARound = 10  // what clients were told is remembered for so many crashes
+	newsUnderLoad = 300 // before a crash, at most
+	newsOfBacklog = 20
+	backlog       = 400 // jobs that are queued before a crash over a backlog
 )
 
 // What a client was told never changes. Postgres crashes again and again, in the middle of
@@ -41,10 +41,10 @@ func TestPromises(t *testing.T) {
 		for last := min(n+crashesARound, *promisesCrashes); n < last && changed == 0; n++ {
 			crash := drawnCrash(n)
 			r.crash(crash)
-			var answers, outcomes int
-			answers, outcomes, changed = r.told.count()
-			t.Logf("%4.0fs crash %d of %d, %s: %d answers since the round began, %d outcomes, %d changed",
-				time.Since(started).Seconds(), n+1, *promisesCrashes, crash, answers, outcomes, changed)
+			var answers, news int
+			answers, news, changed = r.told.count()
+			t.Logf("%4.0fs crash %d of %d, %s: %d answers since the round began, %d of them news, %d changed",
+				time.Since(started).Seconds(), n+1, *promisesCrashes, crash, answers, news, changed)
 		}
 		r.end()
 	}
@@ -155,18 +155,18 @@ func stopPostgres(t testing.TB, server *local.Postgres) {
 	}
 }
 
-// crash crashes Postgres when clients have just been told some outcomes, and starts it again.
+// crash crashes Postgres when clients have just been told some news, and starts it again.
 func (r *round) crash(c postgresCrash) {
 	r.t.Helper()
-	goOn, most := func() {}, outcomesLoad
+	goOn, most := func() {}, newsUnderLoad
 	if c.only != nil {
-		goOn, most = r.queueBacklog(c.only), outcomesPause
+		goOn, most = r.queueBacklog(c.only), newsOfBacklog
 	}
 	_, before, _ := r.told.count()
 	some := 1 + rand.IntN(most)
-	testenv.Eventually(r.t, fmt.Sprintf("%d more outcomes are told", some), func() bool {
-		_, outcomes, changed := r.told.count()
-		return outcomes >= before+some || changed > 0
+	testenv.Eventually(r.t, fmt.Sprintf("%d more news are told", some), func() bool {
+		_, news, changed := r.told.count()
+		return news >= before+some || changed > 0
 	})
 	c.kill(r.t, r.s.postgres)
 	goOn()
@@ -176,7 +176,7 @@ func (r *round) crash(c postgresCrash) {
 	r.s.pool.Reset()
 }
 
-// queueBacklog freezes the workers until backlog more jobs are queued, pauses the accepts and
+// queueBacklog freezes the workers until backlog jobs are queued, pauses the accepts and
 // lets readers use one route only. goOn ends both.
 func (r *round) queueBacklog(only *readRoute) (goOn func()) {
 	r.t.Helper()
@@ -185,8 +185,7 @@ func (r *round) queueBacklog(only *readRoute) (goOn func()) {
 		pids = append(pids, worker.cmd.Process.Pid)
 	}
 	thaw := testenv.Freeze(r.t, pids...)
-	enough := r.accepted.Load() + backlog
-	testenv.Eventually(r.t, fmt.Sprintf("%d more jobs are accepted", backlog), func() bool { return r.accepted.Load() >= enough })
+	testenv.Eventually(r.t, fmt.Sprintf("%d jobs are queued", backlog), func() bool { return r.s.queued() >= backlog })
 	r.sending.Lock()
 	r.only.Store(only)
 	thaw()

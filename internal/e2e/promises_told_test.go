@@ -21,12 +21,12 @@ const (
 type told struct {
 	mu       sync.Mutex // guards the rest
 	jobs     map[string]toldJob
-	history  map[seqOf]string // a transaction, as a line of CSV
-	balances map[seqOf]int64  // the balance after that transaction
-	latest   map[string]int64 // the highest seq of each account
+	history  map[seqOf]toldBy[string] // a transaction, as a line of CSV
+	balances map[seqOf]toldBy[int64]  // the balance after that transaction
+	latest   map[string]int64         // the highest seq of each account
 	moments  []moment
 	answers  int
-	outcomes int // answers that told a new outcome
+	news     int // answers that told a higher seq of an account than any before
 	changed  int
 	changes  []string // the first maxChanges of them
 }
@@ -36,10 +36,16 @@ type seqOf struct {
 	seq     int64
 }
 
+// toldBy is what a route told first.
+type toldBy[T any] struct {
+	what  T
+	route string
+}
+
 // toldJob is a finished job as a client was first told, and when its answer arrived.
 type toldJob struct {
-	body string
-	at   time.Time
+	toldBy[string]
+	at time.Time
 }
 
 // moment is an account's balance at a time.
@@ -50,9 +56,10 @@ type moment struct {
 	At      time.Time `json:"at"`
 }
 
-// known is what clients knew when one of them sent a request: its answer shows that, or
-// what is newer.
+// known is what clients knew when one of them sent a request to a route: its answer shows
+// that, or what is newer.
 type known struct {
+	route  string
 	at     time.Time
 	latest map[string]int64
 }
@@ -74,13 +81,13 @@ func (x toldTransaction) line() string {
 }
 
 func newTold() *told {
-	return &told{jobs: map[string]toldJob{}, history: map[seqOf]string{}, balances: map[seqOf]int64{}, latest: map[string]int64{}}
+	return &told{jobs: map[string]toldJob{}, history: map[seqOf]toldBy[string]{}, balances: map[seqOf]toldBy[int64]{}, latest: map[string]int64{}}
 }
 
-func (d *told) known() known {
+func (d *told) known(route string) known {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	return known{time.Now(), maps.Clone(d.latest)}
+	return known{route, time.Now(), maps.Clone(d.latest)}
 }
 
 func (d *told) change(format string, args ...any) {
@@ -111,22 +118,21 @@ func (d *told) job(since known, body []byte) bool {
 	case err != nil || job.ID == "":
 		d.changeLocked("no job: %s", body)
 	case job.Status == "queued" && isTold && before.at.Before(since.at):
-		d.changeLocked("job %s is queued again, and was told as %s", job.ID, before.body)
+		d.changeLocked("job %s is queued again in %s, and was told in %s as %s", job.ID, since.route, before.route, before.what)
 	case job.Status == "queued":
-	case isTold && before.body != string(body):
-		d.changeLocked("job %s was told as %s and is now %s", job.ID, before.body, body)
+	case isTold && before.what != string(body):
+		d.changeLocked("job %s was told in %s as %s and is now %s", job.ID, before.route, before.what, body)
 	case !isTold:
-		d.jobs[job.ID] = toldJob{string(body), time.Now()}
-		d.outcomes++
+		d.jobs[job.ID] = toldJob{toldBy[string]{string(body), since.route}, time.Now()}
 		if job.Transaction != nil {
-			d.noteBalance(job.Account, job.Transaction.Seq, job.Transaction.BalanceAfter)
+			d.noteBalance(since, job.Account, job.Transaction.Seq, job.Transaction.BalanceAfter)
 		}
 	}
 	return err == nil && job.Status != "queued"
 }
 
 // transaction notes a transaction, from wherever it was read.
-func (d *told) transaction(account string, seq, balanceAfter int64, line string) {
+func (d *told) transaction(since known, account string, seq, balanceAfter int64, line string) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.answers++
@@ -134,53 +140,56 @@ func (d *told) transaction(account string, seq, balanceAfter int64, line string)
 	before, isTold := d.history[at]
 	switch {
 	case !isTold:
-		d.history[at] = line
-		d.outcomes++
-		d.noteBalance(account, seq, balanceAfter)
-	case before != line:
-		d.changeLocked("account %s: transaction %s was told as %s", account, line, before)
+		d.history[at] = toldBy[string]{line, since.route}
+		d.noteBalance(since, account, seq, balanceAfter)
+	case before.what != line:
+		d.changeLocked("account %s: transaction %s was told in %s as %s", account, line, before.route, before.what)
 	}
 }
 
 // reaches notes that an answer went up to an account's transaction seq: an earlier answer
 // must not have gone further.
-func (d *told) reaches(since known, what, account string, seq int64) {
+func (d *told) reaches(since known, account string, seq int64) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if was := since.latest[account]; seq < was {
-		d.changeLocked("account %s: %s ends at transaction %d, and %d was told before", account, what, seq, was)
+		d.changeLocked("account %s ends at transaction %d in %s, and %d was told before in %s",
+			account, seq, since.route, was, d.balances[seqOf{account, was}].route)
 	}
 }
 
 // balance notes an account's balance after its last transaction.
-func (d *told) balance(since known, what, account string, seq, balance int64) {
-	d.reaches(since, what, account, seq)
+func (d *told) balance(since known, account string, seq, balance int64) {
+	d.reaches(since, account, seq)
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.answers++
-	d.noteBalance(account, seq, balance)
+	d.noteBalance(since, account, seq, balance)
 }
 
-func (d *told) noteBalance(account string, seq, balance int64) {
+func (d *told) noteBalance(since known, account string, seq, balance int64) {
 	at := seqOf{account, seq}
 	before, isTold := d.balances[at]
 	switch {
 	case !isTold:
-		d.balances[at] = balance
-		d.outcomes++
-		d.latest[account] = max(d.latest[account], seq)
-	case before != balance:
-		d.changeLocked("account %s: the balance after transaction %d was told as %d and is now %d", account, seq, before, balance)
+		d.balances[at] = toldBy[int64]{balance, since.route}
+		if seq > d.latest[account] {
+			d.latest[account] = seq
+			d.news++
+		}
+	case before.what != balance:
+		d.changeLocked("account %s: the balance after transaction %d was told in %s as %d and is now %d",
+			account, seq, before.route, before.what, balance)
 	}
 }
 
 // moment keeps a balance at a time, to be asked for again; n draws the one that it replaces
 // where there are maxMoments.
-func (d *told) moment(m moment, n func(int) int) {
+func (d *told) moment(since known, m moment, n func(int) int) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.answers++
-	d.noteBalance(m.Number, m.Seq, m.Balance)
+	d.noteBalance(since, m.Number, m.Seq, m.Balance)
 	if len(d.moments) < maxMoments {
 		d.moments = append(d.moments, m)
 		return
@@ -188,12 +197,12 @@ func (d *told) moment(m moment, n func(int) int) {
 	d.moments[n(maxMoments)] = m
 }
 
-// count returns how many answers were noted, how many new outcomes they told, and how many
+// count returns how many answers were noted, how many of them were news, and how many
 // contradict an earlier one.
-func (d *told) count() (answers, outcomes, changed int) {
+func (d *told) count() (answers, news, changed int) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	return d.answers, d.outcomes, d.changed
+	return d.answers, d.news, d.changed
 }
 
 // Each way in which an answer can take back an earlier one is noticed.
@@ -211,26 +220,26 @@ func TestTold(t *testing.T) {
 	}{
 		{"OK", func(d *told, since known) {
 			d.job(since, []byte(finished))
-			d.balance(d.known(), "a balance", "A", 3, 9)
-			d.transaction("A", 2, 7, "2,x")
+			d.balance(d.known("a test"), "A", 3, 9)
+			d.transaction(since, "A", 2, 7, "2,x")
 		}, ""},
-		{"QueuedAgain", func(d *told, _ known) { d.job(d.known(), []byte(queued)) }, "queued again"},
+		{"QueuedAgain", func(d *told, _ known) { d.job(d.known("a test"), []byte(queued)) }, "queued again"},
 		{"QueuedAsAskedBefore", func(d *told, since known) { d.job(since, []byte(queued)) }, ""},
 		{"AnotherTime", func(d *told, since known) { d.job(since, []byte(strings.Replace(finished, `"1"`, `"2"`, 1))) }, "is now"},
 		{"AnotherOutcome", func(d *told, since known) { d.job(since, []byte(rejected)) }, "is now"},
-		{"AnotherTransaction", func(d *told, _ known) { d.transaction("A", 1, 5, "1,y") }, "was told as 1,x"},
-		{"AnotherBalance", func(d *told, since known) { d.balance(since, "a balance", "A", 2, 8) }, "after transaction 2"},
-		{"AnotherBalanceAtATime", func(d *told, _ known) { d.moment(moment{Number: "A", Seq: 2, Balance: 8}, nil) }, "after transaction 2"},
-		{"SeqGoesBack", func(d *told, _ known) { d.balance(d.known(), "a balance", "A", 1, 5) }, "ends at transaction 1"},
-		{"SeqAsAskedBefore", func(d *told, since known) { d.balance(since, "a balance", "A", 1, 5) }, ""},
-		{"HistoryGoesBack", func(d *told, _ known) { d.reaches(d.known(), "a page", "A", 1) }, "ends at transaction 1"},
+		{"AnotherTransaction", func(d *told, since known) { d.transaction(since, "A", 1, 5, "1,y") }, "in a test as 1,x"},
+		{"AnotherBalance", func(d *told, since known) { d.balance(since, "A", 2, 8) }, "after transaction 2"},
+		{"AnotherBalanceAtATime", func(d *told, since known) { d.moment(since, moment{Number: "A", Seq: 2, Balance: 8}, nil) }, "after transaction 2"},
+		{"SeqGoesBack", func(d *told, _ known) { d.balance(d.known("a test"), "A", 1, 5) }, "ends at transaction 1"},
+		{"SeqAsAskedBefore", func(d *told, since known) { d.balance(since, "A", 1, 5) }, ""},
+		{"HistoryGoesBack", func(d *told, _ known) { d.reaches(d.known("a test"), "A", 1) }, "ends at transaction 1"},
 		{"NoJob", func(d *told, since known) { d.job(since, []byte(`{}`)) }, "no job"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
 			d := newTold()
-			before := d.known()
-			d.transaction("A", 1, 5, "1,x")
+			before := d.known("a test")
+			d.transaction(before, "A", 1, 5, "1,x")
 			d.job(before, []byte(finished))
 			test.answer(d, before)
 			if got := strings.Join(d.changes, "; "); (test.want == "") != (got == "") || !strings.Contains(got, test.want) {
