@@ -14,6 +14,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -60,9 +61,10 @@ type settings struct {
 	keys      []auth.Key
 	checks    []ops.Check
 	stopping  chan struct{}
-	total     int        // connections
-	address   int        // connections of each
-	edit      func(*API) // before it serves
+	total     int                                                       // connections
+	address   int                                                       // connections of each
+	edit      func(*API)                                                // before it serves
+	control   func(network, address string, conn syscall.RawConn) error // of its listener; nil for none
 }
 
 type silentRinger struct{}
@@ -83,7 +85,7 @@ func start(t *testing.T, edits ...func(*settings)) *server {
 	s.gate = postgres.NewGate(prometheus.NewRegistry(), set.pool)
 	s.api = s.newAPI(t, acceptor, set)
 	set.edit(s.api)
-	listener, err := new(net.ListenConfig).Listen(t.Context(), "tcp", "127.0.0.1:0")
+	listener, err := (&net.ListenConfig{Control: set.control}).Listen(t.Context(), "tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}

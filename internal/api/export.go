@@ -69,7 +69,8 @@ func wantsCSV(c *fiber.Ctx) bool {
 
 // exports are those on their way: one a user, and maxExports in all.
 type exports struct {
-	longest, grace time.Duration
+	longest, grace time.Duration // longestExport and exportGrace; tests wait for less
+	rate           int           // leastRate; tests want more
 	readings       chan struct{} // holds one for each page that is being read
 
 	mu      sync.Mutex // guards what follows
@@ -80,7 +81,7 @@ type exports struct {
 
 func newExports() exports {
 	return exports{
-		longest: longestExport, grace: exportGrace,
+		longest: longestExport, grace: exportGrace, rate: leastRate,
 		readings: make(chan struct{}, maxReadings), cancels: map[uuid.UUID]context.CancelFunc{},
 	}
 }
@@ -266,7 +267,7 @@ func (b *exportBody) readPage(ctx context.Context) (err error) {
 
 // allow gives the client the time to take the lines.
 func (b *exportBody) allow() error {
-	timely := b.exports.grace + time.Duration(b.lines.Len())*time.Second/leastRate
+	timely := b.exports.grace + time.Duration(b.lines.Len())*time.Second/time.Duration(b.exports.rate)
 	if err := b.conn.SetWriteDeadline(time.Now().Add(timely)); err != nil {
 		return err
 	}

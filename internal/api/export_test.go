@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"context"
 	"encoding/csv"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -12,6 +13,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -155,10 +157,30 @@ func TestExport_Descriptions(t *testing.T) {
 
 func keyOf(description string) string { return fmt.Sprintf("%x", description) }
 
+// exportBuffer is the size of each socket's buffer that an export goes through: the kernel
+// would take megabytes of one that its client does not read.
+const exportBuffer = 64 << 10
+
+// setBuffer sets the size of a buffer, of what a listener accepts too.
+func setBuffer(option int) func(network, address string, conn syscall.RawConn) error {
+	return func(_, _ string, conn syscall.RawConn) (err error) {
+		controlErr := conn.Control(func(fd uintptr) {
+			err = syscall.SetsockoptInt(int(fd), syscall.SOL_SOCKET, option, exportBuffer)
+		})
+		return errors.Join(err, controlErr)
+	}
+}
+
+// startExporting serves through small buffers.
+func startExporting(t *testing.T, edit func(*API)) *server {
+	t.Helper()
+	return start(t, func(set *settings) { set.edit, set.control = edit, setBuffer(syscall.SO_SNDBUF) })
+}
+
 // largeHistory makes one that no buffer on the way to a client holds.
 func largeHistory(t *testing.T, s *server, c client) accountJSON {
 	t.Helper()
-	const entries = 200_000
+	const entries = 20_000 // of some 180 bytes: 20 times the buffers, which Linux doubles
 	account := c.open(0)
 	ledgertest.Exec(t, s.pool, `DROP TRIGGER IF EXISTS transactions_rules ON transactions`) // which ask for jobs
 	ledgertest.Exec(t, s.pool, `
@@ -185,7 +207,8 @@ func beginExport(c client, account accountJSON) (net.Conn, *bufio.Reader) {
 
 func sendExport(c client, account accountJSON, version string) net.Conn {
 	c.t.Helper()
-	conn, err := new(net.Dialer).DialContext(c.t.Context(), "tcp", c.server.addr)
+	dialer := net.Dialer{Control: setBuffer(syscall.SO_RCVBUF)}
+	conn, err := dialer.DialContext(c.t.Context(), "tcp", c.server.addr)
 	if err != nil {
 		c.t.Fatal(err)
 	}
@@ -225,7 +248,7 @@ func (s *server) wantNoReading(t *testing.T) {
 // has one export at a time; one whose client is gone makes room.
 func TestExport_SlowReaders(t *testing.T) {
 	t.Parallel()
-	s := start(t)
+	s := startExporting(t, func(a *API) { a.exports.grace = time.Hour })
 	var clients []client
 	var accounts []accountJSON
 	var conns []net.Conn
@@ -274,6 +297,10 @@ func TestExport_TooMany(t *testing.T) {
 
 // A stop does not wait for exports, whose clients may take them slowly.
 func TestExport_IsCutOff(t *testing.T) {
+	t.Parallel()
+	// A page of some 180 KB has three seconds: long enough for its first lines to be sent.
+	const rate = 60 << 10
+	tooSlow := func(a *API) { a.exports.grace, a.exports.rate = 0, rate }
 	for name, test := range map[string]struct {
 		edit func(*API)
 		cut  func(*testing.T, *server, *bufio.Reader)
@@ -287,10 +314,10 @@ func TestExport_IsCutOff(t *testing.T) {
 				t.Errorf("%d exports are on their way after the stop", n)
 			}
 		}},
-		"AfterTooLong": {func(a *API) { a.exports.longest = 4 * time.Second }, func(*testing.T, *server, *bufio.Reader) {}},
-		"TakenByNone":  {func(a *API) { a.exports.grace = 0 }, func(*testing.T, *server, *bufio.Reader) {}},
+		"AfterTooLong": {func(a *API) { a.exports.longest = 3 * time.Second }, func(*testing.T, *server, *bufio.Reader) {}},
+		"TakenByNone":  {tooSlow, func(*testing.T, *server, *bufio.Reader) {}},
 		// Some of each page is taken, and so nothing ever waits for long.
-		"TakenTooSlowly": {func(a *API) { a.exports.grace = 0 }, func(t *testing.T, s *server, reader *bufio.Reader) {
+		"TakenTooSlowly": {tooSlow, func(t *testing.T, s *server, reader *bufio.Reader) {
 			t.Helper()
 			testenv.Eventually(t, "a slow export to be cut off", func() bool {
 				_, _ = reader.Discard(100)
@@ -300,7 +327,7 @@ func TestExport_IsCutOff(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			s := start(t, func(set *settings) { set.edit = test.edit })
+			s := startExporting(t, test.edit)
 			c := s.user(t)
 			account := largeHistory(t, s, c)
 			_, reader := beginExport(c, account)
@@ -323,7 +350,7 @@ func wantCutOff(t *testing.T, reader io.Reader) {
 // A part of an export does not look like all of it.
 func TestExport_FailsOnTheWay(t *testing.T) {
 	t.Parallel()
-	s := start(t)
+	s := startExporting(t, func(*API) {})
 	c := s.user(t)
 	account := largeHistory(t, s, c)
 	_, reader := beginExport(c, account)
