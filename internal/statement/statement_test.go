@@ -329,7 +329,7 @@ func TestPlans(t *testing.T) {
 	}
 	t.Cleanup(pool.Close)
 	large, owned := open(t, pool, 0)
-	const rows, limit = 1_000_000, 21
+	const rows, limit = 200_000, 21
 	fillMany(t, url, large.ID, rows)
 	accounts := map[string]struct {
 		ledger.Owned
@@ -380,7 +380,7 @@ func everyFilter(from, to time.Time) (pages []statement.Page) {
 }
 
 // The small accounts of fillMany: how many there are, and the first one's id.
-const smallAccounts, firstSmall = 10_000, 1_000
+const smallAccounts, firstSmall = 2_000, 1_000
 
 // fillMany gives half of so many rows to one account and the rest to the small
 // ones, in turn, as time would: what stands beside an account's rows is others'.
