@@ -257,6 +257,10 @@ func probe(account ledger.Owned, at *time.Time) reading[Balance] {
 // account's lock, as long as Postgres's lock_timeout lets it, and so for the end of an apply
 // that has stamped its transaction. One that comes later stamps its own later.
 //
+// It waits with a connection in hand, and not as postgres.LockRetries does: an apply and
+// a close hold the lock for one short transaction each, and a request that only tried for
+// the lock of a busy account would wait for longer.
+//
 // A crash after the commit leaves a time for which no balance was answered.
 func (s *Statements) closeUntil(ctx context.Context, account ledger.Owned, at time.Time) (time.Time, error) {
 	const sql = `SELECT close_history($1, $2, $3)`
