@@ -351,7 +351,11 @@ func TestGate_Crash(t *testing.T) {
 			if err := g.gate.Wait(t.Context(), torn); !errors.Is(err, postgres.ErrUnconfirmed) {
 				t.Errorf("a request that read before the crash and after it: %v, want %v", err, postgres.ErrUnconfirmed)
 			}
-			g.passes("what is read after the crash", g.read("old"))
+			g.write("again")
+			g.passes("what is read after the crash", g.read("again"))
+			if err := g.gate.Wait(t.Context(), newest); !errors.Is(err, postgres.ErrUnconfirmed) {
+				t.Errorf("a fact of before the crash, by the horizon of after it: %v, want %v", err, postgres.ErrUnconfirmed)
+			}
 		})
 	}
 }

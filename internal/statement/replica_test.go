@@ -189,3 +189,24 @@ func TestReplica(t *testing.T) {
 		t.Error("a list without time was answered")
 	}
 }
+
+// A replica of another history, as one that a failover has left behind, tells nothing of
+// this one.
+func TestReplica_OfAnotherHistory(t *testing.T) {
+	t.Parallel()
+	primary := testenv.PostgresServer(t)
+	standby := testenv.PostgresStandby(t, primary)
+	r := &replicated{t: t, primary: connect(t, primary.URL()), replica: connect(t, standby.URL())}
+	r.user = ledgertest.User(t, r.primary)
+	r.number = ledgertest.Account(t, r.primary, r.user, 100).Number
+	r.deposit(1)
+	if err := standby.Promote(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	other := &replicated{t: t, primary: r.replica, user: r.user, number: r.number}
+	testenv.Eventually(t, "the standby to have it all", func() bool { return other.account().LastSeq == 2 })
+	ledgertest.Exec(t, r.replica, `ALTER SYSTEM RESET synchronous_standby_names`) // it was copied with the data
+	ledgertest.Exec(t, r.replica, `SELECT pg_reload_conf()`)
+	other.deposit(1)
+	r.wantSeqs(statement.New(r.primary, r.replica), 1, 2)
+}
