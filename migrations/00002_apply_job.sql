@@ -25,8 +25,11 @@
 --
 -- It runs as the tables' owner, for roles that were granted it, and in the schema of jobs
 -- whatever the session's search_path: 00001_schema.sql.
+--
+-- Where flush is false its commit need not wait until it is flushed: a later transaction of
+-- the batch flushes for it (internal/ledger/apply.go).
 -- +goose StatementBegin
-CREATE FUNCTION apply_job(ticket uuid, max_balance bigint, count_to bigint,
+CREATE FUNCTION apply_job(ticket uuid, max_balance bigint, count_to bigint, flush boolean DEFAULT true,
     OUT job uuid, OUT kind entry_type, OUT outcome job_status, OUT accepted timestamptz, OUT finished timestamptz, OUT behind bigint)
 LANGUAGE plpgsql SECURITY DEFINER AS $$
 DECLARE
@@ -67,6 +70,9 @@ BEGIN
         RETURN;
     END IF;
 
+    IF NOT flush THEN
+        PERFORM set_config('synchronous_commit', 'off', true);
+    END IF;
     finished := greatest(clock_timestamp(), accepted, last + interval '1 microsecond');
     total := total + CASE kind WHEN 'deposit' THEN sum ELSE -sum END;
     IF total BETWEEN 0 AND max_balance THEN

@@ -67,9 +67,9 @@ type settings struct {
 	control   func(network, address string, conn syscall.RawConn) error // of its listener; nil for none
 }
 
-type silentRinger struct{}
+type silent struct{}
 
-func (silentRinger) Ring(int64, int64, uuid.UUID) {}
+func (silent) Notify(int64, int64, uuid.UUID, int) {}
 
 func start(t *testing.T, edits ...func(*settings)) *server {
 	t.Helper()
@@ -81,7 +81,7 @@ func start(t *testing.T, edits ...func(*settings)) *server {
 		set.pool = openPool(t, testenv.Postgres(t))
 	}
 	s := &server{pool: set.pool, log: &logBuffer{}, http: &http.Client{Transport: &http.Transport{}}}
-	acceptor := job.NewAcceptor(s.pool, silentRinger{}, set.maxQueued)
+	acceptor := job.NewAcceptor(s.pool, silent{}, set.maxQueued)
 	s.gate = postgres.NewGate(prometheus.NewRegistry(), set.pool)
 	s.api = s.newAPI(t, acceptor, set)
 	set.edit(s.api)

@@ -185,7 +185,7 @@ func plainInsert(user uuid.UUID) []string {
 }
 
 func boundApply() ([]string, error) {
-	return bindAll(ledger.ApplyStatements(), [][]string{{ceilingID, fmt.Sprint(ledger.MaxAmount), "0"}})
+	return bindAll(ledger.ApplyStatements(), [][]string{{ceilingID, fmt.Sprint(ledger.MaxAmount), "0", "true"}})
 }
 
 // ceilingScript is one job's way, in two transactions of a round trip each.

@@ -29,17 +29,23 @@ const (
 	// AnswerUnwritten is between the accept of a job and the 202 that tells of it.
 	AnswerUnwritten Point = "answer-unwritten"
 
-	// RingTaken is between taking a ring from memory and writing its ticket.
+	// RingTaken is between taking notifications from memory and writing them to Redis.
 	RingTaken Point = "ring-taken"
-	// RingWritten is between writing an accept's ticket and writing the next.
+	// RingWritten is between writing notifications, or a task, and taking the next.
 	RingWritten Point = "ring-written"
 
+	// NotificationsTaken is between taking a partition's notifications out of Redis and
+	// asking Postgres for their jobs.
+	NotificationsTaken Point = "notifications-taken"
 	// TicketTaken is between taking a ticket and asking Postgres for its job.
 	TicketTaken Point = "ticket-taken"
 	// ApplySent is between sending a batch of transactions and the first answer.
 	ApplySent Point = "apply-sent"
 	// ApplySynced is between one transaction's answer and the next one's.
 	ApplySynced Point = "apply-synced"
+	// ApplyUnflushed is between the end of a batch that flushed nothing and the
+	// transaction that flushes for it.
+	ApplyUnflushed Point = "apply-unflushed"
 	// ApplyCommitted is between a batch's last answer and telling of it.
 	ApplyCommitted Point = "apply-committed"
 
@@ -83,7 +89,7 @@ var Points = []Point{
 	OpenUncommitted, OpenCommitted,
 	AcceptCollected, AcceptCommitted, AcceptRung, AnswerUnwritten,
 	RingTaken, RingWritten,
-	TicketTaken, ApplySent, ApplySynced, ApplyCommitted,
+	NotificationsTaken, TicketTaken, ApplySent, ApplySynced, ApplyUnflushed, ApplyCommitted,
 	TryLocked, TryCounted, TryTried, TryFailed, TryCommitted,
 	TicketWorkedOff, MoreUnwritten, MoreWritten,
 	SweepUnwritten, SweepWritten,

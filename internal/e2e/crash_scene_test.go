@@ -299,7 +299,11 @@ func (sc *crashScene) tickets() (n int) {
 	sc.withRedis(func(r *redis.Client) error {
 		keys, err := r.Keys(sc.t.Context(), "asynq:{"+queues.Prefix+":tx:*}:t:*").Result()
 		n = len(keys)
-		return err
+		lists, listErr := r.Keys(sc.t.Context(), queues.Prefix+":notified:*").Result()
+		for _, list := range lists {
+			n += int(r.LLen(sc.t.Context(), list).Val())
+		}
+		return errors.Join(err, listErr)
 	})
 	return n
 }
@@ -318,6 +322,21 @@ func (sc *crashScene) enqueueLast() {
 	sc.withTickets(func(tickets *queue.Client) error { return tickets.Enqueue(sc.t.Context(), ticket) })
 }
 
+// enqueueEach has each order's account have a ticket for each order, as sweeps write them.
+func (sc *crashScene) enqueueEach() {
+	sc.t.Helper()
+	flushAll(sc.t, sc.system)
+	sc.withTickets(func(tickets *queue.Client) error {
+		for _, o := range sc.orders {
+			ticket := queue.Ticket{JobID: uuid.MustParse(o.job.ID), AccountID: sc.accountID(o.account)}
+			if err := tickets.Enqueue(sc.t.Context(), ticket); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
 // enqueueShared writes one ticket for the newest job of each account, as an API
 // does that is rung for all of them together.
 func (sc *crashScene) enqueueShared() {
@@ -330,7 +349,7 @@ func (sc *crashScene) enqueueShared() {
 	}
 	sc.withTickets(func(tickets *queue.Client) error {
 		for i, o := range sc.orders {
-			tickets.Ring(ids[i], int64(i), uuid.MustParse(o.job.ID))
+			tickets.Notify(ids[i], int64(i), uuid.MustParse(o.job.ID), 1)
 		}
 		return tickets.Run(now) // what is there already
 	})

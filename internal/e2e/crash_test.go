@@ -50,13 +50,15 @@ var crashes = []crashRow{
 	{point: crash.RingTaken, program: "api", lead: thirdOrder, jobs: "3 queued", tickets: 2, sweep: true},
 	{point: crash.RingWritten, program: "api", lead: thirdOrder, jobs: "3 queued", tickets: 3},
 
+	{point: crash.NotificationsTaken, program: "worker", lead: notified, jobs: "3 queued", tickets: 1, sweep: true},
 	{point: crash.TicketTaken, program: "worker", lead: threeTickets, jobs: "3 queued", tickets: 3},
 	{point: crash.ApplySent, program: "worker", lead: commitAlone, jobs: "1 succeeded, 2 queued", tickets: 3},
 	{point: crash.ApplySent, pass: 2, program: "worker", lead: halfBatch, jobs: "2 succeeded, 3 queued", tickets: 1, sweep: true},
-	{point: crash.ApplySent, program: "worker", lead: heldNeighbour, jobs: "1 succeeded, 4 queued", tickets: 1, sweep: true},
+	{point: crash.ApplySent, program: "worker", lead: heldNeighbour, jobs: "3 succeeded, 2 queued", tickets: 1, sweep: true},
 	{point: crash.ApplySynced, program: "worker", lead: threeTickets, jobs: "1 succeeded, 2 queued", tickets: 3},
 	{point: crash.ApplySynced, pass: 2, program: "worker", lead: oneTicket(5), jobs: "5 succeeded", tickets: 1},
 	{point: crash.ApplySynced, pass: 9, program: "worker", lead: heardInPart, jobs: "10 succeeded, 10 queued", tickets: 1, sweep: true},
+	{point: crash.ApplyUnflushed, program: "worker", lead: lastRefused, jobs: "3 succeeded, 2 queued", tickets: 1, sweep: true},
 	{point: crash.ApplyCommitted, program: "worker", lead: threeTickets, jobs: "1 succeeded, 2 queued", tickets: 3},
 	{point: crash.ApplyCommitted, pass: 2, program: "worker", lead: oneTicket(5), jobs: "5 succeeded", tickets: 1},
 
@@ -70,9 +72,9 @@ var crashes = []crashRow{
 
 	{point: crash.TicketWorkedOff, program: "worker", lead: threeTickets, jobs: "1 succeeded, 2 queued", tickets: 3},
 	{point: crash.MoreUnwritten, program: "worker", lead: oneTicket(turn + 2), jobs: "64 succeeded, 2 queued", tickets: 1, sweep: true},
-	{point: crash.MoreUnwritten, program: "worker", lead: sharedTicket(turn + 3), jobs: "65 succeeded, 2 queued, 2 succeeded", tickets: 1, sweep: true},
+	{point: crash.MoreUnwritten, program: "worker", lead: sharedTicket(turn + 3), jobs: "62 succeeded, 5 queued, 2 succeeded", tickets: 1, sweep: true},
 	{point: crash.MoreWritten, program: "worker", lead: oneTicket(turn + 2), jobs: "64 succeeded, 2 queued", tickets: 2},
-	{point: crash.MoreWritten, program: "worker", lead: sharedTicket(turn + 3), jobs: "65 succeeded, 2 queued, 2 succeeded", tickets: 2},
+	{point: crash.MoreWritten, program: "worker", lead: sharedTicket(turn + 3), jobs: "62 succeeded, 5 queued, 2 succeeded", tickets: 2},
 	{point: crash.SweepUnwritten, program: "worker", lead: noTicket, jobs: "3 queued", sweep: true},
 	{point: crash.SweepWritten, program: "worker", lead: noTicket, jobs: "3 queued", tickets: 1, sweep: true},
 	{point: crash.DirectUnapplied, program: "worker", lead: refusedTasks, jobs: "3 queued", sweep: true},
@@ -190,8 +192,17 @@ func opening(left int) func(*crashScene) {
 	}
 }
 
-// threeTickets is a worker's: three orders are queued, each with its ticket.
+// threeTickets is a worker's: three orders are queued, each with its ticket, as sweeps
+// write them.
 func threeTickets(sc *crashScene) {
+	sc.sendOrders(3)
+	sc.enqueueEach()
+	sc.died(sc.arm())
+}
+
+// notified is a worker's: three orders are queued, the first with a task, the others
+// notified of while that is pending.
+func notified(sc *crashScene) {
 	sc.sendOrders(3)
 	sc.died(sc.arm())
 }
@@ -218,6 +229,14 @@ func sharedTicket(n int) func(*crashScene) {
 		sc.enqueueShared()
 		sc.died(sc.arm())
 	}
+}
+
+// lastRefused is a worker's: of the accounts that share a ticket the neighbours' jobs are
+// refused, so that no transaction of the batch has flushed for the first account's.
+func lastRefused(sc *crashScene) {
+	sc.exec(fmt.Sprintf(`ALTER TABLE transactions ADD CONSTRAINT unlucky CHECK (amount <> %d)`, neighbourly))
+	sharedTicket(3)(sc)
+	sc.exec(`ALTER TABLE transactions DROP CONSTRAINT unlucky`)
 }
 
 // heldNeighbour is a worker's: it has sent for the accounts that share a ticket, and
@@ -251,6 +270,7 @@ func refusedTasks(sc *crashScene) {
 // When it is dead and the wait over, Postgres commits for nobody.
 func commitAlone(sc *crashScene) {
 	sc.sendOrders(3)
+	sc.enqueueEach()
 	sc.closeGate(lockHeld)
 	sc.died(sc.arm())
 	sc.held(1)
@@ -286,6 +306,7 @@ func refused(attempts int) func(*crashScene) {
 		sc.ticketed(1)
 		sc.exec(fmt.Sprintf(`UPDATE jobs SET attempts = %d`, attempts))
 		sc.sendOrders(2)
+		sc.enqueueEach()
 		sc.died(sc.arm())
 	}
 }

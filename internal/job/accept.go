@@ -46,28 +46,28 @@ type Request struct {
 	Key         string // Idempotency-Key
 }
 
-// Ringer tells the workers that an account has jobs to do, up to the one at a
-// position. It does not block and may lose a ring: the sweep finds what was not rung for.
-type Ringer interface {
-	Ring(accountID, position int64, jobID uuid.UUID)
+// Notifier tells the workers that an account has so many new jobs, up to the one at a
+// position. It does not block and may lose a notification: the sweep finds those jobs.
+type Notifier interface {
+	Notify(accountID, position int64, jobID uuid.UUID, jobs int)
 }
 
 // Acceptor commits jobs. Accepts that arrive together share an insert; none
 // waits for more to come.
 type Acceptor struct {
 	pool      *pgxpool.Pool
-	ringer    Ringer
+	notifier  Notifier
 	maxQueued int
 	rooms     rooms
 	asks      chan *ask
 }
 
-// NewAcceptor accepts jobs into the database behind pool and rings for each.
+// NewAcceptor accepts jobs into the database behind pool and notifies the workers.
 // An account takes at most maxQueued queued ones. Run must run for it to work.
-func NewAcceptor(pool *pgxpool.Pool, ringer Ringer, maxQueued int) *Acceptor {
+func NewAcceptor(pool *pgxpool.Pool, notifier Notifier, maxQueued int) *Acceptor {
 	return &Acceptor{
 		pool:      pool,
-		ringer:    ringer,
+		notifier:  notifier,
 		maxQueued: maxQueued,
 		rooms:     rooms{now: time.Now, known: map[string]room{}},
 		asks:      make(chan *ask, maxWaiting),
@@ -281,7 +281,7 @@ type insertedRow struct {
 }
 
 // insert commits what is new in the batch, in one transaction of two statements
-// and one round trip, rings for it, and answers by the asks' ids.
+// and one round trip, notifies the workers, and answers by the asks' ids.
 func (a *Acceptor) insert(ctx context.Context, batch []*ask) (map[uuid.UUID]insertedRow, error) {
 	var locks []int64
 	for _, asked := range batch {
@@ -299,7 +299,7 @@ func (a *Acceptor) insert(ctx context.Context, batch []*ask) (map[uuid.UUID]inse
 		return nil, err
 	}
 	crash.At(crash.AcceptCommitted)
-	a.ring(rows)
+	a.notify(rows)
 	crash.At(crash.AcceptRung)
 	inserted := make(map[uuid.UUID]insertedRow, len(batch))
 	for _, n := range taken {
@@ -320,17 +320,21 @@ func (a *Acceptor) insert(ctx context.Context, batch []*ask) (map[uuid.UUID]inse
 	return inserted, nil
 }
 
-// ring rings once for each account that has new jobs, with the last of them: its
-// ticket brings all the others with it, in one go.
-func (a *Acceptor) ring(rows []insertedRow) {
-	last := make(map[int64]insertedRow, len(rows))
+// notify notifies the workers once for each account that has new jobs, with the last of
+// them: the others are applied before it.
+func (a *Acceptor) notify(rows []insertedRow) {
+	last, jobs := make(map[int64]insertedRow, len(rows)), make(map[int64]int, len(rows))
 	for _, row := range rows {
-		if row.Position != nil && (last[row.AccountID].Position == nil || *row.Position > *last[row.AccountID].Position) {
+		if row.Position == nil {
+			continue
+		}
+		jobs[row.AccountID]++
+		if last[row.AccountID].Position == nil || *row.Position > *last[row.AccountID].Position {
 			last[row.AccountID] = row
 		}
 	}
 	for accountID, row := range last {
-		a.ringer.Ring(accountID, *row.Position, row.ID)
+		a.notifier.Notify(accountID, *row.Position, row.ID, jobs[accountID])
 	}
 }
 

@@ -25,7 +25,7 @@ type bells struct {
 	rings map[uuid.UUID]int
 }
 
-func (b *bells) Ring(_, _ int64, jobID uuid.UUID) {
+func (b *bells) Notify(_, _ int64, jobID uuid.UUID, _ int) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.rings[jobID]++

@@ -44,7 +44,7 @@ func BenchmarkAccept(b *testing.B) {
 	})
 }
 
-// silence is a ringer for those who want no ring.
+// silence notifies no worker.
 type silence struct{}
 
-func (silence) Ring(int64, int64, uuid.UUID) {}
+func (silence) Notify(int64, int64, uuid.UUID, int) {}

@@ -50,9 +50,10 @@ func NewApplier(pool *pgxpool.Pool) *Applier {
 // applySQL applies the account's oldest queued job, if that is the ticket's or an
 // older one, and waits for every other apply of it to end: migrations/00002_apply_job.sql.
 //
-// $1 the ticket's job, $2 MaxAmount, $3 how far to count what is left. One row of one
-// column, the answer: a function that stands in FROM has its answer stored, and read again.
-const applySQL = `SELECT apply_job($1, $2, $3)`
+// $1 the ticket's job, $2 MaxAmount, $3 how far to count what is left, $4 false where the
+// commit need not wait until it is flushed. One row of one column, the answer: a function
+// that stands in FROM has its answer stored, and read again.
+const applySQL = `SELECT apply_job($1, $2, $3, $4)`
 
 // Apply applies the queued jobs of the ticket's account in order of position,
 // up to the ticket's own job and at most limit of them, each in a transaction of
@@ -97,37 +98,39 @@ func (a *Applier) next(ctx context.Context, l line) (applied []Applied, after li
 	return append(applied, tried...), after, err
 }
 
-// ApplyShared applies the queued jobs of the account of each ticket, up to the ticket's
-// own, and has them share flushes: the oldest of each, and then at most limit more, or
-// one more of each. rest are the tickets that need another turn; with the troubled ones
-// something went wrong: Apply goes on with each, and meets it.
+// Due names the queued jobs of an account up to one of them.
+type Due struct {
+	JobID uuid.UUID
+	Jobs  int // how many are expected, 1 at least; a wrong number costs time alone
+}
+
+// ApplyShared applies the queued jobs that are due, about limit of them, and one of each
+// account at least. They share round trips and flushes. remaining are those that need
+// another turn, with the number of their jobs; with the troubled ones something went
+// wrong: Apply goes on with each, and meets it.
 //
 // A kill leaves what one in Apply does.
-func (a *Applier) ApplyShared(ctx context.Context, tickets []uuid.UUID, limit int) (applied []Applied, rest, troubled []uuid.UUID) {
-	var lines []line
-	for _, ticket := range tickets {
-		lines = append(lines, line{ticket: ticket, n: 1})
-	}
-	for {
+func (a *Applier) ApplyShared(ctx context.Context, due []Due, limit int) (applied []Applied, remaining, troubled []Due) {
+	remaining = due
+	for len(remaining) > 0 && limit > 0 {
+		share := max(limit/len(remaining), 1)
+		lines := make([]line, len(remaining))
+		for i, d := range remaining {
+			lines[i] = line{ticket: d.JobID, n: max(min(d.Jobs, share), 1)}
+			limit -= lines[i].n
+		}
 		some, after := a.applyLines(ctx, lines)
-		applied, lines, rest = append(applied, some...), nil, nil
+		applied, remaining = append(applied, some...), nil
 		for _, l := range after {
 			switch {
 			case l.err != nil:
-				troubled = append(troubled, l.ticket)
+				troubled = append(troubled, Due{l.ticket, l.n})
 			case l.left > 0:
-				lines, rest = append(lines, l), append(rest, l.ticket)
+				remaining = append(remaining, Due{l.ticket, l.left})
 			}
 		}
-		if len(lines) == 0 || limit <= 0 {
-			return applied, rest, troubled
-		}
-		share := max(limit/len(lines), 1)
-		for i := range lines {
-			lines[i].n = min(lines[i].left, share)
-			limit -= lines[i].n
-		}
 	}
+	return applied, remaining, troubled
 }
 
 // maxBatch bounds how many transactions share a round trip: a worker's turn.
@@ -196,18 +199,34 @@ var (
 // wakes this process, and costs both some tenth of an apply.
 const flushEvery = 8
 
-// applyBatch sends a transaction for each step together. Each commits by
-// itself, in order. The first that fails ends them, and its line has the error: those
-// behind it are not begun. heard is of how many the end was; err is why nothing more can
-// be heard. It waits for postgres.RoundTripTimeout for flushEvery of them, or for one that
-// fails. Then it leaves the connection, as if Postgres were down, and what was sent may
-// still be applied, once: of a disk or a standby that takes half a second for a commit it
-// hears little.
+// The parameter that says whether a commit waits until it is flushed.
+var (
+	flushed   = []byte{1}
+	unflushed = []byte{0}
+)
+
+// applyBatch sends a transaction for each step together. Each commits by itself, in
+// order; only the last one waits until it is flushed, and all before it with it, because
+// the log is flushed in order. The first that fails ends the batch, and its line has the
+// error: those behind it are not begun. Where the last transaction failed, or wrote
+// nothing and so flushed nothing, a transaction of its own flushes what went before.
 //
-// A kill once they are sent stops none of them: Postgres holds the lock and
+// heard counts the steps whose end is known; applied are their jobs, each of them durable.
+// err is why the connection told no more: then heard is 0, because what it told before may
+// be lost with it. applyBatch waits for postgres.RoundTripTimeout for flushEvery of them,
+// or for one that fails. Then it leaves the connection, as if Postgres were down, and
+// what was sent may still be applied, once.
+//
+// A kill of the worker once they are sent stops none of them: Postgres holds the lock and
 // commits while nobody listens, until it notices that the connection is gone.
 // The transactions from there on leave their jobs queued.
+//
+// A crash of Postgres before the flush gives those jobs back to the queue whose commits
+// it had not flushed, the last ones; they are applied again, and jobs that were accepted
+// at the same time perhaps in another order. No client was told of the first one: the API
+// confirms what it tells, and nothing of the batch is counted or logged before the flush.
 func (a *Applier) applyBatch(ctx context.Context, batch []step) (applied []Applied, heard int, err error) {
+	isFlushed := false
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	silence := time.AfterFunc(postgres.RoundTripTimeout, cancel)
@@ -222,18 +241,26 @@ func (a *Applier) applyBatch(ctx context.Context, batch []step) (applied []Appli
 		err = pipeline.Flush()
 		if err == nil {
 			crash.At(crash.ApplySent)
-			applied, heard, err = readApplied(pipeline, batch, func() { silence.Reset(postgres.RoundTripTimeout) })
+			var wrote bool
+			applied, heard, wrote, err = readApplied(pipeline, batch, func() { silence.Reset(postgres.RoundTripTimeout) })
+			isFlushed = wrote && heard == len(batch) || len(applied) == 0
 		}
 		err = errors.Join(err, pipeline.Close())
 		if err == nil && heard < len(batch) { // one failed, and Postgres waits for the end of it
 			_, err = conn.Exec(ctx, "ROLLBACK")
 		}
+		if err == nil && !isFlushed {
+			crash.At(crash.ApplyUnflushed)
+			silence.Reset(postgres.RoundTripTimeout)
+			_, err = conn.Exec(ctx, postgres.ConfirmSQL)
+		}
 		return err
 	})
-	if err == nil {
-		crash.At(crash.ApplyCommitted)
+	if err != nil {
+		return nil, 0, err
 	}
-	return applied, heard, err
+	crash.At(crash.ApplyCommitted)
+	return applied, heard, nil
 }
 
 // prepare asks the server once a connection.
@@ -264,7 +291,11 @@ func sendBatch(pipeline *pgconn.Pipeline, prepared map[string]*pgconn.StatementD
 		if step.last {
 			count = countAll
 		}
-		send(apply, step.line.ticket[:], maxBalance, count)
+		flush := unflushed
+		if i == len(batch)-1 {
+			flush = flushed
+		}
+		send(apply, step.line.ticket[:], maxBalance, count, flush)
 		switch behind := len(batch) - 1 - i; behind {
 		case 0:
 			pipeline.SendPipelineSync()
@@ -285,11 +316,12 @@ func ApplyStatements() []string { return []string{applySQL} }
 
 // readApplied reads what became of each transaction, up to the first that failed, and
 // calls each for each answer. A job counts only once the end of its transaction is
-// answered, its COMMIT or the Sync: that is when Postgres says that it is committed.
-func readApplied(pipeline *pgconn.Pipeline, batch []step, each func()) (applied []Applied, heard int, err error) {
+// answered, its COMMIT or the Sync: that is when Postgres says that it is committed. wrote
+// is whether the last one that was read has applied a job.
+func readApplied(pipeline *pgconn.Pipeline, batch []step, each func()) (applied []Applied, heard int, wrote bool, err error) {
 	if len(batch) > 1 {
 		if _, err := pipeline.GetResults(); err != nil { // of BEGIN
-			return nil, 0, err
+			return nil, 0, false, err
 		}
 	}
 	for i, step := range batch {
@@ -301,16 +333,17 @@ func readApplied(pipeline *pgconn.Pipeline, batch []step, each func()) (applied 
 		}
 		if _, failed := errors.AsType[*pgconn.PgError](err); failed {
 			step.line.err = err
-			return applied, i + 1, nil
+			return applied, i + 1, false, nil
 		}
 		if err != nil {
-			return applied, i, err // no connection, no more answers
+			return nil, 0, false, err // no connection, no more answers
 		}
 		applied = append(applied, answer.taken...)
+		wrote = len(answer.taken) > 0
 		step.line.hear(answer)
 		crash.At(crash.ApplySynced)
 	}
-	return applied, len(batch), nil
+	return applied, len(batch), wrote, nil
 }
 
 // hearCommit hears the end of a transaction.

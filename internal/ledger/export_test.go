@@ -11,8 +11,8 @@ var Statements = map[string]struct {
 	Steps int
 	Done  bool
 }{
-	"apply": {SQL: applySQL, Args: []any{MaxAmount, maxCounted}, Steps: 2},
-	"done":  {SQL: applySQL, Args: []any{MaxAmount, maxCounted}, Steps: 1, Done: true},
+	"apply": {SQL: applySQL, Args: []any{MaxAmount, maxCounted, true}, Steps: 2},
+	"done":  {SQL: applySQL, Args: []any{MaxAmount, maxCounted, true}, Steps: 1, Done: true},
 	"lock":  {SQL: lockSQL},
 	"count": {SQL: countSQL, Steps: 1},
 	"fail":  {SQL: failSQL},

@@ -13,7 +13,8 @@ import (
 )
 
 // A job whose row has come back from Postgres, and whose commit has not, is not
-// answered: here the connection dies between the two.
+// answered: here the connection dies between the two. Nor are those before it in its batch,
+// which are committed and not known to be flushed.
 func TestApplyAnswersOnlyWhatIsCommitted(t *testing.T) {
 	t.Parallel()
 	tests := []struct {
@@ -39,7 +40,8 @@ func TestApplyAnswersOnlyWhatIsCommitted(t *testing.T) {
 			}
 			before := slices.Index(test.amounts, killedAmount)
 			applied, more, err := ledger.NewApplier(pool).Apply(t.Context(), ids[len(ids)-1], 64)
-			if err == nil || !more || len(applied) != before {
+			told := min(before, 1) // the first is tried alone
+			if err == nil || !more || len(applied) != told {
 				t.Errorf("answered with %+v, more %t, %v before the commit", applied, more, err)
 			}
 			for i, id := range ids[before:] {

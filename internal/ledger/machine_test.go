@@ -298,46 +298,43 @@ func (b *bank) ApplyShared(rt *rapid.T) {
 	var tickets []*shared
 	for range rapid.IntRange(1, 4).Draw(rt, "tickets") {
 		a, ticket := b.ticket(rt, hasJobs)
-		tickets = append(tickets, &shared{a: a, ticket: ticket, n: 1})
+		tickets = append(tickets, &shared{a: a, ticket: ticket, left: rapid.IntRange(1, 5).Draw(rt, "expected")})
 	}
 	limit := limits.Draw(rt, "limit")
 	var (
-		ids, wantRest, wantTroubled []uuid.UUID
+		due, wantRest, wantTroubled []ledger.Due
 		want                        []*modelJob
 	)
 	brought := tickets
 	for _, t := range brought {
-		ids = append(ids, t.ticket.id)
+		due = append(due, ledger.Due{JobID: t.ticket.id, Jobs: t.left})
 	}
-	for limit := limit; len(tickets) > 0; {
+	wantRest = due
+	for limit := limit; len(tickets) > 0 && limit > 0; {
+		share := max(limit/len(tickets), 1)
+		var open []*shared
+		wantRest = nil
+		for _, t := range tickets {
+			t.n = max(min(t.left, share), 1)
+			limit -= t.n
+		}
 		for _, t := range tickets {
 			want = append(want, t.apply()...)
 		}
-		var open []*shared
 		for _, t := range tickets {
 			switch {
 			case t.refused:
-				wantTroubled = append(wantTroubled, t.ticket.id)
+				wantTroubled = append(wantTroubled, ledger.Due{JobID: t.ticket.id, Jobs: t.n})
 			case t.left > 0:
-				open = append(open, t)
+				open, wantRest = append(open, t), append(wantRest, ledger.Due{JobID: t.ticket.id, Jobs: t.left})
 			}
 		}
-		wantRest, tickets = nil, nil
-		for _, t := range open {
-			wantRest = append(wantRest, t.ticket.id)
-		}
-		if limit > 0 {
-			tickets = open
-		}
-		share := limit
-		for i := range tickets {
-			tickets[i].n = min(tickets[i].left, max(share/len(open), 1))
-			limit -= tickets[i].n
-		}
+		tickets = open
 	}
-	applied, rest, troubled := b.applier.ApplyShared(b.t.Context(), ids, limit)
+	applied, rest, troubled := b.applier.ApplyShared(b.t.Context(), due, limit)
 	for _, t := range brought {
-		if id := t.ticket.id; !slices.Contains(rest, id) && !slices.Contains(troubled, id) && t.ticket.outcome == queued {
+		told := func(due ledger.Due) bool { return due.JobID == t.ticket.id }
+		if id := t.ticket.id; !slices.ContainsFunc(rest, told) && !slices.ContainsFunc(troubled, told) && t.ticket.outcome == queued {
 			rt.Fatalf("apply shared: job %s is queued, and nobody is told", id)
 		}
 	}

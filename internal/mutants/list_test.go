@@ -28,7 +28,7 @@ const (
 	walking  = "internal/worker/walk.go"
 	work     = "internal/worker/worker.go"
 	handler  = "internal/worker/apply.go"
-	rings    = "internal/queue/ring.go"
+	notifier = "internal/queue/notifier.go"
 	bells    = "internal/queue/bell.go"
 	tasks    = "internal/queue/client.go"
 	serving  = "internal/queue/server.go"
@@ -233,29 +233,78 @@ var mutations = []mutation{
 		[]string{"-run=^TestApplyRefusedJob$ ./internal/ledger"},
 	},
 	{
+		"the last transaction of a batch does not flush", stays,
+		[]edit{{apply, `flush = flushed`, `flush = unflushed`}},
+		[]string{"-run=^TestApplyFlushesOnceABatch$/^Several$ ./internal/ledger"},
+	},
+	{
+		"a last transaction that wrote nothing flushes for the batch", stays,
+		[]edit{{apply, `wrote = len(answer.taken) > 0`, `wrote = true`}},
+		[]string{"-run=^TestApplyFlushesOnceABatch$/^LastWroteNothing$ ./internal/ledger"},
+	},
+	{
+		"what went before a failure is told without a flush", stays,
+		[]edit{{apply, `if err == nil && !isFlushed {`, `if err == nil && !isFlushed && heard == len(batch) && batch[heard-1].line.err == nil {`}},
+		[]string{"-run=^TestApplyFlushesOnceABatch$/^LastRefused$ ./internal/ledger"},
+	},
+	{
+		"jobs are told of though their flush was not heard of", stays,
+		[]edit{{apply, `return nil, 0, err
+	}
+	crash.At(crash.ApplyCommitted)`, `return applied, heard, err
+	}
+	crash.At(crash.ApplyCommitted)`}},
+		[]string{"-run=^TestApplySharedLosesItsConnection$ ./internal/ledger", "-run=^TestApplyAnswersOnlyWhatIsCommitted$ ./internal/ledger"},
+	},
+	{
+		"every transaction of a batch flushes", "one flush a batch",
+		[]edit{{apply, `flush := unflushed`, `flush := flushed`}},
+		[]string{"-run=^TestApplyCommitsAheadOfTheFlush$ ./internal/ledger"},
+	},
+	{
 		"an account's trouble holds up those that share its ticket", ownTrouble,
 		[]edit{{handler, `case oneErr != nil:`, `case oneErr != nil:
-			return nil, oneErr`}},
+			return nil, nil, oneErr`}},
 		[]string{"-run=^TestSharedTicket$ ./internal/worker"},
 	},
 	{
-		"a ring forgets those that share its ticket", disposable,
-		[]edit{{rings, `ticket.jobs = append(ticket.jobs, ring.jobID)`, `ticket.jobs = []uuid.UUID{ring.jobID}`}},
-		[]string{"-run=^TestRingsShareTickets$ ./internal/queue", "-run=^TestTicketsKeepToTheirPartition$ ./internal/queue"},
+		"a merged notification forgets how many jobs it is for", disposable,
+		[]edit{{notifier, `n.Jobs += merged[i].Jobs`, ``}},
+		[]string{"-run=^TestNotificationsOfAnAccountAreMerged$ ./internal/queue"},
 	},
 	{
-		"a shared ring names an older job", disposable,
-		[]edit{{rings, `next.position > line.rings[i].position`, `next.position < line.rings[i].position`}},
-		[]string{"-run=^TestRingsShareTickets$ ./internal/queue"},
+		"a merged notification names an older job", disposable,
+		[]edit{{notifier, `n.Position > merged[i].Position`, `n.Position < merged[i].Position`}},
+		[]string{"-run=^TestNotificationsOfAnAccountAreMerged$ ./internal/queue"},
 	},
 	{
-		"rings wait for a short line for ever", disposable,
-		[]edit{{rings, `&& now.Sub(line.since) < wait`, `&& wait > 0`}},
-		[]string{"-run=^TestRingsWaitForAShortLine$ ./internal/queue"},
+		"a notification is added where no task will find it", disposable,
+		[]edit{{notifier, `if redis.call("LLEN", KEYS[2]) == 0 and`, `if redis.call("LLEN", KEYS[2]) < 0 and`}},
+		[]string{"-run=^TestTaskPassesTheRestOn$ ./internal/queue"},
+	},
+	{
+		"a task leaves what came while it was in hand", disposable,
+		[]edit{{serving, `batch, named = s.take(ctx, queue, maxBatch, sleepIfNone), nil`, `batch, named = nil, nil`}},
+		[]string{"-run=^TestTaskTakesWhatCameMeanwhile$ ./internal/queue"},
+	},
+	{
+		"a worker sleeps and does not say so", disposable,
+		[]edit{{serving, `redis.call("DEL", KEYS[2])`, ``}},
+		[]string{"-run=^TestTaskTakesWhatCameMeanwhile$ ./internal/queue"},
+	},
+	{
+		"a task that has handled its share leaves no other", disposable,
+		[]edit{{serving, `err = cmp.Or(err, s.passOn(ctx, queue))`, ``}},
+		[]string{"-run=^TestTaskPassesTheRestOn$ ./internal/queue"},
+	},
+	{
+		"a job that met an error is forgotten where its task does not name it", ownTrouble,
+		[]edit{{serving, `remaining = append(remaining, one)`, ``}},
+		[]string{"-run=^TestMore$ ./internal/queue"},
 	},
 	{
 		"another turn takes another account's name", disposable,
-		[]edit{{serving, `nextID(job, id)`, `nextID(jobs[0], id)`}},
+		[]edit{{serving, `nextID(job.JobID, id)`, `nextID(jobs[0].JobID, id)`}},
 		[]string{"-run=^TestMore$ ./internal/queue"},
 	},
 	{
@@ -327,8 +376,8 @@ var mutations = []mutation{
 	},
 	{
 		"tasks fill Redis while the workers are away", disposable,
-		[]edit{{rings, `line.length >= maxPending`, `false`}},
-		[]string{"-run=^TestPendingListIsBounded$ ./internal/queue"},
+		[]edit{{notifier, `> tonumber(ARGV[1])`, `> 10 * tonumber(ARGV[1])`}},
+		[]string{"-run=^TestNotificationsAreBounded$ ./internal/queue"},
 	},
 	{
 		"each sweep begins at the lowest account", disposable,
@@ -362,8 +411,8 @@ var mutations = []mutation{
 	},
 	{
 		"a refused job ends the turns of the accounts beside it", ownTrouble,
-		[]edit{{sweep, `jobs, turnErr = w.Apply(ctx, jobs)`, `if jobs, turnErr = w.Apply(ctx, jobs); turnErr != nil {
-			jobs = nil
+		[]edit{{sweep, `due, _, turnErr = w.Apply(ctx, due)`, `if due, _, turnErr = w.Apply(ctx, due); turnErr != nil {
+			due = nil
 		}`}},
 		[]string{"-run=^TestSweepAppliesBesideARefusedJob$ ./internal/worker"},
 	},

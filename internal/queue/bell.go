@@ -21,10 +21,11 @@ const (
 const (
 	// checkEvery is how often the bell makes sure that Redis still sends events.
 	checkEvery = 10 * time.Second
-	// watchEvery is how often it looks at the queues of other workers, and manyWait how
-	// many tickets wait in one that is too much for its worker.
+	// watchEvery is how often it looks at the queues of other workers. manyWait is how
+	// many tasks wait in one that is too much for its worker, or manyTold notifications.
 	watchEvery = 500 * time.Millisecond
 	manyWait   = 8
+	manyTold   = 8 * maxBatch
 )
 
 const (
@@ -226,6 +227,15 @@ func (b *bell) close() {
 	close(b.closed)
 }
 
+func (b *bell) isClosed() bool {
+	select {
+	case <-b.closed:
+		return true
+	default:
+		return false
+	}
+}
+
 // listen rings for what Redis says was pushed, until ctx ends. go-redis
 // subscribes again after a lost connection.
 func (b *bell) listen(ctx context.Context) {
@@ -341,12 +351,13 @@ func (b *bell) watch(ctx context.Context) {
 func (b *bell) lookAtOthers(ctx context.Context, before map[string]string) (oldest map[string]string) {
 	ctx, cancel := context.WithTimeout(ctx, ringTimeout)
 	defer cancel()
-	asked := map[string]*redis.StringSliceCmd{}
+	asked, told := map[string]*redis.StringSliceCmd{}, map[string]*redis.IntCmd{}
 	oldest = map[string]string{}
 	_, err := b.Pipelined(ctx, func(p redis.Pipeliner) error {
 		for list := range b.dequeues {
 			if b.prefer.isOther(list) {
 				asked[list] = p.LRange(ctx, list, -manyWait, -1)
+				told[list] = p.LLen(ctx, notifiedOf(queueOf(list)))
 			}
 		}
 		return nil
@@ -360,7 +371,7 @@ func (b *bell) lookAtOthers(ctx context.Context, before map[string]string) (olde
 			continue
 		}
 		oldest[list] = tickets[len(tickets)-1]
-		if oldest[list] == before[list] || len(tickets) == manyWait {
+		if oldest[list] == before[list] || len(tickets) == manyWait || told[list].Val() > manyTold {
 			b.ring(list)
 		}
 	}

@@ -9,42 +9,23 @@ import (
 	"slices"
 	"time"
 
-	"github.com/google/uuid"
 	"github.com/hibiken/asynq"
 	"github.com/redis/go-redis/v9"
 )
 
 // Bounds of the client.
 const (
-	// maxRings is how many rings wait to be written; more are lost to the sweep.
-	maxRings = 65536
-	// writers is how many tickets are being written at once. While they wait for
-	// Redis more rings come together, and share the next ones.
-	writers = 2
-	// maxCollected bounds how many rings are looked at, before what they come to
-	// is written. It must be more than come while the writer writes and rests.
+	// maxNotifications is how many notifications wait to be written; more are lost to the
+	// sweep.
+	maxNotifications = 65536
+	// writers is how many tasks are being written at once.
+	writers = 4
+	// maxCollected bounds how many notifications are written together.
 	maxCollected = 8192
-	// longLine is how many tickets in a partition's line are enough: its worker has one
-	// in hand, and this is the next. More would only make each other wait.
-	longLine = 1
-	// maxPending bounds the tasks of a partition's pending list, some 2 kB each, so
-	// that they don't fill Redis while the workers are away. Jobs beyond have no task;
-	// the workers' sweep finds them.
-	maxPending = 1000
-	// lookEvery is how often the lines are looked at while there is work, and
-	// longestLook while they stand still, with no worker there perhaps.
-	lookEvery   = 10 * time.Millisecond
-	longestLook = time.Second
-	// longestWait is how long a ring waits for a long line to become shorter, before
-	// it has a ticket all the same, beside the writer's rests.
-	longestWait = 100 * time.Millisecond
-	// restShare is how many times as long as its last tickets took a writer rests, and
-	// longestRest how long at most. Rings that come meanwhile share the next tickets:
-	// the busier the bank is, the more jobs a ticket brings, which costs as much for
-	// one as for thirty. A bank that is not busy has no next ring so soon, unless Redis
-	// is slow.
-	restShare   = 8
-	longestRest = 50 * time.Millisecond
+	// maxNotified bounds the notifications of a partition in Redis, some 60 bytes each,
+	// so that they don't fill it while the workers are away. The workers' sweep finds the
+	// jobs beyond.
+	maxNotified = 10_000
 	// ringTimeout bounds one write, so that a Redis that hangs is noticed.
 	ringTimeout = time.Second
 	// drainTimeout bounds what is written after the end was announced.
@@ -63,34 +44,19 @@ const (
 	maxRetry = 1000
 )
 
-// Client writes tickets.
+// Client writes tasks and notifications.
 type Client struct {
-	redis  redis.UniversalClient
-	queues Queues
-	log    *slog.Logger
-	rings  chan ring
-	lost   func()        // told of each ring that was not written
-	rest   time.Duration // the longest; tests rest longer
+	redis         redis.UniversalClient
+	queues        Queues
+	log           *slog.Logger
+	notifications chan Notification
+	lost          func() // told of each notification that was not written
 }
 
-// NewClient writes tickets to queues. lost is called for each ring
-// that could not be written. Run must run for Ring to work.
+// NewClient writes to queues. lost is called for each notification that could not be
+// written. Run must run for Notify to work.
 func NewClient(r redis.UniversalClient, queues Queues, log *slog.Logger, lost func()) *Client {
-	return &Client{redis: r, queues: queues, log: log, rings: make(chan ring, maxRings), lost: lost, rest: longestRest}
-}
-
-// Ring writes a ticket for an accepted job and those of its account before it,
-// soon and without making its caller wait: a Redis that is slow or down must not
-// hold an accept up. Accounts of a partition that are rung for together share
-// the ticket, and so do those that are while the partition's line is long, or
-// while the writer rests. A ring that is lost, or that a kill takes with the
-// process, the sweep makes good.
-func (c *Client) Ring(accountID, position int64, jobID uuid.UUID) {
-	select {
-	case c.rings <- ring{accountID: accountID, position: position, jobID: jobID}:
-	default:
-		c.lost()
-	}
+	return &Client{redis: r, queues: queues, log: log, notifications: make(chan Notification, maxNotifications), lost: lost}
 }
 
 // Enqueue writes a ticket now. One that is there already is a success.
@@ -99,11 +65,11 @@ func (c *Client) Enqueue(ctx context.Context, ticket Ticket) error {
 		return err
 	}
 	client := asynq.NewClientFromRedisClient(c.redis)
-	return enqueue(ctx, client, c.queues.Of(ticket.AccountID), ticket.id(), []uuid.UUID{ticket.JobID})
+	return enqueue(ctx, client, c.queues.Of(ticket.AccountID), ticket.id(), []Notification{{JobID: ticket.JobID, AccountID: ticket.AccountID, Jobs: 1}})
 }
 
-func enqueue(ctx context.Context, client *asynq.Client, queue, id string, jobs []uuid.UUID) error {
-	_, err := client.EnqueueContext(ctx, newTask(jobs),
+func enqueue(ctx context.Context, client *asynq.Client, queue, id string, notifications []Notification) error {
+	_, err := client.EnqueueContext(ctx, newTask(notifications),
 		asynq.TaskID(id), asynq.Queue(queue), asynq.MaxRetry(maxRetry), asynq.Timeout(ticketTimeout))
 	if err != nil && !errors.Is(err, asynq.ErrTaskIDConflict) {
 		return fmt.Errorf("enqueue ticket %s: %w", id, err)
@@ -186,6 +152,7 @@ type Lines struct {
 // List is what is known of a partition's pending list.
 type List struct {
 	Oldest string // the name of the task that is taken next; empty where none is there
+	Told   bool   // notifications wait for a task to take them
 	Paused bool   // by an operator
 	Err    error  // why the rest is not known
 }
@@ -197,10 +164,12 @@ func (c *Client) Lines(ctx context.Context) Lines {
 		return Lines{slices.Repeat([]List{{Err: err}}, partitions)}
 	}
 	oldest, paused := make([]*redis.StringCmd, partitions), make([]*redis.StringCmd, partitions)
+	told := make([]*redis.IntCmd, partitions)
 	_, err := c.redis.Pipelined(ctx, func(p redis.Pipeliner) error {
 		for partition := range partitions {
 			oldest[partition] = p.LIndex(ctx, c.queues.line(partition), -1)
 			paused[partition] = p.Get(ctx, keysOf(c.queues.Name(partition))+"paused")
+			told[partition] = p.Exists(ctx, c.queues.notified(partition))
 		}
 		return nil
 	})
@@ -212,8 +181,9 @@ func (c *Client) Lines(ctx context.Context) Lines {
 	for partition := range lists {
 		lists[partition] = List{
 			Oldest: oldest[partition].Val(),
+			Told:   told[partition].Val() > 0,
 			Paused: paused[partition].Err() == nil,
-			Err:    cmp.Or(unlessNil(oldest[partition].Err()), unlessNil(paused[partition].Err()), unanswered),
+			Err:    cmp.Or(unlessNil(oldest[partition].Err()), unlessNil(paused[partition].Err()), told[partition].Err(), unanswered),
 		}
 	}
 	return Lines{lists}

@@ -28,9 +28,9 @@ func TestFewConnections(t *testing.T) {
 	handled := make(chan uuid.UUID, 1)
 	server := NewServer(ServerConfig{
 		Redis: client, Queues: queuesOf(manyPartitions), Log: log, IsFailure: func(error) bool { return true },
-		Handler: func(_ context.Context, jobs []uuid.UUID) ([]uuid.UUID, error) {
-			handled <- jobs[0]
-			return nil, nil
+		Handler: func(_ context.Context, jobs []Notification) (_, _ []Notification, _ error) {
+			handled <- jobs[0].JobID
+			return nil, nil, nil
 		},
 	})
 	ctx, cancel := context.WithCancel(t.Context())

@@ -22,9 +22,9 @@ func TestPreference(t *testing.T) {
 	handled := make(chan int, 1)
 	var servers []*Server
 	for n := range 2 {
-		serve(t, client, func(context.Context, []uuid.UUID) ([]uuid.UUID, error) {
+		serve(t, client, func(context.Context, []Notification) (_, _ []Notification, _ error) {
 			handled <- n
-			return nil, nil
+			return nil, nil, nil
 		}, func(s *Server) {
 			s.bell.withBell, s.bell.every, s.prefer.every = time.Hour, time.Hour, time.Hour
 			servers = append(servers, s)
@@ -89,9 +89,9 @@ func TestPreference_Dead(t *testing.T) {
 	client := connect(t, testenv.Redis(t))
 	handled := make(chan uuid.UUID, 1)
 	var server *Server
-	serve(t, client, func(_ context.Context, jobs []uuid.UUID) ([]uuid.UUID, error) {
-		handled <- jobs[0]
-		return nil, nil
+	serve(t, client, func(_ context.Context, jobs []Notification) (_, _ []Notification, _ error) {
+		handled <- jobs[0].JobID
+		return nil, nil, nil
 	}, func(s *Server) {
 		s.bell.withBell = time.Hour
 		server = s
@@ -165,9 +165,9 @@ func serveBeside(t *testing.T) *beside {
 	t.Helper()
 	b := &beside{client: connect(t, testenv.Redis(t)), dequeues: new(countDequeues), handled: make(chan uuid.UUID, 1)}
 	b.client.AddHook(b.dequeues)
-	serve(t, b.client, func(_ context.Context, jobs []uuid.UUID) ([]uuid.UUID, error) {
-		b.handled <- jobs[0]
-		return nil, nil
+	serve(t, b.client, func(_ context.Context, jobs []Notification) (_, _ []Notification, _ error) {
+		b.handled <- jobs[0].JobID
+		return nil, nil, nil
 	}, func(s *Server) {
 		s.bell.withBell, s.bell.every, s.prefer.every = time.Hour, time.Hour, time.Hour
 		b.server = s

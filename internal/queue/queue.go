@@ -54,9 +54,31 @@ func keysOf(queue string) string {
 	return "asynq:{" + queue + "}:"
 }
 
+// queueOf is the queue of a pending list.
+func queueOf(list string) string {
+	return strings.TrimSuffix(strings.TrimPrefix(list, "asynq:{"), "}:pending")
+}
+
 // line is Asynq's list of a partition's tickets that wait for a worker.
 func (q Queues) line(partition int) string {
 	return keysOf(q.Name(partition)) + "pending"
+}
+
+// notified is the list of a partition's notifications that wait for a task to take them.
+func (q Queues) notified(partition int) string {
+	return notifiedOf(q.Name(partition))
+}
+
+// notifiedOf is that of a queue.
+func notifiedOf(queue string) string { return keyOf(queue, "notified") }
+
+// awakeOf is there while a worker takes a queue's notifications.
+func awakeOf(queue string) string { return keyOf(queue, "awake") }
+
+// keyOf is a key of a queue that is not Asynq's, in the slot of the others.
+func keyOf(queue, what string) string {
+	prefix, _, _ := strings.Cut(queue, nameInfix)
+	return prefix + ":" + what + ":{" + queue + "}"
 }
 
 // Partition is the partition of an account among n. It is the same in every
@@ -93,41 +115,62 @@ func nextID(job uuid.UUID, id string) string {
 	return Ticket{JobID: job, Again: max(n, 0) + 1}.id()
 }
 
-const (
-	// maxShared is how many accounts share a ticket. It bounds how long their
-	// partition waits for the next one.
-	maxShared = 32
-	// alsoHeader names the jobs that a ticket is for beside its payload's, which
-	// is all that builds before it know of.
-	alsoHeader = "also"
-	idLength   = 36
-)
+// maxShared is how many accounts share a task.
+const maxShared = 32
 
-// newTask is a ticket for one job each of several accounts.
-func newTask(jobs []uuid.UUID) *asynq.Task {
-	payload := []byte(jobs[0].String())
-	if len(jobs) == 1 {
-		return asynq.NewTask(taskType, payload)
+// newTask is a task for jobs of a partition. Its payload is a line for each, for operators
+// to read: JOB ACCOUNT POSITION JOBS.
+func newTask(notifications []Notification) *asynq.Task {
+	lines := make([]string, len(notifications))
+	for i, n := range notifications {
+		lines[i] = n.String()
 	}
-	var also strings.Builder
-	for _, id := range jobs[1:] {
-		also.WriteString(id.String())
-	}
-	return asynq.NewTaskWithHeaders(taskType, payload, map[string]string{alsoHeader: also.String()})
+	return asynq.NewTask(taskType, []byte(strings.Join(lines, "\n")))
 }
 
 // parse reads what newTask wrote.
-func parse(task *asynq.Task) (jobs []uuid.UUID, err error) {
-	ids := string(task.Payload()) + task.Headers()[alsoHeader]
-	if len(task.Payload()) != idLength || len(ids)%idLength != 0 || len(ids) > maxShared*idLength {
-		return nil, fmt.Errorf("%w: %d bytes", ErrBadTicket, len(ids))
+func parse(payload []byte) (notifications []Notification, err error) {
+	if len(payload) > maxShared*maxLine {
+		return nil, fmt.Errorf("%w: %d bytes", ErrBadTicket, len(payload))
 	}
-	for ; ids != ""; ids = ids[idLength:] {
-		id, err := uuid.Parse(ids[:idLength])
+	for line := range strings.SplitSeq(string(payload), "\n") {
+		n, err := parseNotification(line)
 		if err != nil {
-			return nil, fmt.Errorf("%w: %w", ErrBadTicket, err)
+			return nil, err
 		}
-		jobs = append(jobs, id)
+		notifications = append(notifications, n)
 	}
-	return jobs, nil
+	if len(notifications) > maxShared {
+		return nil, fmt.Errorf("%w: %d jobs", ErrBadTicket, len(notifications))
+	}
+	return notifications, nil
+}
+
+// maxLine bounds a notification's line: a job's id, three numbers, and what stands between.
+const maxLine = 36 + 3*20 + 4
+
+// String is the notification as it stands in Redis.
+func (n Notification) String() string {
+	line := append(make([]byte, 0, maxLine), n.JobID.String()...)
+	for _, number := range []int64{n.AccountID, n.Position, int64(n.Jobs)} {
+		line = strconv.AppendInt(append(line, ' '), number, 10)
+	}
+	return string(line)
+}
+
+// parseNotification reads what String wrote.
+func parseNotification(line string) (n Notification, err error) {
+	fields := strings.Split(line, " ")
+	if len(fields) != 4 || len(fields[0]) != len(uuid.Nil.String()) {
+		return Notification{}, fmt.Errorf("%w: %.100q", ErrBadTicket, line)
+	}
+	var errs [4]error
+	n.JobID, errs[0] = uuid.Parse(fields[0])
+	n.AccountID, errs[1] = strconv.ParseInt(fields[1], 10, 64)
+	n.Position, errs[2] = strconv.ParseInt(fields[2], 10, 64)
+	n.Jobs, errs[3] = strconv.Atoi(fields[3])
+	if err := errors.Join(errs[:]...); err != nil {
+		return Notification{}, fmt.Errorf("%w: %.100q", ErrBadTicket, line)
+	}
+	return n, nil
 }

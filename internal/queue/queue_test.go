@@ -3,14 +3,13 @@ package queue
 import (
 	"errors"
 	"log/slog"
+	"math"
 	"regexp"
 	"slices"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/google/uuid"
-	"github.com/hibiken/asynq"
 
 	"github.com/passbook/passbook/internal/testenv"
 )
@@ -56,107 +55,92 @@ func TestTicketNames(t *testing.T) {
 	}
 }
 
-// What newTask writes parse reads, for any number of accounts that may share a
-// ticket.
-func TestSharedTickets(t *testing.T) {
+// What newTask writes parse reads, for any number of accounts that may share a task.
+func TestTaskNamesItsJobs(t *testing.T) {
 	t.Parallel()
-	var jobs []uuid.UUID
-	for range maxShared {
-		jobs = append(jobs, uuid.New())
-		if got, err := parse(newTask(jobs)); err != nil || !slices.Equal(got, jobs) {
+	var jobs []Notification
+	for n := range maxShared {
+		jobs = append(jobs, Notification{JobID: uuid.New(), AccountID: int64(n), Position: math.MaxInt64 - int64(n), Jobs: n})
+		if got, err := parse(newTask(jobs).Payload()); err != nil || !slices.Equal(got, jobs) {
 			t.Errorf("%d jobs: read %v, %v; wrote %v", len(jobs), got, err, jobs)
 		}
 	}
-	if got, err := parse(newTask(append(jobs, uuid.New()))); !errors.Is(err, ErrBadTicket) {
-		t.Errorf("a ticket for too many: %v, %v", got, err)
+	if got, err := parse(newTask(append(jobs, Notification{})).Payload()); !errors.Is(err, ErrBadTicket) {
+		t.Errorf("a task for too many: %v, %v", got, err)
 	}
 }
 
-// Rings of an account that are collected together come to one, for the job with
-// the highest position; those of a partition share a ticket, up to its bound.
-func TestRingsShareTickets(t *testing.T) {
+// Notifications of an account that are collected together come to one, for the job with the
+// highest position and for the number of all; each is with those of its partition.
+func TestNotificationsOfAnAccountAreMerged(t *testing.T) {
 	t.Parallel()
 	const accounts = 100
-	tickets := NewClient(nil, queuesOf(1), slog.New(slog.DiscardHandler), func() { t.Error("a ring was lost") })
-	last := make([]uuid.UUID, accounts)
+	tasks := NewClient(nil, queues, slog.New(slog.DiscardHandler), func() { t.Error("a notification was lost") })
+	last := map[int64]uuid.UUID{}
 	for _, position := range []int64{2, 3, 1} {
-		for n := range last {
+		for n := range int64(accounts) {
 			id := uuid.New()
-			tickets.Ring(int64(n), position, id)
+			tasks.Notify(n+1, position, id, 2)
 			if position == 3 {
-				last[n] = id
+				last[n+1] = id
 			}
 		}
 	}
-	var got [][]uuid.UUID
-	for _, ticket := range due(tickets) {
-		got = append(got, ticket.jobs)
+	seen := 0
+	for partition, notifications := range newWriter(tasks).collect(<-tasks.notifications) {
+		for _, got := range notifications {
+			want := Notification{JobID: last[got.AccountID], AccountID: got.AccountID, Position: 3, Jobs: 6}
+			if got != want || partition != Partition(got.AccountID, partitions) {
+				t.Errorf("in partition %d: %+v, want %+v in %d", partition, got, want, Partition(got.AccountID, partitions))
+			}
+			seen++
+		}
 	}
-	if want := slices.Collect(slices.Chunk(last, maxShared)); !slices.EqualFunc(got, want, slices.Equal) {
-		t.Errorf("the tickets are for %v, want the last job of each account, %v", got, want)
+	if seen != accounts {
+		t.Errorf("%d notifications, want one for each of %d accounts", seen, accounts)
 	}
 }
 
-// due are the tickets that come of the rings that wait.
-func due(c *Client) []shared {
-	w := newWriter(c)
-	w.take(<-c.rings)
-	return w.due(time.Now(), longestWait)
-}
-
-// A ticket is for accounts of one partition, and in that one's queue.
-func TestTicketsKeepToTheirPartition(t *testing.T) {
+// Those of unknown accounts stay by themselves.
+func TestMergeKeepsUnknownAccounts(t *testing.T) {
 	t.Parallel()
-	tickets := NewClient(nil, queues, slog.New(slog.DiscardHandler), func() { t.Error("a ring was lost") })
-	want := map[uuid.UUID]int{}
-	for n := range int64(200) {
-		id := uuid.New()
-		want[id] = Partition(n, partitions)
-		tickets.Ring(n, n, id)
-	}
-	for _, ticket := range due(tickets) {
-		for _, id := range ticket.jobs {
-			if want[id] != ticket.partition {
-				t.Errorf("job of partition %d is in the queue of %d", want[id], ticket.partition)
-			}
-			delete(want, id)
-		}
-	}
-	if len(want) > 0 {
-		t.Errorf("%d jobs have no ticket", len(want))
+	all := []Notification{{JobID: uuid.New(), Jobs: 1}, {JobID: uuid.New(), Jobs: 1}}
+	if got := Merge(all); !slices.Equal(got, all) {
+		t.Errorf("merged %v to %v", all, got)
 	}
 }
 
-// A ticket names jobs by UUIDs in their one form, one after another, read digit
-// for digit; anything else is a bad ticket. Whatever a ticket is called, another
-// follows it.
+// A task names jobs in lines of a UUID in its one form and three numbers; anything else is a
+// bad task. Whatever a task is called, another follows it.
 func FuzzParse(f *testing.F) {
 	const id = "01900000-0000-7000-8000-000000000001"
+	const line = id + " 1 2 3"
 	for _, seed := range []string{
-		"", "x", id, strings.ToUpper(id), "{" + id + "}", "urn:uuid:" + id, strings.ReplaceAll(id, "-", ""), id[:35], id + "0",
-		strings.Replace(id, "-", "0", 1), strings.Replace(id, "1", "g", 1), id + ".1", id + ".9223372036854775808", "{" + id[:34] + "}",
+		"", "x", id, line, strings.ToUpper(line), "{" + id + "} 1 2 3", "urn:uuid:" + line, strings.ReplaceAll(line, "-", ""), line[:35], line + "0",
+		strings.Replace(line, "1", "g", 1), id + ".1", id + ".9223372036854775808", id + " -1 0 99999999999999999999", line + " 4", line + "\n",
+		line + "\n" + line, strings.Repeat(line+"\n", maxShared-1) + line, strings.Repeat(line+"\n", maxShared) + line,
 	} {
-		f.Add([]byte(seed), "")
-		f.Add([]byte(id), seed)
+		f.Add([]byte(seed))
 	}
-	f.Add([]byte(id), strings.Repeat(id, maxShared-1))
-	f.Add([]byte(id), strings.Repeat(id, maxShared))
-	const one = `[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}`
-	form, also := regexp.MustCompile(`^`+one+`$`), regexp.MustCompile(`^(?:`+one+`)*$`)
-	f.Fuzz(func(t *testing.T, payload []byte, header string) {
-		got, err := parse(asynq.NewTaskWithHeaders(taskType, payload, map[string]string{alsoHeader: header}))
-		good := form.Match(payload) && also.MatchString(header) && len(header) < maxShared*idLength
-		var read strings.Builder
-		for _, id := range got {
-			read.WriteString(id.String())
+	form := regexp.MustCompile(`^[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}(?: [-+]?[0-9]+){3}$`)
+	f.Fuzz(func(t *testing.T, payload []byte) {
+		got, err := parse(payload)
+		if err != nil && (!errors.Is(err, ErrBadTicket) || got != nil) {
+			t.Errorf("%q: %v, %v; want ErrBadTicket alone", payload, got, err)
 		}
-		switch {
-		case good != (err == nil):
-			t.Errorf("%q, %q: %v", payload, header, err)
-		case err != nil && (!errors.Is(err, ErrBadTicket) || got != nil):
-			t.Errorf("%q, %q: %s, %v; want ErrBadTicket", payload, header, got, err)
-		case err == nil && read.String() != strings.ToLower(string(payload)+header):
-			t.Errorf("%q, %q was read as %s", payload, header, got)
+		if err == nil {
+			lines := strings.Split(string(payload), "\n")
+			if len(lines) != len(got) || len(got) > maxShared {
+				t.Errorf("%q was read as %v", payload, got)
+			}
+			for i, line := range lines {
+				if !form.MatchString(line) || !strings.HasPrefix(strings.ToLower(line), got[i].JobID.String()) {
+					t.Errorf("%q was read as %v", line, got[i])
+				}
+			}
+			if again, err := parse(newTask(got).Payload()); err != nil || !slices.Equal(again, got) {
+				t.Errorf("%v was read as %v, %v", got, again, err)
+			}
 		}
 		job := uuid.Max
 		if next := nextID(job, string(payload)); next == string(payload) || next == nextID(job, next) {

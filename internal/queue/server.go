@@ -6,10 +6,10 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"strings"
 	"time"
 
-	"github.com/google/uuid"
 	"github.com/hibiken/asynq"
 	"github.com/redis/go-redis/v9"
 	"golang.org/x/sync/errgroup"
@@ -38,12 +38,12 @@ const (
 	LongestPutOff = longestPause + forwardEvery
 )
 
-// Handler works a ticket off: applies each job's account up to the job. rest are
-// those that need another turn, behind the tickets that wait. An error brings the
-// whole ticket back after a pause, the rest beside it; ErrUnknownJob gives it back for
-// longer, for the installation that knows the job. After maxUnknown tries the task is
-// archived, where an operator sees it.
-type Handler func(ctx context.Context, jobs []uuid.UUID) (rest []uuid.UUID, err error)
+// Handler applies each job's account up to the job. remaining are those that need another
+// turn, behind the tasks that wait; troubled are those whose accounts met err, each of which
+// is tried again after a pause, and, where err is ErrUnknownJob, after longer ones, for the
+// installation that knows the job: maxUnknown times, then its task is archived, where an
+// operator sees it. An error without any brings all of them back.
+type Handler func(ctx context.Context, jobs []Notification) (remaining, troubled []Notification, err error)
 
 // ServerConfig says how to serve the partitions.
 type ServerConfig struct {
@@ -65,11 +65,12 @@ type Server struct {
 	strays  *strays
 	client  *asynq.Client
 	servers []*asynq.Server
+	batches int // of a task: maxBatches; tests have fewer
 }
 
 // NewServer makes a server; Run starts it.
 func NewServer(cfg ServerConfig) *Server {
-	s := &Server{cfg: cfg, prefer: newPreference(cfg.Redis, cfg.Queues, cfg.Log), client: asynq.NewClientFromRedisClient(cfg.Redis)}
+	s := &Server{cfg: cfg, prefer: newPreference(cfg.Redis, cfg.Queues, cfg.Log), client: asynq.NewClientFromRedisClient(cfg.Redis), batches: maxBatches}
 	s.bell = newBell(cfg.Redis, cfg.Queues, s.prefer, cfg.Log)
 	for partition := range cfg.Queues.Partitions {
 		name := cfg.Queues.Name(partition)
@@ -143,24 +144,21 @@ func (s *Server) Run(ctx context.Context) error {
 	return group.Wait()
 }
 
+// process handles a task, and the notifications of its partition in batches until there are
+// none: those that come while one batch is in hand are taken with the next.
 func (s *Server) process(ctx context.Context, task *asynq.Task) error {
-	jobs, err := parse(task)
+	named, err := parse(task.Payload())
 	if err != nil {
 		return fmt.Errorf("%w: %w", err, asynq.SkipRetry)
 	}
-	rest, err := s.cfg.Handler(ctx, jobs)
-	// A kill before the acknowledgement leaves the ticket in a dead worker's
-	// hands until its lease ends. Its jobs are finished, or the sweep's to find.
-	crash.At(crash.TicketWorkedOff)
-	if len(rest) > 0 {
-		// A kill before the next tickets are written leaves this one to its lease,
-		// and the jobs to the sweep. One after it leaves both; when this one comes
-		// back it finds nothing to do for those that the others have brought on.
-		crash.At(crash.MoreUnwritten)
-		queue, _ := asynq.GetQueueName(ctx)
-		id, _ := asynq.GetTaskID(ctx)
-		err = cmp.Or(err, s.goOn(ctx, queue, id, rest))
-		crash.At(crash.MoreWritten)
+	queue, _ := asynq.GetQueueName(ctx)
+	batch := slices.Concat(named, s.take(ctx, queue, maxBatch-len(named), stayAwake))
+	for batches := 1; len(batch) > 0; batches++ {
+		if err = s.handle(ctx, queue, batch, named); err != nil || batches == s.batches || s.bell.isClosed() {
+			err = cmp.Or(err, s.passOn(ctx, queue))
+			break
+		}
+		batch, named = s.take(ctx, queue, maxBatch, sleepIfNone), nil
 	}
 	if tries, _ := asynq.GetRetryCount(ctx); errors.Is(err, ErrUnknownJob) && tries >= maxUnknown {
 		return fmt.Errorf("%w: %w", err, asynq.SkipRetry)
@@ -168,12 +166,109 @@ func (s *Server) process(ctx context.Context, task *asynq.Task) error {
 	return err
 }
 
-// goOn writes the tickets that go on where the one called id stopped: one for
-// each job, named by it. So a name that is taken is always a ticket for the same
+// handle handles a batch of jobs, some of which the task names. It returns the error with
+// which the task is to be tried again, for these alone: the others have tasks of their own.
+func (s *Server) handle(ctx context.Context, queue string, batch, named []Notification) error {
+	remaining, troubled, err := s.cfg.Handler(ctx, batch)
+	// A kill before the acknowledgement leaves the task in a dead worker's
+	// hands until its lease ends. Its jobs are finished, or the sweep's to find.
+	crash.At(crash.TicketWorkedOff)
+	if err != nil && len(troubled) == 0 {
+		troubled = batch
+	}
+	remaining = slices.Clone(remaining)
+	var retried error
+	for _, one := range troubled {
+		if slices.ContainsFunc(named, func(n Notification) bool { return n.JobID == one.JobID }) {
+			retried = err
+		} else {
+			remaining = append(remaining, one)
+		}
+	}
+	if len(remaining) == 0 {
+		return retried
+	}
+	// A kill before the next tasks are written leaves this one to its lease,
+	// and the jobs to the sweep. One after it leaves both; when this one comes
+	// back it finds nothing to do for those that the others have applied.
+	crash.At(crash.MoreUnwritten)
+	id, _ := asynq.GetTaskID(ctx)
+	err = s.goOn(ctx, queue, id, remaining)
+	crash.At(crash.MoreWritten)
+	return cmp.Or(retried, err)
+}
+
+const (
+	// maxBatch is how many notifications a batch has at most.
+	maxBatch = 64
+	// maxBatches bounds the batches of a task, well within ticketTimeout.
+	maxBatches = 128
+)
+
+// takeScript takes a partition's oldest notifications, and says whether its worker goes on
+// to take more.
+//
+// KEYS[1] the notifications, KEYS[2] says that a worker takes them; ARGV[1] how many at most,
+// ARGV[2] stayAwake, sleep or sleepIfNone, ARGV[3] for how many milliseconds a worker that is
+// awake is believed to be. Returns the notifications.
+var takeScript = redis.NewScript(`
+local taken = redis.call("LPOP", KEYS[1], ARGV[1])
+if ARGV[2] == "awake" or ARGV[2] == "" and taken then
+	redis.call("SET", KEYS[2], 1, "PX", ARGV[3])
+else
+	redis.call("DEL", KEYS[2])
+end
+return taken or {}`)
+
+// What a worker does that has taken notifications.
+const (
+	stayAwake   = "awake"
+	sleep       = "asleep"
+	sleepIfNone = ""
+)
+
+// awakeFor is how long a worker is believed to take a partition's notifications that has taken
+// some. What is added after its death waits for so long, or for the sweep.
+const awakeFor = 2 * time.Second
+
+// take takes up to n of a partition's notifications, the oldest. It takes none where Redis
+// does not answer, and passes over what can't be read: the sweep finds the jobs.
+//
+// A kill after it leaves the jobs to the sweep, too.
+func (s *Server) take(ctx context.Context, queue string, n int, then string) (taken []Notification) {
+	keys := []string{notifiedOf(queue), awakeOf(queue)}
+	lines, err := takeScript.Run(ctx, s.cfg.Redis, keys, n, then, awakeFor.Milliseconds()).StringSlice()
+	if err != nil {
+		s.cfg.Log.Warn("could not take notifications; the sweep finds their jobs", "queue", queue, "error", err)
+		return nil
+	}
+	for _, line := range lines {
+		one, err := parseNotification(line)
+		if err != nil {
+			s.cfg.Log.Warn("could not read a notification; the sweep finds its job", "queue", queue, "error", err)
+			continue
+		}
+		taken = append(taken, one)
+	}
+	crash.At(crash.NotificationsTaken)
+	return taken
+}
+
+// passOn writes a task for the notifications that are left, if any are.
+func (s *Server) passOn(ctx context.Context, queue string) error {
+	next := s.take(ctx, queue, 1, sleep)
+	if len(next) == 0 {
+		return nil
+	}
+	return enqueue(ctx, s.client, queue, next[0].JobID.String(), next)
+}
+
+// goOn writes the tasks that go on where the one called id stopped: one for
+// each job, named by it. So a name that is taken is always a task for the same
 // job, the sweep's perhaps, and each account waits for its own trouble alone.
-func (s *Server) goOn(ctx context.Context, queue, id string, jobs []uuid.UUID) error {
+func (s *Server) goOn(ctx context.Context, queue, id string, jobs []Notification) error {
 	for _, job := range jobs {
-		if err := enqueue(ctx, s.client, queue, nextID(job, id), []uuid.UUID{job}); err != nil {
+		if err := enqueue(ctx, s.client, queue, nextID(job.JobID, id), []Notification{job}); err != nil {
 			return err
 		}
 	}

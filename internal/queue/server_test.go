@@ -105,9 +105,9 @@ func TestBellKnowsAsynq(t *testing.T) {
 	dequeues := new(countDequeues)
 	client.AddHook(dequeues)
 	handled := make(chan uuid.UUID, 1)
-	handler := func(_ context.Context, jobs []uuid.UUID) ([]uuid.UUID, error) {
-		handled <- jobs[0]
-		return nil, nil
+	handler := func(_ context.Context, jobs []Notification) (_, _ []Notification, _ error) {
+		handled <- jobs[0].JobID
+		return nil, nil, nil
 	}
 	serve(t, client, handler, func(s *Server) { s.bell.withBell = time.Hour })
 	const tickets = 20
@@ -154,9 +154,9 @@ func TestServePassesOrphans(t *testing.T) {
 		}
 	}
 	handled := make(chan uuid.UUID, len(good))
-	serve(t, client, func(_ context.Context, jobs []uuid.UUID) ([]uuid.UUID, error) {
-		handled <- jobs[0]
-		return nil, nil
+	serve(t, client, func(_ context.Context, jobs []Notification) (_, _ []Notification, _ error) {
+		handled <- jobs[0].JobID
+		return nil, nil, nil
 	}, asIs)
 	for range len(good) {
 		if got := receive(t, handled); !good[got] {
@@ -169,37 +169,127 @@ func TestServePassesOrphans(t *testing.T) {
 	})
 }
 
-// While no worker takes tasks a pending list grows to its bound and no further.
-func TestPendingListIsBounded(t *testing.T) {
+// While no worker takes a partition's task, its notifications grow to their bound and no
+// further, and one task is enough.
+func TestNotificationsAreBounded(t *testing.T) {
 	t.Parallel()
 	client := connect(t, testenv.Redis(t))
-	list := queues.line(Partition(1, partitions))
-	names := make([]any, maxPending)
-	for i := range names {
-		names[i] = uuid.NewString()
+	var left atomic.Int64
+	tasks := NewClient(client, queuesOf(1), slog.New(slog.DiscardHandler), func() { left.Add(1) })
+	w := newWriter(tasks)
+	const each = 1000
+	for n := range int64(maxNotified/each + 3) {
+		var some []Notification
+		for i := range int64(each) {
+			some = append(some, Notification{JobID: uuid.New(), AccountID: n*each + i + 1, Position: 1, Jobs: 1})
+		}
+		if n == 0 {
+			some = some[:maxShared]
+		}
+		if !w.write(t.Context(), map[int][]Notification{0: some}) {
+			t.Fatal("Redis did not take the notifications")
+		}
 	}
-	if err := client.LPush(t.Context(), list, names...).Err(); err != nil {
+	told, tasksThere := client.LLen(t.Context(), queuesOf(1).notified(0)).Val(), client.LLen(t.Context(), queuesOf(1).line(0)).Val()
+	if told != maxNotified || tasksThere != 1 || left.Load() != 2*each {
+		t.Errorf("%d notifications, %d tasks, %d left to the sweep; want %d, 1, %d", told, tasksThere, left.Load(), maxNotified, 2*each)
+	}
+}
+
+// A key of a wrong type in the place of a partition's notifications is replaced.
+func TestNotificationsOfAWrongType(t *testing.T) {
+	t.Parallel()
+	client := connect(t, testenv.Redis(t))
+	w := newWriter(NewClient(client, queuesOf(1), slog.New(slog.DiscardHandler), func() { t.Error("a notification was lost") }))
+	if err := client.Set(t.Context(), queuesOf(1).notified(0), "of a wrong type", 0).Err(); err != nil {
 		t.Fatal(err)
 	}
-	var left atomic.Int64
-	tickets := NewClient(client, queues, slog.New(slog.DiscardHandler), func() { left.Add(1) })
-	ctx, cancel := context.WithCancel(t.Context())
-	var group errgroup.Group
-	group.Go(func() error { return tickets.Run(ctx) })
-	position := int64(0)
-	testenv.Eventually(t, "jobs to be left to the sweep", func() bool {
-		position++
-		tickets.Ring(1, position, uuid.New())
-		return left.Load() > 0
-	})
-	cancel()
-	if err := group.Wait(); err != nil {
-		t.Error(err)
+	for n := range int64(2) {
+		w.write(t.Context(), map[int][]Notification{0: {{JobID: uuid.New(), AccountID: n + 1, Position: 1, Jobs: 1}}})
 	}
-	// Until it has looked at the list once, and while it writes, it knows of less.
-	const unknown = 20
-	if n := client.LLen(t.Context(), list).Val(); n > maxPending+unknown {
-		t.Errorf("%d tasks in the pending list, want no more than about %d", n, maxPending)
+	if n, err := client.LLen(t.Context(), queuesOf(1).notified(0)).Result(); n != 1 || err != nil {
+		t.Errorf("%d notifications, %v; want the second's", n, err)
+	}
+}
+
+// While a task is pending, or its worker awake, what comes is handled with it, in batches, and
+// needs no other task; what comes later has one. No job is missed.
+func TestTaskTakesWhatCameMeanwhile(t *testing.T) {
+	t.Parallel()
+	client := connect(t, testenv.Redis(t))
+	tasks := NewClient(client, queues, slog.New(slog.DiscardHandler), func() { t.Error("a notification was lost") })
+	w := newWriter(tasks)
+	const account, partition = 1, 2 // TestPartitionIsStable
+	var sent, got []Notification
+	send := func(n int) {
+		var some []Notification
+		for range n {
+			one := Notification{JobID: uuid.New(), AccountID: account, Position: int64(len(sent) + 1), Jobs: 1}
+			sent, some = append(sent, one), append(some, one)
+		}
+		w.write(t.Context(), map[int][]Notification{partition: some})
+	}
+	send(1)
+	send(maxBatch)
+	batches, hold := make(chan []Notification), make(chan struct{})
+	serve(t, client, func(_ context.Context, jobs []Notification) (_, _ []Notification, _ error) {
+		batches <- jobs
+		<-hold
+		return nil, nil, nil
+	}, asIs)
+	got = append(got, receive(t, batches)...)
+	if len(got) != maxBatch {
+		t.Errorf("the first batch has %d jobs, want the task's and those that came while it was pending, up to %d", len(got), maxBatch)
+	}
+	send(2)
+	hold <- struct{}{}
+	got = append(got, receive(t, batches)...)
+	if n := client.Exists(t.Context(), queues.line(partition)).Val(); n != 0 || !slices.Equal(got, sent) {
+		t.Errorf("handled %v, and a task is pending: %d; want %v, and none", got, n, sent)
+	}
+	hold <- struct{}{}
+	testenv.Eventually(t, "the worker to sleep", func() bool { return client.Exists(t.Context(), awakeOf(queues.Name(partition))).Val() == 0 })
+	send(1)
+	got = append(got, receive(t, batches)...)
+	hold <- struct{}{}
+	if !slices.Equal(got, sent) {
+		t.Errorf("handled %v, want each of %v once", got, sent)
+	}
+}
+
+// A worker that died awake is believed to take notifications for a short time only.
+func TestDeadWorkerIsNotAwakeForLong(t *testing.T) {
+	t.Parallel()
+	client := connect(t, testenv.Redis(t))
+	server := NewServer(ServerConfig{Redis: client, Queues: queues, Log: slog.New(slog.DiscardHandler)})
+	server.take(t.Context(), queues.Name(0), 1, stayAwake)
+	if left := client.PTTL(t.Context(), awakeOf(queues.Name(0))).Val(); left <= 0 || left > awakeFor {
+		t.Errorf("it is believed to be awake for %v, want %v at most", left, awakeFor)
+	}
+}
+
+// A task that has handled as many batches as it may leaves another one for what is left.
+func TestTaskPassesTheRestOn(t *testing.T) {
+	t.Parallel()
+	client := connect(t, testenv.Redis(t))
+	w := newWriter(NewClient(client, queues, slog.New(slog.DiscardHandler), func() { t.Error("a notification was lost") }))
+	const partition, batches = 2, 3
+	var some []Notification
+	for n := range int64(batches * maxBatch) {
+		some = append(some, Notification{JobID: uuid.New(), AccountID: 1, Position: n + 1, Jobs: 1})
+	}
+	w.write(t.Context(), map[int][]Notification{partition: some[:1]})
+	w.write(t.Context(), map[int][]Notification{partition: some[1:]})
+	handled := make(chan string, batches)
+	serve(t, client, func(ctx context.Context, jobs []Notification) (_, _ []Notification, _ error) {
+		id, _ := asynq.GetTaskID(ctx)
+		handled <- fmt.Sprint(id, " ", len(jobs))
+		return nil, nil, nil
+	}, func(s *Server) { s.batches = 1 })
+	for n := range batches {
+		if got, want := receive(t, handled), fmt.Sprint(some[n*maxBatch].JobID, " ", maxBatch); got != want {
+			t.Errorf("batch %d was %s, want %s", n, got, want)
+		}
 	}
 }
 
@@ -214,9 +304,9 @@ func TestServeWithoutEvents(t *testing.T) {
 	client := redis.NewClient(&redis.Options{Addr: opt.Addr, Username: "app", Password: "secret"})
 	t.Cleanup(func() { _ = client.Close() })
 	handled := make(chan uuid.UUID, 1)
-	serve(t, client, func(_ context.Context, jobs []uuid.UUID) ([]uuid.UUID, error) {
-		handled <- jobs[0]
-		return nil, nil
+	serve(t, client, func(_ context.Context, jobs []Notification) (_, _ []Notification, _ error) {
+		handled <- jobs[0].JobID
+		return nil, nil, nil
 	}, asIs)
 	for n := range int64(3) {
 		ticket := Ticket{AccountID: n, JobID: uuid.New()}
@@ -234,9 +324,9 @@ func TestServeThroughRestart(t *testing.T) {
 	client := connect(t, server.URL())
 	handled := make(chan uuid.UUID, 1)
 	var theBell *bell
-	serve(t, client, func(_ context.Context, jobs []uuid.UUID) ([]uuid.UUID, error) {
-		handled <- jobs[0]
-		return nil, nil
+	serve(t, client, func(_ context.Context, jobs []Notification) (_, _ []Notification, _ error) {
+		handled <- jobs[0].JobID
+		return nil, nil, nil
 	}, func(s *Server) { theBell = s.bell })
 	for range 2 {
 		ticket := Ticket{AccountID: 1, JobID: uuid.New()}
@@ -257,34 +347,43 @@ func TestServeThroughRestart(t *testing.T) {
 	}
 }
 
-// What needs another turn has it, by itself and under a name of its own: where the
-// sweep has written a ticket of the same name meanwhile, it is one for the same job.
+// What needs another turn, or met an error, has it by itself and under a name of its own:
+// where the sweep has written a task of the same name meanwhile, it is one for the same job.
+// The jobs that a task names are tried again with it.
 func TestMore(t *testing.T) {
 	t.Parallel()
 	client := connect(t, testenv.Redis(t))
 	type turn struct {
 		name string
-		jobs []uuid.UUID
+		jobs []Notification
 	}
 	const partition = 3
-	jobs := []uuid.UUID{uuid.New(), uuid.New(), uuid.New()}
-	name := func(n, again int) string { return Ticket{JobID: jobs[n], Again: again}.id() }
-	rest := map[string][]uuid.UUID{name(0, 0): jobs[1:], name(1, 1): jobs[1:2]}
-	tickets := asynq.NewClientFromRedisClient(client)
-	handled := make(chan turn, 5)
-	serve(t, client, func(ctx context.Context, jobs []uuid.UUID) (_ []uuid.UUID, err error) {
-		id, _ := asynq.GetTaskID(ctx)
-		handled <- turn{id, jobs}
-		if id == name(0, 0) {
-			err = enqueue(ctx, tickets, queues.Name(partition), name(0, 1), jobs[:1]) // the sweep does
-		}
-		return rest[id], err
-	}, asIs)
-	if err := newWriter(ticketsOf(client)).writeOne(t.Context(), shared{partition: partition, jobs: jobs}); err != nil {
-		t.Fatal(err)
+	var jobs []Notification
+	for range 4 {
+		jobs = append(jobs, Notification{JobID: uuid.New(), Jobs: 1})
 	}
+	name := func(n, again int) string { return Ticket{JobID: jobs[n].JobID, Again: again}.id() }
+	remaining := map[string][]Notification{name(0, 0): jobs[1:3], name(1, 1): jobs[1:2]}
+	troubled := map[string][]Notification{name(0, 0): jobs[3:]}
+	tasks := asynq.NewClientFromRedisClient(client)
+	handled := make(chan turn, 6)
+	serve(t, client, func(ctx context.Context, batch []Notification) (_, _ []Notification, err error) {
+		id, _ := asynq.GetTaskID(ctx)
+		handled <- turn{id, batch}
+		if id == name(0, 0) {
+			if err := enqueue(ctx, tasks, queues.Name(partition), name(0, 1), jobs[:1]); err != nil { // the sweep does
+				t.Error(err)
+			}
+			err = errors.New("the account of the last one is locked")
+		}
+		return remaining[id], troubled[id], err
+	}, func(*Server) {
+		w := newWriter(ticketsOf(client))
+		w.write(t.Context(), map[int][]Notification{partition: jobs[:3]})
+		w.write(t.Context(), map[int][]Notification{partition: jobs[3:]})
+	})
 	for i, want := range []turn{
-		{name(0, 0), jobs}, {name(0, 1), jobs[:1]}, {name(1, 1), jobs[1:2]}, {name(2, 1), jobs[2:]}, {name(1, 2), jobs[1:2]},
+		{name(0, 0), jobs}, {name(0, 1), jobs[:1]}, {name(1, 1), jobs[1:2]}, {name(2, 1), jobs[2:3]}, {name(3, 1), jobs[3:]}, {name(1, 2), jobs[1:2]},
 	} {
 		if got := receive(t, handled); got.name != want.name || !slices.Equal(got.jobs, want.jobs) {
 			t.Errorf("turn %d was that of %s for %v, want %s for %v", i, got.name, got.jobs, want.name, want.jobs)
@@ -292,146 +391,13 @@ func TestMore(t *testing.T) {
 	}
 }
 
-// Rings whose partition has a long line wait until it is short, or for long enough,
-// and come to one ticket then.
-func TestRingsWaitForAShortLine(t *testing.T) {
-	t.Parallel()
-	client := connect(t, testenv.Redis(t))
-	w := newWriter(NewClient(client, queuesOf(1), slog.New(slog.DiscardHandler), func() { t.Error("a ring was lost") }))
-	var jobs []uuid.UUID
-	next := func() {
-		jobs = append(jobs, uuid.New())
-		w.add(ring{accountID: int64(len(jobs)), position: 1, jobID: jobs[len(jobs)-1]})
-	}
-	due := func(now time.Time) (got []uuid.UUID) {
-		for _, ticket := range w.due(now, longestWait) {
-			got = append(got, ticket.jobs...)
-			if err := w.writeOne(t.Context(), ticket); err != nil {
-				t.Fatal(err)
-			}
-		}
-		return got
-	}
-	want := func(what string, got, want []uuid.UUID) {
-		t.Helper()
-		if !slices.Equal(got, want) {
-			t.Errorf("%s: tickets for %v, want %v", what, got, want)
-		}
-	}
-	began := time.Now() // whatever Redis takes, no time passes
-	for n := range longLine {
-		next()
-		want("a short line", due(began), jobs[n:])
-	}
-	next()
-	next()
-	want("a long line", due(began), nil)
-	w.look(t.Context())
-	want("a line that is long still", due(began), nil)
-	if err := client.LPop(t.Context(), queues.line(0)).Err(); err != nil {
-		t.Fatal(err)
-	}
-	want("a line that nobody has looked at", due(began), nil)
-	w.look(t.Context())
-	want("a line that is short again", due(began), jobs[longLine:])
-	next()
-	want("a long line again", due(began), nil)
-	want("a long wait", due(time.Now().Add(longestWait)), jobs[longLine+2:])
-	if n := client.LLen(t.Context(), queues.line(0)).Val(); n != longLine+1 {
-		t.Errorf("%d tickets in line, want %d: rings that wait together share one", n, longLine+1)
-	}
-	if err := client.FlushAll(t.Context()).Err(); err != nil {
-		t.Fatal(err)
-	}
-	w.look(t.Context())
-	if len(w.lines) > 0 {
-		t.Errorf("%d lines are looked at, want none: they are empty, and nobody waits", len(w.lines))
-	}
-}
-
-// Rings that come soon after another's ticket come to one ticket, though their line is
-// empty: the longer Redis takes for a ticket, the longer its writer rests.
-func TestRingsWaitWhileTheWriterRests(t *testing.T) {
-	t.Parallel()
-	url := testenv.Redis(t)
-	client, slow := connect(t, url), connect(t, url)
-	calls := make(chan struct{}, 1)
-	slow.AddHook(delay{after: 100 * time.Millisecond, first: calls}) // two calls a ticket: a rest of some seconds
-	tickets := NewClient(slow, queuesOf(2), slog.New(slog.DiscardHandler), func() { t.Error("a ring was lost") })
-	tickets.rest = time.Minute
-	ctx, cancel := context.WithCancel(context.Background())
-	ended := make(chan error, 1)
-	go func() { ended <- tickets.Run(ctx) }()
-	inLine := func(partition int) int64 { return client.LLen(t.Context(), queues.line(partition)).Val() }
-	ring := func(partition int, account int64) {
-		for Partition(account, 2) != partition {
-			account += 1000
-		}
-		tickets.Ring(account, 1, uuid.New())
-	}
-	ring(0, 1)
-	testenv.Eventually(t, "the first ticket to be written", func() bool { return inLine(0) == 1 })
-	receive(t, calls)
-	ring(1, 2)
-	select {
-	case <-calls:
-		t.Error("a ticket is written while its writer is to rest")
-	case <-time.After(300 * time.Millisecond):
-	}
-	ring(1, 3)
-	cancel()
-	if err := receive(t, ended); err != nil {
-		t.Fatal(err)
-	}
-	if n := inLine(1); n != 1 {
-		t.Errorf("%d tickets in line, want one for all who waited", n)
-	}
-}
-
-// Rings that wait are written when their line is short again, whether somebody rings
-// or not, and at the end.
-func TestRingsThatWaitAreWritten(t *testing.T) {
-	t.Parallel()
-	const soon = announceEvery / 2 // something else would wake the writer
-	client := connect(t, testenv.Redis(t))
-	tickets := NewClient(client, queuesOf(1), slog.New(slog.DiscardHandler), func() { t.Error("a ring was lost") })
-	ctx, cancel := context.WithCancel(context.Background())
-	ended := make(chan error, 1)
-	go func() { ended <- tickets.Run(ctx) }()
-	var jobs []uuid.UUID
-	ring := func() {
-		jobs = append(jobs, uuid.New())
-		tickets.Ring(int64(len(jobs)), 1, jobs[len(jobs)-1])
-	}
-	written := func() bool {
-		for i, job := range jobs {
-			place, err := tickets.Find(t.Context(), Ticket{AccountID: int64(i + 1), JobID: job})
-			if err != nil || place.Position != InLine {
-				return false
-			}
-		}
-		return true
-	}
-	began := time.Now()
-	for range longLine + 1 { // one at a time, or they share a ticket
-		ring()
-		testenv.Eventually(t, "the ticket to be written", written)
-	}
-	if took := time.Since(began); took > soon {
-		t.Errorf("the last ring waited for %v, with nobody to ring after it", took)
-	}
-	ring()
-	cancel()
-	if err := receive(t, ended); err != nil || !written() {
-		t.Errorf("ended with %v; a ring that waited has no ticket", err)
-	}
-}
-
 // A ticket that nobody of ours wrote ends archived, where an operator sees it.
 func TestBadTicketsAreArchived(t *testing.T) {
 	t.Parallel()
 	client := connect(t, testenv.Redis(t))
-	serve(t, client, func(context.Context, []uuid.UUID) ([]uuid.UUID, error) { return nil, ErrUnknownJob }, asIs)
+	serve(t, client, func(_ context.Context, jobs []Notification) (_, _ []Notification, _ error) {
+		return nil, jobs, ErrUnknownJob
+	}, asIs)
 	forged := asynq.NewTask(taskType, []byte("not an id"))
 	if _, err := asynq.NewClientFromRedisClient(client).Enqueue(forged, asynq.Queue(queues.Name(0)), asynq.TaskID("forged")); err != nil {
 		t.Fatal(err)
@@ -454,7 +420,9 @@ func awaitState(t testing.TB, inspector *asynq.Inspector, queue, name string, wa
 func TestUnknownJobIsArchivedAtLast(t *testing.T) {
 	t.Parallel()
 	client := connect(t, testenv.Redis(t))
-	serve(t, client, func(context.Context, []uuid.UUID) ([]uuid.UUID, error) { return nil, ErrUnknownJob }, asIs)
+	serve(t, client, func(_ context.Context, jobs []Notification) (_, _ []Notification, _ error) {
+		return nil, jobs, ErrUnknownJob
+	}, asIs)
 	ticket := Ticket{AccountID: 1, JobID: uuid.New()}
 	if err := ticketsOf(client).Enqueue(t.Context(), ticket); err != nil {
 		t.Fatal(err)
@@ -495,9 +463,12 @@ func TestFind(t *testing.T) {
 	}
 	want("in line", InLine)
 	hold, held := make(chan error), make(chan struct{}, 1)
-	serve(t, client, func(context.Context, []uuid.UUID) ([]uuid.UUID, error) {
+	serve(t, client, func(_ context.Context, jobs []Notification) (_, troubled []Notification, err error) {
 		held <- struct{}{}
-		return nil, <-hold
+		if err = <-hold; err != nil {
+			troubled = jobs
+		}
+		return nil, troubled, err
 	}, asIs)
 	receive(t, held)
 	want("in a worker's hands", InHand)
@@ -519,8 +490,8 @@ func TestRingTooOften(t *testing.T) {
 	t.Parallel()
 	lost := 0
 	tickets := NewClient(nil, queues, slog.New(slog.DiscardHandler), func() { lost++ })
-	for range maxRings + 3 {
-		tickets.Ring(1, 1, uuid.New())
+	for range maxNotifications + 3 {
+		tickets.Notify(1, 1, uuid.New(), 1)
 	}
 	if lost != 3 {
 		t.Errorf("%d rings lost, want 3", lost)
@@ -537,7 +508,7 @@ func TestStopWhileRedisHangs(t *testing.T) {
 	tickets := NewClient(client, queuesOf(manyPartitions), slog.New(slog.DiscardHandler), func() { lost <- struct{}{} })
 	testenv.Freeze(t, server.PID())
 	for n := range int64(100) {
-		tickets.Ring(n, n, uuid.New())
+		tickets.Notify(n, n, uuid.New(), 1)
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan error, 1)
@@ -559,7 +530,7 @@ func TestStopWhileRedisIsSlow(t *testing.T) {
 	client.AddHook(delay{after: 100 * time.Millisecond, first: first})
 	tickets := NewClient(client, queuesOf(manyPartitions), slog.New(slog.DiscardHandler), func() {})
 	for n := range int64(200) {
-		tickets.Ring(n, n, uuid.New())
+		tickets.Notify(n, n, uuid.New(), 1)
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan error, 1)
@@ -612,13 +583,13 @@ func TestRingWhileRedisIsDown(t *testing.T) {
 	if err := server.Kill(); err != nil {
 		t.Fatal(err)
 	}
-	tickets.Ring(1, 1, uuid.New())
+	tickets.Notify(1, 1, uuid.New(), 1)
 	receive(t, lost)
 	if err := server.Restart(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	ticket := Ticket{AccountID: 1, JobID: uuid.New()}
-	tickets.Ring(1, 1, ticket.JobID)
+	tickets.Notify(1, 1, ticket.JobID, 1)
 	testenv.Eventually(t, "the ring to arrive", func() bool {
 		place, err := tickets.Find(t.Context(), ticket)
 		return err == nil && place.Position == InLine

@@ -31,9 +31,9 @@ func TestStrays(t *testing.T) {
 	handled := make(chan uuid.UUID, 1)
 	server := NewServer(ServerConfig{
 		Redis: client, Queues: queuesOf(1), Log: slog.New(slog.DiscardHandler), IsFailure: func(error) bool { return true },
-		Handler: func(_ context.Context, jobs []uuid.UUID) ([]uuid.UUID, error) {
-			handled <- jobs[0]
-			return nil, nil
+		Handler: func(_ context.Context, jobs []Notification) (_, _ []Notification, _ error) {
+			handled <- jobs[0].JobID
+			return nil, nil, nil
 		},
 	})
 	defer server.strays.stop()

@@ -24,37 +24,57 @@ const (
 	downPause = 250 * time.Millisecond
 )
 
-// Apply is the queue's handler: it applies the account of each of the ticket's
-// jobs up to that job, a turn at most. rest are the jobs whose accounts need
-// another one. One account's trouble is told. An account that is locked holds the
-// others up for Postgres's lock_timeout, twice: beside them and once more by itself.
+// Apply is the queue's handler: it applies the account of each job up to that job, a turn
+// at most. remaining are the jobs whose accounts need another one. One account's trouble
+// is told. An account that is locked holds the others up for Postgres's lock_timeout, twice:
+// beside them and once more by itself.
 //
 // A kill before Postgres has heard of it leaves the jobs queued; the account's
-// next ticket takes them, or the sweep's does.
-func (w *Worker) Apply(ctx context.Context, jobs []uuid.UUID) (rest []uuid.UUID, err error) {
+// next task applies them, or the sweep's does.
+func (w *Worker) Apply(ctx context.Context, jobs []queue.Notification) (remaining, troubled []queue.Notification, err error) {
 	crash.At(crash.TicketTaken)
-	left := jobs
-	if len(jobs) > 1 {
-		var applied []ledger.Applied
-		applied, rest, left = w.cfg.Applier.ApplyShared(ctx, jobs, turn)
-		w.tell(applied)
-	}
+	jobs = queue.Merge(jobs)
+	applied, rest, refused := w.cfg.Applier.ApplyShared(ctx, due(jobs), turn)
+	w.tell(applied)
+	remaining, left := those(jobs, rest), those(jobs, refused)
 	var unknown error
-	for _, id := range left {
-		more, oneErr := w.applyOne(ctx, id, max(turn/len(left), 1))
+	for _, one := range left {
+		more, oneErr := w.applyOne(ctx, one.JobID, max(turn/len(left), 1))
 		switch {
 		case errors.Is(oneErr, queue.ErrUnknownJob):
 			w.cfg.Metrics.unknown.Inc()
-			unknown = oneErr
+			troubled, unknown = append(troubled, one), oneErr
 		case postgres.IsDown(oneErr): // and we are told to stop
-			return nil, oneErr // the ticket comes back, with all its jobs
+			return nil, nil, oneErr // all come back
 		case oneErr != nil: // this account's own
-			err = oneErr
+			troubled, err = append(troubled, one), oneErr
 		case more:
-			rest = append(rest, id)
+			remaining = append(remaining, one)
 		}
 	}
-	return rest, cmp.Or(err, unknown)
+	return remaining, troubled, cmp.Or(err, unknown)
+}
+
+func due(jobs []queue.Notification) (due []ledger.Due) {
+	for _, n := range jobs {
+		due = append(due, ledger.Due{JobID: n.JobID, Jobs: n.Jobs})
+	}
+	return due
+}
+
+// those are the notifications of what is due still.
+func those(jobs []queue.Notification, due []ledger.Due) (still []queue.Notification) {
+	left := make(map[uuid.UUID]int, len(due))
+	for _, d := range due {
+		left[d.JobID] = d.Jobs
+	}
+	for _, n := range jobs {
+		if count, is := left[n.JobID]; is {
+			n.Jobs = count
+			still = append(still, n)
+		}
+	}
+	return still
 }
 
 // applyOne applies the job's account up to the job, and at most limit jobs.

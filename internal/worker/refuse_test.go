@@ -130,7 +130,7 @@ func (r refusal) finishesWhile(s *system, refuse, end func(refusal), hashes bool
 				partition := queues.Of(account.ID)
 				r.do("SET", fmt.Sprintf("asynq:{%s}:t:%s", partition, id), "of a wrong type")
 			}
-			s.tickets.Ring(account.ID, int64(len(order[account.Number])), id)
+			s.tickets.Notify(account.ID, int64(len(order[account.Number])), id, 1)
 		}
 	}
 	s.drained()
@@ -138,7 +138,7 @@ func (r refusal) finishesWhile(s *system, refuse, end func(refusal), hashes bool
 	end(r)
 	after := ledgertest.Job(t, s.pool, of[0], ledger.Deposit, 1)
 	order[of[0].Number] = append(order[of[0].Number], after)
-	s.tickets.Ring(of[0].ID, each+1, after)
+	s.tickets.Notify(of[0].ID, each+1, after, 1)
 	s.drained()
 	if n := s.count(job.Succeeded); n != accounts*each+1 {
 		t.Errorf("%d jobs succeeded, want %d", n, accounts*each+1)

@@ -300,9 +300,13 @@ func (w *Worker) applyDirectly(ctx context.Context, until time.Time, accounts []
 	}
 	w.cfg.Metrics.direct.Add(float64(len(jobs)))
 	crash.At(crash.DirectUnapplied)
-	for turns := 0; turns < directTurns && len(jobs) > 0 && time.Now().Before(until); turns++ {
+	var due []queue.Notification
+	for _, id := range jobs {
+		due = append(due, queue.Notification{JobID: id, Jobs: 1})
+	}
+	for turns := 0; turns < directTurns && len(due) > 0 && time.Now().Before(until); turns++ {
 		var turnErr error // one account's, or it ends them all
-		jobs, turnErr = w.Apply(ctx, jobs)
+		due, _, turnErr = w.Apply(ctx, due)
 		err = cmp.Or(err, turnErr)
 	}
 	if err != nil && ctx.Err() == nil {
@@ -332,7 +336,7 @@ func (s *suspect) stand(place queue.Place, list queue.List) (believed bool) {
 	case queue.PutOff:
 		return !s.isLong(longPutOff)
 	default:
-		return list.Oldest != "" && s.ticket.Again == 0 && !s.isLong(longUnseen)
+		return (list.Oldest != "" || list.Told) && s.ticket.Again == 0 && !s.isLong(longUnseen)
 	}
 }
 

@@ -20,7 +20,7 @@ import (
 // several accounts, and tells which tickets need another turn, and which it had trouble
 // with.
 type Applier interface {
-	ApplyShared(ctx context.Context, tickets []uuid.UUID, limit int) (applied []ledger.Applied, rest, troubled []uuid.UUID)
+	ApplyShared(ctx context.Context, due []ledger.Due, limit int) (applied []ledger.Applied, remaining, troubled []ledger.Due)
 	Apply(ctx context.Context, ticket uuid.UUID, limit int) (applied []ledger.Applied, more bool, err error)
 }
 

@@ -299,7 +299,7 @@ func TestSweepBelievesInASharedTicket(t *testing.T) {
 	for rung := 0; rung < accounts; {
 		account := ledgertest.Account(t, s.pool, s.user, 0)
 		if queue.Partition(account.ID, partitions) == partition {
-			s.tickets.Ring(account.ID, 1, ledgertest.Job(t, s.pool, account, ledger.Deposit, 1))
+			s.tickets.Notify(account.ID, 1, ledgertest.Job(t, s.pool, account, ledger.Deposit, 1), 1)
 			rung++
 		}
 	}
@@ -596,9 +596,13 @@ func TestSharedTicket(t *testing.T) {
 		t.Fatal(err)
 	}
 
-	rest, err := s.sweeper().Apply(t.Context(), ticket)
-	if !worker.IsFailure(err) || !slices.Equal(rest, long.jobs[149:]) {
-		t.Errorf("the first turn leaves %v, %v; want %v and a refusal", rest, err, long.jobs[149])
+	var jobs []queue.Notification
+	for _, id := range ticket {
+		jobs = append(jobs, queue.Notification{JobID: id, Jobs: 1})
+	}
+	remaining, troubled, err := s.sweeper().Apply(t.Context(), jobs)
+	if !worker.IsFailure(err) || !slices.Equal(idsOf(remaining), long.jobs[149:]) || !slices.Equal(idsOf(troubled), ticket[:3]) {
+		t.Errorf("the first turn leaves %v, and %v in trouble, %v; want %v, %v and a refusal", remaining, troubled, err, long.jobs[149], ticket[:3])
 	}
 	left := map[int64]int{}
 	rows, err := s.pool.Query(t.Context(), `SELECT account_id, count(*) FROM jobs WHERE status = 'queued' GROUP BY account_id`)
@@ -630,6 +634,13 @@ func TestSharedTicket(t *testing.T) {
 	for _, line := range []line{locked, refused, long, short, one} {
 		s.inOrder(line.account, line.jobs)
 	}
+}
+
+func idsOf(jobs []queue.Notification) (ids []uuid.UUID) {
+	for _, n := range jobs {
+		ids = append(ids, n.JobID)
+	}
+	return ids
 }
 
 // Stopping a worker in the middle of its work loses nothing.
