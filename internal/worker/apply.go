@@ -34,9 +34,9 @@ const (
 func (w *Worker) Apply(ctx context.Context, jobs []queue.Notification) (remaining, troubled []queue.Notification, err error) {
 	crash.At(crash.TicketTaken)
 	jobs = queue.Merge(jobs)
-	applied, rest, refused := w.cfg.Applier.ApplyShared(ctx, due(jobs), turn)
-	w.tell(applied)
-	remaining, left := those(jobs, rest), those(jobs, refused)
+	batch := w.batcher.apply(ctx, due(jobs))
+	w.tell(batch.applied)
+	remaining, left := those(jobs, batch.remaining), those(jobs, batch.troubled)
 	var unknown error
 	for _, one := range left {
 		more, oneErr := w.applyOne(ctx, one.JobID, max(turn/len(left), 1))

@@ -55,6 +55,7 @@ type Config struct {
 // Worker applies what tickets name and sweeps for what none names.
 type Worker struct {
 	cfg      Config
+	batcher  *batcher
 	stopping <-chan struct{}      // closed when no new try should start
 	suspects map[int64]suspect    // by account id; the sweep's
 	walk     walk                 // the sweep's
@@ -63,7 +64,7 @@ type Worker struct {
 
 // New makes a worker that gives up waiting for Postgres when stopping is closed.
 func New(cfg Config, stopping <-chan struct{}) *Worker {
-	return &Worker{cfg: cfg, stopping: stopping, suspects: map[int64]suspect{}, walk: walk{most: maxSwept}, warned: map[string]time.Time{}}
+	return &Worker{cfg: cfg, batcher: newBatcher(cfg.Applier), stopping: stopping, suspects: map[int64]suspect{}, walk: walk{most: maxSwept}, warned: map[string]time.Time{}}
 }
 
 // Run sweeps and keeps house until ctx ends.

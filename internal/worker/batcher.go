@@ -1,0 +1,101 @@
+package worker
+
+import (
+	"context"
+	"runtime"
+	"sync"
+	"time"
+
+	"github.com/google/uuid"
+
+	"github.com/passbook/passbook/internal/ledger"
+)
+
+// slowBatch is how long a batch may take before the next one begins beside it: one that is
+// slow waits for an account's lock perhaps, or for a standby, for which the others need not.
+const slowBatch = 50 * time.Millisecond
+
+// batcher has the partitions' batches share round trips and flushes: what comes while a batch
+// is under way is applied with the next. It waits for no clock, so the batches grow with the
+// load alone. As many are under way at once as the process has processors, and slow ones
+// beside them, one for each partition at most.
+type batcher struct {
+	applier Applier
+	turns   chan struct{} // holds one for each batch that is under way
+	slow    time.Duration // slowBatch; tests have more time, or less
+
+	mu      sync.Mutex // guards waiting
+	waiting []*share
+}
+
+// share is one partition's part of a batch.
+type share struct {
+	due  []ledger.Due
+	done chan struct{} // closed once the rest is there
+
+	applied             []ledger.Applied // of the whole batch, at one share of it
+	remaining, troubled []ledger.Due
+}
+
+func newBatcher(applier Applier) *batcher {
+	const least = 2 // while one waits for its flush the other has Postgres work
+	return &batcher{applier: applier, slow: slowBatch, turns: make(chan struct{}, max(runtime.GOMAXPROCS(0), least))}
+}
+
+// apply applies what is due as ApplyShared does, together with what is due in other partitions.
+func (b *batcher) apply(ctx context.Context, due []ledger.Due) *share {
+	mine := &share{due: due, done: make(chan struct{})}
+	b.mu.Lock()
+	b.waiting = append(b.waiting, mine)
+	b.mu.Unlock()
+	select {
+	case b.turns <- struct{}{}:
+		b.applyWaiting(context.WithoutCancel(ctx)) // the others' patience may be longer
+	case <-mine.done:
+	}
+	<-mine.done
+	return mine
+}
+
+// applyWaiting applies what waits, a turn's jobs, and gives its turn back.
+func (b *batcher) applyWaiting(ctx context.Context) {
+	over := sync.OnceFunc(func() { <-b.turns })
+	defer over()
+	shares := b.take()
+	if len(shares) == 0 { // another batch has taken its caller's
+		return
+	}
+	slow := time.AfterFunc(b.slow, over)
+	defer slow.Stop()
+	var due []ledger.Due
+	owner := map[uuid.UUID]*share{}
+	for _, s := range shares {
+		due = append(due, s.due...)
+		for _, d := range s.due {
+			owner[d.JobID] = s
+		}
+	}
+	applied, remaining, troubled := b.applier.ApplyShared(ctx, due, turn)
+	for _, d := range remaining {
+		owner[d.JobID].remaining = append(owner[d.JobID].remaining, d)
+	}
+	for _, d := range troubled {
+		owner[d.JobID].troubled = append(owner[d.JobID].troubled, d)
+	}
+	shares[0].applied = applied
+	for _, s := range shares {
+		close(s.done)
+	}
+}
+
+// take takes the shares that wait, the oldest first, up to about a turn's jobs.
+func (b *batcher) take() (shares []*share) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	n := 0
+	for len(b.waiting) > 0 && (n == 0 || n+len(b.waiting[0].due) <= turn) {
+		n += len(b.waiting[0].due)
+		shares, b.waiting = append(shares, b.waiting[0]), b.waiting[1:]
+	}
+	return shares
+}

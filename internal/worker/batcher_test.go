@@ -1,0 +1,106 @@
+package worker
+
+import (
+	"context"
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+
+	"github.com/passbook/passbook/internal/ledger"
+)
+
+// held is an applier whose batches stay under way until they are let go. Of each batch the
+// first job is left over, and the second in trouble.
+type held struct {
+	begun chan []ledger.Due
+	letGo chan struct{}
+}
+
+func (h held) ApplyShared(_ context.Context, due []ledger.Due, _ int) (applied []ledger.Applied, remaining, troubled []ledger.Due) {
+	h.begun <- due
+	<-h.letGo
+	for _, d := range due[min(2, len(due)):] {
+		applied = append(applied, ledger.Applied{JobID: d.JobID})
+	}
+	return applied, due[:1], due[min(1, len(due)):min(2, len(due))]
+}
+
+func (held) Apply(context.Context, uuid.UUID, int) ([]ledger.Applied, bool, error) {
+	return nil, false, nil
+}
+
+func dueOf(n int) (due []ledger.Due) {
+	for range n {
+		due = append(due, ledger.Due{JobID: uuid.New(), Jobs: 1})
+	}
+	return due
+}
+
+// What comes while as many batches are under way as may be shares the next ones, up to a
+// turn's jobs, and each partition is told of its own jobs.
+func TestBatcherSharesBatches(t *testing.T) {
+	t.Parallel()
+	h := held{begun: make(chan []ledger.Due), letGo: make(chan struct{})}
+	b := newBatcher(h)
+	b.slow = time.Hour
+	told := make(chan *share)
+	for range cap(b.turns) {
+		go func() { told <- b.apply(t.Context(), dueOf(1)) }()
+		<-h.begun
+	}
+	const partitions, each = 5, 20 // more than a turn
+	for range partitions {
+		go func() { told <- b.apply(t.Context(), dueOf(each)) }()
+	}
+	for waiting := 0; waiting < partitions; time.Sleep(time.Millisecond) {
+		b.mu.Lock()
+		waiting = len(b.waiting)
+		b.mu.Unlock()
+	}
+	h.letGo <- struct{}{}
+	if next := <-h.begun; len(next) != turn/each*each {
+		t.Errorf("the next batch has %d jobs, want those of %d partitions", len(next), turn/each)
+	}
+	go func() {
+		for range h.begun {
+		}
+	}()
+	defer close(h.begun)
+	close(h.letGo)
+	applied, remaining, troubled := 0, 0, 0
+	for range cap(b.turns) + partitions {
+		s := <-told
+		applied, remaining, troubled = applied+len(s.applied), remaining+len(s.remaining), troubled+len(s.troubled)
+		for _, d := range append(s.remaining, s.troubled...) {
+			found := false
+			for _, own := range s.due {
+				found = found || own == d
+			}
+			if !found {
+				t.Errorf("a partition is told of job %s, which is another's", d.JobID)
+			}
+		}
+	}
+	if sum := applied + remaining + troubled; sum != cap(b.turns)+partitions*each {
+		t.Errorf("%d jobs are told of, want each of %d once", sum, cap(b.turns)+partitions*each)
+	}
+}
+
+// A batch that takes long keeps the others from nothing.
+func TestBatcherPassesASlowBatch(t *testing.T) {
+	t.Parallel()
+	h := held{begun: make(chan []ledger.Due), letGo: make(chan struct{})}
+	b := newBatcher(h)
+	b.slow = time.Millisecond
+	told := make(chan *share)
+	const more = 3
+	for range cap(b.turns) + more {
+		go func() { told <- b.apply(t.Context(), dueOf(1)) }()
+		<-h.begun // nothing was let go
+	}
+	for range cap(b.turns) + more {
+		h.letGo <- struct{}{}
+		<-told
+	}
+}
