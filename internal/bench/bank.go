@@ -23,7 +23,7 @@ import (
 // as many as the smallest, and eleven over the small ones.
 const (
 	largeOf20, middlingOf20 = 2, 7
-	middlingAccounts        = 1_000 // those that the loads go to
+	middlingAccounts        = 1_000 // those that the loads go to, at scale 1
 	smallAccountRows        = 55
 	leastWeight, mostWeight = 20, 50 // of a middling account
 	// rareEvery is how many transactions of the large account lie between two
@@ -49,6 +49,7 @@ var descriptions = []string{"Salary", "Rent", "Groceries", "Card 4471", "Refund"
 // bank is a database with a long history.
 type bank struct {
 	rows     int64
+	middles  int // accounts that are middling
 	database string
 	user     uuid.UUID
 	accounts []bankAccount  // by id, from 1: the large one, the middling ones, the small ones
@@ -62,9 +63,9 @@ type bankAccount struct {
 	at      time.Time // of the last transaction
 }
 
-func newBank(rows int64) *bank {
-	b := &bank{rows: rows, database: fmt.Sprintf("history_%d", rows), accounts: []bankAccount{{number: "LARGE"}}, places: map[string]int{}}
-	for n := range middlingAccounts {
+func newBank(rows int64, middles int) *bank {
+	b := &bank{rows: rows, middles: middles, database: fmt.Sprintf("history_%d", rows), accounts: []bankAccount{{number: "LARGE"}}, places: map[string]int{}}
+	for n := range middles {
 		b.accounts = append(b.accounts, bankAccount{number: accountNumber(n)})
 	}
 	for n := range rows * (20 - largeOf20 - middlingOf20) / 20 / smallAccountRows {
@@ -79,7 +80,7 @@ func newBank(rows int64) *bank {
 func (b *bank) name() string  { return thousands(b.rows) + " rows" }
 func (b *bank) packed() bool  { return b.rows > grownMost }
 func (b *bank) large() int    { return 0 }
-func (b *bank) middling() int { return 1 + middlingAccounts }
+func (b *bank) middling() int { return 1 + b.middles }
 
 // account is one of the bank's, as the API knows it.
 func (b *bank) account(n int) ledger.Owned {
@@ -226,8 +227,8 @@ func newBankRows(b *bank, say func(format string, args ...any)) *bankRows {
 		bank: b, say: say, began: time.Now(),
 		random: rand.New(rand.NewPCG(uint64(b.rows), 1)), //nolint:gosec // nothing of it is secret
 	}
-	for n := range middlingAccounts {
-		for range leastWeight + n*(mostWeight-leastWeight)/(middlingAccounts-1) {
+	for n := range b.middles {
+		for range leastWeight + n*(mostWeight-leastWeight)/max(1, b.middles-1) {
 			r.wheel = append(r.wheel, 1+n)
 		}
 	}

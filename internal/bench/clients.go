@@ -105,10 +105,10 @@ func peerLight(ctx context.Context, r *round) error {
 	const part = "peer-light"
 	return r.onPeerScene(ctx, func(s *scene) error {
 		accounts := r.count(manyAccounts)
-		if _, err := s.poll(ctx, evenOrders(r.seed(), r.count(lightWarm), accounts), lightRate); err != nil {
+		if _, err := s.poll(ctx, evenOrders(r.seed(), r.count(lightWarm), accounts)); err != nil {
 			return err
 		}
-		seen, err := s.poll(ctx, evenOrders(r.seed(), r.count(lightJobs), accounts), lightRate)
+		seen, err := s.poll(ctx, evenOrders(r.seed(), r.count(lightJobs), accounts))
 		r.set(part, "post-p50", seen.p50)
 		r.set(part, "post-p99", seen.p99)
 		return err

@@ -28,7 +28,7 @@ import (
 )
 
 const (
-	leastHistory    = 200_000 // rows: a hundredth of it is a few for each account
+	leastHistory    = 200_000 // rows at scale 1: a hundredth of it is a few for each account
 	readers         = 8       // connections
 	looksOfEach     = 500     // of each kind, in each bank, at scale 1
 	readPasses      = 8       // over all looks, after the first, which warms up
@@ -61,11 +61,12 @@ func readHistorySettings(args []string) (rows int64, s settings, err error) {
 	if err := flags.Parse(args); err != nil {
 		return 0, settings{}, err
 	}
+	least := int64(leastHistory * min(s.scale, 1))
 	switch {
 	case flags.NArg() > 0:
 		err = fmt.Errorf("unknown arguments %q", flags.Args())
-	case rows < leastHistory || s.rounds < 1 || s.scale <= 0:
-		err = fmt.Errorf("-rows is at least %d, and -rounds and -scale are more than 0", leastHistory)
+	case rows < least || s.rounds < 1 || s.scale <= 0:
+		err = fmt.Errorf("-rows is at least %d, and -rounds and -scale are more than 0", least)
 	}
 	return rows, s, err
 }
@@ -87,7 +88,7 @@ func measureHistory(ctx context.Context, rows int64, s settings, out io.Writer) 
 	fmt.Fprintln(out, machine)
 	h := &history{round: r.newRound(0), rows: rows}
 	for _, rows := range []int64{rows / 100, rows / 10, rows} {
-		h.banks = append(h.banks, newBank(rows))
+		h.banks = append(h.banks, newBank(rows, r.count(middlingAccounts)))
 	}
 	for _, step := range []func(context.Context) error{h.checkSpace, h.fill, h.settle, h.readWarm, h.explain, h.export, h.readCold, h.apply} {
 		if err := step(ctx); err != nil {
@@ -153,7 +154,7 @@ func (h *history) settle(ctx context.Context) error {
 	if err := h.admin(ctx, "CHECKPOINT"); err != nil {
 		return err
 	}
-	unix.Sync()
+	h.sync()
 	return nil
 }
 

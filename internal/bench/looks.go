@@ -108,7 +108,7 @@ func (l *looker) long() ledger.Owned {
 	return l.aMiddling()
 }
 
-func (l *looker) aMiddling() ledger.Owned { return l.account(1 + l.random.IntN(middlingAccounts)) }
+func (l *looker) aMiddling() ledger.Owned { return l.account(1 + l.random.IntN(l.middles)) }
 
 func (l *looker) rare() statement.Page {
 	return statement.Page{Account: l.account(l.large()), Type: ledger.Withdrawal}

@@ -21,6 +21,9 @@ type settings struct {
 	peer   peerSettings
 	turns  int    // of each group in a round
 	built  string // the folder of programs that are built already; empty to build them
+	// unflushed has nothing wait for the disk. For tests of the instrument alone: without
+	// flushes, a figure means nothing.
+	unflushed bool
 }
 
 func readSettings(args []string) (settings, error) {

@@ -218,10 +218,10 @@ func light(ctx context.Context, r *round) error {
 	const part = "light"
 	return r.onScene(ctx, plain, func(s *scene) error {
 		accounts := r.count(manyAccounts)
-		if _, err := s.poll(ctx, evenOrders(r.seed(), r.count(lightWarm), accounts), lightRate); err != nil {
+		if _, err := s.poll(ctx, evenOrders(r.seed(), r.count(lightWarm), accounts)); err != nil {
 			return err
 		}
-		seen, err := s.poll(ctx, evenOrders(r.seed(), r.count(lightJobs), accounts), lightRate)
+		seen, err := s.poll(ctx, evenOrders(r.seed(), r.count(lightJobs), accounts))
 		if err != nil {
 			return err
 		}

@@ -17,6 +17,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
 
 	"github.com/passbook/passbook/internal/auth"
 	"github.com/passbook/passbook/internal/ledger"
@@ -59,7 +60,7 @@ func newRig(ctx context.Context, s settings, out io.Writer) (_ *rig, err error) 
 		return nil, err
 	}
 	r.say("Starting Postgres, and opening %d accounts.", r.accounts())
-	r.postgres, err = local.StartPostgres(ctx, local.PostgresConfig{Durable: true})
+	r.postgres, err = local.StartPostgres(ctx, local.PostgresConfig{Durable: !s.unflushed})
 	if err != nil {
 		return nil, err
 	}
@@ -90,6 +91,13 @@ func buildPrograms(ctx context.Context, folder string) error {
 		return fmt.Errorf("build: %w\n%s", err, out)
 	}
 	return nil
+}
+
+// sync has the file systems write out what is not yet.
+func (r *rig) sync() {
+	if !r.unflushed {
+		unix.Sync()
+	}
 }
 
 func (r *rig) close(ctx context.Context) error {

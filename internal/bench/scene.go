@@ -11,7 +11,6 @@ import (
 
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/redis/go-redis/v9"
-	"golang.org/x/sys/unix"
 
 	"github.com/passbook/passbook/internal/auth"
 	"github.com/passbook/passbook/internal/ledger"
@@ -64,7 +63,7 @@ func (r *round) onBank(ctx context.Context, database string, c cast, play func(*
 
 func (s *scene) with(ctx context.Context, c cast, play func(*scene) error) (err error) {
 	defer func() { err = errors.Join(err, s.clear(context.WithoutCancel(ctx))) }()
-	if s.redis, err = local.StartRedis(ctx, local.RedisConfig{Durable: true}); err != nil {
+	if s.redis, err = local.StartRedis(ctx, local.RedisConfig{Durable: !s.unflushed}); err != nil {
 		return err
 	}
 	if err := s.startWorkers(ctx, c); err != nil {
@@ -309,9 +308,9 @@ func (s *scene) accept(ctx context.Context, orders []order) (took time.Duration,
 }
 
 // poll puts a light load on and has each client poll for its job's end.
-func (s *scene) poll(ctx context.Context, orders []order, rate float64) (quantiles, error) {
+func (s *scene) poll(ctx context.Context, orders []order) (quantiles, error) {
 	const clients = 8 // no job waits for a client that still polls for another
-	seen, err := s.post(ctx, orders, evenly(len(orders), rate), clients, postAndPoll(eager))
+	seen, err := s.post(ctx, orders, evenly(len(orders), lightRate), clients, postAndPoll(eager))
 	return quantilesOf(seen.waits), err
 }
 
@@ -335,7 +334,7 @@ func (s *scene) checkpoint(ctx context.Context) error {
 	if err := s.admin(ctx, "CHECKPOINT"); err != nil {
 		return err
 	}
-	unix.Sync()
+	s.sync()
 	return nil
 }
 
