@@ -124,7 +124,8 @@ func (r *round) turn(ctx context.Context, parts []part, which string) error {
 		case err != nil:
 			return fmt.Errorf("%s: %w", p.name, err)
 		}
-		r.say("  %s(%v)", r.figures.line(p.name), time.Since(began).Round(100*time.Millisecond))
+		r.say("  %s(%v, %v since the start)", r.figures.line(p.name),
+			time.Since(began).Round(100*time.Millisecond), time.Since(r.began).Round(time.Second))
 	}
 	return nil
 }

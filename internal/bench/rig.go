@@ -39,6 +39,7 @@ const (
 // the databases, and the programs.
 type rig struct {
 	settings
+	began     time.Time
 	out       io.Writer
 	bin       string // the folder of the programs
 	postgres  *local.Postgres
@@ -49,7 +50,7 @@ type rig struct {
 }
 
 func newRig(ctx context.Context, s settings, out io.Writer) (_ *rig, err error) {
-	r := &rig{settings: s, out: out, key: auth.Key{ID: "bench", Secret: make([]byte, 32)}, password: rand.Text()}
+	r := &rig{settings: s, began: time.Now(), out: out, key: auth.Key{ID: "bench", Secret: make([]byte, 32)}, password: rand.Text()}
 	_, _ = rand.Read(r.key.Secret) // never fails since Go 1.24
 	defer func() {
 		if err != nil {
