@@ -84,9 +84,10 @@ func (r *rig) build(ctx context.Context) (err error) {
 	return buildPrograms(ctx, r.bin)
 }
 
-// buildPrograms builds the programs as they are deployed.
+// buildPrograms builds the programs as they are deployed, but without what a debugger
+// reads, which takes a third of the time.
 func buildPrograms(ctx context.Context, folder string) error {
-	out, err := exec.CommandContext(ctx, "go", "build", "-buildvcs=false", "-o", folder, //nolint:gosec // our own packages
+	out, err := exec.CommandContext(ctx, "go", "build", "-buildvcs=false", "-ldflags=-w", "-o", folder, //nolint:gosec // our own packages
 		module+"/cmd/api", module+"/cmd/worker", module+"/internal/bench").CombinedOutput()
 	if err != nil {
 		return fmt.Errorf("build: %w\n%s", err, out)
