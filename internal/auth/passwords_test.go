@@ -196,7 +196,7 @@ const hashesEnv = "PASSBOOK_TEST_HASHES"
 func TestHasher_Memory(t *testing.T) {
 	t.Parallel()
 	if os.Getenv(hashesEnv) != "" {
-		hashMany(t, 200, 64)
+		hashMany(t, 200, 32)
 		return
 	}
 	const limit = 512 << 20
