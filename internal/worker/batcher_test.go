@@ -8,6 +8,7 @@ import (
 	"github.com/google/uuid"
 
 	"github.com/passbook/passbook/internal/ledger"
+	"github.com/passbook/passbook/internal/testenv"
 )
 
 // held is an applier whose batches stay under way until they are let go. Of each batch the
@@ -53,11 +54,11 @@ func TestBatcherSharesBatches(t *testing.T) {
 	for range partitions {
 		go func() { told <- b.apply(t.Context(), dueOf(each)) }()
 	}
-	for waiting := 0; waiting < partitions; time.Sleep(time.Millisecond) {
+	testenv.Eventually(t, "the other partitions to wait", func() bool {
 		b.mu.Lock()
-		waiting = len(b.waiting)
-		b.mu.Unlock()
-	}
+		defer b.mu.Unlock()
+		return len(b.waiting) == partitions
+	})
 	h.letGo <- struct{}{}
 	if next := <-h.begun; len(next) != turn/each*each {
 		t.Errorf("the next batch has %d jobs, want those of %d partitions", len(next), turn/each)
