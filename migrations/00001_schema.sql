@@ -99,7 +99,10 @@ CREATE TABLE accounts (
     created_at     timestamptz NOT NULL,
     open_key       text        COLLATE "C",        -- the Idempotency-Key of the opening, where it had one,
     open_request   bytea,                          -- and the hash of what was asked with it
-    answered_until timestamptz                     -- until when balances were answered, where that is after last_at
+    answered_until timestamptz,                    -- until when balances were answered, where that is after last_at
+    done_to        bigint      NOT NULL DEFAULT 0, -- no job of the account at or below this position is queued, or will be,
+    settling       bigint      NOT NULL DEFAULT 0, -- nor one at or below this one, once every transaction
+    settling_xid   xid8                            -- below this id has ended: 00002_apply_job.sql
 ) WITH (fillfactor = 75, autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_cost_delay = 0);
 CREATE UNIQUE INDEX accounts_number ON accounts (number);
 CREATE UNIQUE INDEX accounts_open_key ON accounts (user_id, open_key) WHERE open_key IS NOT NULL;
@@ -226,6 +229,30 @@ $$;
 -- +goose StatementEnd
 CREATE TRIGGER jobs_states BEFORE UPDATE ON jobs FOR EACH ROW EXECUTE FUNCTION hold_job();
 
+-- A transaction that inserts jobs has its id before it draws a position: accounts.done_to
+-- stands on that (00002_apply_job.sql).
+-- +goose StatementBegin
+CREATE FUNCTION take_transaction_id() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    PERFORM pg_current_xact_id();
+    RETURN NULL;
+END
+$$;
+-- +goose StatementEnd
+CREATE TRIGGER jobs_take_transaction_id BEFORE INSERT ON jobs FOR EACH STATEMENT EXECUTE FUNCTION take_transaction_id();
+
+-- A replayed job is queued again at its old position.
+-- +goose StatementBegin
+CREATE FUNCTION lower_done_to() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $$
+BEGIN
+    UPDATE accounts SET done_to = least(done_to, NEW.position - 1) WHERE id = NEW.account_id;
+    RETURN NULL;
+END
+$$;
+-- +goose StatementEnd
+CREATE TRIGGER jobs_replayed AFTER UPDATE OF status ON jobs
+    FOR EACH ROW WHEN (NEW.status = 'queued' AND OLD.status = 'failed') EXECUTE FUNCTION lower_done_to();
+
 CREATE POLICY jobs_read ON jobs FOR SELECT USING (true);
 CREATE POLICY jobs_accept ON jobs FOR INSERT WITH CHECK (true); -- queued: jobs_start_queued
 CREATE POLICY jobs_fail ON jobs FOR UPDATE USING (true) WITH CHECK (status <> 'succeeded');
@@ -298,8 +325,8 @@ $$;
 CREATE TRIGGER jobs_skip_archived BEFORE INSERT ON jobs FOR EACH ROW EXECUTE FUNCTION skip_archived();
 
 ALTER TABLE jobs ENABLE ALWAYS TRIGGER jobs_are_kept, ENABLE ALWAYS TRIGGER jobs_form, ENABLE ALWAYS TRIGGER jobs_leave_archived,
-    ENABLE ALWAYS TRIGGER jobs_skip_archived, ENABLE ALWAYS TRIGGER jobs_start_queued, ENABLE ALWAYS TRIGGER jobs_states,
-    ENABLE ALWAYS TRIGGER jobs_terms;
+    ENABLE ALWAYS TRIGGER jobs_replayed, ENABLE ALWAYS TRIGGER jobs_skip_archived, ENABLE ALWAYS TRIGGER jobs_start_queued,
+    ENABLE ALWAYS TRIGGER jobs_states, ENABLE ALWAYS TRIGGER jobs_take_transaction_id, ENABLE ALWAYS TRIGGER jobs_terms;
 
 -- History, append-only. created_at rises strictly within an account, so that a range of time
 -- is a range of seq: the indexes hold that within a type; across types apply_job does, and
@@ -412,7 +439,7 @@ END
 $$;
 -- +goose StatementEnd
 
-REVOKE EXECUTE ON FUNCTION archive_jobs, close_history, deposit_initial FROM PUBLIC;
+REVOKE EXECUTE ON FUNCTION archive_jobs, close_history, deposit_initial, lower_done_to FROM PUBLIC;
 
 -- The functions find the tables that stand in the schema of jobs, and the operators of
 -- Postgres, whatever search_path and whatever temporary tables the session has: with an
@@ -428,7 +455,8 @@ DECLARE
     ours     text := (SELECT relnamespace::regnamespace FROM pg_class WHERE oid = 'jobs'::regclass);
     function regproc;
 BEGIN
-    FOREACH function IN ARRAY ARRAY['archive_jobs', 'close_history', 'deposit_initial', 'refuse', 'refuse_unless_archived', 'skip_archived']::regproc[] LOOP
+    FOREACH function IN ARRAY ARRAY['archive_jobs', 'close_history', 'deposit_initial', 'lower_done_to', 'refuse', 'refuse_unless_archived',
+        'skip_archived', 'take_transaction_id']::regproc[] LOOP
         EXECUTE format('ALTER FUNCTION %s SET search_path = pg_catalog, %s, pg_temp', function, ours);
     END LOOP;
 END

@@ -238,12 +238,12 @@ const insertSQL = `
 	WITH asked AS (
 		SELECT *, max(CASE nth WHEN 1 THEN coalesce(known, $9 - (
 			SELECT count(*) FROM (
-				SELECT FROM jobs WHERE jobs.account_id = numbered.account_id AND status = 'queued' LIMIT $9
+				SELECT FROM jobs WHERE jobs.account_id = numbered.account_id AND status = 'queued' AND position > numbered.done_to LIMIT $9
 			) queued
 		)) END) OVER (PARTITION BY account_id) AS room
 		FROM (
 			SELECT ask.id, ask.user_id, ask.key, ask.type, ask.amount, ask.description,
-				account.id AS account_id, account.currency,
+				account.id AS account_id, account.currency, account.done_to,
 				EXISTS (SELECT FROM accounts WHERE user_id = ask.user_id AND open_key = ask.key) AS opened,
 				row_number() OVER same AS nth, min(ask.room) OVER same AS known
 			FROM unnest($1::uuid[], $2::uuid[], $3::text[], $4::text[], $5::entry_type[], $6::bigint[], $7::text[], $8::bigint[])

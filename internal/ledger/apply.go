@@ -538,9 +538,10 @@ const retrySQL = `
 // up to the ticket's is queued.
 const countSQL = `
 	UPDATE jobs SET attempts = jobs.attempts + 1
-	FROM jobs ticket, LATERAL (
+	FROM jobs ticket LEFT JOIN accounts account ON account.id = ticket.account_id, LATERAL (
 			SELECT id FROM jobs
 			WHERE account_id = ticket.account_id AND status = 'queued' AND position <= ticket.position
+				AND position > CASE WHEN ticket.position > account.done_to THEN account.done_to ELSE 0 END
 			ORDER BY position
 			LIMIT 1
 	) oldest

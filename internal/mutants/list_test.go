@@ -233,6 +233,21 @@ var mutations = []mutation{
 		[]string{"-run=^TestApplyRefusedJob$ ./internal/ledger"},
 	},
 	{
+		"the search for the oldest queued job passes over what is committed late", inOrder,
+		[]edit{{applying, `OR pg_snapshot_xmin(seen) >= settler THEN`, `OR true THEN`}},
+		[]string{"-run=^TestApplyFindsWhatIsCommittedLate$/^Inserted$ ./internal/ledger"},
+	},
+	{
+		"an accept draws its position before it has a transaction's id", inOrder,
+		[]edit{{schema, `PERFORM pg_current_xact_id();`, ``}},
+		[]string{"-run=^TestApplyFindsWhatIsCommittedLate$/^PositionDrawn$ ./internal/ledger"},
+	},
+	{
+		"the search for the oldest queued job passes over a replayed one", inOrder,
+		[]edit{{schema, `SET done_to = least(done_to, NEW.position - 1)`, `SET done_to = done_to`}},
+		[]string{"-run=^TestApplyFindsWhatWasReplayed$ ./internal/ledger"},
+	},
+	{
 		"the last transaction of a batch does not flush", stays,
 		[]edit{{apply, `flush = flushed`, `flush = unflushed`}},
 		[]string{"-run=^TestApplyFlushesOnceABatch$/^Several$ ./internal/ledger"},
@@ -290,7 +305,7 @@ var mutations = []mutation{
 	{
 		"a worker sleeps and does not say so", disposable,
 		[]edit{{serving, `redis.call("DEL", KEYS[2])`, ``}},
-		[]string{"-run=^TestTaskTakesWhatCameMeanwhile$ ./internal/queue"},
+		[]string{"-run=^TestAwake$ ./internal/queue"},
 	},
 	{
 		"a task that has handled its share leaves no other", disposable,

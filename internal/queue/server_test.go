@@ -257,14 +257,29 @@ func TestTaskTakesWhatCameMeanwhile(t *testing.T) {
 	}
 }
 
-// A worker that died awake is believed to take notifications for a short time only.
-func TestDeadWorkerIsNotAwakeForLong(t *testing.T) {
+// A worker is believed to take notifications from when it begins to until it finds none, and,
+// where it dies, for a short time only.
+func TestAwake(t *testing.T) {
 	t.Parallel()
 	client := connect(t, testenv.Redis(t))
 	server := NewServer(ServerConfig{Redis: client, Queues: queues, Log: slog.New(slog.DiscardHandler)})
 	server.take(t.Context(), queues.Name(0), 1, stayAwake)
 	if left := client.PTTL(t.Context(), awakeOf(queues.Name(0))).Val(); left <= 0 || left > awakeFor {
 		t.Errorf("it is believed to be awake for %v, want %v at most", left, awakeFor)
+	}
+	one := Notification{JobID: uuid.New(), AccountID: 1, Position: 1, Jobs: 1}
+	for _, step := range []struct {
+		then string
+		more bool // there is one to take
+		want int64
+	}{{sleepIfNone, false, 0}, {stayAwake, false, 1}, {sleepIfNone, true, 1}, {sleep, true, 0}, {sleepIfNone, true, 1}, {sleepIfNone, false, 0}} {
+		if step.more {
+			client.RPush(t.Context(), queues.notified(0), one.String())
+		}
+		taken := server.take(t.Context(), queues.Name(0), 1, step.then)
+		if awake := client.Exists(t.Context(), awakeOf(queues.Name(0))).Val(); awake != step.want || (len(taken) == 1) != step.more {
+			t.Errorf("%+v: awake %d, took %v", step, awake, taken)
+		}
 	}
 }
 

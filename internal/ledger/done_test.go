@@ -1,0 +1,168 @@
+package ledger_test
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/passbook/passbook/internal/ledger"
+	"github.com/passbook/passbook/internal/ledger/ledgertest"
+	"github.com/passbook/passbook/internal/testenv"
+)
+
+// While a snapshot is held, the index of the queue keeps an entry of each finished job. An
+// apply does not walk through them.
+func TestApplyUnderASnapshot(t *testing.T) {
+	t.Parallel()
+	pool := testenv.Pool(t)
+	account := ledgertest.Account(t, pool, ledgertest.User(t, pool), 0)
+	holder, err := pool.BeginTx(t.Context(), pgx.TxOptions{IsoLevel: pgx.RepeatableRead})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer holder.Rollback(t.Context()) //nolint:errcheck // it is over by then
+	if _, err := holder.Exec(t.Context(), `SELECT FROM jobs`); err != nil {
+		t.Fatal(err)
+	}
+	const jobs = 1500
+	var last uuid.UUID
+	for range jobs {
+		last = ledgertest.Job(t, pool, account, ledger.Deposit, 1)
+	}
+	for applied := 0; applied < jobs; {
+		some, _, err := ledger.NewApplier(pool).Apply(t.Context(), last, 64)
+		if err != nil || len(some) == 0 {
+			t.Fatal(len(some), err)
+		}
+		applied += len(some)
+	}
+	next := ledgertest.Job(t, pool, account, ledger.Deposit, 1)
+	const few = 300 // a walk through all takes at least one for each job
+	if n := buffersOfApply(t, pool, next); n > few {
+		t.Errorf("an apply behind %d finished jobs touches %d buffers, want %d at most", jobs, n, few)
+	}
+}
+
+// buffersOfApply is how many buffers the apply of a job touches. It is undone.
+func buffersOfApply(t *testing.T, pool *pgxpool.Pool, job uuid.UUID) (n int) {
+	t.Helper()
+	tx, err := pool.Begin(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer tx.Rollback(t.Context()) //nolint:errcheck // nothing is to be kept
+	sql := fmt.Sprintf(`EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) SELECT apply_job('%s', %d, 0)`, job, ledger.MaxAmount)
+	var plan []struct {
+		Plan struct {
+			Hit  int `json:"Shared Hit Blocks"`
+			Read int `json:"Shared Read Blocks"`
+		}
+	}
+	if err := tx.QueryRow(t.Context(), sql).Scan(&plan); err != nil {
+		t.Fatal(err)
+	}
+	return plan[0].Plan.Hit + plan[0].Plan.Read
+}
+
+// A job that has drawn its position, and is committed only when many later ones are
+// finished, is applied before any that is sent after it: the search for the oldest queued
+// job does not pass it over, wherever it begins. Nor does it pass a replayed one over.
+func TestApplyFindsWhatIsCommittedLate(t *testing.T) {
+	t.Parallel()
+	const insertSQL = `INSERT INTO jobs (id, account_id, user_id, idempotency_key, type, amount)
+		SELECT $1, id, user_id, $3, 'deposit', 1 FROM accounts WHERE id = $2`
+	tests := map[string]struct {
+		first  string // of the late accept's transaction
+		insert string // the rest of it, up to its commit
+	}{
+		"Inserted":          {insert: insertSQL},
+		"InASubtransaction": {first: `SAVEPOINT below`, insert: insertSQL},
+		"PositionDrawn": {insert: strings.Replace(insertSQL, "'deposit', 1 FROM", // waits with its position in hand
+			`'deposit', 1 + 0 * (SELECT 1 FROM pg_advisory_xact_lock(7)) FROM`, 1)},
+	}
+	for name, test := range tests {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			pool := testenv.Pool(t)
+			account := ledgertest.Account(t, pool, ledgertest.User(t, pool), 0)
+			apply(t, pool, ledgertest.Job(t, pool, account, ledger.Deposit, 1))
+			gate, err := pool.Begin(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer gate.Rollback(t.Context()) //nolint:errcheck // it is over by then
+			if _, err := gate.Exec(t.Context(), `SELECT pg_advisory_xact_lock(7)`); err != nil {
+				t.Fatal(err)
+			}
+			late := uuid.New()
+			inserted, commit := make(chan error, 1), make(chan struct{})
+			committed := make(chan error, 1)
+			go func() {
+				committed <- pgx.BeginFunc(t.Context(), pool, func(tx pgx.Tx) error {
+					if _, err := tx.Exec(t.Context(), test.first); err != nil {
+						return err
+					}
+					_, err := tx.Exec(t.Context(), test.insert, late, account.ID, late.String())
+					inserted <- err
+					<-commit
+					return err
+				})
+			}()
+			if name == "PositionDrawn" {
+				testenv.Eventually(t, "the late accept to have drawn its position", func() (waits bool) {
+					const sql = `SELECT EXISTS (SELECT FROM pg_locks WHERE locktype = 'advisory' AND objid = 7 AND NOT granted
+						AND database = (SELECT oid FROM pg_database WHERE datname = current_database()))`
+					return pool.QueryRow(t.Context(), sql).Scan(&waits) == nil && waits
+				})
+			} else if err := <-inserted; err != nil {
+				t.Fatal(err)
+			}
+			for range 10 {
+				apply(t, pool, ledgertest.Job(t, pool, account, ledger.Deposit, 1))
+			}
+			if err := gate.Commit(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			close(commit)
+			if err := <-committed; err != nil {
+				t.Fatal(err)
+			}
+			after := ledgertest.Job(t, pool, account, ledger.Deposit, 1)
+			apply(t, pool, after)
+			if first, second := readJob(t, pool, late), readJob(t, pool, after); first.Status != "succeeded" || *first.Seq >= *second.Seq {
+				t.Errorf("the late job is %s; the one sent after it is %s", first, second)
+			}
+			ledgertest.Check(t, pool)
+		})
+	}
+}
+
+// A job that was replayed long after later ones finished is applied before those that are
+// sent after the replay.
+func TestApplyFindsWhatWasReplayed(t *testing.T) {
+	t.Parallel()
+	pool := testenv.Pool(t)
+	ledgertest.Exec(t, pool, `ALTER TABLE transactions ADD CONSTRAINT unlucky CHECK (amount <> 13)`)
+	account := ledgertest.Account(t, pool, ledgertest.User(t, pool), 0)
+	failed := ledgertest.Job(t, pool, account, ledger.Deposit, 13)
+	applier := ledger.NewApplier(pool)
+	for range ledger.MaxAttempts {
+		_, _, _ = applier.Apply(t.Context(), failed, 1)
+	}
+	for range 10 {
+		apply(t, pool, ledgertest.Job(t, pool, account, ledger.Deposit, 1))
+	}
+	ledgertest.Exec(t, pool, `ALTER TABLE transactions DROP CONSTRAINT unlucky`)
+	if err := applier.Replay(t.Context(), []uuid.UUID{failed}); err != nil {
+		t.Fatal(err)
+	}
+	after := ledgertest.Job(t, pool, account, ledger.Deposit, 1)
+	apply(t, pool, after)
+	if first, second := readJob(t, pool, failed), readJob(t, pool, after); first.Status != "succeeded" || *first.Seq >= *second.Seq {
+		t.Errorf("the replayed job is %s; the one sent after it is %s", first, second)
+	}
+}
