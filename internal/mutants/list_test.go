@@ -32,6 +32,12 @@ const (
 	bells    = "internal/queue/bell.go"
 	tasks    = "internal/queue/client.go"
 	serving  = "internal/queue/server.go"
+	edge     = "internal/api/api.go"
+	gate     = "internal/postgres/gate.go"
+	shown    = "internal/postgres/shown.go"
+	jobs     = "internal/job/job.go"
+	jobLists = "internal/job/list.go"
+	replica  = "internal/statement/replica.go"
 )
 
 // The promises, as shared by several guards.
@@ -575,11 +581,110 @@ var mutations = []mutation{
 		[]edit{{accept, `FROM archived_jobs WHERE user_id = ask.user_id`, `FROM archived_jobs WHERE false AND user_id = ask.user_id`}},
 		[]string{"-run=^TestArchive(WhileKeysComeBack)?$ ./internal/job"},
 	},
+	{
+		"an answer leaves before what it shows is durable", stays,
+		[]edit{{edge, `if lost := a.cfg.Gate.Wait(ctx, shown); lost != nil {`, `if lost := error(nil); lost != nil && shown != nil {`}},
+		[]string{everyRoute},
+	},
+	{
+		"an answer that is dropped leaves its headers", stays,
+		[]edit{{edge, `c.Response().Reset()`, ``}},
+		[]string{everyRoute},
+	},
+	{
+		"a problem tells of what is not durable", stays,
+		[]edit{{edge, `postgres.ShowAll(ctx)`, `postgres.ShowNone(ctx)`}},
+		[]string{everyRoute},
+	},
+	{
+		"a read of accounts omits its writers", stays,
+		[]edit{{accounts, `, accounts.xmin, `, `, NULL::xid, `}},
+		[]string{everyRoute},
+	},
+	{
+		"a read of jobs omits its writers", stays,
+		[]edit{{jobs, `ELSE job.writer END`, `ELSE NULL::xid END`}},
+		[]string{everyRoute},
+	},
+	{
+		"a list of queued jobs leaves out what is not durable", stays,
+		[]edit{{jobLists, `if page.Status == Queued {`, `if false {`}},
+		[]string{everyRoute},
+	},
+	{
+		"a read of jobs by key omits its writers", stays,
+		[]edit{{accept, `, job.writer, `, `, NULL::xid, `}},
+		[]string{everyRoute},
+	},
+	{
+		"a read of a history omits its writers", stays,
+		[]edit{{balances, `created_at, xmin, `, `created_at, NULL::xid, `}},
+		[]string{everyRoute},
+	},
+	{
+		"a read of a balance omits its writer", stays,
+		[]edit{{balances, `account.xmin, `, `NULL::xid, `}},
+		[]string{everyRoute},
+	},
+	{
+		"a read of an export's bound omits its writer", stays,
+		[]edit{{replica, `SELECT last_seq, xmin, `, `SELECT last_seq, NULL::xid, `}},
+		[]string{everyRoute},
+	},
+	{
+		"a replica of another history is read", stays,
+		[]edit{{replica, `case history != life.History:`, `case false:`}},
+		[]string{"-run=^TestReplica_OfAnotherHistory$ ./internal/statement"},
+	},
+	{
+		"a request that tells nothing shows nothing", stays,
+		[]edit{{gate, `if shown.told && shown.newest == 0 {`, `if shown.newest == 0 {`}},
+		[]string{"-run=^TestGate$ ./internal/postgres"},
+	},
+	{
+		"a confirmation flushes nothing", stays,
+		[]edit{{gate, `, (` + "` + ConfirmSQL + `" + `)`, `, 1`}},
+		[]string{"-run=^TestGate$ ./internal/postgres"},
+	},
+	{
+		"a confirmation covers what ends while it waits", stays,
+		[]edit{{gate, `rows, _ := g.pool.Query(ctx, confirmSQL)`, `_, _ = g.pool.Exec(ctx, ConfirmSQL)
+	rows, _ := g.pool.Query(ctx, "SELECT pg_snapshot_xmin(pg_current_snapshot()), '3'::xid8, 1")`}},
+		[]string{"-run=^TestGate_EndsMeanwhile$ ./internal/postgres"},
+	},
+	{
+		"a confirmation covers what was under way", stays,
+		[]edit{{gate, `pg_snapshot_xmin(pg_current_snapshot()), pg_current`, `pg_snapshot_xmax(pg_current_snapshot()), pg_current`}},
+		[]string{"-run=^TestGate_UnderWay$ ./internal/postgres"},
+	},
+	{
+		"a read is confirmed by another life of the server", stays,
+		[]edit{{gate, `if c.life != life {`, `if false {`}},
+		[]string{"-run=^TestGate_Crash$ ./internal/postgres"},
+	},
+	{
+		"a read is covered by another life of the server", stays,
+		[]edit{{gate, `shown.life == g.last.life && `, ``}},
+		[]string{"-run=^TestGate_Crash$ ./internal/postgres"},
+	},
+	{
+		"a request reads in two lives of the server", stays,
+		[]edit{{gate, `if shown.torn {`, `if false {`}},
+		[]string{"-run=^TestGate_Crash$ ./internal/postgres"},
+	},
+	{
+		"a crash under a postmaster that stays begins no new life", stays,
+		[]edit{{shown, `coalesce(extract(epoch FROM pg_stat_get_bgwriter_stat_reset_time())::text, '')`, `''`}},
+		[]string{"-run=^TestGate_Crash$/^OfOneProcess$ ./internal/postgres"},
+	},
 }
 
 // machine is the ledger's state machine against its model. Its failing examples
 // are the mutant's, not ours to keep.
 const machine = "-run=^TestLedgerAsTheModel$ ./internal/ledger -rapid.nofailfile -rapid.shrinktime=1s"
+
+// everyRoute asks all of the contract for what is not durable.
+const everyRoute = "-run=^TestGate_EveryRoute$ ./internal/api"
 
 // refuses is the database on its own, that a rule was taken from.
 func refuses(what string) string {
