@@ -181,7 +181,7 @@ func (g *Gate) Run(ctx context.Context) error {
 func (g *Gate) confirmNext(ctx context.Context) {
 	g.mu.Lock()
 	c := g.next
-	g.next = nil // those who come from here on have read what this one may not cover
+	g.next = nil // answers that come from here on may show what this one does not cover
 	g.mu.Unlock()
 	defer close(c.done)
 	if c.horizon, c.err = g.confirm(ctx); c.err != nil {

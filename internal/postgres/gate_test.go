@@ -56,9 +56,9 @@ func TestWiden_Model(t *testing.T) {
 		xid := rapid.Uint64Range(3, most).Draw(t, "xid")
 		age := rapid.OneOf(rapid.Uint64Range(1, 10), rapid.Uint64Range(1<<31-3, 1<<31+3), rapid.Uint64Range(1<<32-3, 1<<32+3), rapid.Uint64Range(1, 1<<34)).Draw(t, "age")
 		next := xid + age
-		got := postgres.Widen(uint32(xid), next) //nolint:gosec // what a row keeps
+		got := postgres.Widen(uint32(xid), next)
 		switch {
-		case uint32(xid) < 3: //nolint:gosec // likewise
+		case uint32(xid) < 3:
 			t.Skip("no transaction has this id")
 		case got < xid, got >= next, (got-xid)%(1<<32) != 0, age <= 1<<32 && got != xid:
 			t.Fatalf("%d, seen when %d was next, is taken for %d", xid, next, got)
@@ -233,8 +233,8 @@ func TestGate_OldCostsNothing(t *testing.T) {
 	}
 }
 
-// Those who read at the same time share a confirmation: they wait for one at most that is
-// under way, and for the next.
+// Reads at the same time share a confirmation: they wait for one at most that is under way,
+// and for the next.
 func TestGate_IsShared(t *testing.T) {
 	t.Parallel()
 	g := newGated(t, testenv.EmptyPostgresServer(t).URL())

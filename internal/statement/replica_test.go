@@ -207,6 +207,6 @@ func TestReplica_OfAnotherHistory(t *testing.T) {
 	testenv.Eventually(t, "the standby to have it all", func() bool { return other.account().LastSeq == 2 })
 	ledgertest.Exec(t, r.replica, `ALTER SYSTEM RESET synchronous_standby_names`) // it was copied with the data
 	ledgertest.Exec(t, r.replica, `SELECT pg_reload_conf()`)
-	other.deposit(1)
+	other.deposit(5)
 	r.wantSeqs(statement.New(r.primary, r.replica), 1, 2)
 }
