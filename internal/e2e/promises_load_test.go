@@ -229,9 +229,12 @@ func (r *round) poll(read func(toldOrder) (finished bool, err error), otherwise 
 	}
 }
 
+// readJobs reads an account's last jobs, or its last ones of a status.
 func (r *round) readJobs(since known, api int, a *toldAccount) error {
+	filters := []string{"", "&status=queued", "&status=succeeded", "&status=rejected"}
+	path := "/v1/accounts/" + a.number + "/jobs?limit=100" + filters[rand.IntN(len(filters))]
 	var jobs page[json.RawMessage]
-	if err := r.getJSON(api, "/v1/accounts/"+a.number+"/jobs?limit=100", &jobs); err != nil {
+	if err := r.getJSON(api, path, &jobs); err != nil {
 		return err
 	}
 	for _, job := range jobs.Data {

@@ -1,6 +1,7 @@
 package e2e_test
 
 import (
+	"errors"
 	"flag"
 	"fmt"
 	"math/rand/v2"
@@ -10,6 +11,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/jackc/pgx/v5"
 
 	"github.com/passbook/passbook/internal/ledger/ledgertest"
 	"github.com/passbook/passbook/internal/local"
@@ -81,9 +84,14 @@ func newFragileSystem(t *testing.T) *system {
 
 // postgresCrash is one way in which Postgres crashes, and what clients do then.
 type postgresCrash struct {
-	kill func(testing.TB, *local.Postgres)
-	how  string
+	crashKind
 	only *readRoute // accepts pause, and readers use no other; nil is the whole load
+}
+
+// crashKind crashes a server; back waits until it is up again.
+type crashKind struct {
+	how   string
+	crash func(testing.TB, *local.Postgres) (back func())
 }
 
 func (c postgresCrash) String() string {
@@ -93,13 +101,16 @@ func (c postgresCrash) String() string {
 	return c.how + " under load"
 }
 
+var crashKinds = []crashKind{
+	{"kill -9", killPostgres},
+	{"immediate stop", stopPostgres},
+	{"kill -9 of one process", killOneOfPostgres},
+}
+
 // drawnCrash is the n-th crash: each kind in turn, every second one over a backlog. Those
 // begin with any route and go through all.
-func drawnCrash(n int) (c postgresCrash) {
-	c.kill, c.how = killPostgres, "kill -9"
-	if n/2%2 == 1 {
-		c.kill, c.how = stopPostgres, "immediate stop"
-	}
+func drawnCrash(n int) postgresCrash {
+	c := postgresCrash{crashKind: crashKinds[n%len(crashKinds)]}
 	if n%2 == 0 {
 		c.only = &readRoutes[(firstRoute+n/2)%len(readRoutes)]
 	}
@@ -110,32 +121,78 @@ var firstRoute = rand.IntN(len(readRoutes))
 
 // killPostgres is kill -9 of every process of the server. The first one is stopped before,
 // so that it starts no other meanwhile.
-func killPostgres(t testing.TB, server *local.Postgres) {
+func killPostgres(t testing.TB, server *local.Postgres) (back func()) {
 	t.Helper()
-	ended := server.Done()
-	first := server.PID()
-	if err := syscall.Kill(first, syscall.SIGSTOP); err != nil {
+	ended, first := server.Done(), server.PID()
+	signal(t, first, syscall.SIGSTOP)
+	others := childrenOf(t, first)
+	for _, pid := range append(others, first) {
+		signal(t, pid, syscall.SIGKILL)
+	}
+	<-ended
+	awaitGone(t, others)
+	return restart(t, server)
+}
+
+// stopPostgres is pg_ctl -m immediate stop.
+func stopPostgres(t testing.TB, server *local.Postgres) (back func()) {
+	t.Helper()
+	if err := server.Kill(); err != nil {
 		t.Fatal(err)
 	}
-	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/children", first, first))
+	return restart(t, server)
+}
+
+func restart(t testing.TB, server *local.Postgres) (back func()) {
+	t.Helper()
+	return func() {
+		if err := server.Restart(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// killOneOfPostgres is kill -9 of one process. The first one, which stays, ends the others,
+// since their memory may be damaged, and recovers as after any crash.
+func killOneOfPostgres(t testing.TB, server *local.Postgres) (back func()) {
+	t.Helper()
+	others := childrenOf(t, server.PID())
+	signal(t, others[rand.IntN(len(others))], syscall.SIGKILL)
+	return func() {
+		awaitGone(t, others)
+		testenv.Eventually(t, "Postgres answers again", func() bool {
+			conn, err := pgx.Connect(t.Context(), server.URL())
+			return err == nil && conn.Close(t.Context()) == nil
+		})
+	}
+}
+
+func signal(t testing.TB, pid int, s syscall.Signal) {
+	t.Helper()
+	if err := syscall.Kill(pid, s); err != nil && !errors.Is(err, syscall.ESRCH) {
+		t.Fatalf("%v to process %d: %v", s, pid, err)
+	}
+}
+
+func childrenOf(t testing.TB, pid int) (children []int) {
+	t.Helper()
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/children", pid, pid))
 	if err != nil {
 		t.Fatal(err)
 	}
-	var others []int
 	for field := range strings.FieldsSeq(string(text)) {
-		pid, err := strconv.Atoi(field)
+		child, err := strconv.Atoi(field)
 		if err != nil {
 			t.Fatal(err)
 		}
-		others = append(others, pid)
+		children = append(children, child)
 	}
-	for _, pid := range append(others, first) {
-		if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
-			t.Errorf("kill %d: %v", pid, err)
-		}
-	}
-	<-ended
-	for _, pid := range others {
+	return children
+}
+
+func awaitGone(t testing.TB, pids []int) {
+	t.Helper()
+	for _, pid := range pids {
 		testenv.Eventually(t, fmt.Sprintf("process %d is gone", pid), func() bool { return !runs(pid) })
 	}
 }
@@ -145,14 +202,6 @@ func runs(pid int) bool {
 	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	_, state, found := strings.Cut(string(stat), ") ")
 	return err == nil && found && state[0] != 'Z' && state[0] != 'X'
-}
-
-// stopPostgres is pg_ctl -m immediate stop.
-func stopPostgres(t testing.TB, server *local.Postgres) {
-	t.Helper()
-	if err := server.Kill(); err != nil {
-		t.Fatal(err)
-	}
 }
 
 // crash crashes Postgres when clients have just been told some news, and starts it again.
@@ -168,11 +217,9 @@ func (r *round) crash(c postgresCrash) {
 		_, news, changed := r.told.count()
 		return news >= before+some || changed > 0
 	})
-	c.kill(r.t, r.s.postgres)
+	back := c.crash(r.t, r.s.postgres)
 	goOn()
-	if err := r.s.postgres.Restart(r.t.Context()); err != nil {
-		r.t.Fatal(err)
-	}
+	back()
 	r.s.pool.Reset()
 }
 
