@@ -48,14 +48,25 @@ func (pg *Postgres) Promote(ctx context.Context) error {
 		return fmt.Errorf("promote standby: %w", err)
 	}
 	defer conn.Close(ctx) //nolint:errcheck // it has been answered
-	var promoted bool
-	if err := conn.QueryRow(ctx, `SELECT pg_promote()`).Scan(&promoted); err != nil {
+	// A pg_promote that waits holds a snapshot, and what is still to be replayed may wait for
+	// that snapshot to go: 30 s.
+	if _, err := conn.Exec(ctx, `SELECT pg_promote(false)`); err != nil {
 		return fmt.Errorf("promote standby: %w", err)
 	}
-	if !promoted {
-		return errors.New("promote standby: it did not come about in time")
+	ctx, cancel := context.WithTimeout(ctx, readyWait)
+	defer cancel()
+	tick := time.NewTicker(readyTick)
+	defer tick.Stop()
+	for replays := true; ; {
+		if err := conn.QueryRow(ctx, `SELECT pg_is_in_recovery()`).Scan(&replays); err != nil || !replays {
+			return err
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return fmt.Errorf("promote standby: %w", context.Cause(ctx))
+		}
 	}
-	return nil
 }
 
 // follow copies the primary's data to dir, with the order to follow it. The
