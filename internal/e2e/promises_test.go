@@ -58,7 +58,6 @@ func TestPromises(t *testing.T) {
 // it: a crash loses all that no commit has flushed.
 func newFragileSystem(t *testing.T) *system {
 	t.Helper()
-	const apis, workers = 2, 2
 	s := &system{t: t, redis: testenv.RedisServer(t), postgres: testenv.PostgresServerWith(t, map[string]string{
 		"wal_writer_delay":       "10s",
 		"wal_writer_flush_after": "1GB",
@@ -66,20 +65,59 @@ func newFragileSystem(t *testing.T) *system {
 		"commit_delay":           "0",
 		"full_page_writes":       "on", // kill -9 may tear a page
 	})}
-	s.reach = func(string, int) []string { return []string{"RATE_LIMIT_PER_MINUTE=0", "QUEUE_PARTITIONS=2"} }
-	s.pool = s.connect()
+	s.reach = promisesEnv
+	s.start(2, 2)
 	if *promisesUnflushed {
 		ledgertest.Exec(t, s.pool, `CREATE FUNCTION unflushed() RETURNS trigger LANGUAGE plpgsql AS
 			$$BEGIN PERFORM set_config('synchronous_commit', 'off', true); RETURN NEW; END$$`)
 		ledgertest.Exec(t, s.pool, `CREATE TRIGGER unflushed BEFORE UPDATE ON jobs FOR EACH ROW EXECUTE FUNCTION unflushed()`)
 	}
-	for n := range apis {
-		s.apis = append(s.apis, startVariant(t, s.build, "api", s.envOf("api", n)))
-	}
-	for n := range workers {
-		s.workers = append(s.workers, startVariant(t, s.build, "worker", s.envOf("worker", n)))
-	}
 	return s
+}
+
+// promisesEnv is for clients who ask for all that they can, and for batches that are full.
+func promisesEnv(string, int) []string {
+	return []string{"RATE_LIMIT_PER_MINUTE=0", "QUEUE_PARTITIONS=2"}
+}
+
+// A failover loses what the workers committed and the standby never got. The primary shows
+// it, and no client is told.
+func TestPromisesFailover(t *testing.T) {
+	t.Parallel()
+	const some = 100
+	s := &system{t: t, postgres: testenv.PostgresServer(t), redis: testenv.RedisServer(t), reach: promisesEnv}
+	standby := testenv.PostgresStandby(t, s.postgres)
+	s.databaseURL = eitherURL(t, s.postgres, standby)
+	s.start(2, 2)
+	r := newRound(t, s)
+	r.awaitNews(some)
+	thaw, goOn := r.queueBacklog(nil)
+	if err := standby.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	queued := s.queued()
+	thaw()
+	testenv.Eventually(t, "jobs are applied that the standby has not got", func() bool { return s.queued() < queued })
+	r.readEverything()
+	applied := queued - s.queued()
+	thaw = r.freezeWorkers()
+	killPostgres(t, s.postgres)
+	if err := standby.Restart(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := standby.Promote(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	s.pool.Reset()
+	if again := s.queued(); again < queued {
+		t.Errorf("%d jobs are queued after the failover, want the %d before", again, queued)
+	}
+	t.Logf("%d jobs had been applied on the primary alone", applied)
+	thaw()
+	goOn()
+	r.awaitNews(some)
+	r.end()
+	s.verify()
 }
 
 // postgresCrash is one way in which Postgres crashes, and what clients do then.
@@ -209,35 +247,47 @@ func (r *round) crash(c postgresCrash) {
 	r.t.Helper()
 	goOn, most := func() {}, newsUnderLoad
 	if c.only != nil {
-		goOn, most = r.queueBacklog(c.only), newsOfBacklog
+		var thaw func()
+		thaw, goOn = r.queueBacklog(c.only)
+		most = newsOfBacklog
+		thaw()
 	}
-	_, before, _ := r.told.count()
-	some := 1 + rand.IntN(most)
-	testenv.Eventually(r.t, fmt.Sprintf("%d more news are told", some), func() bool {
-		_, news, changed := r.told.count()
-		return news >= before+some || changed > 0
-	})
+	r.awaitNews(1 + rand.IntN(most))
 	back := c.crash(r.t, r.s.postgres)
 	goOn()
 	back()
 	r.s.pool.Reset()
 }
 
+// awaitNews waits until clients are told n more news.
+func (r *round) awaitNews(n int) {
+	r.t.Helper()
+	_, before, _ := r.told.count()
+	testenv.Eventually(r.t, fmt.Sprintf("%d more news are told", n), func() bool {
+		_, news, changed := r.told.count()
+		return news >= before+n || changed > 0
+	})
+}
+
 // queueBacklog freezes the workers until backlog jobs are queued, pauses the accepts and
-// lets readers use one route only. goOn ends both.
-func (r *round) queueBacklog(only *readRoute) (goOn func()) {
+// lets readers use one route only. thaw lets the workers apply it, goOn ends the rest.
+func (r *round) queueBacklog(only *readRoute) (thaw, goOn func()) {
+	r.t.Helper()
+	thaw = r.freezeWorkers()
+	testenv.Eventually(r.t, fmt.Sprintf("%d jobs are queued", backlog), func() bool { return r.s.queued() >= backlog })
+	r.sending.Lock()
+	r.only.Store(only)
+	return thaw, func() {
+		r.only.Store(nil)
+		r.sending.Unlock()
+	}
+}
+
+func (r *round) freezeWorkers() (thaw func()) {
 	r.t.Helper()
 	var pids []int
 	for _, worker := range r.s.workers {
 		pids = append(pids, worker.cmd.Process.Pid)
 	}
-	thaw := testenv.Freeze(r.t, pids...)
-	testenv.Eventually(r.t, fmt.Sprintf("%d jobs are queued", backlog), func() bool { return r.s.queued() >= backlog })
-	r.sending.Lock()
-	r.only.Store(only)
-	thaw()
-	return func() {
-		r.only.Store(nil)
-		r.sending.Unlock()
-	}
+	return testenv.Freeze(r.t, pids...)
 }

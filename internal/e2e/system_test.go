@@ -43,11 +43,11 @@ func newSystem(t testing.TB, build variant, apis, workers int) *system {
 func (s *system) start(apis, workers int) {
 	s.t.Helper()
 	s.pool = s.connect()
-	for range apis {
-		s.apis = append(s.apis, startVariant(s.t, s.build, "api", s.env()))
+	for n := range apis {
+		s.apis = append(s.apis, startVariant(s.t, s.build, "api", s.envOf("api", n)))
 	}
-	for range workers {
-		s.workers = append(s.workers, startVariant(s.t, s.build, "worker", s.env()))
+	for n := range workers {
+		s.workers = append(s.workers, startVariant(s.t, s.build, "worker", s.envOf("worker", n)))
 	}
 }
 
