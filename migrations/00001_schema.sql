@@ -455,8 +455,8 @@ DECLARE
     ours     text := (SELECT relnamespace::regnamespace FROM pg_class WHERE oid = 'jobs'::regclass);
     function regproc;
 BEGIN
-    FOREACH function IN ARRAY ARRAY['archive_jobs', 'close_history', 'deposit_initial', 'lower_done_to', 'refuse', 'refuse_unless_archived',
-        'skip_archived', 'take_transaction_id']::regproc[] LOOP
+    FOREACH function IN ARRAY ARRAY['archive_jobs', 'close_history', 'deposit_initial', 'lower_done_to', 'refuse',
+        'refuse_unless_archived', 'skip_archived', 'take_transaction_id']::regproc[] LOOP
         EXECUTE format('ALTER FUNCTION %s SET search_path = pg_catalog, %s, pg_temp', function, ours);
     END LOOP;
 END

@@ -461,10 +461,10 @@ const tryTimeout = 2 * postgres.RoundTripTimeout
 // the last of MaxAttempts ends it failed, and it is answered. (An account that has
 // lost its row has no lock: of two at once the rules refuse one.)
 //
-// The lock holds off every other apply, but not an operator's Replay, which may put an
-// older job in front at any moment. So the transaction is REPEATABLE READ: the count, the
-// try and the end see the queue as it was when the transaction began. Where another apply
-// has changed it since, Postgres reports a serialization failure and InTx begins again.
+// The lock holds off every other apply, and an operator's Replay, but not an accept that
+// drew an older position and is committed late: that puts its job in front at any moment.
+// So the transaction is REPEATABLE READ: the count, the try and the end see the queue as it
+// was when the transaction began. Where another apply has changed it since, Postgres reports a serialization failure and InTx begins again.
 //
 // A kill before the commit leaves the attempt uncounted and the job as it was;
 // one after it leaves it counted, and the job queued or failed.

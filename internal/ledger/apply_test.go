@@ -758,8 +758,8 @@ func TestApplySpendsNoAttemptOnPostgresTrouble(t *testing.T) {
 	}
 }
 
-// A replay that puts an older job in front, while the last attempt of another is under
-// way, doesn't make the older one failed: the job that was tried ends.
+// A replay that would put an older job in front, while the last attempt of another is under
+// way, waits for that: the job that was tried ends failed, and the older one is queued.
 func TestApplyFailsTheJobThatWasTried(t *testing.T) {
 	t.Parallel()
 	pool := testenv.Pool(t)
@@ -799,13 +799,19 @@ func TestApplyFailsTheJobThatWasTried(t *testing.T) {
 		return err
 	})
 	awaitWaiting(t, pool)
-	if err := applier.Replay(t.Context(), []uuid.UUID{older}); err != nil {
-		t.Fatal(err)
-	}
+	var replaying errgroup.Group
+	replaying.Go(func() error { return applier.Replay(t.Context(), []uuid.UUID{older}) })
+	testenv.Eventually(t, "the replay to wait for the account", func() (waits bool) {
+		const sql = `SELECT EXISTS (SELECT FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock' AND query LIKE '%SET status = ''queued''%')`
+		return pool.QueryRow(t.Context(), sql).Scan(&waits) == nil && waits
+	})
 	if err := holder.Rollback(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	if err := group.Wait(); err != nil {
+		t.Fatal(err)
+	}
+	if err := replaying.Wait(); err != nil {
 		t.Fatal(err)
 	}
 	if len(applied) != 1 || applied[0].JobID != tried || applied[0].Outcome != ledger.Failed {

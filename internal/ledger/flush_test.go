@@ -43,7 +43,7 @@ func TestApplyFlushesOnceABatch(t *testing.T) {
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
-			awaitStandby(t, pool, "nobody")
+			back := testenv.AwayStandby(t, server.URL())
 			told := make(chan []ledger.Applied, 1)
 			go func() {
 				applied, _, _ := ledger.NewApplier(pool).ApplyShared(t.Context(), test.due, 64)
@@ -56,12 +56,12 @@ func TestApplyFlushesOnceABatch(t *testing.T) {
 					t.Fatalf("%d jobs are told of that no standby has", len(applied))
 				default:
 				}
-				awaitStandby(t, pool, "")
+				back()
 			}
 			if applied := <-told; len(applied) != test.finished {
 				t.Errorf("applied %d, want %d", len(applied), test.finished)
 			}
-			awaitStandby(t, pool, "")
+			back()
 		})
 	}
 }
@@ -81,31 +81,20 @@ func TestApplyCommitsAheadOfTheFlush(t *testing.T) {
 	for range 20 {
 		due = append(due, ledger.Due{JobID: ledgertest.Job(t, pool, ledgertest.Account(t, pool, user, 0), ledger.Deposit, 1), Jobs: 1})
 	}
-	awaitStandby(t, pool, "nobody")
+	back := testenv.AwayStandby(t, server.URL())
 	ended := make(chan struct{})
 	go func() {
 		defer close(ended)
 		ledger.NewApplier(pool).ApplyShared(t.Context(), due, 64)
 	}()
 	testenv.Eventually(t, "the others to be seen", func() bool { return countSucceeded(t, pool) == len(due)-1 })
-	awaitStandby(t, pool, "")
+	back()
 	<-ended
 	for _, d := range due {
 		if got := readJob(t, pool, d.JobID); got.Status != "succeeded" {
 			t.Errorf("job %s: %s", d.JobID, got)
 		}
 	}
-}
-
-// awaitStandby has commits wait for a synchronous standby of a name, or for none.
-func awaitStandby(t *testing.T, pool *pgxpool.Pool, name string) {
-	t.Helper()
-	ledgertest.Exec(t, pool, `ALTER SYSTEM SET synchronous_standby_names = '`+name+`'`)
-	ledgertest.Exec(t, pool, `SELECT pg_reload_conf()`)
-	testenv.Eventually(t, "the server to know its standbys", func() bool {
-		var got string
-		return pool.QueryRow(t.Context(), `SHOW synchronous_standby_names`).Scan(&got) == nil && got == name
-	})
 }
 
 // waiting counts the sessions that wait for a synchronous standby.
