@@ -241,7 +241,8 @@ $$;
 -- +goose StatementEnd
 CREATE TRIGGER jobs_take_transaction_id BEFORE INSERT ON jobs FOR EACH STATEMENT EXECUTE FUNCTION take_transaction_id();
 
--- A replayed job is queued again at its old position.
+-- A replayed job is queued again at its old position. A replay takes the failure away;
+-- most applies don't name that column, so they need not look.
 -- +goose StatementBegin
 CREATE FUNCTION lower_done_to() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $$
 BEGIN
@@ -250,7 +251,7 @@ BEGIN
 END
 $$;
 -- +goose StatementEnd
-CREATE TRIGGER jobs_replayed AFTER UPDATE OF status ON jobs
+CREATE TRIGGER jobs_replayed AFTER UPDATE OF failure ON jobs
     FOR EACH ROW WHEN (NEW.status = 'queued' AND OLD.status = 'failed') EXECUTE FUNCTION lower_done_to();
 
 CREATE POLICY jobs_read ON jobs FOR SELECT USING (true);
