@@ -62,6 +62,7 @@ type API struct {
 	metrics *metrics
 	app     *fiber.App
 	exports exports
+	timeout time.Duration // of a request: requestTimeout; tests have less
 
 	mu       sync.Mutex // guards what follows
 	listener *listener
@@ -72,7 +73,7 @@ type API struct {
 func New(cfg Config) (*API, error) {
 	a := &API{
 		cfg: cfg, cursors: newCursors(cfg.CursorKeys), metrics: newMetrics(cfg.Registry),
-		exports: newExports(),
+		exports: newExports(), timeout: requestTimeout,
 	}
 	a.app = fiber.New(fiber.Config{
 		AppName:               "Passbook",
@@ -257,7 +258,7 @@ func (a *API) handler(r route) fiber.Handler {
 		c.Locals(routeKey{}, r.path)
 		// Not the request's own context: that ends when the server is told to
 		// stop, and a request in flight shall be answered.
-		ctx, cancel := context.WithTimeout(c.UserContext(), requestTimeout)
+		ctx, cancel := context.WithTimeout(c.UserContext(), a.timeout)
 		defer cancel()
 		c.SetUserContext(ctx)
 		if !r.open {
