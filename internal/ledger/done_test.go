@@ -74,15 +74,15 @@ func buffersOfApply(t *testing.T, pool *pgxpool.Pool, job uuid.UUID) (n int) {
 func TestApplyFindsWhatIsCommittedLate(t *testing.T) {
 	t.Parallel()
 	const insertSQL = `INSERT INTO jobs (id, account_id, user_id, idempotency_key, type, amount)
-		SELECT $1, id, user_id, $3, 'deposit', 1 FROM accounts WHERE id = $2`
+		VALUES ($1, $2, (SELECT user_id FROM accounts WHERE id = $2), $3, 'deposit', 1)`
 	tests := map[string]struct {
 		first  string // of the late accept's transaction
 		insert string // the rest of it, up to its commit
 	}{
 		"Inserted":          {insert: insertSQL},
 		"InASubtransaction": {first: `SAVEPOINT below`, insert: insertSQL},
-		"PositionDrawn": {insert: strings.Replace(insertSQL, "'deposit', 1 FROM", // waits with its position in hand
-			`'deposit', 1 + 0 * (SELECT 1 FROM pg_advisory_xact_lock(7)) FROM`, 1)},
+		"PositionDrawn": {insert: strings.Replace(insertSQL, "'deposit', 1)", // waits with its position in hand
+			`'deposit', (SELECT 1 FROM pg_advisory_xact_lock(7)))`, 1)},
 	}
 	for name, test := range tests {
 		t.Run(name, func(t *testing.T) {
