@@ -22,10 +22,10 @@ const (
 	// checkEvery is how often the bell makes sure that Redis still sends events.
 	checkEvery = 10 * time.Second
 	// watchEvery is how often it looks at the queues of other workers. manyWait is how
-	// many tasks wait in one that is too much for its worker, or manyTold notifications.
-	watchEvery = 500 * time.Millisecond
-	manyWait   = 8
-	manyTold   = 8 * maxBatch
+	// many tasks wait in one that is too much for its worker, or manyNotified notifications.
+	watchEvery   = 500 * time.Millisecond
+	manyWait     = 8
+	manyNotified = 8 * maxBatch
 )
 
 const (
@@ -351,13 +351,13 @@ func (b *bell) watch(ctx context.Context) {
 func (b *bell) lookAtOthers(ctx context.Context, before map[string]string) (oldest map[string]string) {
 	ctx, cancel := context.WithTimeout(ctx, ringTimeout)
 	defer cancel()
-	asked, told := map[string]*redis.StringSliceCmd{}, map[string]*redis.IntCmd{}
+	asked, notified := map[string]*redis.StringSliceCmd{}, map[string]*redis.IntCmd{}
 	oldest = map[string]string{}
 	_, err := b.Pipelined(ctx, func(p redis.Pipeliner) error {
 		for list := range b.dequeues {
 			if b.prefer.isOther(list) {
 				asked[list] = p.LRange(ctx, list, -manyWait, -1)
-				told[list] = p.LLen(ctx, notifiedOf(queueOf(list)))
+				notified[list] = p.LLen(ctx, notifiedOf(queueOf(list)))
 			}
 		}
 		return nil
@@ -371,7 +371,7 @@ func (b *bell) lookAtOthers(ctx context.Context, before map[string]string) (olde
 			continue
 		}
 		oldest[list] = tickets[len(tickets)-1]
-		if oldest[list] == before[list] || len(tickets) == manyWait || told[list].Val() > manyTold {
+		if oldest[list] == before[list] || len(tickets) == manyWait || notified[list].Val() > manyNotified {
 			b.ring(list)
 		}
 	}

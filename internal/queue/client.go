@@ -20,8 +20,9 @@ const (
 	maxNotifications = 65536
 	// writers is how many tasks are being written at once.
 	writers = 4
-	// maxCollected bounds how many notifications are written together.
-	maxCollected = 8192
+	// maxCollected bounds how many notifications are written together. A script of Redis's
+	// takes no more than 8,000 of them (LUAI_MAXCSTACK), should one partition have all.
+	maxCollected = 4096
 	// maxNotified bounds the notifications of a partition in Redis, some 60 bytes each,
 	// so that they don't fill it while the workers are away. The workers' sweep finds the
 	// jobs beyond.
@@ -151,10 +152,10 @@ type Lines struct {
 
 // List is what is known of a partition's pending list.
 type List struct {
-	Oldest string // the name of the task that is taken next; empty where none is there
-	Told   bool   // notifications wait for a task to take them
-	Paused bool   // by an operator
-	Err    error  // why the rest is not known
+	Oldest   string // the name of the task that is taken next; empty where none is there
+	Notified bool   // notifications wait for a task to take them
+	Paused   bool   // by an operator
+	Err      error  // why the rest is not known
 }
 
 // Lines looks at every partition's pending list. An error concerns its list alone.
@@ -164,12 +165,12 @@ func (c *Client) Lines(ctx context.Context) Lines {
 		return Lines{slices.Repeat([]List{{Err: err}}, partitions)}
 	}
 	oldest, paused := make([]*redis.StringCmd, partitions), make([]*redis.StringCmd, partitions)
-	told := make([]*redis.IntCmd, partitions)
+	notified := make([]*redis.IntCmd, partitions)
 	_, err := c.redis.Pipelined(ctx, func(p redis.Pipeliner) error {
 		for partition := range partitions {
 			oldest[partition] = p.LIndex(ctx, c.queues.line(partition), -1)
 			paused[partition] = p.Get(ctx, keysOf(c.queues.Name(partition))+"paused")
-			told[partition] = p.Exists(ctx, c.queues.notified(partition))
+			notified[partition] = p.Exists(ctx, c.queues.notified(partition))
 		}
 		return nil
 	})
@@ -180,10 +181,10 @@ func (c *Client) Lines(ctx context.Context) Lines {
 	lists := make([]List, partitions)
 	for partition := range lists {
 		lists[partition] = List{
-			Oldest: oldest[partition].Val(),
-			Told:   told[partition].Val() > 0,
-			Paused: paused[partition].Err() == nil,
-			Err:    cmp.Or(unlessNil(oldest[partition].Err()), unlessNil(paused[partition].Err()), told[partition].Err(), unanswered),
+			Oldest:   oldest[partition].Val(),
+			Notified: notified[partition].Val() > 0,
+			Paused:   paused[partition].Err() == nil,
+			Err:      cmp.Or(unlessNil(oldest[partition].Err()), unlessNil(paused[partition].Err()), notified[partition].Err(), unanswered),
 		}
 	}
 	return Lines{lists}

@@ -34,8 +34,8 @@ func (c *Client) Notify(accountID, position int64, jobID uuid.UUID, jobs int) {
 }
 
 // Run writes what Notify was asked for until ctx ends, and then what is left, for
-// as long as Redis takes it and no longer than drainTimeout. It waits for no clock: what
-// is asked for while it writes is written together next.
+// as long as Redis takes it and no longer than drainTimeout. It uses no timer: what comes
+// while it writes is written together next.
 func (c *Client) Run(ctx context.Context) error {
 	writing, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	defer cancel()
@@ -129,19 +129,18 @@ end
 redis.call("RPUSH", KEYS[1], unpack(ARGV, 2))
 return 1`)
 
-// What notifyScript returns.
+// What notifyScript returns where it has added nothing.
 const (
-	notTold = 0
-	noRoom  = -1
+	needsTask = 0
+	noRoom    = -1
 )
 
-// write has a task bring the jobs on: the one that is pending in their partition, or a new
-// one. No wake-up is lost: a task takes the notifications after it left the pending list, so
-// it finds all that were added while it was there; and the script with which a worker takes
-// none says in the same step that it takes no more.
+// write adds the notifications to their partitions' lists, or enqueues tasks for them. No
+// wake-up is lost: a worker takes notifications after it took the task from the pending
+// list, so it finds all that were added while the task was pending; and the script that
+// finds none says in the same step that the worker takes no more.
 //
-// It ends with the first error of a Redis that does not answer within redisTimeout: the
-// others would fare no better.
+// The first Redis error within ringTimeout ends it: the sweep finds the other jobs.
 func (w *writer) write(ctx context.Context, partitions map[int][]Notification) (written bool) {
 	crash.At(crash.RingTaken)
 	answers, err := w.add(ctx, partitions)
@@ -153,10 +152,10 @@ func (w *writer) write(ctx context.Context, partitions map[int][]Notification) (
 	group.SetLimit(writers)
 	for partition, answer := range answers {
 		notifications := partitions[partition]
-		switch told, err := answer.Int(); {
-		case err != nil || told == noRoom:
+		switch added, err := answer.Int(); {
+		case err != nil || added == noRoom:
 			w.lose(err, map[int][]Notification{partition: notifications})
-		case told == notTold:
+		case added == needsTask:
 			group.Go(func() error { return w.enqueue(ctx, partition, notifications) })
 		}
 	}

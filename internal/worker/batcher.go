@@ -16,8 +16,8 @@ import (
 const slowBatch = 50 * time.Millisecond
 
 // batcher has the partitions' batches share round trips and flushes: what comes while a batch
-// is under way is applied with the next. It waits for no clock, so the batches grow with the
-// load alone. As many are under way at once as the process has processors, and slow ones
+// is under way is applied with the next. It uses no timer, so the batches grow with the load
+// alone. As many are under way at once as the process has processors, and slow ones
 // beside them, one for each partition at most.
 type batcher struct {
 	applier Applier

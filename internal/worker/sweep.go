@@ -336,7 +336,7 @@ func (s *suspect) stand(place queue.Place, list queue.List) (believed bool) {
 	case queue.PutOff:
 		return !s.isLong(longPutOff)
 	default:
-		return (list.Oldest != "" || list.Told) && s.ticket.Again == 0 && !s.isLong(longUnseen)
+		return (list.Oldest != "" || list.Notified) && s.ticket.Again == 0 && !s.isLong(longUnseen)
 	}
 }
 
