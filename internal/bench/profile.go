@@ -44,7 +44,7 @@ func profile(ctx context.Context, s profileSettings, out io.Writer) (err error) 
 		return err
 	}
 	defer func() { err = errors.Join(err, r.close(context.WithoutCancel(ctx))) }()
-	if err := os.MkdirAll(s.folder, 0o755); err != nil { //nolint:gosec // for everybody to read
+	if err := os.MkdirAll(s.folder, 0o755); err != nil { //nolint:gosec // readable by all users
 		return fmt.Errorf("make the folder of the profiles: %w", err)
 	}
 	pass := r.newRound(0)

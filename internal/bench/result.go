@@ -100,12 +100,12 @@ func (r result) json() ([]byte, error) {
 
 // writeFiles writes files, by their names, to a folder.
 func writeFiles(folder string, files map[string][]byte, out io.Writer) error {
-	if err := os.MkdirAll(folder, 0o755); err != nil { //nolint:gosec // for everybody to read
+	if err := os.MkdirAll(folder, 0o755); err != nil { //nolint:gosec // readable by all users
 		return fmt.Errorf("write the results: %w", err)
 	}
 	for file, content := range files {
 		path := filepath.Join(folder, file)
-		if err := os.WriteFile(path, content, 0o644); err != nil { //nolint:gosec // for everybody to read
+		if err := os.WriteFile(path, content, 0o644); err != nil { //nolint:gosec // readable by all users
 			return fmt.Errorf("write the results: %w", err)
 		}
 		fmt.Fprintln(out, "wrote", path)
