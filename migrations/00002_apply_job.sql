@@ -25,14 +25,15 @@
 --
 -- The search for the oldest queued job begins above done_to, because the index of the queue
 -- keeps an entry of each job that has finished since the oldest snapshot began: while one is
--- held, the search would walk through all of them, for 27 ms behind 200,000. That no queued job is
--- missed below done_to needs care: a job that draws a position may be committed much later.
+-- held, the search would read all of them, for 27 ms after 200,000 jobs. No queued job may be
+-- missed below done_to, though a job that draws a position may be committed much later.
 -- So an apply that takes the job at position P notes P, and the id S that the next
 -- transaction will have. Every transaction that inserts jobs has its id before it draws a
 -- position (jobs_take_transaction_id), so each with an id from S on draws positions above P.
 -- Once all below S have ended, a search sees all jobs at or below P that there will ever be:
 -- what is below the job that it finds, and not above P, is done. A replay lowers done_to
--- (lower_done_to). For a ticket at or below done_to the search begins at the start.
+-- (lower_done_to). For a ticket at or below done_to the search begins at the start. After a
+-- restore into a server with lower ids, S would not be reached for long: it is noted anew.
 --
 -- It runs as the tables' owner, for roles that were granted it, and in the schema of jobs
 -- whatever the session's search_path: 00001_schema.sql.
@@ -91,6 +92,9 @@ BEGIN
 
     IF NOT flush THEN
         PERFORM set_config('synchronous_commit', 'off', true);
+    END IF;
+    IF settler > pg_snapshot_xmax(seen) THEN -- of another server
+        settler := NULL;
     END IF;
     IF settler IS NULL OR pg_snapshot_xmin(seen) >= settler THEN
         done := CASE WHEN settler IS NULL THEN done ELSE greatest(done, least(settled, at)) END;

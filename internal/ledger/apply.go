@@ -212,8 +212,8 @@ var (
 // nothing and so flushed nothing, a transaction of its own flushes what went before.
 //
 // heard counts the steps whose end is known; applied are their jobs, each of them durable.
-// err is why the connection told no more: then heard is 0, because what it told before may
-// be lost with it. applyBatch waits for postgres.RoundTripTimeout for flushEvery of them,
+// err is why the connection failed: then heard is 0, because what was heard before may be
+// lost with it. applyBatch waits for postgres.RoundTripTimeout for flushEvery of them,
 // or for one that fails. Then it leaves the connection, as if Postgres were down, and
 // what was sent may still be applied, once.
 //
@@ -464,7 +464,8 @@ const tryTimeout = 2 * postgres.RoundTripTimeout
 // The lock holds off every other apply, and an operator's Replay, but not an accept that
 // drew an older position and is committed late: that puts its job in front at any moment.
 // So the transaction is REPEATABLE READ: the count, the try and the end see the queue as it
-// was when the transaction began. Where another apply has changed it since, Postgres reports a serialization failure and InTx begins again.
+// was when the transaction began. Where another apply has changed it since, Postgres
+// reports a serialization failure and InTx begins again.
 //
 // A kill before the commit leaves the attempt uncounted and the job as it was;
 // one after it leaves it counted, and the job queued or failed.

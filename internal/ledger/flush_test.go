@@ -16,12 +16,7 @@ import (
 // nothing: their jobs are finished meanwhile.
 func TestApplyFlushesOnceABatch(t *testing.T) {
 	t.Parallel()
-	server := testenv.PostgresServerWith(t, map[string]string{"synchronous_commit": ""})
-	pool, err := postgres.Open(t.Context(), postgres.Config{URL: server.URL()})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer pool.Close()
+	pool, url := ownServer(t)
 	ledgertest.Exec(t, pool, `ALTER TABLE transactions ADD CONSTRAINT unlucky CHECK (amount <> 13)`)
 	user := ledgertest.User(t, pool)
 	queued := func(amount int64) ledger.Due {
@@ -33,33 +28,34 @@ func TestApplyFlushesOnceABatch(t *testing.T) {
 		name     string
 		due      []ledger.Due
 		finished int
+		troubled int
 	}{
-		{"Several", []ledger.Due{queued(1), queued(1), queued(1)}, 3},
-		{"LastWroteNothing", []ledger.Due{queued(1), queued(1), done}, 2},
-		{"LastRefused", []ledger.Due{queued(1), queued(1), queued(13)}, 2},
-		{"RefusedInTheMiddle", []ledger.Due{queued(1), queued(13), queued(1)}, 2},
-		{"Rejected", []ledger.Due{{JobID: ledgertest.Job(t, pool, ledgertest.Account(t, pool, user, 0), ledger.Withdrawal, 1), Jobs: 1}}, 1},
-		{"NothingToDo", []ledger.Due{done, done}, 0},
+		{"Several", []ledger.Due{queued(1), queued(1), queued(1)}, 3, 0},
+		{"LastWroteNothing", []ledger.Due{queued(1), queued(1), done}, 2, 0},
+		{"LastRefused", []ledger.Due{queued(1), queued(1), queued(13)}, 2, 1},
+		{"RefusedInTheMiddle", []ledger.Due{queued(1), queued(13), queued(1)}, 2, 1},
+		{"Rejected", []ledger.Due{{JobID: ledgertest.Job(t, pool, ledgertest.Account(t, pool, user, 0), ledger.Withdrawal, 1), Jobs: 1}}, 1, 0},
+		{"NothingToDo", []ledger.Due{done, done}, 0, 0},
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
-			back := testenv.AwayStandby(t, server.URL())
-			told := make(chan []ledger.Applied, 1)
+			back := testenv.AwayStandby(t, url)
+			told := make(chan [2]int, 1)
 			go func() {
-				applied, _, _ := ledger.NewApplier(pool).ApplyShared(t.Context(), test.due, 64)
-				told <- applied
+				applied, _, troubled := ledger.NewApplier(pool).ApplyShared(t.Context(), test.due, 64)
+				told <- [2]int{len(applied), len(troubled)}
 			}()
 			if test.finished > 0 {
 				testenv.Eventually(t, "the batch to wait for the standby", func() bool { return waiting(t, pool) == 1 })
 				select {
-				case applied := <-told:
-					t.Fatalf("%d jobs are told of that no standby has", len(applied))
+				case got := <-told:
+					t.Fatalf("%d jobs are told of that no standby has", got[0])
 				default:
 				}
 				back()
 			}
-			if applied := <-told; len(applied) != test.finished {
-				t.Errorf("applied %d, want %d", len(applied), test.finished)
+			if got, want := <-told, [2]int{test.finished, test.troubled}; got != want {
+				t.Errorf("finished and troubled jobs: %v, want %v", got, want)
 			}
 			back()
 		})
@@ -70,18 +66,13 @@ func TestApplyFlushesOnceABatch(t *testing.T) {
 // last one waits.
 func TestApplyCommitsAheadOfTheFlush(t *testing.T) {
 	t.Parallel()
-	server := testenv.PostgresServerWith(t, map[string]string{"synchronous_commit": ""})
-	pool, err := postgres.Open(t.Context(), postgres.Config{URL: server.URL()})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer pool.Close()
+	pool, url := ownServer(t)
 	user := ledgertest.User(t, pool)
 	var due []ledger.Due
 	for range 20 {
 		due = append(due, ledger.Due{JobID: ledgertest.Job(t, pool, ledgertest.Account(t, pool, user, 0), ledger.Deposit, 1), Jobs: 1})
 	}
-	back := testenv.AwayStandby(t, server.URL())
+	back := testenv.AwayStandby(t, url)
 	ended := make(chan struct{})
 	go func() {
 		defer close(ended)
@@ -95,6 +86,18 @@ func TestApplyCommitsAheadOfTheFlush(t *testing.T) {
 			t.Errorf("job %s: %s", d.JobID, got)
 		}
 	}
+}
+
+// ownServer is a server of the test's own, whose commits a synchronous standby can hold.
+func ownServer(t *testing.T) (pool *pgxpool.Pool, url string) {
+	t.Helper()
+	server := testenv.PostgresServerWith(t, map[string]string{"synchronous_commit": ""})
+	pool, err := postgres.Open(t.Context(), postgres.Config{URL: server.URL()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(pool.Close)
+	return pool, server.URL()
 }
 
 // waiting counts the sessions that wait for a synchronous standby.

@@ -244,6 +244,18 @@ var mutations = []mutation{
 		[]string{"-run=^TestApplyFindsWhatIsCommittedLate$/^Inserted$ ./internal/ledger"},
 	},
 	{
+		"the search for the oldest queued job reads all that have finished", "a snapshot slows no account",
+		[]edit{{applying, `AND status = 'queued' AND position > done AND position <= up_to
+    ORDER`, `AND status = 'queued' AND position <= up_to
+    ORDER`}},
+		[]string{"-run=^TestApplyUnderASnapshot$ ./internal/ledger"},
+	},
+	{
+		"an account keeps the transaction ids of another server", "a snapshot slows no account",
+		[]edit{{applying, `IF settler > pg_snapshot_xmax(seen) THEN`, `IF false THEN`}},
+		[]string{"-run=^TestApplyAfterARestoreWithLowerIDs$ ./internal/ledger"},
+	},
+	{
 		"an accept draws its position before it has a transaction's id", inOrder,
 		[]edit{{schema, `PERFORM pg_current_xact_id();`, ``}},
 		[]string{"-run=^TestApplyFindsWhatIsCommittedLate$/^PositionDrawn$ ./internal/ledger"},
@@ -276,6 +288,11 @@ var mutations = []mutation{
 	}
 	crash.At(crash.ApplyCommitted)`}},
 		[]string{"-run=^TestApplySharedLosesItsConnection$ ./internal/ledger", "-run=^TestApplyAnswersOnlyWhatIsCommitted$ ./internal/ledger"},
+	},
+	{
+		"a batch that wrote nothing flushes", "one flush a batch",
+		[]edit{{apply, `heard == len(batch) || len(applied) == 0`, `heard == len(batch)`}},
+		[]string{"-run=^TestApplyFlushesOnceABatch$/^NothingToDo$ ./internal/ledger"},
 	},
 	{
 		"every transaction of a batch flushes", "one flush a batch",
