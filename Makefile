@@ -23,21 +23,21 @@ build: ## Build api and worker into .local/bin
 test: export GORACE = atexit_sleep_ms=0
 test: ## Run every test, with the race detector, on a Postgres and a Redis of its own
 	@deploy/local/install.sh test
-	go test -race -count=1 -vet=off -timeout 20m $$(go list ./... | grep -v /internal/e2e)
-	go test -race -count=1 -vet=off -timeout 20m -parallel 6 ./internal/e2e # by itself: it keeps the machine busy
+	go test -race -count=1 -vet=off -timeout 20m $$(go list ./... | grep -v /internal/test/e2e)
+	go test -race -count=1 -vet=off -timeout 20m -parallel 6 ./internal/test/e2e # by itself: it keeps the machine busy
 
 MINUTES := 2
 SEED := 0
 .PHONY: chaos
 chaos: ## Prove the promises under every fault, for MINUTES (2); SEED=… repeats a schedule
 	@deploy/local/install.sh test
-	go test -count=1 -timeout 0 -v -run '^TestChaos$$' ./internal/e2e -chaos.clocks -chaos.for=$(MINUTES)m -chaos.seed=$(SEED)
+	go test -count=1 -timeout 0 -v -run '^TestChaos$$' ./internal/test/e2e -chaos.clocks -chaos.for=$(MINUTES)m -chaos.seed=$(SEED)
 
 .PHONY: promises
 promises: RUNS = 30
 promises: ## Crash Postgres RUNS times (30) under load: whatever a client was told must stay as it was told
 	@deploy/local/install.sh test
-	go test -count=1 -timeout $$(( 10 + $(RUNS) / 6 ))m -v -run '^TestPromises$$' ./internal/e2e -promises.crashes=$(RUNS)
+	go test -count=1 -timeout $$(( 10 + $(RUNS) / 6 ))m -v -run '^TestPromises$$' ./internal/test/e2e -promises.crashes=$(RUNS)
 
 FUZZ_TIME := 30s
 .PHONY: fuzz
@@ -63,13 +63,13 @@ ONLY :=
 .PHONY: mutants
 mutants: ## Take each promise's guard away and see its tests fail, ROUNDS times each; ONLY='no sweep' for one
 	@deploy/local/install.sh test
-	go -C internal/mutants test -tags mutants -count=1 -timeout 6h -run '^TestMutants$$/$(ONLY)' -rounds $(ROUNDS) -bound $(BOUND)
+	go -C internal/test/mutants test -tags mutants -count=1 -timeout 6h -run '^TestMutants$$/$(ONLY)' -rounds $(ROUNDS) -bound $(BOUND)
 
 RUNS := 5
 .PHONY: recovery
 recovery: ## Measure how long each recovery takes, RUNS times (5), and print the median and the worst
 	@deploy/local/install.sh test
-	@go test -count=$(RUNS) -timeout 120m -v -run '^TestRecovery' ./internal/e2e -recovery.strict | awk -f internal/e2e/recovery.awk
+	@go test -count=$(RUNS) -timeout 120m -v -run '^TestRecovery' ./internal/test/e2e -recovery.strict | awk -f internal/test/e2e/recovery.awk
 
 PARTS :=
 SCALE := 1
@@ -109,7 +109,7 @@ profile: ## Leave CPU profiles of api and worker under load in OUT; ACCOUNTS=1 f
 .PHONY: clocks
 clocks: ## Test the whole system with clocks an hour apart; the first time compiles Go itself, for minutes
 	@deploy/local/install.sh test
-	go test -race -count=1 -timeout 30m -tags clocks -run '^TestClocksApart' ./internal/e2e
+	go test -race -count=1 -timeout 30m -tags clocks -run '^TestClocksApart' ./internal/test/e2e
 
 .PHONY: lint
 lint: ## Check the style and the rules of the house; the first time builds the linter, for minutes

@@ -8,7 +8,7 @@ import (
 	"testing"
 
 	"github.com/passbook/passbook/internal/postgres"
-	"github.com/passbook/passbook/internal/testenv"
+	"github.com/passbook/passbook/internal/test/testenv"
 )
 
 func TestMain(m *testing.M) {

@@ -16,7 +16,7 @@ import (
 	"path/filepath"
 	"syscall"
 
-	"github.com/passbook/passbook/internal/local"
+	"github.com/passbook/passbook/internal/test/local"
 )
 
 func main() {

@@ -12,7 +12,7 @@ import (
 	"sync"
 	"time"
 
-	"github.com/passbook/passbook/internal/local"
+	"github.com/passbook/passbook/internal/test/local"
 )
 
 const (

@@ -31,7 +31,7 @@ import (
 	"github.com/passbook/passbook/internal/ops"
 	"github.com/passbook/passbook/internal/postgres"
 	"github.com/passbook/passbook/internal/statement"
-	"github.com/passbook/passbook/internal/testenv"
+	"github.com/passbook/passbook/internal/test/testenv"
 )
 
 const (

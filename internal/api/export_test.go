@@ -20,7 +20,7 @@ import (
 	"github.com/google/uuid"
 
 	"github.com/passbook/passbook/internal/ledger/ledgertest"
-	"github.com/passbook/passbook/internal/testenv"
+	"github.com/passbook/passbook/internal/test/testenv"
 )
 
 // readCSV is what a CSV answer says, in the terms of a JSON one.

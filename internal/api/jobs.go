@@ -9,9 +9,9 @@ import (
 	"github.com/gofiber/fiber/v2"
 	"github.com/google/uuid"
 
-	"github.com/passbook/passbook/internal/crash"
 	"github.com/passbook/passbook/internal/job"
 	"github.com/passbook/passbook/internal/ledger"
+	"github.com/passbook/passbook/internal/test/failpoint"
 )
 
 type jobBody struct {
@@ -111,7 +111,7 @@ func (a *API) accept(entry ledger.EntryType) func(*fiber.Ctx, *query) error {
 }
 
 func (a *API) sendAccepted(c *fiber.Ctx, accepted job.Job, replayed bool) error {
-	crash.At(crash.AnswerUnwritten)
+	failpoint.Hit(failpoint.AnswerUnwritten)
 	a.metrics.job(accepted, replayed)
 	if replayed {
 		c.Set(headerReplay, "true")

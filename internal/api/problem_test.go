@@ -12,7 +12,7 @@ import (
 	"github.com/google/uuid"
 
 	"github.com/passbook/passbook/internal/ledger/ledgertest"
-	"github.com/passbook/passbook/internal/testenv"
+	"github.com/passbook/passbook/internal/test/testenv"
 )
 
 // Each code that openapi.yaml knows is answered, and no other.

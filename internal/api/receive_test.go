@@ -12,7 +12,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/passbook/passbook/internal/testenv"
+	"github.com/passbook/passbook/internal/test/testenv"
 )
 
 const bodyHead = "POST /v1/users HTTP/1.1\r\nHost: h\r\nContent-Type: application/json\r\n"

@@ -9,8 +9,8 @@ import (
 
 	"github.com/jackc/pgx/v5/pgxpool"
 
-	"github.com/passbook/passbook/internal/local"
-	"github.com/passbook/passbook/internal/testenv"
+	"github.com/passbook/passbook/internal/test/local"
+	"github.com/passbook/passbook/internal/test/testenv"
 )
 
 // A restore under a running API gives the ids that it takes back to other accounts.

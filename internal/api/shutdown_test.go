@@ -17,7 +17,7 @@ import (
 	"github.com/passbook/passbook/internal/auth"
 	"github.com/passbook/passbook/internal/ledger/ledgertest"
 	"github.com/passbook/passbook/internal/ops"
-	"github.com/passbook/passbook/internal/testenv"
+	"github.com/passbook/passbook/internal/test/testenv"
 )
 
 // A request in flight when the server is told to stop is answered, and its

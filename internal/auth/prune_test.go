@@ -4,7 +4,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/passbook/passbook/internal/testenv"
+	"github.com/passbook/passbook/internal/test/testenv"
 )
 
 // A session is deleted with all its tokens, once none of them opens anything; until then all

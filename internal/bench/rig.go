@@ -21,8 +21,8 @@ import (
 
 	"github.com/passbook/passbook/internal/auth"
 	"github.com/passbook/passbook/internal/ledger"
-	"github.com/passbook/passbook/internal/local"
 	"github.com/passbook/passbook/internal/postgres"
+	"github.com/passbook/passbook/internal/test/local"
 	"github.com/passbook/passbook/migrations"
 )
 

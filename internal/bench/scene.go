@@ -14,9 +14,9 @@ import (
 
 	"github.com/passbook/passbook/internal/auth"
 	"github.com/passbook/passbook/internal/ledger"
-	"github.com/passbook/passbook/internal/local"
 	"github.com/passbook/passbook/internal/postgres"
 	"github.com/passbook/passbook/internal/queue"
+	"github.com/passbook/passbook/internal/test/local"
 )
 
 // cast says which processes play.

@@ -13,9 +13,9 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 	"golang.org/x/sync/errgroup"
 
-	"github.com/passbook/passbook/internal/crash"
 	"github.com/passbook/passbook/internal/ledger"
 	"github.com/passbook/passbook/internal/postgres"
+	"github.com/passbook/passbook/internal/test/failpoint"
 )
 
 // Bounds of the collecting loop.
@@ -159,7 +159,7 @@ func (a *Acceptor) commitNext(ctx context.Context, turn chan struct{}) (collecte
 	}
 	slow := time.AfterFunc(slowInsert, over)
 	defer slow.Stop()
-	crash.At(crash.AcceptCollected)
+	failpoint.Hit(failpoint.AcceptCollected)
 	a.commit(ctx, batch)
 	return true
 }
@@ -298,9 +298,9 @@ func (a *Acceptor) insert(ctx context.Context, batch []*ask) (map[uuid.UUID]inse
 	if err := a.pool.SendBatch(ctx, &both).Close(); err != nil {
 		return nil, err
 	}
-	crash.At(crash.AcceptCommitted)
+	failpoint.Hit(failpoint.AcceptCommitted)
 	a.notify(rows)
-	crash.At(crash.AcceptRung)
+	failpoint.Hit(failpoint.AcceptRung)
 	inserted := make(map[uuid.UUID]insertedRow, len(batch))
 	for _, n := range taken {
 		inserted[batch[n-1].id] = insertedRow{KeyBusy: true}

@@ -11,7 +11,7 @@ import (
 
 	"github.com/passbook/passbook/internal/job"
 	"github.com/passbook/passbook/internal/ledger/ledgertest"
-	"github.com/passbook/passbook/internal/testenv"
+	"github.com/passbook/passbook/internal/test/testenv"
 )
 
 // Callers at once, so that accepts share inserts, on a Postgres whose fsync

@@ -11,7 +11,7 @@ import (
 	"github.com/passbook/passbook/internal/job"
 	"github.com/passbook/passbook/internal/ledger/ledgertest"
 	"github.com/passbook/passbook/internal/postgres"
-	"github.com/passbook/passbook/internal/testenv"
+	"github.com/passbook/passbook/internal/test/testenv"
 )
 
 // A server that is told, while it runs, to answer before its disk does, and then crashes,

@@ -12,7 +12,7 @@ import (
 	"github.com/passbook/passbook/internal/job"
 	"github.com/passbook/passbook/internal/ledger"
 	"github.com/passbook/passbook/internal/ledger/ledgertest"
-	"github.com/passbook/passbook/internal/testenv"
+	"github.com/passbook/passbook/internal/test/testenv"
 )
 
 func TestList(t *testing.T) {

@@ -15,8 +15,8 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
 
-	"github.com/passbook/passbook/internal/crash"
 	"github.com/passbook/passbook/internal/postgres"
+	"github.com/passbook/passbook/internal/test/failpoint"
 )
 
 // maxNumberTries bounds how often a made number may meet a taken one.
@@ -59,7 +59,7 @@ func (a *Accounts) Open(ctx context.Context, opening Opening) (account Account, 
 		}
 		err = postgres.InTx(ctx, a.pool, func(tx pgx.Tx) error {
 			account, replayed, err = open(ctx, tx, opening, number)
-			crash.At(crash.OpenUncommitted)
+			failpoint.Hit(failpoint.OpenUncommitted)
 			return err
 		})
 		if opening.Number != "" || !errors.Is(err, ErrNumberTaken) {
@@ -69,7 +69,7 @@ func (a *Accounts) Open(ctx context.Context, opening Opening) (account Account, 
 	if err != nil {
 		return Account{}, false, fmt.Errorf("open account: %w", err)
 	}
-	crash.At(crash.OpenCommitted)
+	failpoint.Hit(failpoint.OpenCommitted)
 	if !replayed {
 		postgres.ShowNone(ctx)
 	}

@@ -16,8 +16,8 @@ import (
 	"github.com/jackc/pgx/v5/pgtype"
 	"github.com/jackc/pgx/v5/pgxpool"
 
-	"github.com/passbook/passbook/internal/crash"
 	"github.com/passbook/passbook/internal/postgres"
+	"github.com/passbook/passbook/internal/test/failpoint"
 )
 
 // MaxAttempts is how often a job is tried that Postgres refuses for a reason
@@ -240,7 +240,7 @@ func (a *Applier) applyBatch(ctx context.Context, batch []step) (applied []Appli
 		sendBatch(pipeline, prepared, batch)
 		err = pipeline.Flush()
 		if err == nil {
-			crash.At(crash.ApplySent)
+			failpoint.Hit(failpoint.ApplySent)
 			var wrote bool
 			applied, heard, wrote, err = readApplied(pipeline, batch, func() { silence.Reset(postgres.RoundTripTimeout) })
 			isFlushed = wrote && heard == len(batch) || len(applied) == 0
@@ -250,7 +250,7 @@ func (a *Applier) applyBatch(ctx context.Context, batch []step) (applied []Appli
 			_, err = conn.Exec(ctx, "ROLLBACK")
 		}
 		if err == nil && !isFlushed {
-			crash.At(crash.ApplyUnflushed)
+			failpoint.Hit(failpoint.ApplyUnflushed)
 			silence.Reset(postgres.RoundTripTimeout)
 			_, err = conn.Exec(ctx, postgres.ConfirmSQL)
 		}
@@ -259,7 +259,7 @@ func (a *Applier) applyBatch(ctx context.Context, batch []step) (applied []Appli
 	if err != nil {
 		return nil, 0, err
 	}
-	crash.At(crash.ApplyCommitted)
+	failpoint.Hit(failpoint.ApplyCommitted)
 	return applied, heard, nil
 }
 
@@ -341,7 +341,7 @@ func readApplied(pipeline *pgconn.Pipeline, batch []step, each func()) (applied 
 		applied = append(applied, answer.taken...)
 		wrote = len(answer.taken) > 0
 		step.line.hear(answer)
-		crash.At(crash.ApplySynced)
+		failpoint.Hit(failpoint.ApplySynced)
 	}
 	return applied, len(batch), wrote, nil
 }
@@ -480,23 +480,23 @@ func (a *Applier) tryHead(ctx context.Context, ticket uuid.UUID) (tried []Applie
 		if _, err := tx.Exec(ctx, lockSQL, ticket); err != nil {
 			return err
 		}
-		crash.At(crash.TryLocked)
+		failpoint.Hit(failpoint.TryLocked)
 		var job uuid.UUID // that is tried
 		var attempts int
 		if err := tx.QueryRow(ctx, countSQL, ticket).Scan(&job, &attempts); err != nil {
 			return err
 		}
-		crash.At(crash.TryCounted)
+		failpoint.Hit(failpoint.TryCounted)
 		refusal = pgx.BeginFunc(ctx, tx, func(savepoint pgx.Tx) (err error) {
 			tried, err = queryApplied(ctx, savepoint, retrySQL, ticket, MaxAmount)
 			return err
 		})
-		crash.At(crash.TryTried)
+		failpoint.Hit(failpoint.TryTried)
 		if !postgres.IsDataFault(refusal) || attempts < MaxAttempts {
 			return notRefusal(refusal)
 		}
 		tried, err = queryApplied(ctx, tx, failSQL, job)
-		crash.At(crash.TryFailed)
+		failpoint.Hit(failpoint.TryFailed)
 		return err
 	})
 	switch {
@@ -505,7 +505,7 @@ func (a *Applier) tryHead(ctx context.Context, ticket uuid.UUID) (tried []Applie
 	case err != nil:
 		return nil, fmt.Errorf("try job %s once more: %w", ticket, err)
 	}
-	crash.At(crash.TryCommitted)
+	failpoint.Hit(failpoint.TryCommitted)
 	if refusal != nil && len(tried) == 0 {
 		return nil, fmt.Errorf("apply job %s: %w: %w", ticket, ErrRefused, refusal)
 	}

@@ -8,7 +8,7 @@ import (
 	"github.com/passbook/passbook/internal/ledger"
 	"github.com/passbook/passbook/internal/ledger/ledgertest"
 	"github.com/passbook/passbook/internal/postgres"
-	"github.com/passbook/passbook/internal/testenv"
+	"github.com/passbook/passbook/internal/test/testenv"
 )
 
 // A batch is told of once it is as durable as a commit of its own: here a synchronous

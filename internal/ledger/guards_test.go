@@ -9,7 +9,7 @@ import (
 
 	"github.com/passbook/passbook/internal/ledger"
 	"github.com/passbook/passbook/internal/ledger/ledgertest"
-	"github.com/passbook/passbook/internal/testenv"
+	"github.com/passbook/passbook/internal/test/testenv"
 )
 
 // A job whose row has come back from Postgres, and whose commit has not, is not

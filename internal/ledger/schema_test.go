@@ -6,7 +6,7 @@ import (
 
 	"github.com/passbook/passbook/internal/ledger"
 	"github.com/passbook/passbook/internal/ledger/ledgertest"
-	"github.com/passbook/passbook/internal/testenv"
+	"github.com/passbook/passbook/internal/test/testenv"
 )
 
 // The rules of the bank hold in the database itself, whoever writes to it.

@@ -3,7 +3,7 @@ package ops_test
 import (
 	"testing"
 
-	"github.com/passbook/passbook/internal/testenv"
+	"github.com/passbook/passbook/internal/test/testenv"
 )
 
 func TestMain(m *testing.M) {

@@ -15,7 +15,7 @@ import (
 	"time"
 
 	"github.com/passbook/passbook/internal/postgres"
-	"github.com/passbook/passbook/internal/testenv"
+	"github.com/passbook/passbook/internal/test/testenv"
 	"github.com/passbook/passbook/migrations"
 )
 

@@ -15,7 +15,7 @@ import (
 	"pgregory.net/rapid"
 
 	"github.com/passbook/passbook/internal/postgres"
-	"github.com/passbook/passbook/internal/testenv"
+	"github.com/passbook/passbook/internal/test/testenv"
 )
 
 func TestWiden(t *testing.T) {

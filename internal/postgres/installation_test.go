@@ -7,7 +7,7 @@ import (
 	"github.com/google/uuid"
 
 	"github.com/passbook/passbook/internal/postgres"
-	"github.com/passbook/passbook/internal/testenv"
+	"github.com/passbook/passbook/internal/test/testenv"
 )
 
 // A Postgres that goes away while a process starts does not end the process.

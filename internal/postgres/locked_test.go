@@ -9,7 +9,7 @@ import (
 	"time"
 
 	"github.com/passbook/passbook/internal/postgres"
-	"github.com/passbook/passbook/internal/testenv"
+	"github.com/passbook/passbook/internal/test/testenv"
 )
 
 // A row that stays locked is given up after a bound, and at once where many wait for it

@@ -10,7 +10,7 @@ import (
 	"github.com/redis/go-redis/v9"
 	"golang.org/x/sync/errgroup"
 
-	"github.com/passbook/passbook/internal/crash"
+	"github.com/passbook/passbook/internal/test/failpoint"
 )
 
 // Notification says that an account has queued jobs, up to one of them.
@@ -142,7 +142,7 @@ const (
 //
 // The first Redis error within ringTimeout ends it: the sweep finds the other jobs.
 func (w *writer) write(ctx context.Context, partitions map[int][]Notification) (written bool) {
-	crash.At(crash.RingTaken)
+	failpoint.Hit(failpoint.RingTaken)
 	answers, err := w.add(ctx, partitions)
 	if err != nil {
 		w.lose(err, partitions)
@@ -160,7 +160,7 @@ func (w *writer) write(ctx context.Context, partitions map[int][]Notification) (
 		}
 	}
 	written = group.Wait() == nil
-	crash.At(crash.RingWritten)
+	failpoint.Hit(failpoint.RingWritten)
 	return written
 }
 

@@ -14,7 +14,7 @@ import (
 	"github.com/redis/go-redis/v9"
 	"golang.org/x/sync/errgroup"
 
-	"github.com/passbook/passbook/internal/crash"
+	"github.com/passbook/passbook/internal/test/failpoint"
 )
 
 const (
@@ -172,7 +172,7 @@ func (s *Server) handle(ctx context.Context, queue string, batch, named []Notifi
 	remaining, troubled, err := s.cfg.Handler(ctx, batch)
 	// A kill before the acknowledgement leaves the task in a dead worker's
 	// hands until its lease ends. Its jobs are finished, or the sweep's to find.
-	crash.At(crash.TicketWorkedOff)
+	failpoint.Hit(failpoint.TicketWorkedOff)
 	if err != nil && len(troubled) == 0 {
 		troubled = batch
 	}
@@ -191,10 +191,10 @@ func (s *Server) handle(ctx context.Context, queue string, batch, named []Notifi
 	// A kill before the next tasks are written leaves this one to its lease,
 	// and the jobs to the sweep. One after it leaves both; when this one comes
 	// back it finds nothing to do for those that the others have applied.
-	crash.At(crash.MoreUnwritten)
+	failpoint.Hit(failpoint.MoreUnwritten)
 	id, _ := asynq.GetTaskID(ctx)
 	err = s.goOn(ctx, queue, id, remaining)
-	crash.At(crash.MoreWritten)
+	failpoint.Hit(failpoint.MoreWritten)
 	return cmp.Or(retried, err)
 }
 
@@ -250,7 +250,7 @@ func (s *Server) take(ctx context.Context, queue string, n int, then string) (ta
 		}
 		taken = append(taken, one)
 	}
-	crash.At(crash.NotificationsTaken)
+	failpoint.Hit(failpoint.NotificationsTaken)
 	return taken
 }
 

@@ -14,7 +14,7 @@ import (
 	"github.com/passbook/passbook/internal/ledger/ledgertest"
 	"github.com/passbook/passbook/internal/postgres"
 	"github.com/passbook/passbook/internal/statement"
-	"github.com/passbook/passbook/internal/testenv"
+	"github.com/passbook/passbook/internal/test/testenv"
 )
 
 // replicated is an account on a primary that has a replica.

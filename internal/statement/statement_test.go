@@ -16,7 +16,7 @@ import (
 	"github.com/passbook/passbook/internal/ledger/ledgertest"
 	"github.com/passbook/passbook/internal/postgres"
 	"github.com/passbook/passbook/internal/statement"
-	"github.com/passbook/passbook/internal/testenv"
+	"github.com/passbook/passbook/internal/test/testenv"
 )
 
 func TestMain(m *testing.M) {

@@ -9,10 +9,10 @@ import (
 
 	"github.com/google/uuid"
 
-	"github.com/passbook/passbook/internal/crash"
 	"github.com/passbook/passbook/internal/ledger"
 	"github.com/passbook/passbook/internal/postgres"
 	"github.com/passbook/passbook/internal/queue"
+	"github.com/passbook/passbook/internal/test/failpoint"
 )
 
 const (
@@ -32,7 +32,7 @@ const (
 // A kill before Postgres has heard of it leaves the jobs queued; the account's
 // next task applies them, or the sweep's does.
 func (w *Worker) Apply(ctx context.Context, jobs []queue.Notification) (remaining, troubled []queue.Notification, err error) {
-	crash.At(crash.TicketTaken)
+	failpoint.Hit(failpoint.TicketTaken)
 	jobs = queue.Merge(jobs)
 	batch := w.batcher.apply(ctx, due(jobs))
 	w.tell(batch.applied)

@@ -8,7 +8,7 @@ import (
 	"github.com/google/uuid"
 
 	"github.com/passbook/passbook/internal/ledger"
-	"github.com/passbook/passbook/internal/testenv"
+	"github.com/passbook/passbook/internal/test/testenv"
 )
 
 // held is an applier whose batches stay under way until they are let go. Of each batch the

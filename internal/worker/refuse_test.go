@@ -14,9 +14,9 @@ import (
 	"github.com/passbook/passbook/internal/job"
 	"github.com/passbook/passbook/internal/ledger"
 	"github.com/passbook/passbook/internal/ledger/ledgertest"
-	"github.com/passbook/passbook/internal/local"
 	"github.com/passbook/passbook/internal/queue"
-	"github.com/passbook/passbook/internal/testenv"
+	"github.com/passbook/passbook/internal/test/local"
+	"github.com/passbook/passbook/internal/test/testenv"
 )
 
 // refusal is a trouble of Redis.

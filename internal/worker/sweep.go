@@ -14,9 +14,9 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
-	"github.com/passbook/passbook/internal/crash"
 	"github.com/passbook/passbook/internal/job"
 	"github.com/passbook/passbook/internal/queue"
+	"github.com/passbook/passbook/internal/test/failpoint"
 )
 
 const (
@@ -243,13 +243,13 @@ func (w *Worker) enqueueAgain(ctx context.Context, known *suspect, found *findin
 	next := queue.Ticket{AccountID: known.ticket.AccountID, JobID: last, Again: known.ticket.Again + 1}
 	// A kill before the ticket is written leaves the account to the sweeps of
 	// others. One after it leaves it to the ticket; they leave one in line alone.
-	crash.At(crash.SweepUnwritten)
+	failpoint.Hit(failpoint.SweepUnwritten)
 	asking, cancel := context.WithTimeout(ctx, redisTimeout)
 	defer cancel()
 	if err := w.cfg.Tickets.Enqueue(asking, next); err != nil {
 		return found.refuse(err)
 	}
-	crash.At(crash.SweepWritten)
+	failpoint.Hit(failpoint.SweepWritten)
 	known.ticket, known.since, known.same, known.place = next, time.Now(), 0, queue.Place{}
 	return nil
 }
@@ -299,7 +299,7 @@ func (w *Worker) applyDirectly(ctx context.Context, until time.Time, accounts []
 		return
 	}
 	w.cfg.Metrics.direct.Add(float64(len(jobs)))
-	crash.At(crash.DirectUnapplied)
+	failpoint.Hit(failpoint.DirectUnapplied)
 	var due []queue.Notification
 	for _, id := range jobs {
 		due = append(due, queue.Notification{JobID: id, Jobs: 1})
@@ -312,7 +312,7 @@ func (w *Worker) applyDirectly(ctx context.Context, until time.Time, accounts []
 	if err != nil && ctx.Err() == nil {
 		w.cfg.Log.Warn("sweep could not apply a stalled account", "error", err)
 	}
-	crash.At(crash.DirectApplied)
+	failpoint.Hit(failpoint.DirectApplied)
 }
 
 // stand counts one more sweep in which the account stood still, and tells

@@ -27,7 +27,7 @@ import (
 	"github.com/passbook/passbook/internal/ledger/ledgertest"
 	"github.com/passbook/passbook/internal/postgres"
 	"github.com/passbook/passbook/internal/queue"
-	"github.com/passbook/passbook/internal/testenv"
+	"github.com/passbook/passbook/internal/test/testenv"
 	"github.com/passbook/passbook/internal/worker"
 )
 

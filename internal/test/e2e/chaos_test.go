@@ -1,0 +1,390 @@
+package e2e_test
+
+import (
+	"context"
+	"flag"
+	"fmt"
+	"maps"
+	"math/rand/v2"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/passbook/passbook/internal/test/local"
+	"github.com/passbook/passbook/internal/test/testenv"
+)
+
+var (
+	chaosFor    = flag.Duration("chaos.for", time.Minute, "how long TestChaos strikes")
+	chaosSeed   = flag.Uint64("chaos.seed", 0, "repeats a schedule; 0 draws one")
+	chaosFaults = flag.String("chaos.faults", "", "only the faults whose names contain this")
+	chaosClocks = flag.Bool("chaos.clocks", false, "let an api's and two workers' clocks be wrong by an hour; the first time compiles Go itself, for minutes")
+	chaosKeep   = flag.String("chaos.keep", "", "where the pictures of what is wrong go; empty is the system's folder for temporary files")
+)
+
+// The size of the system and of its load.
+const (
+	chaosAPIs    = 2
+	chaosWorkers = 3
+	loners       = 16 // accounts of one client each, who sends one order at a time
+	crowds       = 4  // accounts that several clients work on at once
+	crowd        = 6
+)
+
+// Under every fault that we can think of, one kind at a time and then all
+// together, clients place orders and look around. When all is mended and
+// drained, what they saw must be what a bank would have done: see check.
+func TestChaos(t *testing.T) {
+	c := newChaos(t)
+	strikes := plan(c.seed, *chaosFor, c.faults())
+	c.say("seed %d: %v, %d strikes of %d kinds", c.seed, *chaosFor, len(strikes), len(c.faults()))
+	stopReports := c.report()
+	clients := c.load.start(c.seed)
+	var struck sync.WaitGroup
+	for _, s := range strikes {
+		c.load.pause(s.at - c.load.now())
+		struck.Go(func() { c.strike(s) })
+	}
+	struck.Wait()
+	c.mend()
+	mended := time.Now()
+	close(c.load.stop)
+	clients.Wait()
+	c.drain(mended)
+	stopReports()
+	c.check()
+	c.summary()
+}
+
+// chaos is a system with a network that can be spoilt, and its load.
+type chaos struct {
+	t      *testing.T
+	seed   uint64
+	system *system
+	load   *chaosLoad
+
+	apis, workers []*member
+	postgresBusy  sync.Mutex // held by the fault that has Postgres in hand
+	redisBusy     sync.Mutex
+
+	mu      sync.Mutex // guards the rest
+	now     []string   // the faults that are on
+	struck  map[string]int
+	found   []string
+	rates   []int // orders accepted, for each line of the report
+	drained time.Duration
+}
+
+// member is the place of a process: whatever is killed, the next one stands in
+// the same place.
+type member struct {
+	name            string
+	n               int
+	busy            sync.Mutex // held by the fault that has the process in hand
+	postgres, redis *link
+	skew            time.Duration // by which its clock is wrong
+	leaving         atomic.Bool   // it has been told to end
+}
+
+func newChaos(t *testing.T) *chaos {
+	t.Helper()
+	c := &chaos{t: t, seed: *chaosSeed, struck: map[string]int{}}
+	if c.seed == 0 {
+		c.seed = rand.Uint64()
+	}
+	c.system = &system{t: t, postgres: testenv.PostgresServer(t), redis: chaosRedis(t), reach: c.reach}
+	c.system.pool = c.system.connect()
+	c.apis, c.workers = c.members("api", chaosAPIs), c.members("worker", chaosWorkers)
+	c.system.apis, c.system.workers = make([]*process, chaosAPIs), make([]*process, chaosWorkers)
+	if *chaosClocks {
+		c.setClocks()
+	}
+	for _, m := range c.all() {
+		c.begin(m)
+	}
+	c.ready()
+	login := newClient(t, c.system)
+	login.http.Timeout = 0 // each try has its own
+	c.load = newLoad(c, login)
+	return c
+}
+
+// setClocks lets an api run an hour ahead, a worker too, and one behind.
+func (c *chaos) setClocks() {
+	c.t.Helper()
+	var err error
+	if c.system.build, err = skewed(); err != nil {
+		c.t.Fatal(err)
+	}
+	c.apis[1].skew, c.workers[1].skew, c.workers[2].skew = time.Hour, time.Hour, -time.Hour
+}
+
+// chaosRedis keeps an append-only file, as in production, and gives in to a
+// script that doesn't end soon enough for a test.
+func chaosRedis(t *testing.T) *local.Redis {
+	t.Helper()
+	server, err := local.StartRedis(t.Context(), local.RedisConfig{
+		Durable: true, Settings: map[string]string{"lua-time-limit": "300"},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := server.Remove(context.WithoutCancel(t.Context())); err != nil {
+			t.Error(err)
+		}
+	})
+	return server
+}
+
+func (c *chaos) members(name string, n int) []*member {
+	var members []*member
+	for i := range n {
+		label := fmt.Sprint(name, " ", i)
+		members = append(members, &member{
+			name: name, n: i,
+			postgres: newLink(c.t, label+" to postgres", c.system.postgres.URL()),
+			redis:    newLink(c.t, label+" to redis", c.system.redis.URL()),
+		})
+	}
+	return members
+}
+
+func (c *chaos) all() []*member { return slices.Concat(c.apis, c.workers) }
+
+func (c *chaos) reach(name string, n int) []string {
+	m := c.workers[n%len(c.workers)]
+	if name == "api" {
+		m = c.apis[n]
+	}
+	return []string{"DATABASE_URL=" + m.postgres.url, "REDIS_URL=" + m.redis.url}
+}
+
+// place is where the system keeps the member's process.
+func (c *chaos) place(m *member) *(*process) {
+	if m.name == "api" {
+		return &c.system.apis[m.n]
+	}
+	return &c.system.workers[m.n]
+}
+
+func (c *chaos) process(m *member) *process {
+	c.system.mu.Lock()
+	defer c.system.mu.Unlock()
+	return *c.place(m)
+}
+
+// begin starts the member's next process. One that ends though nobody told it
+// to is a fault of ours.
+func (c *chaos) begin(m *member) {
+	p := beginVariant(c.t, c.system.build, m.name, append(c.system.envOf(m.name, m.n), skewEnv(m.skew)))
+	c.system.mu.Lock()
+	*c.place(m) = p
+	c.system.mu.Unlock()
+	m.leaving.Store(false)
+	go func() {
+		<-p.done
+		if !m.leaving.Load() && c.process(m) == p {
+			c.violation("%s %d ended by itself: %v\n%s", m.name, m.n, p.err, p.log())
+		}
+	}()
+}
+
+func (m *member) String() string { return fmt.Sprint(m.name, " ", m.n) }
+
+// ready waits until every process is.
+func (c *chaos) ready() {
+	c.t.Helper()
+	for _, m := range c.all() {
+		p := c.process(m)
+		select {
+		case <-p.ready:
+		case <-time.After(patience):
+			c.t.Fatalf("%s does not get ready\n%s", m, p.log())
+		}
+	}
+}
+
+// violation notes what no fault excuses; the run goes on, to find the rest.
+func (c *chaos) violation(format string, args ...any) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.found = append(c.found, fmt.Sprintf(format, args...))
+}
+
+// strike lets one fault happen.
+func (c *chaos) strike(s strike) {
+	c.mu.Lock()
+	c.struck[s.fault.name]++
+	c.now = append(c.now, s.fault.name)
+	c.mu.Unlock()
+	var watching sync.WaitGroup
+	if s.fault.refuses() && s.lasts >= longRefusal {
+		watching.Go(func() { c.finishesDuring(s) })
+	}
+	s.fault.strike(rand.New(rand.NewPCG(s.seed, 1)), s.lasts)
+	watching.Wait()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if i := slices.Index(c.now, s.fault.name); i >= 0 {
+		c.now = slices.Delete(c.now, i, i+1)
+	}
+}
+
+// mend makes sure that nothing is broken any more: each fault has mended what
+// it broke, so this only waits.
+func (c *chaos) mend() {
+	c.t.Helper()
+	c.ready()
+	c.system.pool.Reset()
+}
+
+const drainWait = 90 * time.Second
+
+// drain waits until no job is queued, and notes how long that took.
+func (c *chaos) drain(mended time.Time) {
+	c.t.Helper()
+	deadline := time.After(drainWait)
+	tick := time.NewTicker(tryPause)
+	defer tick.Stop()
+	for c.system.queued() > 0 {
+		select {
+		case <-tick.C:
+		case <-deadline:
+			c.violation("%d jobs are still queued %v after all was mended", c.system.queued(), drainWait)
+			return
+		}
+	}
+	c.drained = time.Since(mended)
+}
+
+// start starts the clients; they end when the load stops.
+func (l *chaosLoad) start(seed uint64) *sync.WaitGroup {
+	var group sync.WaitGroup
+	n := uint64(0)
+	clients := func(shared *sharedBook, count int) {
+		for range count {
+			n++
+			random := rand.New(rand.NewPCG(seed, n))
+			group.Go(func() { l.client(shared, random) })
+		}
+	}
+	for range loners {
+		clients(&sharedBook{sequential: true}, 1)
+	}
+	for range crowds {
+		clients(&sharedBook{}, crowd)
+	}
+	for api := range watchers {
+		group.Go(func() { l.watcher(api) })
+	}
+	group.Go(l.stayLoggedIn)
+	return &group
+}
+
+const reportEvery = 2 * time.Second
+
+// report shows how the run goes on, a line every reportEvery, until it is told
+// to stop.
+func (c *chaos) report() (stop func()) {
+	done, ended := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(ended)
+		tick := time.NewTicker(reportEvery)
+		defer tick.Stop()
+		for {
+			select {
+			case <-done:
+				return
+			case <-tick.C:
+				c.say("%s", c.line())
+			}
+		}
+	}()
+	return func() {
+		close(done)
+		<-ended
+	}
+}
+
+func (c *chaos) say(format string, args ...any) {
+	fmt.Fprintf(c.t.Output(), format+"\n", args...)
+}
+
+// line is how things stand: when, what was accepted in all and since the last
+// line, what was refused and what was not answered, and what strikes now.
+func (c *chaos) line() string {
+	accepted, refused, silent := c.load.tally(acceptedOrder), c.load.tally(refused503), c.load.tally(noAnswer)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	last := 0
+	for _, n := range c.rates {
+		last += n
+	}
+	c.rates = append(c.rates, accepted-last)
+	return fmt.Sprintf("%5.0fs %7d accepted (+%d) %6d unavailable %6d unanswered %3d violations  %s",
+		c.load.now().Seconds(), accepted, accepted-last, refused, silent, len(c.found), strings.Join(c.now, ", "))
+}
+
+// summary says what struck, what was tried and what was found.
+func (c *chaos) summary() {
+	c.t.Helper()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.say("\nstruck:")
+	for _, name := range slices.Sorted(maps.Keys(c.struck)) {
+		c.say("%5d  %s", c.struck[name], name)
+	}
+	c.say("tried:")
+	for _, what := range slices.Sorted(maps.Keys(c.load.tries)) {
+		c.say("%7d  %s", c.load.tries[what], what)
+	}
+	c.say("accepted, every %v:\n  %s", reportEvery, bars(c.rates))
+	c.say("everything was applied %v after the last fault was mended", c.drained.Round(time.Millisecond))
+	again := fmt.Sprintf("the same schedule again: make chaos SEED=%d MINUTES=%g", c.seed, chaosFor.Minutes())
+	if len(c.found) == 0 {
+		c.say("found nothing wrong; %s", again)
+		return
+	}
+	const most = 20
+	for i, violation := range c.found {
+		if i == most {
+			c.t.Errorf("and %d more", len(c.found)-most)
+			break
+		}
+		c.t.Errorf("VIOLATION: %s", violation)
+	}
+	c.t.Errorf("found %d violations; %s", len(c.found), again)
+}
+
+// bars draws numbers, each a bar of eight heights.
+func bars(numbers []int) string {
+	heights := []rune("▁▂▃▄▅▆▇█")
+	highest := max(1, slices.Max(append(numbers, 0)))
+	var drawn strings.Builder
+	for _, n := range numbers {
+		drawn.WriteRune(heights[n*(len(heights)-1)/highest])
+	}
+	return drawn.String()
+}
+
+// end ends a process that was told to: kill -9, or SIGTERM in order.
+func (c *chaos) end(m *member, in syscall.Signal) {
+	const stopWait = 30 * time.Second
+	p := c.process(m)
+	m.leaving.Store(true)
+	_ = p.cmd.Process.Signal(in) // an error says that it is gone
+	select {
+	case <-p.done:
+		if in == syscall.SIGTERM && p.err != nil && p.isReady() { // before, it may not have learnt to stop yet
+			c.violation("%s, told to stop, ended with %v\n%s", m, p.err, p.log())
+		}
+	case <-time.After(stopWait):
+		c.violation("%s does not stop\n%s", m, p.log())
+		p.kill()
+	}
+}

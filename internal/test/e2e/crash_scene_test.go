@@ -1,0 +1,470 @@
+package e2e_test
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"strings"
+	"sync"
+	"testing"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+	"github.com/redis/go-redis/v9"
+
+	"github.com/passbook/passbook/internal/auth"
+	"github.com/passbook/passbook/internal/ledger"
+	"github.com/passbook/passbook/internal/ledger/ledgertest"
+	"github.com/passbook/passbook/internal/queue"
+	"github.com/passbook/passbook/internal/test/testenv"
+)
+
+// openingDeposit is what every account of these tests starts with.
+const openingDeposit = 500
+
+// crashPartitions are few: there is one account, and there are many workers.
+const crashPartitions = 2
+
+// crashScene is what happens in: a system with one API and no worker, one
+// account, and what a single thread makes of the orders so far.
+type crashScene struct {
+	t *testing.T
+	*system
+	c   *client
+	row crashRow
+
+	number     string
+	balance    int64
+	seq        int64 // of the account's last transaction
+	refuse     int64 // the amount that Postgres refuses
+	orders     []*sentOrder
+	unanswered *sentOrder // of a process that died over it
+	gate       pgx.Tx     // keeps the gate closed
+}
+
+// newCrashScene sets the scene on a database of its own.
+func newCrashScene(t *testing.T, row crashRow) *crashScene {
+	t.Helper()
+	return setCrashScene(t, &system{t: t, databaseURL: testenv.Postgres(t)}, row)
+}
+
+func setCrashScene(t *testing.T, s *system, row crashRow) *crashScene {
+	t.Helper()
+	s.redis = testenv.RedisServer(t)
+	s.pool = s.connect()
+	sc := &crashScene{t: t, system: s, row: row, balance: openingDeposit, seq: 1}
+	s.apis = []*process{startVariant(t, armed, "api", sc.env())}
+	sc.c = newCrashClient(t, s)
+	t.Cleanup(sc.openGate)
+	sc.number = sc.c.open(openingDeposit).Number
+	return sc
+}
+
+func (sc *crashScene) env() []string {
+	return append(sc.system.env(), fmt.Sprint("QUEUE_PARTITIONS=", crashPartitions))
+}
+
+// crashUser is the user of every scene, in each database the same: passwords are
+// slow to hash, and there are many scenes.
+var crashUser struct {
+	sync.Mutex
+	token    string // guarded by it, as is what it says
+	identity auth.Identity
+}
+
+func newCrashClient(t *testing.T, s *system) *client {
+	t.Helper()
+	crashUser.Lock()
+	defer crashUser.Unlock()
+	if crashUser.token == "" {
+		signUpCrashUser(t, s)
+	} else {
+		ledgertest.Exec(t, s.pool, `INSERT INTO users (id, email, email_key, password_hash) VALUES ($1, 'crash@example.com', 'crash@example.com', '')`, crashUser.identity.UserID)
+		ledgertest.Exec(t, s.pool, `INSERT INTO sessions (id, user_id) VALUES ($1, $2)`, crashUser.identity.SessionID, crashUser.identity.UserID)
+	}
+	transport := &http.Transport{}
+	t.Cleanup(transport.CloseIdleConnections)
+	return &client{t: t, system: s, http: &http.Client{Transport: transport, Timeout: patience}, token: crashUser.token}
+}
+
+func signUpCrashUser(t *testing.T, s *system) {
+	t.Helper()
+	service, err := auth.New(s.pool, auth.Config{Keys: []auth.Key{{ID: "k1", Secret: []byte("01234567890123456789012345678901")}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	const email, password = "crash@example.com", "a long enough password"
+	if _, err := service.SignUp(t.Context(), email, password); err != nil {
+		t.Fatal(err)
+	}
+	tokens, err := service.LogIn(t.Context(), email, password)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if crashUser.identity, err = service.Authenticate(t.Context(), tokens.AccessToken); err != nil {
+		t.Fatal(err)
+	}
+	crashUser.token = tokens.AccessToken
+}
+
+// next adds an order to the account's, with what must come of it.
+func (sc *crashScene) next(entry string, amount int64) *sentOrder {
+	o := &sentOrder{order: order{account: sc.number, entry: entry, amount: amount, key: fmt.Sprint("crash-", len(sc.orders))}}
+	sc.orders = append(sc.orders, o)
+	switch {
+	case amount == sc.refuse:
+		o.want = "failed internal_error"
+		return o
+	case entry == "withdrawals" && sc.balance < amount:
+		o.want = "rejected insufficient_funds"
+		return o
+	case entry == "withdrawals":
+		sc.balance -= amount
+	default:
+		sc.balance += amount
+	}
+	sc.seq++
+	o.want = fmt.Sprintf("succeeded seq %d balance %d", sc.seq, sc.balance)
+	return o
+}
+
+// send sends an order to the API that nothing happens to.
+func (sc *crashScene) send(entry string, amount int64) {
+	sc.t.Helper()
+	o := sc.next(entry, amount)
+	var err error
+	if o.job, err = sc.c.settle(0, o.order); err != nil {
+		sc.t.Fatal(err)
+	}
+}
+
+// sendOrders sends n orders, one after the other, that all succeed, while nobody
+// works. Each has its ticket before the next is sent: rings of one account that
+// wait together become one.
+func (sc *crashScene) sendOrders(n int) {
+	sc.t.Helper()
+	for i := range n {
+		if i%2 == 0 {
+			sc.send("deposits", int64(100+i))
+		} else {
+			sc.send("withdrawals", int64(50+i))
+		}
+		sc.ticketed(len(sc.orders))
+	}
+}
+
+// neighbourly is what each neighbour of the account is sent.
+const neighbourly = 77
+
+// sendNeighbour sends the only order of an account of the same partition.
+func (sc *crashScene) sendNeighbour() {
+	sc.t.Helper()
+	own := sc.partition(sc.number)
+	number := sc.c.open(openingDeposit).Number
+	for sc.partition(number) != own {
+		number = sc.c.open(openingDeposit).Number
+	}
+	o := &sentOrder{
+		order: order{account: number, entry: "deposits", amount: neighbourly, key: fmt.Sprint("crash-", len(sc.orders))},
+		want:  fmt.Sprintf("succeeded seq 2 balance %d", openingDeposit+neighbourly),
+	}
+	sc.orders = append(sc.orders, o)
+	var err error
+	if o.job, err = sc.c.settle(0, o.order); err != nil {
+		sc.t.Fatal(err)
+	}
+	sc.ticketed(len(sc.orders))
+}
+
+// followUp sends orders that must take effect after all that were before.
+func (sc *crashScene) followUp() {
+	sc.t.Helper()
+	sc.send("deposits", 11)
+	sc.send("withdrawals", 1_000_000)
+	sc.send("withdrawals", 5)
+}
+
+// sendUnheard sends an order to a process that dies over it. Where its answer
+// comes all the same, that counts.
+func (sc *crashScene) sendUnheard(dying *process) {
+	sc.t.Helper()
+	sc.unanswered = sc.next("deposits", 31)
+	o := sc.unanswered.order
+	status, answer, err := sc.c.ask(sc.t.Context(), "http://"+dying.addr, http.MethodPost,
+		"/v1/accounts/"+o.account+"/"+o.entry, o.key, map[string]any{"amount": o.amount})
+	switch {
+	case err != nil:
+	case status != http.StatusAccepted:
+		sc.t.Fatalf("%d %s, want a 202 or no answer", status, answer)
+	default:
+		if err := json.Unmarshal(answer, &sc.unanswered.job); err != nil {
+			sc.t.Fatal(err)
+		}
+	}
+}
+
+// askAgain sends the unanswered order once more, to another API: it is answered
+// with the job that was committed or answered before, where there is one.
+func (sc *crashScene) askAgain() {
+	sc.t.Helper()
+	if sc.unanswered == nil {
+		return
+	}
+	var committed string
+	err := sc.pool.QueryRow(sc.t.Context(), `SELECT id::text FROM jobs WHERE idempotency_key = $1`, sc.unanswered.key).Scan(&committed)
+	if err != nil && !errors.Is(err, pgx.ErrNoRows) {
+		sc.t.Fatal(err)
+	}
+	again, err := sc.c.settle(0, sc.unanswered.order)
+	if err != nil {
+		sc.t.Fatal(err)
+	}
+	for _, before := range []string{committed, sc.unanswered.job.ID} {
+		if before != "" && before != again.ID {
+			sc.t.Errorf("key %s names job %s, and then %s", sc.unanswered.key, before, again.ID)
+		}
+	}
+	sc.unanswered.job = again
+}
+
+// open opens an account under a key, and answers with its number.
+func (sc *crashScene) open(api string) (number string, err error) {
+	status, answer, err := sc.c.ask(sc.t.Context(), api, http.MethodPost, "/v1/accounts", "opening",
+		map[string]any{"initial_deposit": openingDeposit})
+	if err != nil {
+		return "", err
+	}
+	var opened account
+	if err := json.Unmarshal(answer, &opened); err != nil || status != http.StatusCreated || opened.Balance != openingDeposit {
+		return "", fmt.Errorf("opening: %d %s, %w", status, answer, err)
+	}
+	return opened.Number, nil
+}
+
+func (sc *crashScene) numbersOpened() []string {
+	sc.t.Helper()
+	rows, _ := sc.pool.Query(sc.t.Context(), `SELECT number FROM accounts WHERE open_key = 'opening'`) // CollectRows returns its error
+	numbers, err := pgx.CollectRows(rows, pgx.RowTo[string])
+	if err != nil {
+		sc.t.Fatal(err)
+	}
+	return numbers
+}
+
+// left checks what is in Postgres and in Redis.
+func (sc *crashScene) left(jobs string, tickets int) {
+	sc.t.Helper()
+	if got := sc.jobs(); got != jobs {
+		sc.t.Errorf("left %s, want %s", got, jobs)
+	}
+	if got := sc.tickets(); tickets != unsaid && got != tickets {
+		sc.t.Errorf("left %d tickets, want %d", got, tickets)
+	}
+}
+
+// becomes waits until that is what is in Postgres.
+func (sc *crashScene) becomes(jobs string) {
+	sc.t.Helper()
+	testenv.Eventually(sc.t, jobs, func() bool { return sc.jobs() == jobs })
+}
+
+// jobs says how all jobs stand, in the order of their accepts.
+func (sc *crashScene) jobs() string {
+	sc.t.Helper()
+	const sql = `SELECT status || CASE WHEN attempts > 0 THEN ' after ' || attempts || ' attempts' ELSE '' END FROM jobs ORDER BY position`
+	rows, _ := sc.pool.Query(sc.t.Context(), sql) // CollectRows returns its error
+	states, err := pgx.CollectRows(rows, pgx.RowTo[string])
+	if err != nil {
+		sc.t.Fatal(err)
+	}
+	if len(states) == 0 {
+		return "none"
+	}
+	var runs []string
+	for first, i := 0, 1; i <= len(states); i++ {
+		if i == len(states) || states[i] != states[first] {
+			runs = append(runs, fmt.Sprintf("%d %s", i-first, states[first]))
+			first = i
+		}
+	}
+	return strings.Join(runs, ", ")
+}
+
+// tickets counts those in Redis: in line, or in somebody's hands.
+func (sc *crashScene) tickets() (n int) {
+	sc.t.Helper()
+	sc.withRedis(func(r *redis.Client) error {
+		keys, err := r.Keys(sc.t.Context(), "asynq:{"+queues.Prefix+":tx:*}:t:*").Result()
+		n = len(keys)
+		lists, listErr := r.Keys(sc.t.Context(), queues.Prefix+":notified:*").Result()
+		for _, list := range lists {
+			n += int(r.LLen(sc.t.Context(), list).Val())
+		}
+		return errors.Join(err, listErr)
+	})
+	return n
+}
+
+// ticketed waits until there are so many tickets.
+func (sc *crashScene) ticketed(n int) {
+	sc.t.Helper()
+	testenv.Eventually(sc.t, fmt.Sprint(n, " tickets"), func() bool { return sc.tickets() == n })
+}
+
+// enqueueLast writes a ticket for the newest job.
+func (sc *crashScene) enqueueLast() {
+	sc.t.Helper()
+	last := sc.orders[len(sc.orders)-1]
+	ticket := queue.Ticket{JobID: uuid.MustParse(last.job.ID), AccountID: sc.accountID(last.account)}
+	sc.withTickets(func(tickets *queue.Client) error { return tickets.Enqueue(sc.t.Context(), ticket) })
+}
+
+// enqueueEach has each order's account have a ticket for each order, as sweeps write them.
+func (sc *crashScene) enqueueEach() {
+	sc.t.Helper()
+	flushAll(sc.t, sc.system)
+	sc.withTickets(func(tickets *queue.Client) error {
+		for _, o := range sc.orders {
+			ticket := queue.Ticket{JobID: uuid.MustParse(o.job.ID), AccountID: sc.accountID(o.account)}
+			if err := tickets.Enqueue(sc.t.Context(), ticket); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+// enqueueShared writes one ticket for the newest job of each account, as an API
+// does that is rung for all of them together.
+func (sc *crashScene) enqueueShared() {
+	sc.t.Helper()
+	now, cancel := context.WithCancel(sc.t.Context())
+	cancel()
+	var ids []int64
+	for _, o := range sc.orders {
+		ids = append(ids, sc.accountID(o.account))
+	}
+	sc.withTickets(func(tickets *queue.Client) error {
+		for i, o := range sc.orders {
+			tickets.Notify(ids[i], int64(i), uuid.MustParse(o.job.ID), 1)
+		}
+		return tickets.Run(now) // what is there already
+	})
+	sc.ticketed(1)
+}
+
+func (sc *crashScene) withTickets(do func(*queue.Client) error) {
+	sc.t.Helper()
+	sc.withRedis(func(r *redis.Client) error {
+		return do(queue.NewClient(r, queue.Queues{Prefix: queues.Prefix, Partitions: crashPartitions}, slog.New(slog.DiscardHandler), func() {}))
+	})
+}
+
+func (sc *crashScene) accountID(number string) (id int64) {
+	sc.t.Helper()
+	if err := sc.pool.QueryRow(sc.t.Context(), `SELECT id FROM accounts WHERE number = $1`, number).Scan(&id); err != nil {
+		sc.t.Fatal(err)
+	}
+	return id
+}
+
+func (sc *crashScene) partition(number string) int {
+	sc.t.Helper()
+	return queue.Partition(sc.accountID(number), crashPartitions)
+}
+
+func (sc *crashScene) withRedis(do func(*redis.Client) error) {
+	sc.t.Helper()
+	opt, err := redis.ParseURL(sc.redis.URL())
+	if err != nil {
+		sc.t.Fatal(err)
+	}
+	r := redis.NewClient(opt)
+	defer r.Close() //nolint:errcheck // nothing is pending on it
+	if err := do(r); err != nil {
+		sc.t.Fatal(err)
+	}
+}
+
+func (sc *crashScene) exec(sql string) {
+	sc.t.Helper()
+	ledgertest.Exec(sc.t, sc.pool, sql)
+}
+
+// Gates: where a trigger holds a statement inside Postgres.
+const (
+	insertDone = `AFTER INSERT ON jobs DEFERRABLE INITIALLY DEFERRED FOR EACH ROW`         // all but committed
+	lockHeld   = `BEFORE UPDATE ON jobs FOR EACH STATEMENT`                                // the account is locked, nothing written
+	applyDone  = `AFTER INSERT ON transactions DEFERRABLE INITIALLY DEFERRED FOR EACH ROW` // all but committed
+)
+
+// closeGate holds every statement that comes to the trigger until openGate.
+func (sc *crashScene) closeGate(trigger string) {
+	sc.t.Helper()
+	// No lock_timeout: it is a long step that is played, not a wait for others.
+	sc.exec(`CREATE FUNCTION gate() RETURNS trigger LANGUAGE plpgsql SET lock_timeout = 0 AS $$
+		BEGIN
+			PERFORM pg_advisory_xact_lock_shared(1, 1);
+			RETURN NEW;
+		END $$`)
+	kind := "TRIGGER"
+	if strings.Contains(trigger, "DEFERRED") {
+		kind = "CONSTRAINT TRIGGER"
+	}
+	sc.exec(`CREATE ` + kind + ` gate ` + trigger + ` EXECUTE FUNCTION gate()`)
+	var err error
+	if sc.gate, err = sc.pool.Begin(sc.t.Context()); err != nil {
+		sc.t.Fatal(err)
+	}
+	if _, err := sc.gate.Exec(sc.t.Context(), `SELECT pg_advisory_xact_lock(1, 1)`); err != nil {
+		sc.t.Fatal(err)
+	}
+}
+
+// openGate lets go what the gate holds, where there is one.
+func (sc *crashScene) openGate() {
+	if sc.gate != nil {
+		_ = sc.gate.Rollback(context.WithoutCancel(sc.t.Context())) // done, or gone with its server
+		sc.gate = nil
+	}
+}
+
+// held waits until so many statements are held, at the gate or by one that is.
+func (sc *crashScene) held(n int) {
+	sc.t.Helper()
+	const sql = `SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()`
+	testenv.Eventually(sc.t, fmt.Sprint(n, " statements held in Postgres"), func() bool {
+		var waiting int
+		if err := sc.pool.QueryRow(sc.t.Context(), sql).Scan(&waiting); err != nil {
+			sc.t.Fatal(err)
+		}
+		return waiting >= n
+	})
+}
+
+// check holds everything against the model.
+func (sc *crashScene) check() {
+	sc.t.Helper()
+	byAccount := map[string][]*sentOrder{}
+	for _, o := range sc.orders {
+		byAccount[o.account] = append(byAccount[o.account], o)
+	}
+	for _, orders := range byAccount {
+		compare(sc.c, orders)
+	}
+	if sc.refuse == 0 {
+		sc.verify()
+		return
+	}
+	want := fmt.Sprintf("1 failed after %d attempts, ", ledger.MaxAttempts)
+	if got := sc.jobs(); !strings.HasPrefix(got, want) || strings.Count(got, "attempts") != 1 {
+		sc.t.Errorf("jobs ended %s, want %s and none of the others refused", got, want)
+	}
+	verify := beginVariant(sc.t, armed, "worker", sc.env(), "verify")
+	if err := verify.wait(); err != nil {
+		sc.t.Errorf("worker verify: %v\n%s", err, verify.log())
+	}
+}

@@ -1,0 +1,234 @@
+package e2e_test
+
+import (
+	"bufio"
+	"bytes"
+	"cmp"
+	"context"
+	"encoding/json"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"runtime/debug"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/passbook/passbook/internal/test/testenv"
+)
+
+// patience bounds every wait for a process.
+const patience = 30 * time.Second
+
+// variant is one way to build the programs.
+type variant struct {
+	source string   // the folder of the sources; empty is this repository
+	flags  []string // for go build
+	plain  bool     // never with the race detector, which makes a start slow
+}
+
+// raceDetector is -race where the test has it: the programs have it then too.
+var raceDetector = sync.OnceValue(func() (flags []string) {
+	if info, ok := debug.ReadBuildInfo(); ok && slices.Contains(info.Settings, debug.BuildSetting{Key: "-race", Value: "true"}) {
+		flags = []string{"-race"}
+	}
+	return flags
+})
+
+// plain is the build that users run, for tests of how long something takes.
+var plain = variant{plain: true}
+
+var builds = struct {
+	sync.Mutex
+	dirs map[string]string // guarded by it; where each variant is
+}{dirs: map[string]string{}}
+
+// build builds the variant once and answers with the folder of its programs.
+func (v variant) build() (string, error) {
+	builds.Lock()
+	defer builds.Unlock()
+	key := fmt.Sprint(v)
+	if dir := builds.dirs[key]; dir != "" {
+		return dir, nil
+	}
+	dir, err := os.MkdirTemp("", "passbook-e2e-")
+	if err != nil {
+		return "", err
+	}
+	testenv.AtEnd(func() error { return os.RemoveAll(dir) })
+	// Without what a debugger reads, linking takes half as long.
+	args := slices.Concat([]string{"build", "-buildvcs=false", "-ldflags=-w", "-o", dir}, v.flags, []string{"./cmd/api", "./cmd/worker"})
+	if !v.plain {
+		args = slices.Insert(args, 1, raceDetector()...)
+	}
+	build := exec.CommandContext(context.Background(), "go", args...)
+	build.Dir = cmp.Or(v.source, filepath.Join("..", "..", ".."))
+	if out, err := build.CombinedOutput(); err != nil {
+		return "", fmt.Errorf("build: %w\n%s", err, out)
+	}
+	builds.dirs[key] = dir
+	return dir, nil
+}
+
+// launcher starts programs from one thread that lives as long as we do: the
+// kernel kills them when that thread ends, so none survives the test process,
+// whatever ends it.
+var launcher = sync.OnceValue(func() chan<- func() {
+	work := make(chan func())
+	go launch(work)
+	return work
+})
+
+func launch(work <-chan func()) {
+	runtime.LockOSThread()
+	for do := range work {
+		do()
+	}
+}
+
+func startCommand(cmd *exec.Cmd) error {
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	started := make(chan error)
+	launcher() <- func() { started <- cmd.Start() }
+	return <-started
+}
+
+// process is one of our programs, running.
+type process struct {
+	t     testing.TB
+	name  string
+	cmd   *exec.Cmd
+	ready chan struct{} // closed when it said that it is
+	done  chan struct{} // closed when it has ended
+	err   error         // how; to be read after done
+
+	mu      sync.Mutex // guards the rest
+	addr    string     // of its API
+	opsAddr string
+	output  bytes.Buffer
+}
+
+// start starts a program and waits until it is ready.
+func start(t testing.TB, name string, env []string) *process {
+	t.Helper()
+	return startVariant(t, variant{}, name, env)
+}
+
+// startVariant does the same with a program that was built in another way.
+func startVariant(t testing.TB, v variant, name string, env []string) *process {
+	t.Helper()
+	p := beginVariant(t, v, name, env)
+	select {
+	case <-p.ready:
+	case <-p.done:
+		t.Fatalf("%s ended instead of starting: %v\n%s", name, p.err, p.log())
+	case <-time.After(patience):
+		t.Fatalf("%s did not get ready\n%s", name, p.log())
+	}
+	return p
+}
+
+func begin(t testing.TB, name string, env []string, args ...string) *process {
+	t.Helper()
+	return beginVariant(t, variant{}, name, env, args...)
+}
+
+func beginVariant(t testing.TB, v variant, name string, env []string, args ...string) *process {
+	t.Helper()
+	dir, err := v.build()
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := &process{t: t, name: name, ready: make(chan struct{}), done: make(chan struct{})}
+	p.cmd = exec.CommandContext(context.WithoutCancel(t.Context()), filepath.Join(dir, name), args...)
+	p.cmd.Env = env
+	output, err := p.cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	p.cmd.Stderr = p.cmd.Stdout
+	if err := startCommand(p.cmd); err != nil {
+		t.Fatal(err)
+	}
+	go func() {
+		defer close(p.done)
+		p.read(bufio.NewScanner(output))
+		p.err = p.cmd.Wait()
+	}()
+	t.Cleanup(p.kill)
+	return p
+}
+
+// read keeps the program's log and takes from it what the test must know.
+func (p *process) read(lines *bufio.Scanner) {
+	for lines.Scan() {
+		var line struct {
+			Msg      string `json:"msg"`
+			HTTPAddr string `json:"http_addr"`
+			OpsAddr  string `json:"ops_addr"`
+		}
+		p.mu.Lock()
+		fmt.Fprintln(&p.output, lines.Text())
+		if json.Unmarshal(lines.Bytes(), &line) == nil && line.Msg == p.name+" ready" {
+			p.addr, p.opsAddr = line.HTTPAddr, line.OpsAddr
+			close(p.ready)
+		}
+		p.mu.Unlock()
+	}
+}
+
+func (p *process) isReady() bool {
+	select {
+	case <-p.ready:
+		return true
+	default:
+		return false
+	}
+}
+
+// address is where the API answers; empty before it is ready.
+func (p *process) address() string {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.addr
+}
+
+func (p *process) log() string {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.output.String()
+}
+
+// kill is kill -9.
+func (p *process) kill() {
+	_ = p.cmd.Process.Kill() // an error says that it is gone
+	<-p.done
+	if strings.Contains(p.log(), "WARNING: DATA RACE") {
+		p.t.Errorf("%s has a data race:\n%s", p.name, p.log())
+	}
+}
+
+// wait waits for the end that the program comes to by itself.
+func (p *process) wait() error {
+	p.t.Helper()
+	select {
+	case <-p.done:
+	case <-time.After(patience):
+		p.t.Fatalf("%s did not end\n%s", p.name, p.log())
+	}
+	return p.err
+}
+
+// stop asks it to stop and waits; it must end well.
+func (p *process) stop() {
+	p.t.Helper()
+	_ = p.cmd.Process.Signal(syscall.SIGTERM)
+	if err := p.wait(); err != nil {
+		p.t.Errorf("%s stopped with %v\n%s", p.name, err, p.log())
+	}
+}

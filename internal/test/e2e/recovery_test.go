@@ -1,0 +1,536 @@
+package e2e_test
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"flag"
+	"fmt"
+	"net/http"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/passbook/passbook/internal/queue"
+	"github.com/passbook/passbook/internal/test/local"
+	"github.com/passbook/passbook/internal/test/testenv"
+)
+
+// How soon after a fault every queued job is finished, where there are some
+// hundreds of them.
+const (
+	afterWorker       = 5 * time.Second
+	afterRedis        = 5 * time.Second
+	afterPostgres     = 10 * time.Second
+	afterWithoutRedis = 10 * time.Second // where a job is accepted as soon as it is back
+	whileRedisRefuses = 10 * time.Second // from the last accept, while the trouble lasts
+)
+
+// How long an answer takes while a store is down.
+const (
+	acceptP99    = 250 * time.Millisecond // of a 202, without Redis
+	refusalBound = 2 * time.Second        // of a 503, without Postgres
+)
+
+// frozenFor is how long what is frozen stays so: longer than any one call to it
+// is waited for.
+const frozenFor = 7 * time.Second
+
+var strict = flag.Bool("recovery.strict", false, "hold the recoveries to their bounds exactly, as befits a machine that does nothing else")
+
+// besideOthers lets a test run beside others, unless it is strict about time.
+func besideOthers(t *testing.T) {
+	t.Helper()
+	if !*strict {
+		t.Parallel()
+	}
+}
+
+// What a machine that runs other tests beside may add: a factor, and a time that it may
+// stand still for.
+const (
+	slack  = 3
+	pauses = 2 * time.Second
+)
+
+// measured logs a line of which `make recovery` makes a table, and fails the
+// test where the bound is passed.
+func measured(t *testing.T, what string, took, bound time.Duration) {
+	t.Helper()
+	if !*strict {
+		bound = bound*slack + pauses
+	}
+	row := strings.Trim(strings.TrimPrefix(t.Name(), "TestRecovery"), "/")
+	t.Logf("measured\t%s %s\t%.3f\t%.3f", row, what, took.Seconds(), bound.Seconds())
+	if took > bound {
+		t.Errorf("%s took %v, want at most %v", what, took, bound)
+	}
+}
+
+// Faults that take tickets with them: jobs are queued, tickets in workers' hands
+// and in line, all held up by a lock on their accounts, when the fault strikes.
+// The time runs from when the fault is over; where others go on in a worker's
+// place, from the strike.
+func TestRecovery(t *testing.T) {
+	besideOthers(t)
+	tests := []struct {
+		name    string
+		workers int
+		strike  func(*testing.T, *system)
+		bound   time.Duration
+	}{
+		{"WorkerKilledWhileOthersLive", 3, func(_ *testing.T, s *system) { s.workers[0].kill() }, afterWorker},
+		{"WorkerFrozenWhileOthersLive", 3, freezeWorker, afterWorker},
+		{"WorkerStoppedWhileOthersLive", 3, func(_ *testing.T, s *system) { s.workers[0].stop() }, afterWorker},
+		{"WorkersRolled", 3, rollWorkers, afterWorker},
+		{"OnlyWorkerRestarted", 1, func(_ *testing.T, s *system) { s.crashWorker(0) }, afterWorker},
+		{"FlushAll", 3, flushAll, afterRedis},
+		{"RedisBackEmpty", 3, crashRedis, afterRedis},
+		{"RedisBackStale", 3, crashRedisIntoThePast, afterRedis},
+		{"RedisThawed", 3, func(t *testing.T, s *system) { t.Helper(); thawLater(t, testenv.Freeze(t, s.redis.PID())) }, afterRedis},
+		{"PostgresBack", 3, crashPostgres, afterPostgres},
+		{"PostgresThawed", 3, func(t *testing.T, s *system) { t.Helper(); thawLater(t, freezePostgres(t, s)) }, afterPostgres},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			besideOthers(t)
+			s := newDurableSystem(t, 1, test.workers)
+			c := newClient(t, s)
+			numbers, release := queueBehindLock(t, s, c, queuedEach)
+			test.strike(t, s)
+			release()
+			over := time.Now()
+			s.drained()
+			measured(t, "all finished", time.Since(over), test.bound)
+			for _, number := range numbers {
+				if n := len(c.checkHistory(number)); n != queuedEach {
+					t.Errorf("account %s has %d transactions, want %d", number, n, queuedEach)
+				}
+			}
+			s.verify()
+		})
+	}
+}
+
+const (
+	queuedAccounts = 8
+	queuedEach     = 25
+)
+
+// queueBehindLock has some jobs of each account accepted whose accounts stay locked until release.
+func queueBehindLock(t *testing.T, s *system, c *client, each int) (numbers []string, release func()) {
+	t.Helper()
+	for range queuedAccounts {
+		numbers = append(numbers, c.open(0).Number)
+	}
+	tx, err := s.pool.Begin(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	// A Postgres that crashed has let go by itself, and says so with an error.
+	release = sync.OnceFunc(func() { _ = tx.Rollback(context.WithoutCancel(t.Context())) })
+	t.Cleanup(release)
+	if _, err := tx.Exec(t.Context(), `SELECT FROM accounts FOR UPDATE`); err != nil {
+		t.Fatal(err)
+	}
+	var group errgroup.Group
+	for _, number := range numbers {
+		group.Go(func() error {
+			for i := range each {
+				if _, err := c.settle(0, order{number, "deposits", 1, fmt.Sprint(number, "-", i)}); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+	}
+	if err := group.Wait(); err != nil {
+		t.Fatal(err)
+	}
+	if n := s.queued(); n != queuedAccounts*each {
+		t.Fatalf("%d jobs are queued before the fault, want all %d", n, queuedAccounts*each)
+	}
+	return numbers, release
+}
+
+// Accepts don't need Redis, and what is accepted is applied while the trouble lasts.
+// When it is back, tasks do that again, and nothing is applied twice.
+func TestRecoveryWithoutRedis(t *testing.T) {
+	besideOthers(t)
+	tests := []struct {
+		name string
+		fail func(*testing.T, *system) (mend func())
+	}{
+		{"Refuses", func(t *testing.T, s *system) func() {
+			t.Helper()
+			if err := s.redis.Kill(); err != nil {
+				t.Fatal(err)
+			}
+			return func() {
+				if err := s.redis.Restart(t.Context()); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}},
+		{"Hangs", func(t *testing.T, s *system) func() {
+			t.Helper()
+			return testenv.Freeze(t, s.redis.PID())
+		}},
+		{"Full", func(t *testing.T, s *system) func() {
+			t.Helper()
+			tellRedis(t, s, "CONFIG", "SET", "maxmemory", "1", "maxmemory-policy", "noeviction")
+			return func() { tellRedis(t, s, "CONFIG", "SET", "maxmemory", "0") }
+		}},
+		{"ReadOnly", func(t *testing.T, s *system) func() {
+			t.Helper()
+			tellRedis(t, s, "REPLICAOF", "127.0.0.1", "1")
+			return func() { tellRedis(t, s, "REPLICAOF", "NO", "ONE") }
+		}},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			besideOthers(t)
+			s := newSystem(t, plain, 2, 3)
+			c := newClient(t, s)
+			var numbers []string
+			for range queuedAccounts {
+				numbers = append(numbers, c.open(0).Number)
+			}
+			warm(t, c, numbers)
+			s.drained()
+			mend := test.fail(t, s)
+			took := acceptAll(t, c, numbers)
+			accepted := time.Now()
+			measured(t, "202 p99", took[len(took)*99/100], acceptP99)
+			s.drained()
+			measured(t, "all finished while it lasts", time.Since(accepted), whileRedisRefuses)
+			mend()
+			over := time.Now()
+			if _, err := c.settle(0, order{numbers[0], "deposits", 1, "after"}); err != nil {
+				t.Error(err)
+			}
+			s.drained()
+			measured(t, "all finished", time.Since(over), afterWithoutRedis)
+			transactions := 0
+			for _, number := range numbers {
+				transactions += len(c.checkHistory(number))
+			}
+			if want := warmed + len(took) + 1; transactions != want {
+				t.Errorf("%d transactions, want %d", transactions, want)
+			}
+			s.verify()
+		})
+	}
+}
+
+// tellRedis gives Redis a command.
+func tellRedis(t *testing.T, s *system, command ...any) {
+	t.Helper()
+	client, err := queue.Connect(s.redis.URL())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer client.Close() //nolint:errcheck // nothing is pending on it
+	if err := client.Do(t.Context(), command...).Err(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+const warmed = 200 // deposits
+
+// warm has both apis make the connections that they need.
+func warm(t *testing.T, c *client, numbers []string) {
+	t.Helper()
+	const connections = 16
+	var group errgroup.Group
+	group.SetLimit(connections)
+	for i := range warmed {
+		group.Go(func() error {
+			_, err := c.settle(i, order{numbers[i%len(numbers)], "deposits", 1, fmt.Sprint("warm-", i)})
+			return err
+		})
+	}
+	if err := group.Wait(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// acceptAll has some hundreds of deposits accepted, every one at its first try, and
+// answers how long each took, the quickest first.
+func acceptAll(t *testing.T, c *client, numbers []string) (took []time.Duration) {
+	t.Helper()
+	const accepts, connections = 600, 16
+	took = make([]time.Duration, accepts)
+	var group errgroup.Group
+	group.SetLimit(connections)
+	for i := range accepts {
+		o := order{numbers[i%len(numbers)], "deposits", 1, fmt.Sprint("load-", i)}
+		group.Go(func() error {
+			started := time.Now()
+			status, answer, err := c.send(t.Context(), i, o)
+			took[i] = time.Since(started)
+			if err != nil || status != http.StatusAccepted {
+				return fmt.Errorf("accept %d: %d %s %w", i, status, answer, err)
+			}
+			return nil
+		})
+	}
+	if err := group.Wait(); err != nil {
+		t.Fatal(err)
+	}
+	slices.Sort(took)
+	return took
+}
+
+// Without Postgres nothing is promised: whatever is asked, the answer is a 503
+// that says when to try again, and it comes soon. Where only the connections
+// that are there hang, new ones may serve; the answers come soon all the same.
+func TestRecoveryWithoutPostgres(t *testing.T) {
+	besideOthers(t)
+	tests := []struct {
+		name   string
+		fail   func(*testing.T, *system) (mend func())
+		serves bool // to new connections
+	}{
+		{"Refuses", func(t *testing.T, s *system) func() {
+			t.Helper()
+			if err := s.postgres.Kill(); err != nil {
+				t.Fatal(err)
+			}
+			return func() {
+				if err := s.postgres.Restart(t.Context()); err != nil {
+					t.Fatal(err)
+				}
+				s.pool.Reset()
+			}
+		}, false},
+		{"Hangs", func(t *testing.T, s *system) func() { t.Helper(); return freezePostgres(t, s) }, false},
+		{"ConnectionsHang", func(t *testing.T, s *system) func() {
+			t.Helper()
+			return testenv.Freeze(t, children(t, s.postgres.PID())...)
+		}, true},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			besideOthers(t)
+			s := newSystem(t, plain, 2, 3)
+			c := newClient(t, s)
+			a := c.open(0)
+			warm(t, c, []string{a.Number})
+			unseen := newClient(t, s) // only the first api has met its session
+			theirs := unseen.open(0)
+			mend := test.fail(t, s)
+			var worst time.Duration
+			for round := range 3 {
+				worst = max(worst, refusals(t, c, unseen, a.Number, theirs.Number, round, test.serves))
+			}
+			measured(t, "slowest answer", worst, refusalBound)
+			mend()
+			over := time.Now()
+			if _, err := c.settle(0, order{a.Number, "deposits", 1, "after"}); err != nil {
+				t.Error(err)
+			}
+			s.drained()
+			measured(t, "all finished", time.Since(over), afterPostgres)
+			c.checkHistory(a.Number)
+			s.verify()
+		})
+	}
+}
+
+// refusals asks everything at once that needs Postgres, and answers how long the
+// slowest answer took.
+func refusals(t *testing.T, c, unseen *client, number, theirs string, round int, serves bool) (worst time.Duration) {
+	t.Helper()
+	const seenBy, unseenBy = 0, 1
+	deposit := map[string]any{"amount": 1}
+	credentials := map[string]any{"email": "nobody@example.com", "password": "a long enough password"}
+	asks := []struct {
+		by           *client
+		api          int
+		method, path string
+		body         any
+	}{
+		{c, seenBy, http.MethodPost, "/v1/accounts/" + number + "/deposits", deposit},
+		{c, seenBy, http.MethodPost, "/v1/accounts/" + number + "/withdrawals", deposit},
+		{c, seenBy, http.MethodGet, "/v1/jobs/01900000-0000-7000-8000-000000000001", nil},
+		{c, seenBy, http.MethodGet, "/v1/accounts/" + number + "/transactions", nil},
+		{c, seenBy, http.MethodGet, "/v1/accounts/" + number, nil},
+		{c, seenBy, http.MethodPost, "/v1/accounts", map[string]any{"initial_deposit": 1}},
+		{unseen, unseenBy, http.MethodPost, "/v1/accounts/" + theirs + "/deposits", deposit},
+		{unseen, unseenBy, http.MethodGet, "/v1/accounts/" + theirs + "/jobs", nil},
+		{c, seenBy, http.MethodPost, "/v1/sessions", credentials},
+		{c, seenBy, http.MethodPost, "/v1/users", map[string]any{
+			"email": fmt.Sprintf("%d@example.com", round), "password": "a long enough password",
+		}},
+		{c, seenBy, http.MethodPost, "/v1/sessions/refresh", map[string]any{"refresh_token": "pbr_x"}},
+	}
+	var mu sync.Mutex // guards worst
+	var group sync.WaitGroup
+	for i, ask := range asks {
+		group.Go(func() {
+			started := time.Now()
+			answer, err := ask.by.askWhole(ask.api, ask.method, ask.path, fmt.Sprint("refused-", round, "-", i), ask.body)
+			took := time.Since(started)
+			mu.Lock()
+			defer mu.Unlock()
+			worst = max(worst, took)
+			switch {
+			case err != nil:
+				t.Errorf("%s %s: %v after %v", ask.method, ask.path, err, took)
+			case serves && answer.status < http.StatusInternalServerError:
+			case answer.status != http.StatusServiceUnavailable || answer.code != "unavailable" || answer.retryAfter < 1:
+				t.Errorf("%s %s: %+v after %v, want 503 unavailable with Retry-After", ask.method, ask.path, answer, took)
+			}
+		})
+	}
+	group.Wait()
+	return worst
+}
+
+// wholeAnswer is what a refusal must have.
+type wholeAnswer struct {
+	status     int
+	code       string
+	retryAfter int
+}
+
+func (c *client) askWhole(api int, method, path, key string, body any) (answer wholeAnswer, err error) {
+	encoded, err := json.Marshal(body)
+	if err != nil {
+		return answer, err
+	}
+	if body == nil {
+		encoded = nil
+	}
+	req, err := http.NewRequestWithContext(c.t.Context(), method, c.system.api(api)+path, bytes.NewReader(encoded))
+	if err != nil {
+		return answer, err
+	}
+	req.Header.Set("Authorization", "Bearer "+c.token)
+	if body != nil {
+		req.Header.Set("Content-Type", "application/json")
+		req.Header.Set("Idempotency-Key", key)
+	}
+	resp, err := c.http.Do(req)
+	if err != nil {
+		return answer, err
+	}
+	defer resp.Body.Close() //nolint:errcheck // what matters was read
+	var problem struct {
+		Code string `json:"code"`
+	}
+	_ = json.NewDecoder(resp.Body).Decode(&problem) // not every answer is one
+	answer.retryAfter, _ = strconv.Atoi(resp.Header.Get("Retry-After"))
+	answer.status, answer.code = resp.StatusCode, problem.Code
+	return answer, nil
+}
+
+// newDurableSystem is a system whose Redis keeps an append-only file.
+func newDurableSystem(t *testing.T, apis, workers int) *system {
+	t.Helper()
+	redis, err := local.StartRedis(t.Context(), local.RedisConfig{Durable: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = redis.Remove(context.WithoutCancel(t.Context())) })
+	s := &system{t: t, postgres: testenv.PostgresServer(t), redis: redis, build: plain}
+	s.start(apis, workers)
+	return s
+}
+
+// crashRedisIntoThePast kills Redis, which comes back with what the first half
+// of its append-only file says.
+func crashRedisIntoThePast(t *testing.T, s *system) {
+	t.Helper()
+	if err := s.redis.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	files, err := filepath.Glob(filepath.Join(s.redis.Dir(), "data", "appendonlydir", "*.incr.aof"))
+	if err != nil || len(files) != 1 {
+		t.Fatalf("append-only files %v, %v; want one", files, err)
+	}
+	info, err := os.Stat(files[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Truncate(files[0], info.Size()/2); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.redis.Restart(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func rollWorkers(_ *testing.T, s *system) {
+	for i := range s.workers {
+		s.workers[i].stop()
+		s.replace(s.workers, i, "worker")
+	}
+}
+
+func freezeWorker(t *testing.T, s *system) {
+	t.Helper()
+	testenv.Freeze(t, s.workers[0].cmd.Process.Pid)
+}
+
+// thawLater thaws when frozenFor has passed.
+func thawLater(t *testing.T, thaw func()) {
+	t.Helper()
+	select {
+	case <-time.After(frozenFor):
+	case <-t.Context().Done():
+	}
+	thaw()
+}
+
+// freezePostgres stops all of Postgres: it takes connections, because the kernel
+// does, and answers nothing.
+func freezePostgres(t *testing.T, s *system) (thaw func()) {
+	t.Helper()
+	postmaster := s.postgres.PID()
+	thawPostmaster := testenv.Freeze(t, postmaster) // first, so that it makes no more
+	thawRest := testenv.Freeze(t, children(t, postmaster)...)
+	return func() {
+		thawRest()
+		thawPostmaster()
+	}
+}
+
+// children finds the processes that a process has started.
+func children(t *testing.T, parent int) (pids []int) {
+	t.Helper()
+	stats, err := filepath.Glob("/proc/[0-9]*/stat")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, path := range stats {
+		stat, err := os.ReadFile(path)
+		if err != nil {
+			continue // it has ended meanwhile
+		}
+		var state string
+		var ppid int
+		// pid (name) state ppid …; a name may hold anything.
+		rest := string(stat[bytes.LastIndexByte(stat, ')')+1:])
+		if _, err := fmt.Sscan(rest, &state, &ppid); err != nil || ppid != parent {
+			continue
+		}
+		pid, err := strconv.Atoi(filepath.Base(filepath.Dir(path)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		pids = append(pids, pid)
+	}
+	if len(pids) == 0 {
+		t.Fatalf("process %d has no children", parent)
+	}
+	return pids
+}

@@ -1,0 +1,188 @@
+package e2e_test
+
+import (
+	"errors"
+	"net/http"
+	"net/url"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/passbook/passbook/internal/auth"
+	"github.com/passbook/passbook/internal/ledger/ledgertest"
+	"github.com/passbook/passbook/internal/test/local"
+	"github.com/passbook/passbook/internal/test/testenv"
+)
+
+// newServedSystem is a system as deploy/postgres/roles.sql sets it up: passbook_owner has
+// migrated, and all processes, the operator's too, log in as passbook_serving. admin is
+// the superuser's.
+func newServedSystem(t testing.TB, apis, workers int) (s *system, admin *pgxpool.Pool) {
+	t.Helper()
+	server := testenv.EmptyPostgresServer(t)
+	admin, err := pgxpool.New(t.Context(), server.URL())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(admin.Close)
+	grant := func() {
+		t.Helper()
+		roles, err := os.ReadFile(filepath.Join(repository, "deploy", "postgres", "roles.sql"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		ledgertest.Exec(t, admin, string(roles))
+	}
+	grant()
+	ledgertest.Exec(t, admin, `ALTER ROLE passbook_owner LOGIN PASSWORD 'owner'; ALTER ROLE passbook_serving LOGIN PASSWORD 'serving'`)
+	migrate := begin(t, "api", []string{"DATABASE_URL=" + asRole(t, server, "passbook_owner", "owner")}, "migrate")
+	if err := migrate.wait(); err != nil {
+		t.Fatalf("migrate: %v\n%s", err, migrate.log())
+	}
+	grant()
+	s = &system{t: t, postgres: server, databaseURL: asRole(t, server, "passbook_serving", "serving"), redis: testenv.RedisServer(t)}
+	s.start(apis, workers)
+	return s, admin
+}
+
+func asRole(t testing.TB, server *local.Postgres, role, password string) string {
+	t.Helper()
+	u, err := url.Parse(server.URL())
+	if err != nil {
+		t.Fatal(err)
+	}
+	u.User = url.UserPassword(role, password)
+	return u.String()
+}
+
+// The serving role opens accounts, keeps sessions and reads everything; TestOperating has
+// it do the rest. Postgres refuses what no process has to do, so that the role's password
+// alone can't damage the ledger.
+func TestServingRole(t *testing.T) {
+	t.Parallel()
+	s, _ := newServedSystem(t, 1, 1)
+	c := newClient(t, s)
+	a := c.open(100)
+	for _, o := range []order{{a.Number, "deposits", 5, "one"}, {a.Number, "withdrawals", 1000, "too-much"}, {a.Number, "withdrawals", 7, "two"}} {
+		if _, err := c.settle(0, o); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s.drained()
+	if n := len(c.history(a.Number)); n != 3 {
+		t.Errorf("the history has %d transactions, want 3", n)
+	}
+	if n := len(c.jobs(a.Number)); n != 3 {
+		t.Errorf("the account has %d jobs, want 3", n)
+	}
+	checkExport(t, c, a.Number)
+	checkSessions(t, c)
+	if _, err := auth.NewPruner(s.pool).Prune(t.Context()); err != nil {
+		t.Errorf("prune: %v", err)
+	}
+
+	s.workers[0].stop() // so that there is a queued job
+	if _, err := c.settle(0, order{a.Number, "deposits", 9, "queued"}); err != nil {
+		t.Fatal(err)
+	}
+	for _, sql := range forbidden {
+		refuseAsServing(t, s, sql)
+	}
+	s.verify()
+	s.crashWorker(0)
+	s.drained()
+	if got := c.account(a.Number); got.Balance != 107 || got.LastSeq != 4 {
+		t.Errorf("the account is %+v", got)
+	}
+	s.verify()
+}
+
+// forbidden are statements that the serving role has no business with.
+var forbidden = []string{
+	// a balance without its history, and history without its balance
+	`UPDATE accounts SET balance = balance + 1, last_seq = last_seq + 1, last_at = now()`,
+	`UPDATE accounts SET balance = balance + 1`,
+	`UPDATE accounts SET last_seq = last_seq + 1`,
+	`UPDATE accounts SET last_at = now()`,
+	`UPDATE accounts SET created_at = now()`,
+	`INSERT INTO accounts (user_id, number, currency, balance, last_at, created_at) SELECT user_id, 'rich', currency, 5, now(), now() FROM accounts`,
+	`INSERT INTO transactions (account_id, seq, type, amount, balance_after, job_id, created_at)
+		SELECT account_id, 4, type, amount, 107, id, now() FROM jobs WHERE status = 'queued'`,
+	`SELECT deposit_initial(id, 5) FROM accounts`,
+	`SELECT deposit_initial(0, 5)`,
+	// history, jobs and keys that change or go
+	`UPDATE transactions SET amount = amount`, `DELETE FROM transactions`, `TRUNCATE transactions`,
+	`UPDATE archived_jobs SET amount = amount`, `DELETE FROM archived_jobs`, `TRUNCATE archived_jobs`,
+	`DELETE FROM jobs`, `TRUNCATE jobs`, `DELETE FROM accounts`, `TRUNCATE accounts`, `DELETE FROM users`, `TRUNCATE users, sessions, refresh_tokens`,
+	`UPDATE jobs SET amount = 1 WHERE status = 'queued'`,
+	`UPDATE jobs SET position = 0 WHERE status = 'queued'`,
+	`UPDATE jobs SET status = 'queued', failure = NULL, finished_at = NULL WHERE status = 'rejected'`,
+	`UPDATE jobs SET status = 'failed', failure = 'x' WHERE status = 'succeeded'`,
+	`UPDATE jobs SET status = 'succeeded', seq = 4, balance_after = 107, finished_at = now() WHERE status = 'queued'`,
+	`UPDATE jobs SET status = 'succeeded', finished_at = now() WHERE status = 'queued'`,
+	// jobs that were never accepted, or that are in two tables
+	`INSERT INTO archived_jobs SELECT * FROM jobs WHERE status = 'rejected'`,
+	`INSERT INTO archived_jobs (id, position, account_id, user_id, amount, type, status, idempotency_key, attempts, created_at)
+		SELECT gen_random_uuid(), 1, account_id, user_id, 5, 'deposit', 'succeeded', 'forged', 0, now() FROM jobs`,
+	`SELECT archive_jobs(array_agg(id)) FROM jobs WHERE status = 'queued'`,
+	`INSERT INTO jobs (id, account_id, user_id, type, amount, idempotency_key, position) SELECT gen_random_uuid(), account_id, user_id, type, 5, 'first', 0 FROM jobs`,
+	`INSERT INTO jobs (id, account_id, user_id, type, amount, idempotency_key, status, failure, finished_at)
+		SELECT gen_random_uuid(), account_id, user_id, type, 5, 'born', 'rejected', 'x', now() FROM jobs`,
+	// the guards, and what stands before them
+	`SET session_replication_role = replica`,
+	`ALTER TABLE accounts DISABLE TRIGGER accounts_move`, `DROP TRIGGER jobs_states ON jobs`,
+	`CREATE TRIGGER own BEFORE INSERT ON jobs FOR EACH ROW EXECUTE FUNCTION refuse('own')`,
+	`CREATE RULE own AS ON INSERT TO transactions DO INSTEAD NOTHING`,
+	`ALTER TABLE jobs ADD COLUMN x int`, `DROP TABLE archived_jobs`, `LOCK TABLE jobs IN ACCESS EXCLUSIVE MODE`,
+	`CREATE OR REPLACE FUNCTION hold_balance() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NEW; END'`,
+	`ALTER FUNCTION apply_job SECURITY INVOKER`, `DROP FUNCTION hold_transaction CASCADE`,
+	`CREATE TABLE own (x int)`, `CREATE TEMP TABLE jobs (id uuid)`, `CREATE SCHEMA own`, `CREATE FUNCTION own() RETURNS int LANGUAGE sql AS 'SELECT 1'`,
+	`SELECT setval('job_positions', 1)`, `SELECT setval('accounts_id_seq', 1)`, `ALTER SEQUENCE job_positions RESTART`,
+	`UPDATE passbook_schema_version SET is_applied = false`,
+	`SET ROLE passbook_owner`,
+}
+
+// refuseAsServing runs a statement that must fail for want of a right, or by a rule of the
+// bank, and keep nothing.
+func refuseAsServing(t *testing.T, s *system, sql string) {
+	t.Helper()
+	err := pgx.BeginFunc(t.Context(), s.pool, func(tx pgx.Tx) error {
+		_, err := tx.Exec(t.Context(), sql)
+		return err
+	})
+	const noRight, ruled = "42501", "23" // insufficient_privilege, and the class of integrity constraint violations
+	refusal, ok := errors.AsType[*pgconn.PgError](err)
+	if !ok || refusal.Code != noRight && !strings.HasPrefix(refusal.Code, ruled) {
+		t.Errorf("%s: %v, want a refusal", sql, err)
+	}
+}
+
+func checkExport(t *testing.T, c *client, number string) {
+	t.Helper()
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, c.system.api(0)+"/v1/accounts/"+number+"/transactions", http.NoBody)
+	if err != nil {
+		t.Fatal(err)
+	}
+	req.Header.Set("Authorization", "Bearer "+c.token)
+	req.Header.Set("Accept", "text/csv")
+	if got := c.do(req); got.err != nil || got.status != http.StatusOK || strings.Count(string(got.body), "\n") != 4 {
+		t.Errorf("export: %d %s %v, want a head and 3 transactions", got.status, got.body, got.err)
+	}
+}
+
+func checkSessions(t *testing.T, c *client) {
+	t.Helper()
+	type token struct {
+		Refresh string `json:"refresh_token"`
+	}
+	var first, second token
+	c.must(http.StatusCreated, http.MethodPost, "/v1/sessions", c.user, &first)
+	c.must(http.StatusCreated, http.MethodPost, "/v1/sessions/refresh", first, &second)
+	c.must(http.StatusNoContent, http.MethodPost, "/v1/sessions/revoke", second, nil)
+	c.must(http.StatusUnauthorized, http.MethodPost, "/v1/sessions/refresh", second, nil)
+}

@@ -1,0 +1,103 @@
+package e2e_test
+
+import (
+	"context"
+	"io"
+	"net"
+	"net/http"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/passbook/passbook/internal/test/testenv"
+)
+
+// A load balancer that asks /readyz every tenth of a second, and sends on connections that
+// it keeps until that says no, sees no request fail while an API stops. The API ends well,
+// although a client has sent half a request.
+func TestShutdownDelay(t *testing.T) {
+	t.Parallel()
+	s := &system{t: t, postgres: testenv.PostgresServer(t), redis: testenv.RedisServer(t)}
+	env := append(s.env(), "SHUTDOWN_DELAY=5s") // far more than the balancer needs
+	s.apis = []*process{start(t, "api", env)}
+	s.workers = []*process{start(t, "worker", env)}
+	api, worker := s.apis[0], s.workers[0]
+	c := newClient(t, s)
+	a := c.open(0)
+	half, err := new(net.Dialer).DialContext(t.Context(), "tcp", api.addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer half.Close() //nolint:errcheck // its end is not looked at
+
+	var answered atomic.Int64
+	looksAway := make(chan struct{})
+	var clients sync.WaitGroup
+	for range 32 {
+		clients.Go(func() {
+			for !isClosed(looksAway) {
+				// Without a key: the HTTP client would send it again by itself.
+				status, answer, err := c.ask(t.Context(), s.api(0), http.MethodPost, "/v1/accounts", "", map[string]any{})
+				if err != nil || status != http.StatusCreated {
+					t.Errorf("while the API stops: %d %s %v", status, answer, err)
+					return
+				}
+				answered.Add(1)
+			}
+		})
+	}
+	testenv.Eventually(t, "requests are on their way", func() bool { return answered.Load() > 100 })
+	if _, err := io.WriteString(half, "POST /v1/users HTTP/1.1\r\nHost: h\r\nContent-Length: 10\r\n\r\n{"); err != nil {
+		t.Fatal(err)
+	}
+	for _, p := range []*process{api, worker} {
+		if err := p.cmd.Process.Signal(syscall.SIGTERM); err != nil {
+			t.Fatal(err)
+		}
+	}
+	poll(t, "http://"+api.addr+"/readyz")
+	for _, port := range []string{api.opsAddr, worker.opsAddr} {
+		if status, body := get(t, "http://"+port+"/readyz"); status != http.StatusServiceUnavailable || !strings.Contains(body, "shutting_down") {
+			t.Errorf("the operator's port says %d %s", status, body)
+		}
+	}
+	if status, answer, err := c.send(t.Context(), 0, order{a.Number, "deposits", 1, "late"}); err != nil || status != http.StatusAccepted {
+		t.Errorf("a late deposit: %d %s %v", status, answer, err)
+	}
+	close(looksAway)
+	clients.Wait()
+	for _, p := range []*process{api, worker} {
+		if err := p.wait(); err != nil {
+			t.Errorf("%s stopped with %v\n%s", p.name, err, p.log())
+		}
+	}
+}
+
+func isClosed(signal <-chan struct{}) bool {
+	select {
+	case <-signal:
+		return true
+	default:
+		return false
+	}
+}
+
+// poll asks until the answer is 503, as load balancers do.
+func poll(t *testing.T, url string) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	for tick := time.NewTicker(100 * time.Millisecond); ; {
+		if status, _ := get(t, url); status == http.StatusServiceUnavailable {
+			return
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			t.Fatalf("%s never said no", url)
+		}
+	}
+}

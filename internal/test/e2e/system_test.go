@@ -1,0 +1,161 @@
+package e2e_test
+
+import (
+	"fmt"
+	"os/exec"
+	"path/filepath"
+	"sync"
+	"testing"
+
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/passbook/passbook/internal/test/local"
+	"github.com/passbook/passbook/internal/test/testenv"
+)
+
+// system is Passbook as it is run: apis and workers on one Postgres and one
+// Redis, which are its own.
+type system struct {
+	t           testing.TB
+	postgres    *local.Postgres
+	databaseURL string // where everybody finds Postgres; where empty, that of postgres
+	replicaURL  string // where APIs find histories; where empty, in Postgres
+	redis       *local.Redis
+	pool        *pgxpool.Pool // past the API, for what the API does not tell
+	front       string        // where set, the load balancer that clients go through
+	build       variant       // of its processes
+
+	// reach says how a process reaches the stores; nil is directly.
+	reach func(name string, n int) []string
+
+	mu      sync.Mutex // guards the rest
+	apis    []*process
+	workers []*process
+}
+
+func newSystem(t testing.TB, build variant, apis, workers int) *system {
+	t.Helper()
+	s := &system{t: t, postgres: testenv.PostgresServer(t), redis: testenv.RedisServer(t), build: build}
+	s.start(apis, workers)
+	return s
+}
+
+func (s *system) start(apis, workers int) {
+	s.t.Helper()
+	s.pool = s.connect()
+	for n := range apis {
+		s.apis = append(s.apis, startVariant(s.t, s.build, "api", s.envOf("api", n)))
+	}
+	for n := range workers {
+		s.workers = append(s.workers, startVariant(s.t, s.build, "worker", s.envOf("worker", n)))
+	}
+}
+
+func (s *system) connect() *pgxpool.Pool {
+	s.t.Helper()
+	pool, err := pgxpool.New(s.t.Context(), s.url())
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	s.t.Cleanup(pool.Close)
+	return pool
+}
+
+// envOf is the environment of the n-th process of a name.
+func (s *system) envOf(name string, n int) []string {
+	env := s.env()
+	if s.reach != nil {
+		env = append(env, s.reach(name, n)...)
+	}
+	return env
+}
+
+func (s *system) url() string {
+	if s.databaseURL != "" {
+		return s.databaseURL
+	}
+	return s.postgres.URL()
+}
+
+func (s *system) env() []string {
+	return []string{
+		"DATABASE_URL=" + s.url(),
+		"READ_DATABASE_URL=" + s.replicaURL,
+		"REDIS_URL=" + s.redis.URL(),
+		"JWT_KEYS=k1:MDEyMzQ1Njc4OTAxMjM0NTY3ODkwMTIzNDU2Nzg5MDE=",
+		"HTTP_ADDR=127.0.0.1:0",
+		"OPS_ADDR=127.0.0.1:0",
+		"GORACE=halt_on_error=1 atexit_sleep_ms=0",
+	}
+}
+
+// api is the address of one of the APIs, whichever process is that now.
+func (s *system) api(n int) string {
+	if s.front != "" {
+		return s.front
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return "http://" + s.apis[n%len(s.apis)].address()
+}
+
+// crashAPI kills one API with SIGKILL and starts another in its place.
+func (s *system) crashAPI(n int) {
+	s.apis[n].kill()
+	s.replace(s.apis, n, "api")
+}
+
+// crashWorker does the same to a worker.
+func (s *system) crashWorker(n int) {
+	s.workers[n].kill()
+	s.replace(s.workers, n, "worker")
+}
+
+func (s *system) replace(processes []*process, n int, name string) {
+	next := startVariant(s.t, s.build, name, s.env())
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	processes[n] = next
+}
+
+// verify runs `worker verify`, which must find nothing, and looks whether
+// Postgres had to refuse what the code should not have tried.
+func (s *system) verify() {
+	s.t.Helper()
+	var attempts int
+	if err := s.pool.QueryRow(s.t.Context(), `SELECT coalesce(sum(attempts), 0) FROM jobs`).Scan(&attempts); err != nil {
+		s.t.Fatal(err)
+	}
+	if attempts > 0 {
+		s.t.Errorf("Postgres refused %d attempts", attempts)
+	}
+	dir, err := s.build.build()
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	cmd := exec.CommandContext(s.t.Context(), filepath.Join(dir, "worker"), "verify")
+	cmd.Env = s.env()
+	if out, err := cmd.CombinedOutput(); err != nil {
+		s.t.Errorf("worker verify: %v\n%s", err, out)
+	}
+}
+
+// drained waits until no job is queued, for as long as there is progress.
+func (s *system) drained() {
+	s.t.Helper()
+	for left := s.queued(); left > 0; {
+		before := left
+		testenv.Eventually(s.t, fmt.Sprintf("progress with %d queued jobs", left), func() bool {
+			left = s.queued()
+			return left < before
+		})
+	}
+}
+
+func (s *system) queued() (n int) {
+	s.t.Helper()
+	if err := s.pool.QueryRow(s.t.Context(), `SELECT count(*) FROM jobs WHERE status = 'queued'`).Scan(&n); err != nil {
+		s.t.Fatal(err)
+	}
+	return n
+}

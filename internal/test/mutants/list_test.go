@@ -1,0 +1,709 @@
+package mutants_test
+
+// mutation takes one of the guards of a promise away.
+type mutation struct {
+	name     string
+	promise  string // that it breaks
+	edits    []edit
+	checkers []string // what must fail then, each every time: arguments of go test
+}
+
+// edit replaces a text that stands exactly once in its file. Texts are short,
+// so that they outlive what changes around them.
+type edit struct{ file, from, to string }
+
+// Where the guards are.
+const (
+	accept   = "internal/job/accept.go"
+	archive  = "internal/job/archive.go"
+	backlog  = "internal/job/backlog.go"
+	accounts = "internal/ledger/accounts.go"
+	apply    = "internal/ledger/apply.go"
+	open     = "internal/postgres/postgres.go"
+	pgErrors = "internal/postgres/errors.go"
+	schema   = "migrations/00001_schema.sql"
+	applying = "migrations/00002_apply_job.sql"
+	balances = "internal/statement/statement.go"
+	sweep    = "internal/worker/sweep.go"
+	walking  = "internal/worker/walk.go"
+	work     = "internal/worker/worker.go"
+	handler  = "internal/worker/apply.go"
+	notifier = "internal/queue/notifier.go"
+	bells    = "internal/queue/bell.go"
+	tasks    = "internal/queue/client.go"
+	serving  = "internal/queue/server.go"
+	edge     = "internal/api/api.go"
+	gate     = "internal/postgres/gate.go"
+	shown    = "internal/postgres/shown.go"
+	jobs     = "internal/job/job.go"
+	jobLists = "internal/job/list.go"
+	replica  = "internal/statement/replica.go"
+)
+
+// The promises, as shared by several guards.
+const (
+	durable    = "a 202 is durable"
+	once       = "a job finishes exactly once"
+	inOrder    = "jobs take effect in order"
+	balanced   = "a balance equals its history"
+	alone      = "each job has its own transaction"
+	disposable = "Redis is disposable"
+	ownTrouble = "an account's trouble stays its own"
+	keyForGood = "a key is an answer for good"
+	stays      = "what a client was told never changes"
+)
+
+// mutations are all that some test must notice. An accident may make a mutant
+// harmless (a plan that happens to sort, an index that happens to refuse), so
+// each is written to do harm whenever its guard would have mattered.
+var mutations = []mutation{
+	{
+		"answer, then insert", durable,
+		[]edit{{accept, `inserted, err := a.insert(ctx, batch)`, `for _, asked := range batch {
+			asked.answer <- answer{job: Job{ID: asked.id, Account: asked.req.Account, Type: asked.req.Type, Amount: asked.req.Amount, Status: Queued}}
+		}
+		inserted, err := a.insert(ctx, batch)`}},
+		[]string{
+			"-run=^TestAcceptAnswersAfterTheCommit$ ./internal/job",
+			"-run=^TestAcceptWhilePostgresIsDown$ ./internal/job",
+			"-run=^TestNoAnswerBeforeTheCommit$ ./internal/test/e2e",
+		},
+	},
+	{
+		"insert, answer, then commit", durable,
+		[]edit{{accept, `if err := a.pool.SendBatch(ctx, &both).Close(); err != nil {`, `tx, err := a.pool.Begin(ctx)
+		if err != nil {
+			return nil, err
+		}
+		defer func() { go tx.Commit(context.WithoutCancel(ctx)) }()
+		if err := tx.SendBatch(ctx, &both).Close(); err != nil {`}},
+		[]string{"-run=^TestAcceptAnswersAfterTheCommit$ ./internal/job"},
+	},
+	{
+		"a server may answer before its disk", durable,
+		[]edit{{open, `poolConfig.AfterConnect = SecureSession`, `_ = SecureSession`}},
+		[]string{"-run=^TestOpenDemandsDurability$ ./internal/postgres", "-run=^TestAcceptedSurvivesAReloadAndACrash$ ./internal/job"},
+	},
+
+	{
+		"no lock on the account", once,
+		[]edit{{applying, ` FOR NO KEY UPDATE;`, `;`}},
+		[]string{"-run=^TestApplyAfterAnUnseenJob$ ./internal/ledger"},
+	},
+	{
+		"finished jobs are applied too", once,
+		[]edit{{applying, `AND status = 'queued' AND position > done AND position <= up_to
+    ORDER`, `AND position <= up_to
+    ORDER`}},
+		[]string{"-run=^TestApplyInOrderUpToTheTicket$ ./internal/ledger", machine},
+	},
+	{
+		"the oldest job is looked for before the lock is there", once,
+		[]edit{
+			{
+				applying, `    SELECT balance,`,
+				`    SELECT id, position, type, amount, description, created_at, pg_current_snapshot() INTO job, at, kind, sum, words, accepted, seen FROM jobs
+				WHERE account_id = account AND status = 'queued' AND position <= up_to ORDER BY position LIMIT 1;
+				SELECT balance,`,
+			},
+			{
+				applying, `    SELECT id, position, type, amount, description, created_at, pg_current_snapshot() INTO job, at, kind, sum, words, accepted, seen
+    FROM jobs
+    WHERE account_id = account AND status = 'queued' AND position > done AND position <= up_to
+    ORDER BY position
+    LIMIT 1;
+    IF NOT FOUND THEN`, `    IF job IS NULL THEN`,
+			},
+		},
+		[]string{"-run=^TestApplyAfterAWait$ ./internal/ledger"},
+	},
+	{
+		"a ticket whose own job is done leaves older ones", disposable,
+		[]edit{{applying, `position <= up_to LIMIT 1;
+        IF NOT FOUND THEN`, `position <= up_to LIMIT 1;
+        IF true THEN`}},
+		[]string{"-run=^TestApplyRefusedJob$ ./internal/ledger"},
+	},
+	{
+		"a job may be posted twice", once,
+		[]edit{
+			{schema, `CREATE UNIQUE INDEX transactions_posting`, `CREATE INDEX transactions_posting`},
+		},
+		[]string{refuses("JobPostedTwice")},
+	},
+	{
+		"a finished job may change", once,
+		[]edit{{schema, `IF NOT (OLD.status OPERATOR`, `IF false AND NOT (OLD.status OPERATOR`}},
+		[]string{refuses("SucceededJobQueuedAgain")},
+	},
+	{
+		"what is not committed is answered", once,
+		[]edit{
+			{apply, `applied = append(applied, answer.taken...)`, ``},
+			{
+				apply, `answer, err := hearAnswer(pipeline)`,
+				`answer, err := hearAnswer(pipeline)
+				applied = append(applied, answer.taken...)`,
+			},
+		},
+		[]string{"-run=^TestApplyAnswersOnlyWhatIsCommitted$ ./internal/ledger"},
+	},
+	{
+		"any job may be replayed", once,
+		[]edit{{apply, `WHERE id = $1 AND status = 'failed'`, `WHERE id = $1`}},
+		[]string{"-run=^TestApplyRefusedJob$ ./internal/ledger"},
+	},
+
+	{
+		"the newest job first", inOrder,
+		[]edit{{applying, `ORDER BY position`, `ORDER BY position DESC`}},
+		[]string{"-run=^TestApplyInOrderUpToTheTicket$ ./internal/ledger", machine, "-run=^TestSequentialClients/Undisturbed$ ./internal/test/e2e"},
+	},
+	{
+		"jobs after the ticket's too", inOrder,
+		[]edit{{applying, `AND position <= up_to
+    ORDER`, `
+    ORDER`}},
+		[]string{"-run=^TestApplyNothingBehindTheTicket$ ./internal/ledger"},
+	},
+	{
+		"connections draw positions ahead", inOrder,
+		[]edit{{schema, `job_positions AS bigint CACHE 1;`, `job_positions AS bigint CACHE 20;`}},
+		[]string{"-run=^TestPositionsAreNotCached$ ./internal/ledger", "-run=^TestAcceptOrder$ ./internal/job"},
+	},
+	{
+		"a position may change", inOrder,
+		[]edit{{schema, `BEFORE UPDATE OF id, position,`, `BEFORE UPDATE OF id,`}},
+		[]string{refuses("PositionChanged")},
+	},
+
+	{
+		"a withdrawal takes what is not there", balanced,
+		[]edit{{applying, `IF total BETWEEN 0 AND max_balance`, `IF total <= max_balance`}},
+		[]string{"-run=^TestApply$ ./internal/ledger"},
+	},
+	{
+		"a balance may pass the limit", balanced,
+		[]edit{{applying, `BETWEEN 0 AND max_balance`, `BETWEEN 0 AND 2 * max_balance`}},
+		[]string{"-run=^TestApply$ ./internal/ledger"},
+	},
+	{
+		"a balance may be negative", balanced,
+		[]edit{{schema, `CREATE DOMAIN balance AS bigint CHECK (VALUE BETWEEN 0 AND`, `CREATE DOMAIN balance AS bigint CHECK (VALUE <`}},
+		[]string{refuses("NegativeBalance")},
+	},
+	{
+		"a balance moves without its history", balanced,
+		[]edit{{schema, `IF NOT (NEW.last_seq OPERATOR`, `IF false AND NOT (NEW.last_seq OPERATOR`}},
+		[]string{refuses("BalanceWithoutHistory")},
+	},
+	{
+		"a posting may stand alone, and for more than there was", balanced,
+		[]edit{
+			{schema, `IF NOT (NEW.seq OPERATOR`, `IF false AND NOT (NEW.seq OPERATOR`},
+			{schema, `IF NOT (NEW.type OPERATOR`, `IF false AND NOT (NEW.type OPERATOR`},
+		},
+		[]string{refuses("PostingWithoutJob"), refuses("NegativeBefore")},
+	},
+	{
+		"a job may succeed without a transaction", balanced,
+		[]edit{{schema, `NEW.finished_at IS NOT NULL AND NEW.seq IS NOT NULL AND NEW.balance_after IS NOT NULL AND NEW.failure IS NULL`, `true`}},
+		[]string{refuses("SucceededWithoutTransaction")},
+	},
+	{
+		"history may be rewritten", balanced,
+		[]edit{{schema, `BEFORE UPDATE OR DELETE OR TRUNCATE ON transactions`, `BEFORE TRUNCATE ON transactions`}},
+		[]string{refuses("History(Changed|Deleted)")},
+	},
+	{
+		"time goes back within an account", balanced,
+		[]edit{{applying, `greatest(clock_timestamp(), accepted, last + interval '1 microsecond')`, `clock_timestamp()`}},
+		[]string{"-run=^TestApplyTimeNeverGoesBack$ ./internal/ledger"},
+	},
+	{
+		"a transaction is stamped before a balance that was answered", stays,
+		[]edit{{applying, `greatest(last_at, answered_until)`, `last_at`}},
+		[]string{"-run=^TestBalance_ClockGoesBack$ ./internal/statement"},
+	},
+	{
+		"a balance is answered beside an open apply", stays,
+		[]edit{{balances, `case err == nil && !stays:`, `case err == nil && !stays && conn == nil:`}},
+		[]string{"-run=^TestBalance_WhileAnApplyIsOpen$ ./internal/statement"},
+	},
+
+	{
+		"one transaction a batch", alone,
+		[]edit{
+			{apply, `"chain", ` + "`COMMIT AND CHAIN`", `"chain", ` + "`SAVEPOINT chained`"},
+		},
+		[]string{"-run=^TestApplyRefusedJob$ ./internal/ledger"},
+	},
+	{
+		"the search for the oldest queued job passes over what is committed late", inOrder,
+		[]edit{{applying, `OR pg_snapshot_xmin(seen) >= settler THEN`, `OR true THEN`}},
+		[]string{"-run=^TestApplyFindsWhatIsCommittedLate$/^Inserted$ ./internal/ledger"},
+	},
+	{
+		"the search for the oldest queued job reads all that have finished", "a snapshot slows no account",
+		[]edit{{applying, `AND status = 'queued' AND position > done AND position <= up_to
+    ORDER`, `AND status = 'queued' AND position <= up_to
+    ORDER`}},
+		[]string{"-run=^TestApplyUnderASnapshot$ ./internal/ledger"},
+	},
+	{
+		"an account keeps the transaction ids of another server", "a snapshot slows no account",
+		[]edit{{applying, `IF settler > pg_snapshot_xmax(seen) THEN`, `IF false THEN`}},
+		[]string{"-run=^TestApplyAfterARestoreWithLowerIDs$ ./internal/ledger"},
+	},
+	{
+		"an accept draws its position before it has a transaction's id", inOrder,
+		[]edit{{schema, `PERFORM pg_current_xact_id();`, ``}},
+		[]string{"-run=^TestApplyFindsWhatIsCommittedLate$/^PositionDrawn$ ./internal/ledger"},
+	},
+	{
+		"the search for the oldest queued job passes over a replayed one", inOrder,
+		[]edit{{schema, `SET done_to = least(done_to, NEW.position - 1)`, `SET done_to = done_to`}},
+		[]string{"-run=^TestApplyFindsWhatWasReplayed$ ./internal/ledger"},
+	},
+	{
+		"the last transaction of a batch does not flush", stays,
+		[]edit{{apply, `flush = flushed`, `flush = unflushed`}},
+		[]string{"-run=^TestApplyFlushesOnceABatch$/^Several$ ./internal/ledger"},
+	},
+	{
+		"a last transaction that wrote nothing flushes for the batch", stays,
+		[]edit{{apply, `wrote = len(answer.taken) > 0`, `wrote = true`}},
+		[]string{"-run=^TestApplyFlushesOnceABatch$/^LastWroteNothing$ ./internal/ledger"},
+	},
+	{
+		"what went before a failure is told without a flush", stays,
+		[]edit{{apply, `if err == nil && !isFlushed {`, `if err == nil && !isFlushed && heard == len(batch) && batch[heard-1].line.err == nil {`}},
+		[]string{"-run=^TestApplyFlushesOnceABatch$/^LastRefused$ ./internal/ledger"},
+	},
+	{
+		"jobs are told of though their flush was not heard of", stays,
+		[]edit{{apply, `return nil, 0, err
+	}
+	failpoint.Hit(failpoint.ApplyCommitted)`, `return applied, heard, err
+	}
+	failpoint.Hit(failpoint.ApplyCommitted)`}},
+		[]string{"-run=^TestApplySharedLosesItsConnection$ ./internal/ledger", "-run=^TestApplyAnswersOnlyWhatIsCommitted$ ./internal/ledger"},
+	},
+	{
+		"a batch that wrote nothing flushes", "one flush a batch",
+		[]edit{{apply, `heard == len(batch) || len(applied) == 0`, `heard == len(batch)`}},
+		[]string{"-run=^TestApplyFlushesOnceABatch$/^NothingToDo$ ./internal/ledger"},
+	},
+	{
+		"every transaction of a batch flushes", "one flush a batch",
+		[]edit{{apply, `flush := unflushed`, `flush := flushed`}},
+		[]string{"-run=^TestApplyCommitsAheadOfTheFlush$ ./internal/ledger"},
+	},
+	{
+		"an account's trouble holds up those that share its ticket", ownTrouble,
+		[]edit{{handler, `case oneErr != nil:`, `case oneErr != nil:
+			return nil, nil, oneErr`}},
+		[]string{"-run=^TestSharedTicket$ ./internal/worker"},
+	},
+	{
+		"a merged notification forgets how many jobs it is for", disposable,
+		[]edit{{notifier, `n.Jobs += merged[i].Jobs`, ``}},
+		[]string{"-run=^TestNotificationsOfAnAccountAreMerged$ ./internal/queue"},
+	},
+	{
+		"a merged notification names an older job", disposable,
+		[]edit{{notifier, `n.Position > merged[i].Position`, `n.Position < merged[i].Position`}},
+		[]string{"-run=^TestNotificationsOfAnAccountAreMerged$ ./internal/queue"},
+	},
+	{
+		"a notification is added where no task will find it", disposable,
+		[]edit{{notifier, `if redis.call("LLEN", KEYS[2]) == 0 and`, `if redis.call("LLEN", KEYS[2]) < 0 and`}},
+		[]string{"-run=^TestTaskPassesTheRestOn$ ./internal/queue"},
+	},
+	{
+		"a task leaves what came while it was in hand", disposable,
+		[]edit{{serving, `batch, named = s.take(ctx, queue, maxBatch, sleepIfNone), nil`, `batch, named = nil, nil`}},
+		[]string{"-run=^TestTaskTakesWhatCameMeanwhile$ ./internal/queue"},
+	},
+	{
+		"a worker sleeps and does not say so", disposable,
+		[]edit{{serving, `redis.call("DEL", KEYS[2])`, ``}},
+		[]string{"-run=^TestAwake$ ./internal/queue"},
+	},
+	{
+		"a task that has handled its share leaves no other", disposable,
+		[]edit{{serving, `err = cmp.Or(err, s.passOn(ctx, queue))`, ``}},
+		[]string{"-run=^TestTaskPassesTheRestOn$ ./internal/queue"},
+	},
+	{
+		"a job that met an error is forgotten where its task does not name it", ownTrouble,
+		[]edit{{serving, `remaining = append(remaining, one)`, ``}},
+		[]string{"-run=^TestMore$ ./internal/queue"},
+	},
+	{
+		"another turn takes another account's name", disposable,
+		[]edit{{serving, `nextID(job.JobID, id)`, `nextID(jobs[0].JobID, id)`}},
+		[]string{"-run=^TestMore$ ./internal/queue"},
+	},
+	{
+		"a line that was not heard of is taken for done", disposable,
+		[]edit{{apply, `s.line.err = cmp.Or(s.line.err, err)`, `s.line.err = cmp.Or(s.line.err, nil)`}},
+		[]string{"-run=^TestApplySharedLosesItsConnection$ ./internal/ledger"},
+	},
+	{
+		"jobs left in line are not counted", disposable,
+		[]edit{{apply, `l.left = a.left`, `l.left = 0 * a.left`}},
+		[]string{"-run=^TestApplyInOrderUpToTheTicket$ ./internal/ledger", machine},
+	},
+
+	{
+		"one accept at fault undoes its batch", alone,
+		[]edit{{accept, `case postgres.IsDataFault(err) && len(batch) > 1:`, `case postgres.IsDataFault(err) && len(batch) > maxBatch:`}},
+		[]string{"-run=^TestAcceptOneAtFault$ ./internal/job"},
+	},
+
+	{
+		"no sweep", disposable,
+		[]edit{{work, `w.sweep(ctx)`, ``}},
+		[]string{"-run=^TestSweepFindsWhatNobodyRangFor$ ./internal/worker", "-run=^TestSweepAfterFlushAll$ ./internal/worker"},
+	},
+	{
+		"the sweep waits for a dead worker's ticket", disposable,
+		[]edit{{sweep, `Again: known.ticket.Again + 1`, `Again: known.ticket.Again`}},
+		[]string{"-run=^TestSweepPassesADeadWorkersTicket$ ./internal/worker"},
+	},
+	{
+		"a ticket in a worker's hands rings for certain", disposable,
+		[]edit{{sweep, `return !s.isLong(longInHand)`, `return true`}},
+		[]string{"-run=^TestSweepPassesADeadWorkersTicket$ ./internal/worker"},
+	},
+	{
+		"a shared ticket is believed for ever", disposable,
+		[]edit{{sweep, `!s.isLong(longUnseen)`, `true`}},
+		[]string{"-run=^TestSweepBelievesInASharedTicket$ ./internal/worker"},
+	},
+	{
+		"a lost ticket is believed for as many sweeps, however long they take", disposable,
+		[]edit{{sweep, `time.Since(s.since) >=`, `time.Hour <`}},
+		[]string{"-run=^TestSweepCountsTimeToo$ ./internal/worker"},
+	},
+	{
+		"a ticket is believed for ever", disposable,
+		[]edit{{sweep, `return !isLongInLine(s.still) && (list.Oldest != "" || !s.isLong(longUnlisted))`, `return true`}},
+		[]string{"-run=^TestSweepPassesALostLine$ ./internal/worker"},
+	},
+	{
+		"a ticket that is put off is believed for ever", disposable,
+		[]edit{{sweep, `return !s.isLong(longPutOff)`, `return true`}},
+		[]string{"-run=^TestSweepPassesAPutOffTicket$ ./internal/worker"},
+	},
+	{
+		"the sweep does not apply where Redis refuses", disposable,
+		[]edit{{sweep, `w.applyStalled(ctx, found.refused)`, ``}},
+		[]string{"-run=^TestSweepErrorConcernsOnePartition$ ./internal/worker"},
+	},
+	{
+		"an error at one partition is every partition's", disposable,
+		[]edit{{tasks, `if err != nil && !IsAnswer(err) {`, `if unlessNil(err) != nil {`}},
+		[]string{"-run=^TestSweepErrorConcernsOnePartition$ ./internal/worker"},
+	},
+	{
+		"the name of a lost task is an empty list", disposable,
+		[]edit{{bells, `!b.removeOrphans(ctx, keys[0])`, `true`}},
+		[]string{"-run=^TestServePassesOrphans$ ./internal/queue"},
+	},
+	{
+		"tasks fill Redis while the workers are away", disposable,
+		[]edit{{notifier, `> tonumber(ARGV[1])`, `> 10 * tonumber(ARGV[1])`}},
+		[]string{"-run=^TestNotificationsAreBounded$ ./internal/queue"},
+	},
+	{
+		"each sweep begins at the lowest account", disposable,
+		[]edit{{walking, `w.walk.from, w.walk.stayed = after, 0`, `w.walk.stayed = 0`}},
+		[]string{"-run=^TestSweepGoesOnWhereItStopped$ ./internal/worker"},
+	},
+	{
+		"another installation's tasks are taken", disposable,
+		[]edit{{bells, `if b.prefer.queues.Owner.Err() != nil {`, `if false {`}},
+		[]string{"-run=^TestTwoInstallationsSamePrefix$ ./internal/worker"},
+	},
+	{
+		"a task of an unknown job is archived", disposable,
+		[]edit{{serving, `tries >= maxUnknown`, `tries >= 0*maxUnknown`}},
+		[]string{"-run=^TestUnknownJobIsGivenBack$ ./internal/worker", "-run=^TestUnknownJobIsArchivedAtLast$ ./internal/queue"},
+	},
+	{
+		"a sweep that walked fully once never does again", disposable,
+		[]edit{{walking, `time.Since(w.at) >= min(walkShare*w.took, longestWalkPause)`, `false`}},
+		[]string{"-run=^TestSweepWalksOn$ ./internal/worker"},
+	},
+	{
+		"a full walk that takes too long puts the sweep off", disposable,
+		[]edit{{walking, `if err == nil || !postgres.IsTimeout(err) {`, `if err == nil || postgres.IsTimeout(err) {`}},
+		[]string{"-run=^TestSweepWithoutAFullWalk$ ./internal/worker"},
+	},
+	{
+		"a pending list that does not move is waited for", disposable,
+		[]edit{{sweep, `case known.isUnmoved():`, `case known.isUnmoved() && list.Paused:`}},
+		[]string{"-run=^TestSweepAppliesWhereRedisRefuses$/^ForbiddenToDequeue$ ./internal/worker"},
+	},
+	{
+		"a refused job ends the turns of the accounts beside it", ownTrouble,
+		[]edit{{sweep, `due, _, turnErr = w.Apply(ctx, due)`, `if due, _, turnErr = w.Apply(ctx, due); turnErr != nil {
+			due = nil
+		}`}},
+		[]string{"-run=^TestSweepAppliesBesideARefusedJob$ ./internal/worker"},
+	},
+	{
+		"the sweep passes over jobs whose account is gone", ownTrouble,
+		[]edit{{backlog, `OR NOT EXISTS (SELECT FROM accounts WHERE id = head.account_id)`, `OR false`}},
+		[]string{"-run=^TestSweepFailsJobsWithoutAnAccount$ ./internal/worker"},
+	},
+	{
+		"queues of more partitions are not served", disposable,
+		[]edit{{serving, `s.strays.run(serving)`, ``}},
+		[]string{"-run=^TestDifferingPartitions$ ./internal/worker"},
+	},
+	{
+		"the sweep applies what an operator paused", disposable,
+		[]edit{{sweep, `case list.Paused:`, `case false:`}},
+		[]string{"-run=^TestSweepLeavesAPausedPartition$ ./internal/worker"},
+	},
+	{
+		"the ring names the first of a batch", disposable,
+		[]edit{{accept, `*row.Position > *last[row.AccountID].Position`, `*row.Position < *last[row.AccountID].Position`}},
+		[]string{"-run=^TestAcceptRingsForTheLast$ ./internal/job"},
+	},
+
+	{
+		"attempts never end", ownTrouble,
+		[]edit{{apply, `attempts < MaxAttempts`, `attempts < 1000*MaxAttempts`}},
+		[]string{"-run=^TestApplyRefusedJob$ ./internal/ledger", "-run=^TestFailedJob$ ./internal/worker"},
+	},
+	{
+		"a lock not granted spends an attempt", ownTrouble,
+		[]edit{{pgErrors, `"21", "22", "23",`, `"21", "22", "23", "55", "57",`}},
+		[]string{"-run=^TestErrors$ ./internal/postgres", "-run=^TestApplySpendsNoAttemptOnPostgresTrouble$ ./internal/ledger"},
+	},
+
+	{
+		"a key makes any number of jobs", keyForGood,
+		[]edit{
+			{schema, `jobs_key ON jobs (user_id, idempotency_key)`, `jobs_key ON jobs (user_id, idempotency_key, id)`},
+			{accept, `ON CONFLICT (user_id, idempotency_key) DO NOTHING`, `ON CONFLICT DO NOTHING`},
+		},
+		[]string{
+			refuses("KeyTwice"),
+			"-run=^TestAccept(OneKeyAtOnce|OverlappingBatches)?$ ./internal/job",
+			"-run=^TestOneKeyAtOnce$ ./internal/test/e2e",
+		},
+	},
+	{
+		"a key may be used for another amount", keyForGood,
+		[]edit{{accept, `job.Amount == r.Amount`, `job.Amount > 0`}},
+		[]string{"-run=^TestAccept$ ./internal/job"},
+	},
+	{
+		"an opening's key takes jobs", keyForGood,
+		[]edit{{accept, `AND NOT opened`, ``}},
+		[]string{"-run=^TestAccept$ ./internal/job"},
+	},
+	{
+		"a job's key opens accounts", keyForGood,
+		[]edit{{accounts, `WHERE NOT EXISTS (SELECT FROM jobs WHERE user_id = $1 AND idempotency_key = $4)`, `WHERE true`}},
+		[]string{"-run=^TestOpenWithAJobsKey$ ./internal/ledger"},
+	},
+	{
+		"a key is not locked against openings", keyForGood,
+		[]edit{{accept, `WHERE NOT pg_try_advisory_xact_lock_shared(key)`, `WHERE false`}},
+		[]string{"-run=^TestAcceptOneKeyForTwoThings$ ./internal/job"},
+	},
+	{
+		"a key that is taken is inserted all the same", keyForGood,
+		[]edit{{accept, `WHERE ask.n <> ALL (current_setting('passbook.taken')::bigint[])`, ``}},
+		[]string{"-run=^TestAcceptALockedKey$ ./internal/job"},
+	},
+	{
+		"an opening passes over its key's lock", keyForGood,
+		[]edit{{accounts, `if !locked {`, `if false {`}},
+		[]string{"-run=^TestIdempotencyKey_Locked$ ./internal/api"},
+	},
+	{
+		"jobs may be deleted, and their keys with them", keyForGood,
+		[]edit{{
+			schema, `IF NOT EXISTS (SELECT FROM archived_jobs archived WHERE archived.id = OLD.id AND
+`,
+			`IF false AND NOT EXISTS (SELECT FROM archived_jobs archived WHERE archived.id = OLD.id AND
+`,
+		}},
+		[]string{refuses("JobDeleted")},
+	},
+	{
+		"a job may be deleted that is archived otherwise", keyForGood,
+		[]edit{{schema, `OLD.id AND
+        (archived.position`, `OLD.id OR false AND
+        (archived.position`}},
+		[]string{refuses("JobDeletedThatIsArchivedWithAnother")},
+	},
+	{
+		"an archived job's key makes jobs", keyForGood,
+		[]edit{{schema, `SELECT FROM archived_jobs WHERE user_id = NEW.user_id AND idempotency_key = NEW.idempotency_key`, `SELECT WHERE false`}},
+		[]string{"-run=^TestArchive(dKeysAreSkipped)?$ ./internal/job"},
+	},
+	{
+		"a key comes back while its job is archived", keyForGood,
+		[]edit{{archive, `WHERE pg_try_advisory_xact_lock(lock)`, ``}},
+		[]string{"-run=^TestArchiveMeetsAKey$ ./internal/job", "-run=^TestArchiveWhileKeysComeBack$ ./internal/job"},
+	},
+	{
+		"an archived job's key opens accounts", keyForGood,
+		[]edit{{accounts, `AND NOT EXISTS (SELECT FROM archived_jobs WHERE user_id = $1 AND idempotency_key = $4)`, ``}},
+		[]string{"-run=^TestOpenWithAJobsKey$ ./internal/ledger", "-run=^TestArchive$ ./internal/job"},
+	},
+	{
+		"a role that was granted it moves a balance alone", balanced,
+		[]edit{{schema, `FOR UPDATE USING (true) WITH CHECK (false)`, `FOR UPDATE USING (true) WITH CHECK (true)`}},
+		[]string{"-run=^TestRoleWithEveryGrant$ ./internal/ledger"},
+	},
+	{
+		"a role that was granted it writes history alone", balanced,
+		[]edit{{schema, `ALTER TABLE transactions ENABLE ROW LEVEL SECURITY;`, ``}},
+		[]string{"-run=^TestRoleWithEveryGrant$ ./internal/ledger"},
+	},
+	{
+		"every role may apply jobs and deposit", balanced,
+		[]edit{
+			{schema, `REVOKE EXECUTE ON FUNCTION archive_jobs, close_history, deposit_initial, lower_done_to FROM PUBLIC;`, ``},
+			{applying, `REVOKE EXECUTE ON FUNCTION apply_job FROM PUBLIC;`, ``},
+		},
+		[]string{"-run=^TestRoleWithEveryGrant$ ./internal/ledger"},
+	},
+	{
+		"an account is given a second initial deposit", balanced,
+		[]edit{{schema, `WHERE id = account AND last_seq = 0`, `WHERE id = account AND last_seq <= 1`}},
+		[]string{"-run=^TestInitialDepositOnce$ ./internal/ledger"},
+	},
+	{
+		"a session that replicates may change history", balanced,
+		[]edit{{schema, `ALTER TABLE transactions ENABLE ALWAYS TRIGGER transactions_append_only, ENABLE ALWAYS`, `ALTER TABLE transactions ENABLE ALWAYS`}},
+		[]string{"-run=^TestGuardsHoldInEverySession$/^Replica$ ./internal/ledger"},
+	},
+	{
+		"a temporary table hides the archive", keyForGood,
+		[]edit{{schema, `'skip_archived', 'take_transaction_id'`, `'take_transaction_id'`}},
+		[]string{"-run=^TestGuardsHoldInEverySession$/^TemporaryTables$ ./internal/ledger"},
+	},
+	{
+		"an archived job has no answer", keyForGood,
+		[]edit{{accept, `FROM archived_jobs WHERE user_id = ask.user_id`, `FROM archived_jobs WHERE false AND user_id = ask.user_id`}},
+		[]string{"-run=^TestArchive(WhileKeysComeBack)?$ ./internal/job"},
+	},
+	{
+		"an answer leaves before what it shows is durable", stays,
+		[]edit{{edge, `if lost := a.cfg.Gate.Wait(ctx, shown); lost != nil {`, `if lost := error(nil); lost != nil && shown != nil {`}},
+		[]string{everyRoute},
+	},
+	{
+		"an answer that is dropped leaves its headers", stays,
+		[]edit{{edge, `c.Response().Reset()`, ``}},
+		[]string{everyRoute},
+	},
+	{
+		"a problem tells of what is not durable", stays,
+		[]edit{{edge, `postgres.ShowAll(ctx)`, `postgres.ShowNone(ctx)`}},
+		[]string{everyRoute},
+	},
+	{
+		"a read of accounts omits its writers", stays,
+		[]edit{{accounts, `, accounts.xmin, `, `, NULL::xid, `}},
+		[]string{everyRoute},
+	},
+	{
+		"a read of jobs omits its writers", stays,
+		[]edit{{jobs, `ELSE job.writer END`, `ELSE NULL::xid END`}},
+		[]string{everyRoute},
+	},
+	{
+		"a list of queued jobs leaves out what is not durable", stays,
+		[]edit{{jobLists, `if page.Status == Queued {`, `if false {`}},
+		[]string{everyRoute},
+	},
+	{
+		"a read of jobs by key omits its writers", stays,
+		[]edit{{accept, `, job.writer, `, `, NULL::xid, `}},
+		[]string{everyRoute},
+	},
+	{
+		"a read of a history omits its writers", stays,
+		[]edit{{balances, `created_at, xmin, `, `created_at, NULL::xid, `}},
+		[]string{everyRoute},
+	},
+	{
+		"a read of a balance omits its writer", stays,
+		[]edit{{balances, `account.xmin, `, `NULL::xid, `}},
+		[]string{everyRoute},
+	},
+	{
+		"a read of an export's bound omits its writer", stays,
+		[]edit{{replica, `SELECT last_seq, xmin, `, `SELECT last_seq, NULL::xid, `}},
+		[]string{everyRoute},
+	},
+	{
+		"a replica of another history is read", stays,
+		[]edit{{replica, `case history != life.History:`, `case false:`}},
+		[]string{"-run=^TestReplica_OfAnotherHistory$ ./internal/statement"},
+	},
+	{
+		"a request that tells nothing shows nothing", stays,
+		[]edit{{gate, `if shown.told && shown.newest == 0 {`, `if shown.newest == 0 {`}},
+		[]string{"-run=^TestGate$ ./internal/postgres"},
+	},
+	{
+		"a confirmation flushes nothing", stays,
+		[]edit{{gate, `, (` + "` + ConfirmSQL + `" + `)`, `, 1`}},
+		[]string{"-run=^TestGate$ ./internal/postgres"},
+	},
+	{
+		"a confirmation covers what ends while it waits", stays,
+		[]edit{{gate, `rows, _ := g.pool.Query(ctx, confirmSQL)`, `_, _ = g.pool.Exec(ctx, ConfirmSQL)
+	rows, _ := g.pool.Query(ctx, "SELECT pg_snapshot_xmin(pg_current_snapshot()), '3'::xid8, 1")`}},
+		[]string{"-run=^TestGate_EndsMeanwhile$ ./internal/postgres"},
+	},
+	{
+		"a confirmation covers what was under way", stays,
+		[]edit{{gate, `pg_snapshot_xmin(pg_current_snapshot()), pg_current`, `pg_snapshot_xmax(pg_current_snapshot()), pg_current`}},
+		[]string{"-run=^TestGate_UnderWay$ ./internal/postgres"},
+	},
+	{
+		"a read is confirmed by another life of the server", stays,
+		[]edit{{gate, `if c.life != life {`, `if false {`}},
+		[]string{"-run=^TestGate_Crash$ ./internal/postgres"},
+	},
+	{
+		"a read is covered by another life of the server", stays,
+		[]edit{{gate, `shown.life == g.last.life && `, ``}},
+		[]string{"-run=^TestGate_Crash$ ./internal/postgres"},
+	},
+	{
+		"a request reads in two lives of the server", stays,
+		[]edit{{gate, `if shown.torn {`, `if false {`}},
+		[]string{"-run=^TestGate_Crash$ ./internal/postgres"},
+	},
+	{
+		"a crash under a postmaster that stays begins no new life", stays,
+		[]edit{{shown, `coalesce(extract(epoch FROM pg_stat_get_bgwriter_stat_reset_time())::text, '')`, `''`}},
+		[]string{"-run=^TestGate_Crash$/^OfOneProcess$ ./internal/postgres"},
+	},
+}
+
+// machine is the ledger's state machine against its model. Its failing examples
+// are the mutant's, not ours to keep.
+const machine = "-run=^TestLedgerAsTheModel$ ./internal/ledger -rapid.nofailfile -rapid.shrinktime=1s"
+
+// everyRoute asks all of the contract for what is not durable.
+const everyRoute = "-run=^TestGate_EveryRoute$ ./internal/api"
+
+// refuses is the database on its own, that a rule was taken from.
+func refuses(what string) string {
+	return "-run=^TestDatabaseRefuses$/^" + what + "$ ./internal/ledger"
+}

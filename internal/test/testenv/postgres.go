@@ -1,0 +1,189 @@
+package testenv
+
+import (
+	"context"
+	"fmt"
+	"net/url"
+	"sync"
+	"testing"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/passbook/passbook/internal/test/local"
+	"github.com/passbook/passbook/migrations"
+)
+
+const (
+	template  = "migrated" // the database that each test's is a copy of
+	poolConns = 16
+)
+
+// shared is the process's one Postgres, which starts when a test first asks.
+var shared sharedPostgres
+
+type sharedPostgres struct {
+	mu     sync.Mutex // guards what follows, and lets the first test start it alone
+	server *local.Postgres
+	failed error // of the one attempt to start it
+	made   int   // databases so far, for their names
+}
+
+// Postgres is the URL of a database of the test's own, with the whole schema,
+// dropped when the test ends.
+func Postgres(t testing.TB) string {
+	t.Helper()
+	admin, name, err := shared.newDatabase(t.Context())
+	if err != nil {
+		t.Fatalf("testenv: %v", err)
+	}
+	t.Cleanup(func() {
+		ctx, cancel := afterTest(t)
+		defer cancel()
+		if err := execute(ctx, admin, "DROP DATABASE "+name+" WITH (FORCE)"); err != nil {
+			t.Errorf("testenv: %v", err)
+		}
+	})
+	return withDatabase(admin, name)
+}
+
+// Pool is a pool on a database of the test's own, closed when the test ends.
+func Pool(t testing.TB) *pgxpool.Pool {
+	t.Helper()
+	cfg, err := pgxpool.ParseConfig(Postgres(t))
+	if err != nil {
+		t.Fatalf("testenv: %v", err)
+	}
+	cfg.MaxConns = poolConns
+	pool, err := pgxpool.NewWithConfig(t.Context(), cfg)
+	if err != nil {
+		t.Fatalf("testenv: %v", err)
+	}
+	t.Cleanup(pool.Close)
+	return pool
+}
+
+// PostgresServer is a server of the test's own, to be crashed and restarted at
+// will. Its one database has the whole schema.
+func PostgresServer(t testing.TB) *local.Postgres {
+	t.Helper()
+	return PostgresServerWith(t, nil)
+}
+
+// PostgresServerWith is the same with settings of its own; one that is empty is left to
+// the server's files, where ALTER SYSTEM reaches it.
+func PostgresServerWith(t testing.TB, settings map[string]string) *local.Postgres {
+	t.Helper()
+	server := startPostgres(t, settings)
+	if err := migrations.Up(t.Context(), server.URL()); err != nil {
+		t.Fatalf("testenv: %v", err)
+	}
+	return server
+}
+
+// EmptyPostgresServer is the same without any schema.
+func EmptyPostgresServer(t testing.TB) *local.Postgres {
+	t.Helper()
+	return startPostgres(t, nil)
+}
+
+func startPostgres(t testing.TB, settings map[string]string) *local.Postgres {
+	t.Helper()
+	server, err := local.StartPostgres(t.Context(), local.PostgresConfig{Settings: settings})
+	if err != nil {
+		t.Fatalf("testenv: %v", err)
+	}
+	removeAfter(t, server.Remove)
+	return server
+}
+
+// PostgresStandby is a standby of the test's own server: every commit there
+// waits for it.
+func PostgresStandby(t testing.TB, primary *local.Postgres) *local.Postgres {
+	t.Helper()
+	standby, err := local.StartStandby(t.Context(), primary, local.PostgresConfig{})
+	if err != nil {
+		t.Fatalf("testenv: %v", err)
+	}
+	removeAfter(t, standby.Remove)
+	return standby
+}
+
+func removeAfter(t testing.TB, remove func(context.Context) error) {
+	t.Helper()
+	t.Cleanup(func() {
+		ctx, cancel := afterTest(t)
+		defer cancel()
+		if err := remove(ctx); err != nil {
+			t.Errorf("testenv: %v", err)
+		}
+	})
+}
+
+// newDatabase copies the template and returns the server's URL and the copy's
+// name.
+func (s *sharedPostgres) newDatabase(ctx context.Context) (admin, name string, err error) {
+	s.mu.Lock()
+	if s.server == nil && s.failed == nil {
+		s.server, s.failed = startTemplate(ctx)
+	}
+	if s.failed != nil {
+		defer s.mu.Unlock()
+		return "", "", s.failed
+	}
+	s.made++
+	admin, name = s.server.URL(), fmt.Sprintf("test_%d", s.made)
+	s.mu.Unlock()
+	return admin, name, execute(ctx, admin, "CREATE DATABASE "+name+" TEMPLATE "+template+" STRATEGY file_copy") // cheaper, without fsync
+}
+
+// startTemplate starts the server and migrates the template.
+func startTemplate(ctx context.Context) (*local.Postgres, error) {
+	server, err := local.StartPostgres(ctx, local.PostgresConfig{})
+	if err != nil {
+		return nil, err
+	}
+	err = execute(ctx, server.URL(), "CREATE DATABASE "+template)
+	if err == nil {
+		err = migrations.Up(ctx, withDatabase(server.URL(), template))
+	}
+	if err != nil {
+		_ = server.Remove(ctx)
+		return nil, err
+	}
+	return server, nil
+}
+
+func (s *sharedPostgres) stop() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.server == nil {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), stopWait)
+	defer cancel()
+	return s.server.Remove(ctx)
+}
+
+// execute runs one statement on a connection of its own: CREATE and DROP
+// DATABASE take no parameters and no transaction.
+func execute(ctx context.Context, databaseURL, statement string) error {
+	conn, err := pgx.Connect(ctx, databaseURL)
+	if err != nil {
+		return fmt.Errorf("%s: %w", statement, err)
+	}
+	defer conn.Close(ctx) //nolint:errcheck // the statement has been answered
+	if _, err := conn.Exec(ctx, statement); err != nil {
+		return fmt.Errorf("%s: %w", statement, err)
+	}
+	return nil
+}
+
+func withDatabase(databaseURL, name string) string {
+	u, err := url.Parse(databaseURL)
+	if err != nil {
+		panic(err) // our own URL
+	}
+	u.Path = "/" + name
+	return u.String()
+}
