@@ -17,15 +17,17 @@ const slowBatch = 50 * time.Millisecond
 
 // batcher has the partitions' batches share round trips and flushes: what comes while a batch
 // is under way is applied with the next. It uses no timer, so the batches grow with the load
-// alone. As many are under way at once as the process has processors, and slow ones
-// beside them, one for each partition at most.
+// alone. A second batch begins beside the first only where it is full: smaller ones cost more
+// for each job, and take the processors from each other. As many are under way at once as the
+// process has processors, and slow ones beside them, one for each partition at most.
 type batcher struct {
 	applier Applier
-	turns   chan struct{} // holds one for each batch that is under way
+	most    int           // batches that are under way at once, beside slow ones
 	slow    time.Duration // slowBatch; tests have more time, or less
 
-	mu      sync.Mutex // guards waiting
-	waiting []*share
+	mu       sync.Mutex // guards what follows
+	waiting  []*share
+	underWay int // batches that are not slow
 }
 
 // share is one partition's part of a batch.
@@ -39,7 +41,7 @@ type share struct {
 
 func newBatcher(applier Applier) *batcher {
 	const least = 2 // while one waits for its flush the other has Postgres work
-	return &batcher{applier: applier, slow: slowBatch, turns: make(chan struct{}, max(runtime.GOMAXPROCS(0), least))}
+	return &batcher{applier: applier, slow: slowBatch, most: max(runtime.GOMAXPROCS(0), least)}
 }
 
 // apply applies what is due as ApplyShared does, together with what is due in other partitions.
@@ -48,25 +50,38 @@ func (b *batcher) apply(ctx context.Context, due []ledger.Due) *share {
 	b.mu.Lock()
 	b.waiting = append(b.waiting, mine)
 	b.mu.Unlock()
-	select {
-	case b.turns <- struct{}{}:
-		b.applyWaiting(context.WithoutCancel(ctx)) // the others' patience may be longer
-	case <-mine.done:
-	}
+	b.begin(context.WithoutCancel(ctx)) // the others' patience may be longer
 	<-mine.done
 	return mine
 }
 
-// applyWaiting applies what waits, a turn's jobs, and gives its turn back.
-func (b *batcher) applyWaiting(ctx context.Context) {
-	over := sync.OnceFunc(func() { <-b.turns })
-	defer over()
-	shares := b.take()
-	if len(shares) == 0 { // another batch has taken its caller's
-		return
+// begin begins the batches for which it is time. Each ends before the callers of apply whose
+// shares it has return.
+func (b *batcher) begin(ctx context.Context) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for len(b.waiting) > 0 && (b.underWay == 0 || b.underWay < b.most && jobsOf(b.waiting) >= turn) {
+		b.underWay++
+		go b.applyTogether(ctx, b.take())
 	}
+}
+
+func jobsOf(shares []*share) (n int) {
+	for _, s := range shares {
+		n += len(s.due)
+	}
+	return n
+}
+
+// applyTogether applies a batch, and begins the next when it has ended, or takes long.
+func (b *batcher) applyTogether(ctx context.Context, shares []*share) {
+	over := sync.OnceFunc(func() {
+		b.mu.Lock()
+		b.underWay--
+		b.mu.Unlock()
+		b.begin(ctx)
+	})
 	slow := time.AfterFunc(b.slow, over)
-	defer slow.Stop()
 	var due []ledger.Due
 	owner := map[uuid.UUID]*share{}
 	for _, s := range shares {
@@ -83,15 +98,16 @@ func (b *batcher) applyWaiting(ctx context.Context) {
 		owner[d.JobID].troubled = append(owner[d.JobID].troubled, d)
 	}
 	shares[0].applied = applied
+	slow.Stop()
+	over()
 	for _, s := range shares {
 		close(s.done)
 	}
 }
 
-// take takes the shares that wait, the oldest first, up to about a turn's jobs.
+// take takes the shares that wait, the oldest first, up to about a turn's jobs. Its caller
+// has the lock.
 func (b *batcher) take() (shares []*share) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
 	n := 0
 	for len(b.waiting) > 0 && (n == 0 || n+len(b.waiting[0].due) <= turn) {
 		n += len(b.waiting[0].due)

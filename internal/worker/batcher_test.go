@@ -46,8 +46,8 @@ func TestBatcherSharesBatches(t *testing.T) {
 	b := newBatcher(h)
 	b.slow = time.Hour
 	told := make(chan *share)
-	for range cap(b.turns) {
-		go func() { told <- b.apply(t.Context(), dueOf(1)) }()
+	for n := range b.most {
+		go func() { told <- b.apply(t.Context(), dueOf(min(n*turn+1, turn))) }() // full beside the first
 		<-h.begun
 	}
 	const partitions, each = 5, 20 // more than a turn
@@ -70,7 +70,7 @@ func TestBatcherSharesBatches(t *testing.T) {
 	defer close(h.begun)
 	close(h.letGo)
 	applied, remaining, troubled := 0, 0, 0
-	for range cap(b.turns) + partitions {
+	for range b.most + partitions {
 		s := <-told
 		applied, remaining, troubled = applied+len(s.applied), remaining+len(s.remaining), troubled+len(s.troubled)
 		for _, d := range append(s.remaining, s.troubled...) {
@@ -83,8 +83,34 @@ func TestBatcherSharesBatches(t *testing.T) {
 			}
 		}
 	}
-	if sum := applied + remaining + troubled; sum != cap(b.turns)+partitions*each {
-		t.Errorf("%d jobs are told of, want each of %d once", sum, cap(b.turns)+partitions*each)
+	if sum, want := applied+remaining+troubled, 1+(b.most-1)*turn+partitions*each; sum != want {
+		t.Errorf("%d jobs are told of, want each of %d once", sum, want)
+	}
+}
+
+// A second batch begins beside the first only once it is full.
+func TestBatcherFillsBatches(t *testing.T) {
+	t.Parallel()
+	h := held{begun: make(chan []ledger.Due), letGo: make(chan struct{})}
+	b := newBatcher(h)
+	b.slow = time.Hour
+	told := make(chan *share)
+	begin := func(n int) { go func() { told <- b.apply(t.Context(), dueOf(n)) }() }
+	begin(1)
+	<-h.begun
+	begin(1)
+	testenv.Eventually(t, "the second partition to wait", func() bool {
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		return len(b.waiting) == 1
+	})
+	begin(turn - 1)
+	if full := <-h.begun; len(full) != turn {
+		t.Errorf("the second batch has %d jobs, want %d", len(full), turn)
+	}
+	close(h.letGo)
+	for range 3 {
+		<-told
 	}
 }
 
@@ -96,11 +122,11 @@ func TestBatcherPassesASlowBatch(t *testing.T) {
 	b.slow = time.Millisecond
 	told := make(chan *share)
 	const more = 3
-	for range cap(b.turns) + more {
+	for range b.most + more {
 		go func() { told <- b.apply(t.Context(), dueOf(1)) }()
 		<-h.begun // nothing was let go
 	}
-	for range cap(b.turns) + more {
+	for range b.most + more {
 		h.letGo <- struct{}{}
 		<-told
 	}
