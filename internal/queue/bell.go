@@ -51,20 +51,22 @@ type bell struct {
 	redis.UniversalClient
 	log      *slog.Logger
 	prefer   *preference
-	lists    map[string]string    // the pending lists, by the channel that tells of them. Never changed
-	dequeues map[string]*dequeues // by pending list. Never changed
-	withBell time.Duration        // how long an empty queue is held; tests wait longer,
-	every    time.Duration        // also to look at other workers'
-	rings    atomic.Bool          // Redis sends the events, and we may hear them,
-	heard    bool                 // for it has let us listen once. listen's own
+	lists    map[string]string        // the pending lists, by the channel that tells of them or of their notifications. Never changed
+	told     map[string]chan struct{} // what is told of a channel's events. Never changed
+	dequeues map[string]*dequeues     // by pending list. Never changed
+	withBell time.Duration            // how long an empty queue is held; tests wait longer,
+	every    time.Duration            // also to look at other workers'
+	rings    atomic.Bool              // Redis sends the events, and we may hear them,
+	heard    bool                     // for it has let us listen once. listen's own
 	closed   chan struct{}
 }
 
 // dequeues are those of one pending list. There is one at a time.
 type dequeues struct {
-	pushed  chan struct{} // holds one ring
-	helping bool          // the last one had another worker's ticket. The dequeues' own,
-	task    bool          // as is that it had any
+	pushed   chan struct{} // holds one ring
+	notified chan struct{} // says that notifications were added; holds one
+	helping  bool          // the last one had another worker's ticket. The dequeues' own,
+	task     bool          // as is that it had any
 }
 
 func newBell(client redis.UniversalClient, queues Queues, prefer *preference, log *slog.Logger) *bell {
@@ -72,7 +74,8 @@ func newBell(client redis.UniversalClient, queues Queues, prefer *preference, lo
 		UniversalClient: client,
 		log:             log,
 		prefer:          prefer,
-		lists:           make(map[string]string, queues.Partitions),
+		lists:           make(map[string]string, 2*queues.Partitions),
+		told:            make(map[string]chan struct{}, 2*queues.Partitions),
 		dequeues:        make(map[string]*dequeues, queues.Partitions),
 		withBell:        withBell,
 		every:           watchEvery,
@@ -80,8 +83,12 @@ func newBell(client redis.UniversalClient, queues Queues, prefer *preference, lo
 	}
 	for partition := range queues.Partitions {
 		list := queues.line(partition)
-		b.lists[channelOf(client, list)] = list
-		b.dequeues[list] = &dequeues{pushed: make(chan struct{}, 1)}
+		d := &dequeues{pushed: make(chan struct{}, 1), notified: make(chan struct{}, 1)}
+		b.dequeues[list] = d
+		for key, told := range map[string]chan struct{}{list: d.pushed, queues.notified(partition): d.notified} {
+			channel := channelOf(client, key)
+			b.lists[channel], b.told[channel] = list, told
+		}
 	}
 	return b
 }
@@ -222,6 +229,31 @@ func (b *bell) wait(pushed <-chan struct{}, patience time.Duration) (rang bool) 
 	return false
 }
 
+// awaitNotified waits until notifications are added to those of a queue, and returns false
+// where there is something else to do: a task is pending, idle has passed, or the worker stops.
+// It does not wait where Redis does not tell this worker of the queue.
+func (b *bell) awaitNotified(ctx context.Context, queue string, idle <-chan time.Time) bool {
+	list := keysOf(queue) + "pending"
+	mine := b.dequeues[list]
+	if mine == nil || !b.rings.Load() || b.prefer.isOther(list) {
+		return false
+	}
+	for {
+		select {
+		case <-mine.notified:
+			return true
+		case <-mine.pushed: // the task in hand perhaps, whose event came late
+			if n, err := b.LLen(ctx, list).Result(); n > 0 || err != nil {
+				return false
+			}
+		case <-idle:
+			return false
+		case <-b.closed:
+			return false
+		}
+	}
+}
+
 // close lets every held dequeue go.
 func (b *bell) close() {
 	close(b.closed)
@@ -303,15 +335,21 @@ func (b *bell) hear(ctx context.Context, event any) {
 			b.ringOwn()
 			b.prefer.lookAgain()
 		default:
-			b.ring(b.lists[event.Channel])
+			b.tellOf(event.Channel)
 		}
 	case *redis.Message:
 		switch {
 		case event.Channel == workers:
 			b.prefer.lookAgain()
 		case strings.HasSuffix(event.Payload, "push"): // l when written, r when given back
-			b.ring(b.lists[event.Channel])
+			b.tellOf(event.Channel)
 		}
+	}
+}
+
+func (b *bell) tellOf(channel string) {
+	if told := b.told[channel]; told != nil {
+		tell(told)
 	}
 }
 

@@ -65,12 +65,14 @@ type Server struct {
 	strays  *strays
 	client  *asynq.Client
 	servers []*asynq.Server
-	batches int // of a task: maxBatches; tests have fewer
+
+	batches         int           // of a task: maxBatches; tests have fewer
+	linger, longest time.Duration // linger and longestTask; tests have longer ones
 }
 
 // NewServer makes a server; Run starts it.
 func NewServer(cfg ServerConfig) *Server {
-	s := &Server{cfg: cfg, prefer: newPreference(cfg.Redis, cfg.Queues, cfg.Log), client: asynq.NewClientFromRedisClient(cfg.Redis), batches: maxBatches}
+	s := &Server{cfg: cfg, prefer: newPreference(cfg.Redis, cfg.Queues, cfg.Log), client: asynq.NewClientFromRedisClient(cfg.Redis), batches: maxBatches, linger: linger, longest: longestTask}
 	s.bell = newBell(cfg.Redis, cfg.Queues, s.prefer, cfg.Log)
 	for partition := range cfg.Queues.Partitions {
 		name := cfg.Queues.Name(partition)
@@ -144,21 +146,24 @@ func (s *Server) Run(ctx context.Context) error {
 	return group.Wait()
 }
 
-// process handles a task, and the notifications of its partition in batches until there are
-// none: those that come while one batch is in hand are taken with the next.
+// process handles a task, and the notifications of its partition in batches: those that come
+// while one batch is in hand are taken with the next. It ends where none have come for linger.
 func (s *Server) process(ctx context.Context, task *asynq.Task) error {
 	named, err := parse(task.Payload())
 	if err != nil {
 		return fmt.Errorf("%w: %w", err, asynq.SkipRetry)
 	}
 	queue, _ := asynq.GetQueueName(ctx)
-	batch := slices.Concat(named, s.take(ctx, queue, maxBatch-len(named), stayAwake))
-	for batches := 1; len(batch) > 0; batches++ {
-		if err = s.handle(ctx, queue, batch, named); err != nil || batches == s.batches || s.bell.isClosed() {
+	more, pending := s.take(ctx, queue, maxBatch-len(named), stayAwake)
+	batch := slices.Concat(named, more)
+	for end, batches := time.Now().Add(s.longest), 1; len(batch) > 0; batches++ {
+		err = s.handle(ctx, queue, batch, named)
+		if err != nil || batches == s.batches || time.Now().After(end) || s.bell.isClosed() {
 			err = cmp.Or(err, s.passOn(ctx, queue))
 			break
 		}
-		batch, named = s.take(ctx, queue, maxBatch, sleepIfNone), nil
+		batch, pending = s.next(ctx, queue, pending)
+		named = nil
 	}
 	if tries, _ := asynq.GetRetryCount(ctx); errors.Is(err, ErrUnknownJob) && tries >= maxUnknown {
 		return fmt.Errorf("%w: %w", err, asynq.SkipRetry)
@@ -203,14 +208,35 @@ const (
 	maxBatch = 64
 	// maxBatches bounds the batches of a task, well within ticketTimeout.
 	maxBatches = 128
+	// longestTask is when a task takes no more notifications, so that a pause of its
+	// partition and the tasks behind it have their effect.
+	longestTask = 2 * time.Second
+	// linger is how long a task waits for more notifications. A notification that a lingering
+	// task takes costs Redis and the worker a quarter of what a task of its own does. Well
+	// within awakeFor.
+	linger = 500 * time.Millisecond
 )
+
+// next takes the partition's next notifications, and waits for some for linger, unless other
+// tasks are pending. Where none come, the worker takes no more.
+func (s *Server) next(ctx context.Context, queue string, pending bool) (batch []Notification, stillPending bool) {
+	idle := time.NewTimer(s.linger)
+	defer idle.Stop()
+	for !pending && s.bell.awaitNotified(ctx, queue, idle.C) {
+		if batch, pending = s.take(ctx, queue, maxBatch, stayAwake); len(batch) > 0 {
+			return batch, pending
+		}
+	}
+	return s.take(ctx, queue, maxBatch, sleepIfNone)
+}
 
 // takeScript takes a partition's oldest notifications, and says whether its worker goes on
 // to take more.
 //
-// KEYS[1] the notifications, KEYS[2] says that a worker takes them; ARGV[1] how many at most,
-// ARGV[2] stayAwake, sleep or sleepIfNone, ARGV[3] for how many milliseconds a worker that is
-// awake is believed to be. Returns the notifications.
+// KEYS[1] the notifications, KEYS[2] says that a worker takes them, KEYS[3] the pending list;
+// ARGV[1] how many at most, ARGV[2] stayAwake, sleep or sleepIfNone, ARGV[3] for how many
+// milliseconds a worker that is awake is believed to be. Returns how many tasks are pending,
+// and the notifications.
 var takeScript = redis.NewScript(`
 local taken = redis.call("LPOP", KEYS[1], ARGV[1])
 if ARGV[2] == "awake" or ARGV[2] == "" and taken then
@@ -218,7 +244,9 @@ if ARGV[2] == "awake" or ARGV[2] == "" and taken then
 else
 	redis.call("DEL", KEYS[2])
 end
-return taken or {}`)
+taken = taken or {}
+table.insert(taken, 1, tostring(redis.call("LLEN", KEYS[3])))
+return taken`)
 
 // What a worker does that has taken notifications.
 const (
@@ -231,17 +259,19 @@ const (
 // some. What is added after its death waits for so long, or for the sweep.
 const awakeFor = 2 * time.Second
 
-// take takes up to n of a partition's notifications, the oldest. It takes none where Redis
-// does not answer, and passes over what can't be read: the sweep finds the jobs.
+// take takes up to n of a partition's notifications, the oldest, and tells whether tasks are
+// pending. It takes none where Redis does not answer, and passes over what can't be read: the
+// sweep finds the jobs.
 //
 // A kill after it leaves the jobs to the sweep, too.
-func (s *Server) take(ctx context.Context, queue string, n int, then string) (taken []Notification) {
-	keys := []string{notifiedOf(queue), awakeOf(queue)}
+func (s *Server) take(ctx context.Context, queue string, n int, then string) (taken []Notification, pending bool) {
+	keys := []string{notifiedOf(queue), awakeOf(queue), keysOf(queue) + "pending"}
 	lines, err := takeScript.Run(ctx, s.cfg.Redis, keys, n, then, awakeFor.Milliseconds()).StringSlice()
 	if err != nil {
 		s.cfg.Log.Warn("could not take notifications; the sweep finds their jobs", "queue", queue, "error", err)
-		return nil
+		return nil, true
 	}
+	pending, lines = lines[0] != "0", lines[1:]
 	for _, line := range lines {
 		one, err := parseNotification(line)
 		if err != nil {
@@ -251,12 +281,12 @@ func (s *Server) take(ctx context.Context, queue string, n int, then string) (ta
 		taken = append(taken, one)
 	}
 	failpoint.Hit(failpoint.NotificationsTaken)
-	return taken
+	return taken, pending
 }
 
 // passOn writes a task for the notifications that are left, if any are.
 func (s *Server) passOn(ctx context.Context, queue string) error {
-	next := s.take(ctx, queue, 1, sleep)
+	next, _ := s.take(ctx, queue, 1, sleep)
 	if len(next) == 0 {
 		return nil
 	}

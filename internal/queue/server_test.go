@@ -257,6 +257,48 @@ func TestTaskTakesWhatCameMeanwhile(t *testing.T) {
 	}
 }
 
+// A task lingers: it handles what comes soon after its batches, and ends at once where another
+// task is pending.
+func TestTaskLingers(t *testing.T) {
+	t.Parallel()
+	client := connect(t, testenv.Redis(t))
+	tasks := NewClient(client, queues, slog.New(slog.DiscardHandler), func() { t.Error("a notification was lost") })
+	w := newWriter(tasks)
+	const account, partition = 1, 2 // TestPartitionIsStable
+	handled := make(chan string)    // the names of the tasks
+	serve(t, client, func(ctx context.Context, _ []Notification) (_, _ []Notification, _ error) {
+		id, _ := asynq.GetTaskID(ctx)
+		handled <- id
+		return nil, nil, nil
+	}, func(s *Server) { s.linger, s.longest = time.Hour, time.Hour })
+	send := func() (jobID string) {
+		one := Notification{JobID: uuid.New(), AccountID: account, Position: 1, Jobs: 1}
+		w.write(t.Context(), map[int][]Notification{partition: {one}})
+		return one.JobID.String()
+	}
+	// A new subscription to Redis's events wakes the worker, too: now and then another task is needed.
+	const rounds, atLeast = maxBatches, maxBatches * 9 / 10
+	lingered := 0
+	for task, round := "", 0; round < rounds; round++ {
+		send()
+		by := receive(t, handled)
+		if by == task {
+			lingered++
+		}
+		task = by
+	}
+	if lingered < atLeast {
+		t.Errorf("%d of %d notifications were handled by the task that lingered, want %d at least", lingered, rounds, atLeast)
+	}
+	other := Ticket{AccountID: account, JobID: uuid.New()}
+	if err := tasks.Enqueue(t.Context(), other); err != nil {
+		t.Fatal(err)
+	}
+	if by := receive(t, handled); by != other.id() {
+		t.Errorf("task %s was handled, want %s, for which the first ends", by, other.id())
+	}
+}
+
 // A worker is believed to take notifications from when it begins to until it finds none, and,
 // where it dies, for a short time only.
 func TestAwake(t *testing.T) {
@@ -276,7 +318,7 @@ func TestAwake(t *testing.T) {
 		if step.more {
 			client.RPush(t.Context(), queues.notified(0), one.String())
 		}
-		taken := server.take(t.Context(), queues.Name(0), 1, step.then)
+		taken, _ := server.take(t.Context(), queues.Name(0), 1, step.then)
 		if awake := client.Exists(t.Context(), awakeOf(queues.Name(0))).Val(); awake != step.want || (len(taken) == 1) != step.more {
 			t.Errorf("%+v: awake %d, took %v", step, awake, taken)
 		}
