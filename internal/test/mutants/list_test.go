@@ -322,7 +322,7 @@ var mutations = []mutation{
 	},
 	{
 		"a task leaves what came while it was in hand", disposable,
-		[]edit{{serving, `batch, named = s.take(ctx, queue, maxBatch, sleepIfNone), nil`, `batch, named = nil, nil`}},
+		[]edit{{serving, `batch, pending = s.next(ctx, queue, pending)`, `batch = nil`}},
 		[]string{"-run=^TestTaskTakesWhatCameMeanwhile$ ./internal/queue"},
 	},
 	{
