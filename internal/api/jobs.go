@@ -111,7 +111,7 @@ func (a *API) accept(entry ledger.EntryType) func(*fiber.Ctx, *query) error {
 }
 
 func (a *API) sendAccepted(c *fiber.Ctx, accepted job.Job, replayed bool) error {
-	failpoint.Hit(failpoint.AnswerUnwritten)
+	failpoint.Hit(failpoint.ResponseUnwritten)
 	a.metrics.job(accepted, replayed)
 	if replayed {
 		c.Set(headerReplay, "true")

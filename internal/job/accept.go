@@ -300,7 +300,7 @@ func (a *Acceptor) insert(ctx context.Context, batch []*ask) (map[uuid.UUID]inse
 	}
 	failpoint.Hit(failpoint.AcceptCommitted)
 	a.notify(rows)
-	failpoint.Hit(failpoint.AcceptRung)
+	failpoint.Hit(failpoint.AcceptNotified)
 	inserted := make(map[uuid.UUID]insertedRow, len(batch))
 	for _, n := range taken {
 		inserted[batch[n-1].id] = insertedRow{KeyBusy: true}

@@ -480,23 +480,23 @@ func (a *Applier) tryHead(ctx context.Context, ticket uuid.UUID) (tried []Applie
 		if _, err := tx.Exec(ctx, lockSQL, ticket); err != nil {
 			return err
 		}
-		failpoint.Hit(failpoint.TryLocked)
+		failpoint.Hit(failpoint.AttemptLocked)
 		var job uuid.UUID // that is tried
 		var attempts int
 		if err := tx.QueryRow(ctx, countSQL, ticket).Scan(&job, &attempts); err != nil {
 			return err
 		}
-		failpoint.Hit(failpoint.TryCounted)
+		failpoint.Hit(failpoint.AttemptCounted)
 		refusal = pgx.BeginFunc(ctx, tx, func(savepoint pgx.Tx) (err error) {
 			tried, err = queryApplied(ctx, savepoint, retrySQL, ticket, MaxAmount)
 			return err
 		})
-		failpoint.Hit(failpoint.TryTried)
+		failpoint.Hit(failpoint.AttemptMade)
 		if !postgres.IsDataFault(refusal) || attempts < MaxAttempts {
 			return notRefusal(refusal)
 		}
 		tried, err = queryApplied(ctx, tx, failSQL, job)
-		failpoint.Hit(failpoint.TryFailed)
+		failpoint.Hit(failpoint.AttemptFailed)
 		return err
 	})
 	switch {
@@ -505,7 +505,7 @@ func (a *Applier) tryHead(ctx context.Context, ticket uuid.UUID) (tried []Applie
 	case err != nil:
 		return nil, fmt.Errorf("try job %s once more: %w", ticket, err)
 	}
-	failpoint.Hit(failpoint.TryCommitted)
+	failpoint.Hit(failpoint.AttemptCommitted)
 	if refusal != nil && len(tried) == 0 {
 		return nil, fmt.Errorf("apply job %s: %w: %w", ticket, ErrRefused, refusal)
 	}

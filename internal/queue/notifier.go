@@ -142,7 +142,7 @@ const (
 //
 // The first Redis error within ringTimeout ends it: the sweep finds the other jobs.
 func (w *writer) write(ctx context.Context, partitions map[int][]Notification) (written bool) {
-	failpoint.Hit(failpoint.RingTaken)
+	failpoint.Hit(failpoint.NotificationsCollected)
 	answers, err := w.add(ctx, partitions)
 	if err != nil {
 		w.lose(err, partitions)
@@ -160,7 +160,7 @@ func (w *writer) write(ctx context.Context, partitions map[int][]Notification) (
 		}
 	}
 	written = group.Wait() == nil
-	failpoint.Hit(failpoint.RingWritten)
+	failpoint.Hit(failpoint.NotificationsWritten)
 	return written
 }
 

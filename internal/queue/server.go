@@ -177,7 +177,7 @@ func (s *Server) handle(ctx context.Context, queue string, batch, named []Notifi
 	remaining, troubled, err := s.cfg.Handler(ctx, batch)
 	// A kill before the acknowledgement leaves the task in a dead worker's
 	// hands until its lease ends. Its jobs are finished, or the sweep's to find.
-	failpoint.Hit(failpoint.TicketWorkedOff)
+	failpoint.Hit(failpoint.TaskHandled)
 	if err != nil && len(troubled) == 0 {
 		troubled = batch
 	}
@@ -196,10 +196,10 @@ func (s *Server) handle(ctx context.Context, queue string, batch, named []Notifi
 	// A kill before the next tasks are written leaves this one to its lease,
 	// and the jobs to the sweep. One after it leaves both; when this one comes
 	// back it finds nothing to do for those that the others have applied.
-	failpoint.Hit(failpoint.MoreUnwritten)
+	failpoint.Hit(failpoint.RemainingUnwritten)
 	id, _ := asynq.GetTaskID(ctx)
 	err = s.goOn(ctx, queue, id, remaining)
-	failpoint.Hit(failpoint.MoreWritten)
+	failpoint.Hit(failpoint.RemainingWritten)
 	return cmp.Or(retried, err)
 }
 

@@ -32,7 +32,7 @@ const (
 // A kill before Postgres has heard of it leaves the jobs queued; the account's
 // next task applies them, or the sweep's does.
 func (w *Worker) Apply(ctx context.Context, jobs []queue.Notification) (remaining, troubled []queue.Notification, err error) {
-	failpoint.Hit(failpoint.TicketTaken)
+	failpoint.Hit(failpoint.TaskReceived)
 	jobs = queue.Merge(jobs)
 	batch := w.batcher.apply(ctx, due(jobs))
 	w.tell(batch.applied)

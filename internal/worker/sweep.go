@@ -243,13 +243,13 @@ func (w *Worker) enqueueAgain(ctx context.Context, known *suspect, found *findin
 	next := queue.Ticket{AccountID: known.ticket.AccountID, JobID: last, Again: known.ticket.Again + 1}
 	// A kill before the ticket is written leaves the account to the sweeps of
 	// others. One after it leaves it to the ticket; they leave one in line alone.
-	failpoint.Hit(failpoint.SweepUnwritten)
+	failpoint.Hit(failpoint.SweepTaskUnwritten)
 	asking, cancel := context.WithTimeout(ctx, redisTimeout)
 	defer cancel()
 	if err := w.cfg.Tickets.Enqueue(asking, next); err != nil {
 		return found.refuse(err)
 	}
-	failpoint.Hit(failpoint.SweepWritten)
+	failpoint.Hit(failpoint.SweepTaskWritten)
 	known.ticket, known.since, known.same, known.place = next, time.Now(), 0, queue.Place{}
 	return nil
 }

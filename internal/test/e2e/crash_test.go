@@ -45,13 +45,13 @@ var crashes = []crashRow{
 
 	{point: failpoint.AcceptCollected, program: "api", lead: thirdOrder, jobs: "2 queued", tickets: 2},
 	{point: failpoint.AcceptCommitted, program: "api", lead: thirdOrder, jobs: "3 queued", tickets: 2, sweep: true},
-	{point: failpoint.AcceptRung, program: "api", lead: thirdOrder, jobs: "3 queued", tickets: unsaid, sweep: true},
-	{point: failpoint.AnswerUnwritten, program: "api", lead: thirdOrder, jobs: "3 queued", tickets: unsaid, sweep: true},
-	{point: failpoint.RingTaken, program: "api", lead: thirdOrder, jobs: "3 queued", tickets: 2, sweep: true},
-	{point: failpoint.RingWritten, program: "api", lead: thirdOrder, jobs: "3 queued", tickets: 3},
+	{point: failpoint.AcceptNotified, program: "api", lead: thirdOrder, jobs: "3 queued", tickets: unsaid, sweep: true},
+	{point: failpoint.ResponseUnwritten, program: "api", lead: thirdOrder, jobs: "3 queued", tickets: unsaid, sweep: true},
+	{point: failpoint.NotificationsCollected, program: "api", lead: thirdOrder, jobs: "3 queued", tickets: 2, sweep: true},
+	{point: failpoint.NotificationsWritten, program: "api", lead: thirdOrder, jobs: "3 queued", tickets: 3},
 
 	{point: failpoint.NotificationsTaken, program: "worker", lead: notified, jobs: "3 queued", tickets: 1, sweep: true},
-	{point: failpoint.TicketTaken, program: "worker", lead: threeTickets, jobs: "3 queued", tickets: 3},
+	{point: failpoint.TaskReceived, program: "worker", lead: threeTickets, jobs: "3 queued", tickets: 3},
 	{point: failpoint.ApplySent, program: "worker", lead: commitAlone, jobs: "1 succeeded, 2 queued", tickets: 3},
 	{point: failpoint.ApplySent, pass: 2, program: "worker", lead: halfBatch, jobs: "2 succeeded, 3 queued", tickets: 1, sweep: true},
 	{point: failpoint.ApplySent, program: "worker", lead: heldNeighbour, jobs: "3 succeeded, 2 queued", tickets: 1, sweep: true},
@@ -62,21 +62,21 @@ var crashes = []crashRow{
 	{point: failpoint.ApplyCommitted, program: "worker", lead: threeTickets, jobs: "1 succeeded, 2 queued", tickets: 3},
 	{point: failpoint.ApplyCommitted, pass: 2, program: "worker", lead: oneTicket(5), jobs: "5 succeeded", tickets: 1},
 
-	{point: failpoint.TryLocked, program: "worker", lead: refused(4), jobs: "1 queued after 4 attempts, 2 queued", tickets: 3},
-	{point: failpoint.TryCounted, program: "worker", lead: refused(4), jobs: "1 queued after 4 attempts, 2 queued", tickets: 3},
-	{point: failpoint.TryTried, program: "worker", lead: refused(3), jobs: "1 queued after 3 attempts, 2 queued", tickets: 3},
-	{point: failpoint.TryTried, program: "worker", lead: refused(4), jobs: "1 queued after 4 attempts, 2 queued", tickets: 3},
-	{point: failpoint.TryFailed, program: "worker", lead: refused(4), jobs: "1 queued after 4 attempts, 2 queued", tickets: 3},
-	{point: failpoint.TryCommitted, program: "worker", lead: refused(3), jobs: "1 queued after 4 attempts, 2 queued", tickets: 3},
-	{point: failpoint.TryCommitted, program: "worker", lead: refused(4), jobs: "1 failed after 5 attempts, 2 queued", tickets: 3},
+	{point: failpoint.AttemptLocked, program: "worker", lead: refused(4), jobs: "1 queued after 4 attempts, 2 queued", tickets: 3},
+	{point: failpoint.AttemptCounted, program: "worker", lead: refused(4), jobs: "1 queued after 4 attempts, 2 queued", tickets: 3},
+	{point: failpoint.AttemptMade, program: "worker", lead: refused(3), jobs: "1 queued after 3 attempts, 2 queued", tickets: 3},
+	{point: failpoint.AttemptMade, program: "worker", lead: refused(4), jobs: "1 queued after 4 attempts, 2 queued", tickets: 3},
+	{point: failpoint.AttemptFailed, program: "worker", lead: refused(4), jobs: "1 queued after 4 attempts, 2 queued", tickets: 3},
+	{point: failpoint.AttemptCommitted, program: "worker", lead: refused(3), jobs: "1 queued after 4 attempts, 2 queued", tickets: 3},
+	{point: failpoint.AttemptCommitted, program: "worker", lead: refused(4), jobs: "1 failed after 5 attempts, 2 queued", tickets: 3},
 
-	{point: failpoint.TicketWorkedOff, program: "worker", lead: threeTickets, jobs: "1 succeeded, 2 queued", tickets: 3},
-	{point: failpoint.MoreUnwritten, program: "worker", lead: oneTicket(turn + 2), jobs: "64 succeeded, 2 queued", tickets: 1, sweep: true},
-	{point: failpoint.MoreUnwritten, program: "worker", lead: sharedTicket(turn + 3), jobs: "62 succeeded, 5 queued, 2 succeeded", tickets: 1, sweep: true},
-	{point: failpoint.MoreWritten, program: "worker", lead: oneTicket(turn + 2), jobs: "64 succeeded, 2 queued", tickets: 2},
-	{point: failpoint.MoreWritten, program: "worker", lead: sharedTicket(turn + 3), jobs: "62 succeeded, 5 queued, 2 succeeded", tickets: 2},
-	{point: failpoint.SweepUnwritten, program: "worker", lead: noTicket, jobs: "3 queued", sweep: true},
-	{point: failpoint.SweepWritten, program: "worker", lead: noTicket, jobs: "3 queued", tickets: 1, sweep: true},
+	{point: failpoint.TaskHandled, program: "worker", lead: threeTickets, jobs: "1 succeeded, 2 queued", tickets: 3},
+	{point: failpoint.RemainingUnwritten, program: "worker", lead: oneTicket(turn + 2), jobs: "64 succeeded, 2 queued", tickets: 1, sweep: true},
+	{point: failpoint.RemainingUnwritten, program: "worker", lead: sharedTicket(turn + 3), jobs: "62 succeeded, 5 queued, 2 succeeded", tickets: 1, sweep: true},
+	{point: failpoint.RemainingWritten, program: "worker", lead: oneTicket(turn + 2), jobs: "64 succeeded, 2 queued", tickets: 2},
+	{point: failpoint.RemainingWritten, program: "worker", lead: sharedTicket(turn + 3), jobs: "62 succeeded, 5 queued, 2 succeeded", tickets: 2},
+	{point: failpoint.SweepTaskUnwritten, program: "worker", lead: noTicket, jobs: "3 queued", sweep: true},
+	{point: failpoint.SweepTaskWritten, program: "worker", lead: noTicket, jobs: "3 queued", tickets: 1, sweep: true},
 	{point: failpoint.DirectUnapplied, program: "worker", lead: refusedTasks, jobs: "3 queued", sweep: true},
 	{point: failpoint.DirectApplied, program: "worker", lead: refusedTasks, jobs: "3 succeeded"},
 }
@@ -327,7 +327,7 @@ func (sc *crashScene) died(dying *process) {
 	err := dying.wait()
 	exit, exited := errors.AsType[*exec.ExitError](err)
 	if !exited || exit.Sys().(syscall.WaitStatus).Signal() != syscall.SIGKILL ||
-		!bytes.Contains([]byte(dying.log()), []byte(sc.row.point.Epitaph()+"\n")) {
+		!bytes.Contains([]byte(dying.log()), []byte(sc.row.point.KillMessage()+"\n")) {
 		sc.t.Fatalf("%s ended with %v, not by SIGKILL at %s\n%s", dying.name, err, sc.row.at(), dying.log())
 	}
 }

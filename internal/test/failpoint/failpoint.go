@@ -1,102 +1,98 @@
-// Package failpoint names the places between two steps at which tests kill a
-// process. Its promise: a build without the tag failpoints carries nothing of
-// it, neither in time nor in bytes.
+// Package failpoint names the places between two steps at which a test stops
+// the process. A build without the tag failpoints contains no trace of them.
 package failpoint
 
 // Variable is the environment variable that arms a build with the tag
-// failpoints: a point's name, or NAME#3 for the third passing of it.
+// failpoints: a point's name, or NAME#3 to stop the third time it is reached.
 const Variable = "FAILPOINT"
 
-// Point is a place between two steps. What a kill there leaves stands beside
-// the call of Hit; what must come of it, in internal/test/e2e/crash_test.go.
+// Point is a place between two steps. The comment at each call of Hit says what a
+// kill there leaves; internal/test/e2e/crash_test.go says what follows from it.
 type Point string
 
-// The points, in the order in which a deposit passes them.
+// The points, in the order in which a deposit reaches them. Each stands between
+// the two steps that its comment names.
 const (
-	// OpenUncommitted is between an opening's writes and its commit.
+	// OpenUncommitted is between the writes that open an account and their commit.
 	OpenUncommitted Point = "open-uncommitted"
-	// OpenCommitted is between an opening's commit and its answer.
+	// OpenCommitted is between that commit and the response.
 	OpenCommitted Point = "open-committed"
 
-	// AcceptCollected is between collecting a batch of accepts and sending its
-	// insert.
+	// AcceptCollected is between collecting a batch of requests and sending its insert.
 	AcceptCollected Point = "accept-collected"
-	// AcceptCommitted is between an insert's commit and the rings for its jobs.
+	// AcceptCommitted is between the commit of the insert and notifying for its jobs.
 	AcceptCommitted Point = "accept-committed"
-	// AcceptRung is between the rings, which are in memory alone, and the
-	// answers to the accepts.
-	AcceptRung Point = "accept-rung"
-	// AnswerUnwritten is between the accept of a job and the 202 that tells of it.
-	AnswerUnwritten Point = "answer-unwritten"
+	// AcceptNotified is between notifying, which only writes to memory, and the
+	// results of the accepts.
+	AcceptNotified Point = "accept-notified"
+	// ResponseUnwritten is between the accept of a job and its 202 response.
+	ResponseUnwritten Point = "response-unwritten"
 
-	// RingTaken is between taking notifications from memory and writing them to Redis.
-	RingTaken Point = "ring-taken"
-	// RingWritten is between writing notifications, or a task, and taking the next.
-	RingWritten Point = "ring-written"
+	// NotificationsCollected is between taking notifications from memory and
+	// writing them to Redis.
+	NotificationsCollected Point = "notifications-collected"
+	// NotificationsWritten is between that write and collecting the next notifications.
+	NotificationsWritten Point = "notifications-written"
 
-	// NotificationsTaken is between taking a partition's notifications out of Redis and
-	// asking Postgres for their jobs.
+	// NotificationsTaken is between taking a partition's notifications out of Redis
+	// and applying their jobs.
 	NotificationsTaken Point = "notifications-taken"
-	// TicketTaken is between taking a ticket and asking Postgres for its job.
-	TicketTaken Point = "ticket-taken"
-	// ApplySent is between sending a batch of transactions and the first answer.
+	// TaskReceived is between receiving a task and asking Postgres for its jobs.
+	TaskReceived Point = "task-received"
+	// ApplySent is between sending a batch of transactions and reading the first result.
 	ApplySent Point = "apply-sent"
-	// ApplySynced is between one transaction's answer and the next one's.
+	// ApplySynced is between the result of a transaction and the next result.
 	ApplySynced Point = "apply-synced"
 	// ApplyUnflushed is between the end of a batch that flushed nothing and the
-	// transaction that flushes for it.
+	// extra transaction that flushes for it.
 	ApplyUnflushed Point = "apply-unflushed"
-	// ApplyCommitted is between a batch's last answer and telling of it.
+	// ApplyCommitted is between the last result of a batch and returning its jobs.
 	ApplyCommitted Point = "apply-committed"
 
-	// TryLocked is between the lock of a refused job's account and the count of
+	// AttemptLocked is between locking the account of a refused job and counting
 	// the attempt.
-	TryLocked Point = "try-locked"
-	// TryCounted is between the count of the attempt and the attempt.
-	TryCounted Point = "try-counted"
-	// TryTried is between the attempt and its consequence: the commit, or the
-	// job's end as failed.
-	TryTried Point = "try-tried"
-	// TryFailed is between the job's end as failed and the commit of that.
-	TryFailed Point = "try-failed"
-	// TryCommitted is between the commit of the attempt and telling of it.
-	TryCommitted Point = "try-committed"
+	AttemptLocked Point = "attempt-locked"
+	// AttemptCounted is between counting the attempt and making it.
+	AttemptCounted Point = "attempt-counted"
+	// AttemptMade is between the attempt and its commit, or the write that fails the job.
+	AttemptMade Point = "attempt-made"
+	// AttemptFailed is between the write that fails the job and its commit.
+	AttemptFailed Point = "attempt-failed"
+	// AttemptCommitted is between the commit of the attempt and returning its job.
+	AttemptCommitted Point = "attempt-committed"
 
-	// TicketWorkedOff is between the end of a ticket's turn and its
-	// acknowledgement, or the next ticket.
-	TicketWorkedOff Point = "ticket-worked-off"
-	// MoreUnwritten is between a turn that was not enough and the ticket for the
-	// next one.
-	MoreUnwritten Point = "more-unwritten"
-	// MoreWritten is between the ticket for the next turn and the
-	// acknowledgement of this one's.
-	MoreWritten Point = "more-written"
+	// TaskHandled is between applying a task's jobs and acknowledging the task.
+	TaskHandled Point = "task-handled"
+	// RemainingUnwritten is between applying a part of a task's jobs and enqueueing
+	// a task for the remaining jobs.
+	RemainingUnwritten Point = "remaining-unwritten"
+	// RemainingWritten is between enqueueing that task and acknowledging the first.
+	RemainingWritten Point = "remaining-written"
 
-	// SweepUnwritten is between finding an account that stands still and writing
-	// its ticket.
-	SweepUnwritten Point = "sweep-unwritten"
-	// SweepWritten is between writing that ticket and remembering it.
-	SweepWritten Point = "sweep-written"
-	// DirectUnapplied is between choosing stalled accounts that the sweep applies
-	// itself and the first apply.
+	// SweepTaskUnwritten is between finding a stalled account and enqueueing its task.
+	SweepTaskUnwritten Point = "sweep-task-unwritten"
+	// SweepTaskWritten is between enqueueing that task and remembering it.
+	SweepTaskWritten Point = "sweep-task-written"
+	// DirectUnapplied is between choosing the stalled accounts that the sweep
+	// applies itself and the first apply.
 	DirectUnapplied Point = "direct-unapplied"
 	// DirectApplied is between the last of those applies and the next accounts.
 	DirectApplied Point = "direct-applied"
 )
 
-// Points are all of them. Each has a row in internal/test/e2e/crash_test.go.
+// Points lists every point. Each has a row in internal/test/e2e/crash_test.go.
 var Points = []Point{
 	OpenUncommitted, OpenCommitted,
-	AcceptCollected, AcceptCommitted, AcceptRung, AnswerUnwritten,
-	RingTaken, RingWritten,
-	NotificationsTaken, TicketTaken, ApplySent, ApplySynced, ApplyUnflushed, ApplyCommitted,
-	TryLocked, TryCounted, TryTried, TryFailed, TryCommitted,
-	TicketWorkedOff, MoreUnwritten, MoreWritten,
-	SweepUnwritten, SweepWritten,
+	AcceptCollected, AcceptCommitted, AcceptNotified, ResponseUnwritten,
+	NotificationsCollected, NotificationsWritten,
+	NotificationsTaken, TaskReceived, ApplySent, ApplySynced, ApplyUnflushed, ApplyCommitted,
+	AttemptLocked, AttemptCounted, AttemptMade, AttemptFailed, AttemptCommitted,
+	TaskHandled, RemainingUnwritten, RemainingWritten,
+	SweepTaskUnwritten, SweepTaskWritten,
 	DirectUnapplied, DirectApplied,
 }
 
-// Epitaph is what a process says on stderr before it dies at the point.
-func (p Point) Epitaph() string {
-	return "crash: killed at " + string(p)
+// KillMessage is what the process writes to stderr before it kills itself at the point.
+func (p Point) KillMessage() string {
+	return "failpoint: killed at " + string(p)
 }

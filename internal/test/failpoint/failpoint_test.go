@@ -11,7 +11,7 @@ import (
 	"github.com/passbook/passbook/internal/test/failpoint"
 )
 
-// A point that is missing in the list would need no row in the table of crashes.
+// A point that Points does not list would need no row in the table of crashes.
 func TestPointsListsEveryPoint(t *testing.T) {
 	t.Parallel()
 	var declared []failpoint.Point

@@ -2,5 +2,5 @@
 
 package failpoint
 
-// Hit does nothing: this is not a build to be killed.
+// Hit does nothing: this build has no failpoints.
 func Hit(Point) {}

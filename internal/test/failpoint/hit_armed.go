@@ -12,17 +12,17 @@ import (
 	"syscall"
 )
 
-// armed is what Variable says, read once.
+// armed is the point that Variable names, read once at start.
 var armed = arm(os.Getenv(Variable)) //nolint:forbidigo // no setting of the product: only builds for tests read it
 
 type trap struct {
 	point  Point
-	pass   int64 // the passing that kills
+	pass   int64 // how many hits it takes to kill
 	passed atomic.Int64
 }
 
-// arm panics where a test names a point that is not there: it would wait for a
-// crash that can't come.
+// arm panics if a test names an unknown point: the test would wait for a crash
+// that never comes.
 func arm(at string) *trap {
 	name, nth, counted := strings.Cut(at, "#")
 	t := &trap{point: Point(name), pass: 1}
@@ -39,13 +39,13 @@ func arm(at string) *trap {
 	return t
 }
 
-// Hit kills the process at the armed passing of the armed point, as kill -9
-// does: nothing is finished, flushed or given back.
+// Hit kills the process when it reaches the armed point for the armed time. As
+// with kill -9, the process finishes, flushes and returns nothing.
 func Hit(point Point) {
 	if point != armed.point || armed.passed.Add(1) != armed.pass {
 		return
 	}
-	fmt.Fprintln(os.Stderr, point.Epitaph())
-	_ = syscall.Kill(os.Getpid(), syscall.SIGKILL) // its own: never refused
-	select {}                                      // for as long as the signal takes
+	fmt.Fprintln(os.Stderr, point.KillMessage())
+	_ = syscall.Kill(os.Getpid(), syscall.SIGKILL) // of its own process: never refused
+	select {}                                      // until the signal arrives
 }
