@@ -88,7 +88,6 @@ func eachHost(cfg *pgx.ConnConfig) (hosts []*pgx.ConnConfig) {
 		}
 		host := cfg.Copy()
 		host.Host, host.Port, host.TLSConfig, host.Fallbacks = next.Host, next.Port, next.TLSConfig, nil
-		host.Tracer = nil // the pool's makes no connection so soon after one that failed
 		hosts = append(hosts, host)
 	}
 	return hosts

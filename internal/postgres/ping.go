@@ -10,50 +10,48 @@ import (
 )
 
 const (
-	// idleEnough is how long a connection is taken for a working one without being
-	// asked, as pgxpool does.
-	idleEnough = time.Second
-	// pingTimeout is how long one that is asked has: an accept that meets a dead one
-	// still has time for another.
+	// pingAfterIdle is how long a connection may be idle before it is pinged, as in pgxpool.
+	pingAfterIdle = time.Second
+	// pingTimeout bounds a ping: after a dead connection an accept still has time for another.
 	pingTimeout = time.Second
 )
 
-// pinger asks connections that were idle whether they still work.
+// pinger checks whether idle connections still work.
 //
-// A network that was cut may leave connections that swallow all that they are
-// sent: mostly not one, but each of the pool. So one that does not answer speaks
-// for all of them, and the next are new. To ask each in turn takes a pool's worth
-// of pingTimeouts, in which nobody gets through.
+// After a network cut a connection may swallow everything that it is sent, and mostly each
+// connection of the pool does. So when one ping times out, pinger abandons all connections,
+// and the pool opens new ones. To ping them one after another would take a pingTimeout for
+// each, and the requests meanwhile would fail.
 type pinger struct {
 	pool *pgxpool.Pool
 
-	mu   sync.Mutex // guards the rest
-	left time.Time  // when all connections were left; those that there are, are newer
+	mu          sync.Mutex // guards abandonedAt
+	abandonedAt time.Time  // when all connections were last abandoned
 }
 
-// isDead is a pgxpool.Config.ShouldPing that asks by itself: a dead connection is
-// closed then, which is what the pool finds when it asks once more.
+// isDead is a pgxpool.Config.ShouldPing. It pings the connection itself; a failed ping closes
+// it, so the pool's own ping, for which isDead returns true, fails at once.
 func (p *pinger) isDead(ctx context.Context, idle pgxpool.ShouldPingParams) bool {
-	if idle.IdleDuration < idleEnough {
+	if idle.IdleDuration < pingAfterIdle {
 		return false
 	}
-	asked := time.Now()
+	began := time.Now()
 	ctx, cancel := context.WithTimeout(ctx, pingTimeout)
 	defer cancel()
 	err := idle.Conn.Ping(ctx)
-	if pgconn.Timeout(err) && time.Since(asked) >= pingTimeout {
-		p.leaveAll(asked)
+	if pgconn.Timeout(err) && time.Since(began) >= pingTimeout {
+		p.abandonAll(began)
 	}
 	return err != nil
 }
 
-// leaveAll leaves all connections because one that was asked did not answer,
-// unless they have been left since.
-func (p *pinger) leaveAll(asked time.Time) {
+// abandonAll abandons all connections because a ping that began at pinged timed out. It does
+// nothing where they were abandoned since.
+func (p *pinger) abandonAll(pinged time.Time) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if asked.After(p.left) {
+	if pinged.After(p.abandonedAt) {
 		p.pool.Reset()
-		p.left = time.Now()
+		p.abandonedAt = time.Now()
 	}
 }

@@ -65,10 +65,9 @@ func Open(ctx context.Context, cfg Config) (*pgxpool.Pool, error) {
 	setBounds(poolConfig, cfg)
 	conn := poolConfig.ConnConfig
 	conn.ConnectTimeout = connectTimeout
-	standby := standbyLeaver{next: conn.OnPgError, log: cfg.Log}
+	standby := standbyHandler{next: conn.OnPgError, log: cfg.Log}
 	conn.OnPgError = standby.handle
-	conn.LookupFunc = lookupSoon(conn.LookupFunc)
-	conn.Tracer = newTurnstile()
+	conn.LookupFunc = boundLookup(conn.LookupFunc)
 	SetSession(conn, cfg.Application)
 	params := conn.RuntimeParams
 	params["statement_timeout"] = milliseconds(statementTimeout)
@@ -87,6 +86,7 @@ func Open(ctx context.Context, cfg Config) (*pgxpool.Pool, error) {
 		params["statement_timeout"] = milliseconds(servingStatementTimeout)
 		params["idle_in_transaction_session_timeout"] = milliseconds(servingIdleTimeout)
 	}
+	poolConfig.BeforeConnect = newConnectLimiter().begin
 	poolConfig.AfterConnect = SecureSession
 	var p pinger
 	poolConfig.ShouldPing = p.isDead

@@ -164,9 +164,9 @@ func TestOpenLeavesAStandby(t *testing.T) {
 	}
 }
 
-// A connection that swallows everything, here because its server process is
-// frozen, gives its place in the pool up soon.
-func TestLeaveSoon(t *testing.T) {
+// A connection that swallows everything (the test freezes its server process) soon frees
+// its slot in the pool.
+func TestAbandonSoon(t *testing.T) {
 	t.Parallel()
 	const soon = 5 * time.Second // pgx alone takes 15
 	pool := open(t, testenv.PostgresServer(t).URL()+"&pool_max_conns=1")
@@ -188,11 +188,11 @@ func TestLeaveSoon(t *testing.T) {
 	}
 }
 
-// Where one connection swallows what it is sent, the others that are as old are
-// not asked in turn.
-func TestLeavesAllThatSwallow(t *testing.T) {
+// When one connection swallows what it is sent, the pool abandons all connections of the same
+// age, without a ping to each.
+func TestAbandonAllAfterOnePingTimeout(t *testing.T) {
 	t.Parallel()
-	const conns, patience = 8, 4 * time.Second // to ask one after another takes twice as long
+	const conns, patience = 8, 4 * time.Second // to ping one after another takes twice as long
 	pool := open(t, testenv.PostgresServer(t).URL()+fmt.Sprint("&pool_max_conns=", conns))
 	var all []*pgxpool.Conn
 	for range conns {
@@ -214,43 +214,42 @@ func TestLeavesAllThatSwallow(t *testing.T) {
 	}
 }
 
-// A server that lets nobody in is not stormed: when every place of a pool wants a
-// connection at once, a few knock; when they are turned away, the others are told
-// so, and who asks meanwhile.
-func TestStormsNobody(t *testing.T) {
+// A pool opens few connections at once, however many are wanted. When these fail, the other
+// requests fail without an attempt, and so do requests during the pause that follows.
+func TestConnectLimiter(t *testing.T) {
 	t.Parallel()
-	const wanted, atATime, rest = 16, 4, 500 * time.Millisecond
-	door := newDoor(t)
-	pool := open(t, fmt.Sprintf("postgres://anybody@%s/anything?sslmode=disable&pool_max_conns=%d", door.address, wanted))
+	const wanted, atOnce, pause = 16, 4, 500 * time.Millisecond
+	server := newRefusingServer(t)
+	pool := open(t, fmt.Sprintf("postgres://any@%s/any?sslmode=disable&pool_max_conns=%d", server.address, wanted))
 	began := time.Now()
 	var group sync.WaitGroup
 	for range wanted {
 		group.Go(func() {
 			if _, err := pool.Exec(t.Context(), `SELECT`); !postgres.IsDown(err) {
-				t.Errorf("a connection that nobody takes: %v", err)
+				t.Errorf("query on a server that refuses connections: %v", err)
 			}
 		})
 	}
 	group.Wait()
-	if door.knocked.Load() != atATime || door.most.Load() != atATime {
-		t.Errorf("%d knocked, %d at a time; want %d", door.knocked.Load(), door.most.Load(), atATime)
+	if server.attempts.Load() != atOnce || server.most.Load() != atOnce {
+		t.Errorf("%d attempts, %d at once; want %d", server.attempts.Load(), server.most.Load(), atOnce)
 	}
-	for time.Since(began) < 3*rest {
+	for time.Since(began) < 3*pause {
 		_, _ = pool.Exec(t.Context(), `SELECT`) // as above
 	}
-	knocked, most := door.knocked.Load(), atATime+int64(time.Since(began)/rest)
-	if knocked <= atATime || knocked > most {
-		t.Errorf("%d knocked in %v, want some more than %d, and at most %d", knocked, time.Since(began), atATime, most)
+	attempts, most := server.attempts.Load(), atOnce+int64(time.Since(began)/pause)
+	if attempts <= atOnce || attempts > most {
+		t.Errorf("%d attempts in %v, want more than %d and at most %d", attempts, time.Since(began), atOnce, most)
 	}
 }
 
-// door is a server that turns everybody away, after a while.
-type door struct {
-	address             string
-	knocked, here, most atomic.Int64
+// refusingServer accepts each connection and closes it after a while.
+type refusingServer struct {
+	address              string
+	attempts, open, most atomic.Int64
 }
 
-func newDoor(t *testing.T) *door {
+func newRefusingServer(t *testing.T) *refusingServer {
 	t.Helper()
 	const held = 300 * time.Millisecond
 	var lc net.ListenConfig
@@ -259,22 +258,22 @@ func newDoor(t *testing.T) *door {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = listener.Close() })
-	d := &door{address: listener.Addr().String()}
+	s := &refusingServer{address: listener.Addr().String()}
 	go func() {
 		for {
 			conn, err := listener.Accept()
 			if err != nil {
 				return
 			}
-			d.knocked.Add(1)
-			d.most.Store(max(d.most.Load(), d.here.Add(1)))
+			s.attempts.Add(1)
+			s.most.Store(max(s.most.Load(), s.open.Add(1)))
 			time.AfterFunc(held, func() {
-				d.here.Add(-1)
+				s.open.Add(-1)
 				_ = conn.Close()
 			})
 		}
 	}()
-	return d
+	return s
 }
 
 // What is read together with ConfirmSQL has been waited for like a write.

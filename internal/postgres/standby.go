@@ -8,14 +8,14 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 )
 
-// standbyLogPause is how often a server that takes no writes is told of: each write that
-// it refuses ends a connection.
+// standbyLogPause is the shortest time between two log entries about a server that takes no
+// writes: each write that it refuses ends a connection.
 const standbyLogPause = time.Minute
 
-// standbyLeaver closes a connection that turns out to lead to a server which takes
-// no writes any more: the next one finds the server that does, where the URL
-// names both. Kept, it would fail every write for as long as it lives.
-type standbyLeaver struct {
+// standbyHandler closes a connection whose server takes no writes any more. Where the URL
+// names several servers, the next connection goes to the one that does. A connection that
+// stayed open would fail every write.
+type standbyHandler struct {
 	next pgconn.PgErrorHandler
 	log  *slog.Logger // may be nil
 
@@ -24,23 +24,23 @@ type standbyLeaver struct {
 }
 
 // handle is a pgconn.PgErrorHandler.
-func (l *standbyLeaver) handle(conn *pgconn.PgConn, err *pgconn.PgError) (keep bool) {
+func (h *standbyHandler) handle(conn *pgconn.PgConn, err *pgconn.PgError) (keep bool) {
 	if err.Code != readOnly {
-		return l.next(conn, err)
+		return h.next(conn, err)
 	}
-	if l.log != nil && l.isTimeToLog() {
-		l.log.Warn("Postgres takes no writes: leaving it, and asking each host of the URL for one that does", "error", err)
+	if h.log != nil && h.isTimeToLog() {
+		h.log.Warn("Postgres takes no writes; closing the connection and trying each host of the URL", "error", err)
 	}
 	return false
 }
 
-func (l *standbyLeaver) isTimeToLog() bool {
-	l.mu.Lock()
-	defer l.mu.Unlock()
+func (h *standbyHandler) isTimeToLog() bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
 	now := time.Now()
-	if now.Sub(l.logged) < standbyLogPause {
+	if now.Sub(h.logged) < standbyLogPause {
 		return false
 	}
-	l.logged = now
+	h.logged = now
 	return true
 }

@@ -1,0 +1,118 @@
+package postgres
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+	"golang.org/x/sync/semaphore"
+)
+
+const (
+	// maxConnecting bounds how many connections a pool opens at once.
+	maxConnecting = 4
+	// pauseAfterFailure is how long a pool opens no connection after one failed.
+	pauseAfterFailure = 500 * time.Millisecond
+)
+
+// errPausing is returned instead of an attempt during pauseAfterFailure.
+var errPausing = errors.New("no new connection yet")
+
+// connectLimiter bounds how many connections a pool opens at once.
+//
+// After a crash of Postgres or a network cut, every slot of every pool needs a new
+// connection at once, and again as soon as an attempt fails. Postgres takes connections in
+// the order in which they arrive, and forks a process for each. When its backlog takes
+// longer than connectTimeout, Postgres serves only connections that their clients have given
+// up, and those clients come again: on a busy machine for 46 s after the network was back.
+// A short backlog is worked off.
+//
+// connectTimeout begins after the wait for a slot.
+type connectLimiter struct {
+	slots *semaphore.Weighted
+
+	mu       sync.Mutex // guards the fields below
+	failedAt time.Time  // of the last failed attempt
+	failure  error
+}
+
+func newConnectLimiter() *connectLimiter {
+	return &connectLimiter{slots: semaphore.NewWeighted(maxConnecting)}
+}
+
+// begin is a pgxpool.Config.BeforeConnect. It waits for a slot, and returns errPausing soon
+// after a failure. The pool has no hook for the end of an attempt that failed, so pgx's
+// tracer releases the slot.
+func (l *connectLimiter) begin(ctx context.Context, cfg *pgx.ConnConfig) error {
+	if err := l.slots.Acquire(ctx, 1); err != nil {
+		return fmt.Errorf("wait to connect: %w", err)
+	}
+	if err := l.pausing(); err != nil {
+		l.slots.Release(1)
+		return err
+	}
+	cfg.Tracer = attemptTracer{l}
+	cfg.DialFunc = boundAbandon(cfg.DialFunc)
+	return nil
+}
+
+func (l *connectLimiter) pausing() error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if time.Since(l.failedAt) >= pauseAfterFailure {
+		return nil
+	}
+	return fmt.Errorf("%w, after: %w", errPausing, l.failure)
+}
+
+func (l *connectLimiter) end(failure error) {
+	if failure != nil {
+		l.mu.Lock()
+		l.failedAt, l.failure = time.Now(), failure
+		l.mu.Unlock()
+	}
+	l.slots.Release(1)
+}
+
+// attemptTracer marks the context of an attempt to connect, and reports its end to the
+// limiter.
+type attemptTracer struct{ limiter *connectLimiter }
+
+var _ pgx.ConnectTracer = attemptTracer{}
+
+type attemptKey struct{}
+
+// TraceConnectStart marks the context.
+func (attemptTracer) TraceConnectStart(ctx context.Context, _ pgx.TraceConnectStartData) context.Context {
+	return context.WithValue(ctx, attemptKey{}, true)
+}
+
+// isAttempt reports whether pgx dials with this context for an attempt to connect.
+func isAttempt(ctx context.Context) bool { return ctx.Value(attemptKey{}) != nil }
+
+// TraceConnectEnd releases the slot.
+func (t attemptTracer) TraceConnectEnd(_ context.Context, data pgx.TraceConnectEndData) {
+	t.limiter.end(data.Err)
+}
+
+// TraceQueryStart does nothing: pgx takes no tracer without it.
+func (attemptTracer) TraceQueryStart(ctx context.Context, _ *pgx.Conn, _ pgx.TraceQueryStartData) context.Context {
+	return ctx
+}
+
+// TraceQueryEnd does nothing, for the same reason.
+func (attemptTracer) TraceQueryEnd(context.Context, *pgx.Conn, pgx.TraceQueryEndData) {}
+
+// boundLookup bounds how long a name server may hold a slot; connectTimeout bounds only
+// what follows the lookup.
+func boundLookup(lookup pgconn.LookupFunc) pgconn.LookupFunc {
+	return func(ctx context.Context, host string) ([]string, error) {
+		ctx, cancel := context.WithTimeout(ctx, connectTimeout)
+		defer cancel()
+		return lookup(ctx, host)
+	}
+}
