@@ -49,7 +49,7 @@ func Up(ctx context.Context, databaseURL string) error {
 func up(ctx context.Context, databaseURL string, files fs.FS) error {
 	cfg, err := postgres.ParseURL(databaseURL)
 	if err != nil {
-		return fmt.Errorf("migrate: %w", err)
+		return fmt.Errorf("migrate: read the database URL: %w", err)
 	}
 	postgres.SetSession(cfg.ConnConfig, "passbook-migrate")
 	cfg.ConnConfig.RuntimeParams["lock_timeout"] = lockTimeout

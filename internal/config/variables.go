@@ -13,8 +13,9 @@ import (
 	"strings"
 	"time"
 
-	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/redis/go-redis/v9"
+
+	"github.com/passbook/passbook/internal/postgres"
 )
 
 const (
@@ -103,24 +104,9 @@ func opsAddrVariable(standard string) variable {
 	return variable{name: "OPS_ADDR", standard: standard, want: "an address to listen on", example: standard}
 }
 
-// parseDatabaseURL keeps pgx's own error to itself: it may hold the password.
-// pgx alone is too lenient: it takes http://host?a=b for a list of parameters.
 func parseDatabaseURL(text string) (string, error) {
-	if !strings.HasPrefix(text, "postgres://") && !strings.HasPrefix(text, "postgresql://") {
-		return "", errors.New("does not start with postgres:// or postgresql://")
-	}
-	cfg, err := pgxpool.ParseConfig(text)
-	if err != nil {
-		return "", errors.New("pgx can't use it: its form, a parameter, or a file that it names")
-	}
-	named := []string{cfg.ConnConfig.Database, cfg.ConnConfig.Host}
-	for _, fallback := range cfg.ConnConfig.Fallbacks {
-		named = append(named, fallback.Host)
-	}
-	if strings.Contains(strings.Join(named, " "), "@") { // errors of connecting name them
-		return "", errors.New("has an @ in a host or the database's name: in a password @ is written %40, and / is %2F")
-	}
-	return text, nil
+	_, err := postgres.ParseURL(text)
+	return text, err
 }
 
 // parseRedisURL keeps the parser's error to itself: it may hold the password.

@@ -60,7 +60,7 @@ type Config struct {
 func Open(ctx context.Context, cfg Config) (*pgxpool.Pool, error) {
 	poolConfig, err := ParseURL(cfg.URL)
 	if err != nil {
-		return nil, fmt.Errorf("open database: %w", err)
+		return nil, fmt.Errorf("read the database URL: %w", err)
 	}
 	setBounds(poolConfig, cfg)
 	conn := poolConfig.ConnConfig

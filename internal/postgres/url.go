@@ -2,20 +2,29 @@ package postgres
 
 import (
 	"errors"
+	"strings"
 
 	"github.com/jackc/pgx/v5/pgxpool"
 )
 
-// errURL says nothing of the URL, and nothing of what pgx says of it: wherever its form
-// is wrong, any part may be the password's, and pgx's error quotes it.
-var errURL = errors.New("the database URL can't be used: its form, a parameter, or a file that it names")
-
-// ParseURL reads a database URL with the settings of a pool, which only a pool's parser
-// tells from the server's. No error of it holds any part of the URL.
+// ParseURL reads a database URL with the settings of a pool. No error of it holds any part
+// of the URL: where the form is wrong, any part may be the password, and pgx's own error
+// quotes it.
 func ParseURL(url string) (*pgxpool.Config, error) {
+	// pgx takes http://host?a=b for a list of parameters.
+	if !strings.HasPrefix(url, "postgres://") && !strings.HasPrefix(url, "postgresql://") {
+		return nil, errors.New("does not start with postgres:// or postgresql://")
+	}
 	cfg, err := pgxpool.ParseConfig(url)
 	if err != nil {
-		return nil, errURL
+		return nil, errors.New("pgx can't use it: its form, a parameter, or a file that it names")
+	}
+	names := []string{cfg.ConnConfig.Database, cfg.ConnConfig.Host}
+	for _, fallback := range cfg.ConnConfig.Fallbacks {
+		names = append(names, fallback.Host)
+	}
+	if strings.Contains(strings.Join(names, " "), "@") { // the errors of a connect repeat the names
+		return nil, errors.New("has an @ in a host or the database's name: in a password @ is written %40, and / is %2F")
 	}
 	return cfg, nil
 }
