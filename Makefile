@@ -111,6 +111,11 @@ clocks: ## Test the whole system with clocks an hour apart; the first time compi
 	@deploy/local/install.sh test
 	go test -race -count=1 -timeout 30m -tags clocks -run '^TestClocksApart' ./internal/test/e2e
 
+.PHONY: schema
+schema: ## Write migrations/schema.sql, the schema as it is after all migrations
+	@deploy/local/install.sh
+	go test -count=1 -run '^TestSchemaFile$$' ./migrations -write
+
 .PHONY: lint
 lint: ## Check the style and the rules of the house; the first time builds the linter, for minutes
 	$(LINT) run

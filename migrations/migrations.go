@@ -27,7 +27,9 @@ import (
 	"github.com/passbook/passbook/internal/postgres"
 )
 
-//go:embed *.sql
+// The names of migrations begin with their number, so that schema.sql is none of them.
+//
+//go:embed 0*.sql
 var files embed.FS
 
 // A change of a table waits for all who are at it, a pg_dump perhaps, and everybody

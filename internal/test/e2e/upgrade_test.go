@@ -308,7 +308,7 @@ func oldSource(t *testing.T) string {
 func TestMigrationsOnlyGrow(t *testing.T) {
 	t.Parallel()
 	commit := upgradeFrom(t)
-	const folder = "migrations/"
+	const folder, migration = "migrations/", "0*.sql"
 	listed, err := git(t, "ls-tree", "--name-only", commit, folder)
 	if err != nil {
 		t.Fatal(err)
@@ -316,7 +316,7 @@ func TestMigrationsOnlyGrow(t *testing.T) {
 	var last string
 	old := map[string]bool{}
 	for name := range strings.FieldsSeq(string(listed)) {
-		if path.Ext(name) != ".sql" {
+		if is, err := path.Match(folder+migration, name); err != nil || !is {
 			continue
 		}
 		was, err := git(t, "show", commit+":./"+name)
@@ -332,7 +332,7 @@ func TestMigrationsOnlyGrow(t *testing.T) {
 	if len(old) == 0 {
 		t.Fatalf("%s has no migrations", commit)
 	}
-	now, err := filepath.Glob(filepath.Join(repository, folder, "*.sql"))
+	now, err := filepath.Glob(filepath.Join(repository, folder, migration))
 	if err != nil {
 		t.Fatal(err)
 	}
