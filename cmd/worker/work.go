@@ -83,8 +83,8 @@ func work(ctx context.Context, cfg config.Worker, log *slog.Logger) error {
 	queues := queue.NewServer(queue.ServerConfig{
 		Redis: redisClient, Queues: all, Handler: jobs.Apply, IsFailure: worker.IsFailure, Log: log,
 	})
-	registry.MustRegister(ops.ErrorGauge("passbook_stray_queues",
-		"1 while this worker serves queues of more partitions than its QUEUE_PARTITIONS; else 0.", queues.Strays))
+	registry.MustRegister(ops.ErrorGauge("passbook_extra_queues",
+		"1 while this worker serves queues of more partitions than its QUEUE_PARTITIONS; else 0.", queues.ExtraQueues))
 
 	operator, err := ops.Listen(ctx, ops.Config{
 		Addr: cfg.OpsAddr, Token: cfg.OpsToken, Hosts: cfg.OpsHosts, Registry: registry, Log: log,
@@ -143,6 +143,6 @@ func readiness(pool *pgxpool.Pool, redisClient redis.UniversalClient, owner *que
 			return redisClient.Ping(ctx).Err()
 		}},
 		{Name: "queues", Probe: func(context.Context) error { return owner.Err() }}, // without them the sweep applies
-		{Name: "partitions", Probe: func(context.Context) error { return queues.Strays() }},
+		{Name: "partitions", Probe: func(context.Context) error { return queues.ExtraQueues() }},
 	}
 }

@@ -14,18 +14,18 @@ import (
 const (
 	dialTimeout = time.Second
 	callTimeout = 3 * time.Second
-	// connections are those of one process, unless the URL says pool_size, and
-	// pipelineConnections more for pipelines. Calls are short, so that all partitions
-	// share them: a server with many workers has a bound on its clients.
+	// connections bounds the connections of one process, unless the URL sets pool_size;
+	// pipelines have pipelineConnections more. All partitions share them, because calls are
+	// short and a Redis of many workers bounds its clients.
 	connections         = 16
 	pipelineConnections = 4
 )
 
-// Connect makes a client for redis:// and rediss:// URLs. It does not wait for
-// the server: Redis may come and go.
+// Connect makes a client for redis:// and rediss:// URLs. It does not wait for the server:
+// Redis may be down when a process starts.
 func Connect(url string) (redis.UniversalClient, error) {
 	opt, err := redis.ParseURL(url)
-	if err != nil { // which quotes the URL, and the password in it
+	if err != nil { // not wrapped: it quotes the URL with its password
 		return nil, errors.New("the Redis URL can't be read: its form, its database number or a parameter")
 	}
 	opt.DialTimeout, opt.ReadTimeout, opt.WriteTimeout = dialTimeout, callTimeout, callTimeout
@@ -35,13 +35,13 @@ func Connect(url string) (redis.UniversalClient, error) {
 	return redis.NewClient(opt), nil
 }
 
-// LogTo sends what go-redis has to say to log, for the whole process. Call it
-// before the first Connect.
+// LogTo sends go-redis's messages to log, for the whole process. Call it before the first
+// Connect.
 func LogTo(log *slog.Logger) {
 	redis.SetLogger(redisLogger{log})
 }
 
-// redisLogger takes the messages of go-redis, one for each failed dial.
+// redisLogger logs the messages of go-redis. It sends one for each failed dial.
 type redisLogger struct{ log *slog.Logger }
 
 // Printf logs a message.

@@ -14,8 +14,8 @@ import (
 	"github.com/passbook/passbook/internal/test/testenv"
 )
 
-// A worker holds a few connections, however many partitions it serves, and logs nothing
-// of it: Redis refuses every connection beyond them.
+// A worker needs few connections, however many partitions it serves, and logs no warning
+// about that: Redis refuses every connection beyond them.
 func TestFewConnections(t *testing.T) {
 	t.Parallel()
 	const few = "30"
@@ -23,8 +23,8 @@ func TestFewConnections(t *testing.T) {
 	if err := client.ConfigSet(t.Context(), "maxclients", few).Err(); err != nil {
 		t.Fatal(err)
 	}
-	var said safeBuffer
-	log := slog.New(slog.NewTextHandler(&said, nil))
+	var logged safeBuffer
+	log := slog.New(slog.NewTextHandler(&logged, nil))
 	handled := make(chan uuid.UUID, 1)
 	server := NewServer(ServerConfig{
 		Redis: client, Queues: queuesOf(manyPartitions), Log: log, IsFailure: func(error) bool { return true },
@@ -37,14 +37,14 @@ func TestFewConnections(t *testing.T) {
 	defer cancel()
 	var group errgroup.Group
 	group.Go(func() error { return server.Run(ctx) })
-	tickets := NewClient(client, queuesOf(manyPartitions), log, func() {})
+	tasks := NewClient(client, queuesOf(manyPartitions), log, func() {})
 	for account := range int64(100) {
-		ticket := Ticket{AccountID: account, JobID: uuid.New()}
-		if err := tickets.Enqueue(t.Context(), ticket); err != nil {
+		task := Task{AccountID: account, JobID: uuid.New()}
+		if err := tasks.Enqueue(t.Context(), task); err != nil {
 			t.Fatal(err)
 		}
-		if got := receive(t, handled); got != ticket.JobID {
-			t.Errorf("handled %s, want %s", got, ticket.JobID)
+		if got := receive(t, handled); got != task.JobID {
+			t.Errorf("handled %s, want %s", got, task.JobID)
 		}
 	}
 	cancel()
@@ -55,12 +55,12 @@ func TestFewConnections(t *testing.T) {
 	if err != nil || !regexp.MustCompile(`rejected_connections:0\b`).MatchString(stats) {
 		t.Errorf("Redis refused connections beyond %s: %v\n%s", few, err, stats)
 	}
-	if said := said.String(); said != "" {
-		t.Errorf("it logs\n%s", said)
+	if logged := logged.String(); logged != "" {
+		t.Errorf("it logs\n%s", logged)
 	}
 }
 
-// safeBuffer is a buffer that several goroutines write to.
+// safeBuffer is a buffer to which several goroutines write.
 type safeBuffer struct {
 	mu     sync.Mutex
 	buffer bytes.Buffer // guarded by mu

@@ -11,11 +11,11 @@ import (
 // allQueues is Asynq's set of the names of all queues, of every program on this Redis.
 const allQueues = "asynq:queues"
 
-// Only returns a client under which Asynq's inspector lists this installation's queues
-// alone. The metrics then have no figures of others, and don't fail because of them.
+// Only returns a client with which Asynq's inspector lists only this installation's queues.
+// The metrics then have no figures of other installations, and don't fail because of them.
 //
-// It leans on how Asynq 0.26 lists queues, by SMEMBERS. TestInspectorListsItsOwn fails
-// where that changes; then it lists all.
+// It relies on how Asynq 0.26 lists queues, by SMEMBERS. TestInspectorListsItsOwn fails
+// where a new Asynq changes that; then the inspector lists all.
 func (q Queues) Only(client redis.UniversalClient) redis.UniversalClient {
 	return ownQueues{client, q}
 }
@@ -25,7 +25,7 @@ type ownQueues struct {
 	queues Queues
 }
 
-// SMembers leaves other installations' queues out of Asynq's list.
+// SMembers removes the queues of other installations from Asynq's list.
 func (o ownQueues) SMembers(ctx context.Context, key string) *redis.StringSliceCmd {
 	cmd := o.UniversalClient.SMembers(ctx, key)
 	if key == allQueues {

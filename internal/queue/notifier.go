@@ -13,49 +13,62 @@ import (
 	"github.com/passbook/passbook/internal/test/failpoint"
 )
 
-// Notification says that an account has queued jobs, up to one of them.
-type Notification struct {
-	JobID     uuid.UUID
-	AccountID int64 // 0 where it is not known
-	Position  int64 // of the job; 0 where it is not known
-	Jobs      int   // how many of the account's jobs it is for; a wrong number costs time alone
-}
+const (
+	// maxNotifications is how many notifications wait in memory. Those beyond are dropped,
+	// and the sweep finds their jobs.
+	maxNotifications = 65536
+	// maxCollected bounds how many notifications are written together. A Redis script
+	// takes at most 8,000 (LUAI_MAXCSTACK), should all be of one partition.
+	maxCollected = 4096
+	// maxNotified bounds the notifications of a partition in Redis, some 60 bytes each, so
+	// that they don't fill Redis while no worker runs.
+	maxNotified = 10_000
+	// maxWriters is how many tasks are written at once.
+	maxWriters = 4
+	// drainTimeout bounds the writing after ctx has ended.
+	drainTimeout = 3 * time.Second
+	// renewEvery is how often the Asynq client is made anew. A client registers the names of
+	// its queues once; a Redis that came back empty has lost them, and the dashboard and the
+	// metrics would not show the queues.
+	renewEvery = 10 * time.Second
+)
 
-// Notify tells the workers of an accepted job and those of its account before it, soon and
-// without making its caller wait: a Redis that is slow or down must not hold an accept up.
-// A notification that is lost, or that a kill takes with the process, costs time alone: the
-// sweep finds the job.
+// Notify tells the workers of an accepted job and the earlier ones of its account. It
+// doesn't wait: a slow Redis must not delay an accept. A notification that is dropped, or
+// lost with a killed process, costs only time: the sweep finds the job.
 func (c *Client) Notify(accountID, position int64, jobID uuid.UUID, jobs int) {
 	select {
 	case c.notifications <- Notification{AccountID: accountID, Position: position, JobID: jobID, Jobs: jobs}:
 	default:
-		c.lost()
+		c.dropped()
 	}
 }
 
-// Run writes what Notify was asked for until ctx ends, and then what is left, for
-// as long as Redis takes it and no longer than drainTimeout. It uses no timer: what comes
-// while it writes is written together next.
+// Run writes the notifications of Notify until ctx ends, and then those that are left:
+//
+//	writing ──ctx ends──▶ draining ──none is left, Redis fails, or drainTimeout──▶ end
+//
+// It needs no timer to make batches: it writes together what arrives during one write.
 func (c *Client) Run(ctx context.Context) error {
-	writing, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	redisCtx, cancel := context.WithCancel(context.WithoutCancel(ctx)) // ends drainTimeout after ctx
 	defer cancel()
 	context.AfterFunc(ctx, func() { time.AfterFunc(drainTimeout, cancel) })
-	renew := time.NewTicker(announceEvery)
+	renew := time.NewTicker(renewEvery)
 	defer renew.Stop()
 	w := newWriter(c)
-	for ctx.Err() == nil {
+	for ctx.Err() == nil { // writing
 		select {
 		case first := <-c.notifications:
-			w.write(writing, w.collect(first))
+			w.write(redisCtx, w.collect(first))
 		case <-renew.C:
 			w.asynq = asynq.NewClientFromRedisClient(c.redis)
 		case <-ctx.Done():
 		}
 	}
-	for written := true; written && writing.Err() == nil; {
+	for written := true; written && redisCtx.Err() == nil; { // draining
 		select {
 		case first := <-c.notifications:
-			written = w.write(writing, w.collect(first))
+			written = w.write(redisCtx, w.collect(first))
 		default:
 			return nil
 		}
@@ -63,7 +76,7 @@ func (c *Client) Run(ctx context.Context) error {
 	return nil
 }
 
-// writer writes notifications. It is Run's alone.
+// writer writes notifications. Only Run uses it.
 type writer struct {
 	*Client
 	asynq *asynq.Client
@@ -73,8 +86,8 @@ func newWriter(c *Client) *writer {
 	return &writer{Client: c, asynq: asynq.NewClientFromRedisClient(c.redis)}
 }
 
-// collect takes the notifications that are there with the first, up to maxCollected, by
-// partition.
+// collect takes the notifications that have arrived since first, up to maxCollected, merges
+// them and groups them by partition.
 func (w *writer) collect(first Notification) map[int][]Notification {
 	all := []Notification{first}
 	for len(all) < maxCollected && len(w.notifications) > 0 {
@@ -88,33 +101,12 @@ func (w *writer) collect(first Notification) map[int][]Notification {
 	return partitions
 }
 
-// Merge makes one notification of those of an account, for the job with the highest
-// position: it is for the jobs before that, too. The accounts stay in their order.
-func Merge(all []Notification) (merged []Notification) {
-	at := make(map[int64]int, len(all))
-	for _, n := range all {
-		i, known := at[n.AccountID]
-		switch {
-		case !known || n.AccountID == 0:
-			at[n.AccountID] = len(merged)
-			merged = append(merged, n)
-		case n.Position > merged[i].Position:
-			n.Jobs += merged[i].Jobs
-			merged[i] = n
-		default:
-			merged[i].Jobs += n.Jobs
-		}
-	}
-	return merged
-}
-
-// notifyScript adds notifications to those of a partition, where a worker takes them or a
-// task is pending that will, and the list has room.
+// notifyScript adds notifications to a partition's list, where a worker takes them, or a
+// pending task will, and the list is not full.
 //
-// KEYS[1] the partition's notifications, KEYS[2] its pending list, KEYS[3] says that a worker
-// takes them; ARGV[1] how many notifications the list holds at most, and then those to be
-// added. Returns 1 where it has added them, 0 where a task is needed, and -1 where there is
-// no room.
+// KEYS[1] the partition's notifications, KEYS[2] its pending list, KEYS[3] the key that
+// exists while a worker takes them; ARGV[1] the bound of the list, ARGV[2…] the notifications.
+// Returns 1 where it has added them, else needsTask or full.
 var notifyScript = redis.NewScript(`
 if redis.call("LLEN", KEYS[2]) == 0 and redis.call("EXISTS", KEYS[3]) == 0 then
 	return 0
@@ -129,33 +121,34 @@ end
 redis.call("RPUSH", KEYS[1], unpack(ARGV, 2))
 return 1`)
 
-// What notifyScript returns where it has added nothing.
+// The answers of notifyScript where it has added nothing.
 const (
 	needsTask = 0
-	noRoom    = -1
+	full      = -1
 )
 
-// write adds the notifications to their partitions' lists, or enqueues tasks for them. No
-// wake-up is lost: a worker takes notifications after it took the task from the pending
-// list, so it finds all that were added while the task was pending; and the script that
-// finds none says in the same step that the worker takes no more.
+// write adds the notifications to their partitions' lists, or enqueues tasks for them. It
+// returns false after an error, which also ends the writing of tasks: the sweep finds the
+// jobs.
 //
-// The first Redis error within ringTimeout ends it: the sweep finds the other jobs.
+// No wake-up is lost: a worker first takes a task from the pending list and then the
+// notifications, so it finds all that were added while the task was pending. And when its
+// script finds no notification, the same script says that the worker takes no more.
 func (w *writer) write(ctx context.Context, partitions map[int][]Notification) (written bool) {
 	failpoint.Hit(failpoint.NotificationsCollected)
 	answers, err := w.add(ctx, partitions)
 	if err != nil {
-		w.lose(err, partitions)
+		w.drop(err, partitions)
 		return false
 	}
 	group, ctx := errgroup.WithContext(ctx)
-	group.SetLimit(writers)
+	group.SetLimit(maxWriters)
 	for partition, answer := range answers {
 		notifications := partitions[partition]
-		switch added, err := answer.Int(); {
-		case err != nil || added == noRoom:
-			w.lose(err, map[int][]Notification{partition: notifications})
-		case added == needsTask:
+		switch answer, err := answer.Int(); {
+		case err != nil || answer == full:
+			w.drop(err, map[int][]Notification{partition: notifications})
+		case answer == needsTask:
 			group.Go(func() error { return w.enqueue(ctx, partition, notifications) })
 		}
 	}
@@ -164,13 +157,13 @@ func (w *writer) write(ctx context.Context, partitions map[int][]Notification) (
 	return written
 }
 
-// add runs notifyScript for each partition. An error is of a Redis that does not answer, or
-// whose queues are another installation's.
+// add runs notifyScript for each partition. It returns an error where Redis does not answer,
+// or another installation uses the queues.
 func (w *writer) add(ctx context.Context, partitions map[int][]Notification) (answers map[int]*redis.Cmd, err error) {
 	if err := w.queues.Owner.Err(); err != nil {
 		return nil, err
 	}
-	ctx, cancel := context.WithTimeout(ctx, ringTimeout)
+	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
 	answers = make(map[int]*redis.Cmd, len(partitions))
 	_, err = w.redis.Pipelined(ctx, func(p redis.Pipeliner) error {
@@ -179,7 +172,7 @@ func (w *writer) add(ctx context.Context, partitions map[int][]Notification) (an
 			for _, n := range notifications {
 				args = append(args, n.String())
 			}
-			keys := []string{w.queues.notified(partition), w.queues.line(partition), awakeOf(w.queues.Name(partition))}
+			keys := []string{w.queues.notified(partition), w.queues.pending(partition), awakeOf(w.queues.Name(partition))}
 			answers[partition] = notifyScript.Eval(ctx, p, keys, args...)
 		}
 		return nil
@@ -190,29 +183,29 @@ func (w *writer) add(ctx context.Context, partitions map[int][]Notification) (an
 	return answers, err
 }
 
-// enqueue writes tasks for the jobs, of maxShared accounts each.
+// enqueue writes tasks for the jobs of a partition, of maxTaskJobs accounts each.
 func (w *writer) enqueue(ctx context.Context, partition int, notifications []Notification) error {
-	ctx, cancel := context.WithTimeout(ctx, ringTimeout)
+	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
-	for some := range slices.Chunk(notifications, maxShared) {
+	for some := range slices.Chunk(notifications, maxTaskJobs) {
 		err := ctx.Err()
 		if err == nil {
 			err = enqueue(ctx, w.asynq, w.queues.Name(partition), some[0].JobID.String(), some)
 		}
 		if err != nil {
-			w.lose(err, map[int][]Notification{partition: some})
+			w.drop(err, map[int][]Notification{partition: some})
 			return err
 		}
 	}
 	return nil
 }
 
-// lose leaves jobs to the sweep.
-func (w *writer) lose(err error, partitions map[int][]Notification) {
+// drop counts notifications that were not written. The sweep finds their jobs.
+func (w *writer) drop(err error, partitions map[int][]Notification) {
 	for _, notifications := range partitions {
 		for range notifications {
-			w.lost()
+			w.dropped()
 		}
 	}
-	w.log.Debug("notifications lost, the sweep will find their jobs", "error", err)
+	w.log.Debug("notifications dropped", "error", err)
 }

@@ -12,8 +12,8 @@ import (
 	"github.com/redis/go-redis/v9"
 )
 
-// ownerEvery is how often it is checked whose the queues are: for about so long after
-// FLUSHALL two installations may share them, and give each other's tasks back.
+// ownerEvery is how often a process checks which installation owns the queues. For about so
+// long after FLUSHALL two installations may share them, and give each other's tasks back.
 const ownerEvery = 2 * time.Second
 
 // The metric of both processes.
@@ -22,13 +22,13 @@ const (
 	OwnerHelp   = "1 while another installation uses the queues, under the same prefix on the same Redis; else 0."
 )
 
-// ErrOtherInstallation is returned in place of using queues that another installation
-// uses. The sweep then applies what is accepted by itself.
+// ErrOtherInstallation is returned where another installation owns the queues. The sweep
+// then applies the accepted jobs without them.
 var ErrOtherInstallation = errors.New("another installation uses the queues")
 
-// Owner knows whose the queues under a prefix are: those of the installation that came
-// first. The id of its database is kept in Redis. It has no time to live: a paused
-// installation would lose it.
+// Owner knows which installation owns the queues under a prefix: the one that came first.
+// Redis keeps the id of its database. The key has no time to live: an installation that is
+// paused would lose the queues.
 type Owner struct {
 	client  redis.UniversalClient
 	key, id string
@@ -36,14 +36,14 @@ type Owner struct {
 	other   atomic.Pointer[string] // id of the other installation; nil while there is none
 }
 
-// NewOwner makes one for the installation called id. Check must be called before the
-// queues are used, and Run must run.
+// NewOwner makes an Owner for the installation called id. Call Check before the queues are
+// used, and keep Run running.
 func NewOwner(client redis.UniversalClient, prefix string, id uuid.UUID, log *slog.Logger) *Owner {
 	return &Owner{client: client, key: prefix + ":installation", id: id.String(), log: log}
 }
 
-// Err returns ErrOtherInstallation while the queues are another installation's. A nil
-// Owner allows everything.
+// Err returns ErrOtherInstallation while another installation owns the queues. A nil Owner
+// allows everything.
 func (o *Owner) Err() error {
 	if o == nil {
 		return nil
@@ -54,8 +54,8 @@ func (o *Owner) Err() error {
 	return nil
 }
 
-// Run checks again and again until ctx ends, so that a mix-up that is over needs no
-// restart, and FLUSHALL takes the id for a moment only.
+// Run checks every ownerEvery until ctx ends. So a conflict that an operator has ended needs
+// no restart, and the id is soon back after FLUSHALL.
 func (o *Owner) Run(ctx context.Context) error {
 	tick := time.NewTicker(ownerEvery)
 	defer tick.Stop()
@@ -69,29 +69,29 @@ func (o *Owner) Run(ctx context.Context) error {
 	}
 }
 
-// Check takes the queues where no installation has them, and logs when their owner
-// changes. Where Redis does not say whose they are, nothing changes: an outage is no mix-up.
+// Check takes the queues where no installation owns them, and logs when the owner changes.
+// Where Redis does not answer nothing changes: an outage is no conflict.
 func (o *Owner) Check(ctx context.Context) {
-	ctx, cancel := context.WithTimeout(ctx, ringTimeout)
+	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
 	var owner *redis.StringCmd
 	_, err := o.client.Pipelined(ctx, func(p redis.Pipeliner) error {
-		p.SetNX(ctx, o.key, o.id, 0) // a Redis that is full or read-only refuses it, and answers the next
+		p.SetNX(ctx, o.key, o.id, 0) // a Redis that is full or read-only refuses this, and answers the next
 		owner = p.Get(ctx, o.key)
 		return nil
 	})
 	switch was := o.other.Load(); {
 	case owner.Err() != nil:
-		o.log.Debug("can't check whose the queues are", "error", errors.Join(err, owner.Err()))
+		o.log.Debug("could not check which installation owns the queues", "error", errors.Join(err, owner.Err()))
 	case owner.Val() == o.id:
 		if o.other.Store(nil); was != nil {
-			o.log.Info("the queues are this installation's again", "key", o.key)
+			o.log.Info("this installation owns the queues again", "key", o.key)
 		}
 	case was == nil || *was != owner.Val():
 		other := owner.Val()
 		o.other.Store(&other)
-		o.log.Error("another installation uses the queues: set another QUEUE_PREFIX or REDIS_URL,"+
-			" or delete the key if that installation is gone; until then jobs are applied without Redis, more slowly",
+		o.log.Error("another installation owns the queues: set another QUEUE_PREFIX or REDIS_URL,"+
+			" or delete the key if that installation is gone; until then the sweep applies jobs without Redis, more slowly",
 			"key", o.key, "installation", o.id, "other", other)
 	}
 }

@@ -61,7 +61,7 @@ const (
 	// longPutOff passes over the pause between two tries. It counts sweeps and
 	// does not read the time of the next try, which a worker with a wrong clock
 	// wrote an hour too late.
-	longPutOff = int(queue.LongestPutOff/sweepEvery) + 2
+	longPutOff = int(queue.LongestRetry/sweepEvery) + 2
 	// longUnseen is for a ticket that is not there by its account's name, while
 	// others wait in the partition's line: one that several accounts share has the
 	// name of the first one's job alone. Short enough for a ticket that is lost;
@@ -82,9 +82,9 @@ const (
 // should bring it on, and for how many sweeps it has not.
 type suspect struct {
 	head   job.Head
-	ticket queue.Ticket
+	ticket queue.Task
 	still  int
-	place  queue.Place // of the ticket
+	place  queue.TaskInfo // of the ticket
 	same   int         // for how many sweeps it has been there
 	since  time.Time   // which it has been for at least, by this process's own clock
 
@@ -117,7 +117,7 @@ func (w *Worker) sweep(ctx context.Context) {
 		if suspects[i] = w.suspects[head.AccountID]; suspects[i].head.JobID != head.JobID {
 			suspects[i] = suspect{
 				head: head, since: time.Now(),
-				ticket: queue.Ticket{AccountID: head.AccountID, JobID: head.JobID},
+				ticket: queue.Task{AccountID: head.AccountID, JobID: head.JobID},
 			}
 			continue
 		}
@@ -140,7 +140,7 @@ var errRefused = errors.New("no task brings the account on")
 
 // findings is what a sweep learns while it looks after accounts.
 type findings struct {
-	lists queue.Lines
+	lists queue.PendingLists
 	away  atomic.Bool // Redis doesn't answer: the rest of the sweep does not ask it
 
 	mu      sync.Mutex // guards the rest
@@ -190,14 +190,14 @@ func (w *Worker) remember(heads []job.Head, suspects []suspect) {
 
 // lines looks at the partitions' pending lists, as they are before this sweep
 // writes any task; where no account stands still, it does not ask.
-func (w *Worker) lines(ctx context.Context, heads []job.Head) queue.Lines {
+func (w *Worker) lines(ctx context.Context, heads []job.Head) queue.PendingLists {
 	still := func(head job.Head) bool { return w.suspects[head.AccountID].head.JobID == head.JobID }
 	if !slices.ContainsFunc(heads, still) {
-		return queue.Lines{}
+		return queue.PendingLists{}
 	}
 	ctx, cancel := context.WithTimeout(ctx, redisTimeout)
 	defer cancel()
-	return w.cfg.Tickets.Lines(ctx)
+	return w.cfg.Tickets.PendingLists(ctx)
 }
 
 // lookAfter writes the next task of a stalled account, unless its last one is
@@ -206,7 +206,7 @@ func (w *Worker) lookAfter(ctx context.Context, known *suspect, found *findings)
 	list := found.lists.Of(known.ticket.AccountID)
 	if list.Err != nil || found.away.Load() {
 		known.still++
-		return fmt.Errorf("%w: %w", errRefused, cmp.Or(list.Err, queue.ErrAway))
+		return fmt.Errorf("%w: %w", errRefused, cmp.Or(list.Err, queue.ErrNoAnswer))
 	}
 	asking, cancel := context.WithTimeout(ctx, redisTimeout)
 	defer cancel()
@@ -223,7 +223,7 @@ func (w *Worker) lookAfter(ctx context.Context, known *suspect, found *findings)
 		return fmt.Errorf("%w: its pending list does not move", errRefused)
 	case believed:
 		return nil
-	case known.ticket.Again > 0:
+	case known.ticket.Attempt > 0:
 		return fmt.Errorf("%w: its own task did not help", errRefused)
 	}
 	return w.enqueueAgain(ctx, known, found)
@@ -240,7 +240,7 @@ func (w *Worker) enqueueAgain(ctx context.Context, known *suspect, found *findin
 	case err != nil:
 		return fmt.Errorf("look after account: %w", err)
 	}
-	next := queue.Ticket{AccountID: known.ticket.AccountID, JobID: last, Again: known.ticket.Again + 1}
+	next := queue.Task{AccountID: known.ticket.AccountID, JobID: last, Attempt: known.ticket.Attempt + 1}
 	// A kill before the ticket is written leaves the account to the sweeps of
 	// others. One after it leaves it to the ticket; they leave one in line alone.
 	failpoint.Hit(failpoint.SweepTaskUnwritten)
@@ -250,7 +250,7 @@ func (w *Worker) enqueueAgain(ctx context.Context, known *suspect, found *findin
 		return found.refuse(err)
 	}
 	failpoint.Hit(failpoint.SweepTaskWritten)
-	known.ticket, known.since, known.same, known.place = next, time.Now(), 0, queue.Place{}
+	known.ticket, known.since, known.same, known.place = next, time.Now(), 0, queue.TaskInfo{}
 	return nil
 }
 
@@ -318,7 +318,7 @@ func (w *Worker) applyDirectly(ctx context.Context, until time.Time, accounts []
 // stand counts one more sweep in which the account stood still, and tells
 // whether its task, in that place, is still believed to bring it on. list is the
 // partition's pending list.
-func (s *suspect) stand(place queue.Place, list queue.List) (believed bool) {
+func (s *suspect) stand(place queue.TaskInfo, list queue.PendingList) (believed bool) {
 	s.still++
 	s.same++
 	if place != s.place {
@@ -328,15 +328,15 @@ func (s *suspect) stand(place queue.Place, list queue.List) (believed bool) {
 	if list.Oldest != s.oldest {
 		s.oldest, s.unmoved, s.unmovedSince = list.Oldest, 0, time.Now()
 	}
-	switch place.Position {
-	case queue.InLine:
+	switch place.State {
+	case queue.TaskPending:
 		return !isLongInLine(s.still) && (list.Oldest != "" || !s.isLong(longUnlisted))
-	case queue.InHand:
+	case queue.TaskActive:
 		return !s.isLong(longInHand)
-	case queue.PutOff:
+	case queue.TaskRetry:
 		return !s.isLong(longPutOff)
 	default:
-		return (list.Oldest != "" || list.Notified) && s.ticket.Again == 0 && !s.isLong(longUnseen)
+		return (list.Oldest != "" || list.Notified) && s.ticket.Attempt == 0 && !s.isLong(longUnseen)
 	}
 }
 

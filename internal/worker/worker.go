@@ -35,9 +35,9 @@ type Backlog interface {
 
 // Tickets writes tickets and looks for them.
 type Tickets interface {
-	Enqueue(ctx context.Context, ticket queue.Ticket) error
-	Find(ctx context.Context, ticket queue.Ticket) (queue.Place, error)
-	Lines(ctx context.Context) queue.Lines
+	Enqueue(ctx context.Context, ticket queue.Task) error
+	Find(ctx context.Context, ticket queue.Task) (queue.TaskInfo, error)
+	PendingLists(ctx context.Context) queue.PendingLists
 }
 
 // Config is what a worker works with.

@@ -108,7 +108,7 @@ func (s *system) worker(stopping <-chan struct{}) *worker.Worker {
 
 func (s *system) ring(account ledger.Account, id uuid.UUID) {
 	s.t.Helper()
-	if err := s.tickets.Enqueue(s.t.Context(), queue.Ticket{AccountID: account.ID, JobID: id}); err != nil {
+	if err := s.tickets.Enqueue(s.t.Context(), queue.Task{AccountID: account.ID, JobID: id}); err != nil {
 		s.t.Fatal(err)
 	}
 }
@@ -801,7 +801,7 @@ func TestDifferingPartitions(t *testing.T) {
 				for range each {
 					id := ledgertest.Job(t, s.pool, account, ledger.Deposit, 1)
 					order[account] = append(order[account], id)
-					if err := api.Enqueue(t.Context(), queue.Ticket{AccountID: account.ID, JobID: id}); err != nil {
+					if err := api.Enqueue(t.Context(), queue.Task{AccountID: account.ID, JobID: id}); err != nil {
 						t.Fatal(err)
 					}
 				}
@@ -817,7 +817,7 @@ func TestDifferingPartitions(t *testing.T) {
 				return err == nil && len(left) == 0
 			})
 			s.nothingArchived()
-			if err := s.server.Strays(); errors.Is(err, queue.ErrStrays) != test.reports {
+			if err := s.server.ExtraQueues(); errors.Is(err, queue.ErrExtraQueues) != test.reports {
 				t.Errorf("the worker reports %v; want a report: %t", err, test.reports)
 			}
 		})

@@ -318,7 +318,7 @@ func (sc *crashScene) ticketed(n int) {
 func (sc *crashScene) enqueueLast() {
 	sc.t.Helper()
 	last := sc.orders[len(sc.orders)-1]
-	ticket := queue.Ticket{JobID: uuid.MustParse(last.job.ID), AccountID: sc.accountID(last.account)}
+	ticket := queue.Task{JobID: uuid.MustParse(last.job.ID), AccountID: sc.accountID(last.account)}
 	sc.withTickets(func(tickets *queue.Client) error { return tickets.Enqueue(sc.t.Context(), ticket) })
 }
 
@@ -328,7 +328,7 @@ func (sc *crashScene) enqueueEach() {
 	flushAll(sc.t, sc.system)
 	sc.withTickets(func(tickets *queue.Client) error {
 		for _, o := range sc.orders {
-			ticket := queue.Ticket{JobID: uuid.MustParse(o.job.ID), AccountID: sc.accountID(o.account)}
+			ticket := queue.Task{JobID: uuid.MustParse(o.job.ID), AccountID: sc.accountID(o.account)}
 			if err := tickets.Enqueue(sc.t.Context(), ticket); err != nil {
 				return err
 			}

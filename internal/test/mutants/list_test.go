@@ -29,8 +29,9 @@ const (
 	work     = "internal/worker/worker.go"
 	handler  = "internal/worker/apply.go"
 	notifier = "internal/queue/notifier.go"
-	bells    = "internal/queue/bell.go"
-	tasks    = "internal/queue/client.go"
+	wakeup   = "internal/queue/wakeup.go"
+	notices  = "internal/queue/notification.go"
+	pending  = "internal/queue/pending.go"
 	serving  = "internal/queue/server.go"
 	edge     = "internal/api/api.go"
 	gate     = "internal/postgres/gate.go"
@@ -307,23 +308,23 @@ var mutations = []mutation{
 	},
 	{
 		"a merged notification forgets how many jobs it is for", disposable,
-		[]edit{{notifier, `n.Jobs += merged[i].Jobs`, ``}},
+		[]edit{{notices, `n.Jobs += merged[i].Jobs`, ``}},
 		[]string{"-run=^TestNotificationsOfAnAccountAreMerged$ ./internal/queue"},
 	},
 	{
 		"a merged notification names an older job", disposable,
-		[]edit{{notifier, `n.Position > merged[i].Position`, `n.Position < merged[i].Position`}},
+		[]edit{{notices, `n.Position > merged[i].Position`, `n.Position < merged[i].Position`}},
 		[]string{"-run=^TestNotificationsOfAnAccountAreMerged$ ./internal/queue"},
 	},
 	{
 		"a notification is added where no task will find it", disposable,
 		[]edit{{notifier, `if redis.call("LLEN", KEYS[2]) == 0 and`, `if redis.call("LLEN", KEYS[2]) < 0 and`}},
-		[]string{"-run=^TestTaskPassesTheRestOn$ ./internal/queue"},
+		[]string{"-run=^TestTaskEnqueuesTheRemaining$ ./internal/queue"},
 	},
 	{
 		"a task leaves what came while it was in hand", disposable,
 		[]edit{{serving, `batch, pending = s.next(ctx, queue, pending)`, `batch = nil`}},
-		[]string{"-run=^TestTaskTakesWhatCameMeanwhile$ ./internal/queue"},
+		[]string{"-run=^TestTaskTakesNotifications$ ./internal/queue"},
 	},
 	{
 		"a worker sleeps and does not say so", disposable,
@@ -332,18 +333,18 @@ var mutations = []mutation{
 	},
 	{
 		"a task that has handled its share leaves no other", disposable,
-		[]edit{{serving, `err = cmp.Or(err, s.passOn(ctx, queue))`, ``}},
-		[]string{"-run=^TestTaskPassesTheRestOn$ ./internal/queue"},
+		[]edit{{serving, `err = cmp.Or(err, s.enqueueNotified(ctx, queue))`, ``}},
+		[]string{"-run=^TestTaskEnqueuesTheRemaining$ ./internal/queue"},
 	},
 	{
 		"a job that met an error is forgotten where its task does not name it", ownTrouble,
 		[]edit{{serving, `remaining = append(remaining, one)`, ``}},
-		[]string{"-run=^TestMore$ ./internal/queue"},
+		[]string{"-run=^TestRemainingJobsHaveTasks$ ./internal/queue"},
 	},
 	{
 		"another turn takes another account's name", disposable,
 		[]edit{{serving, `nextID(job.JobID, id)`, `nextID(jobs[0].JobID, id)`}},
-		[]string{"-run=^TestMore$ ./internal/queue"},
+		[]string{"-run=^TestRemainingJobsHaveTasks$ ./internal/queue"},
 	},
 	{
 		"a line that was not heard of is taken for done", disposable,
@@ -369,7 +370,7 @@ var mutations = []mutation{
 	},
 	{
 		"the sweep waits for a dead worker's ticket", disposable,
-		[]edit{{sweep, `Again: known.ticket.Again + 1`, `Again: known.ticket.Again`}},
+		[]edit{{sweep, `Attempt: known.ticket.Attempt + 1`, `Attempt: known.ticket.Attempt`}},
 		[]string{"-run=^TestSweepPassesADeadWorkersTicket$ ./internal/worker"},
 	},
 	{
@@ -404,13 +405,13 @@ var mutations = []mutation{
 	},
 	{
 		"an error at one partition is every partition's", disposable,
-		[]edit{{tasks, `if err != nil && !IsAnswer(err) {`, `if unlessNil(err) != nil {`}},
+		[]edit{{pending, `if err != nil && !IsAnswer(err) {`, `if unlessNil(err) != nil {`}},
 		[]string{"-run=^TestSweepErrorConcernsOnePartition$ ./internal/worker"},
 	},
 	{
 		"the name of a lost task is an empty list", disposable,
-		[]edit{{bells, `!b.removeOrphans(ctx, keys[0])`, `true`}},
-		[]string{"-run=^TestServePassesOrphans$ ./internal/queue"},
+		[]edit{{wakeup, `!w.removeOrphans(ctx, keys[0])`, `true`}},
+		[]string{"-run=^TestServeRemovesOrphans$ ./internal/queue"},
 	},
 	{
 		"tasks fill Redis while the workers are away", disposable,
@@ -424,12 +425,12 @@ var mutations = []mutation{
 	},
 	{
 		"another installation's tasks are taken", disposable,
-		[]edit{{bells, `if b.prefer.queues.Owner.Err() != nil {`, `if false {`}},
+		[]edit{{wakeup, `if w.queues.Owner.Err() != nil {`, `if false {`}},
 		[]string{"-run=^TestTwoInstallationsSamePrefix$ ./internal/worker"},
 	},
 	{
 		"a task of an unknown job is archived", disposable,
-		[]edit{{serving, `tries >= maxUnknown`, `tries >= 0*maxUnknown`}},
+		[]edit{{serving, `attempts >= maxUnknownAttempts`, `attempts >= 0*maxUnknownAttempts`}},
 		[]string{"-run=^TestUnknownJobIsGivenBack$ ./internal/worker", "-run=^TestUnknownJobIsArchivedAtLast$ ./internal/queue"},
 	},
 	{
@@ -461,7 +462,7 @@ var mutations = []mutation{
 	},
 	{
 		"queues of more partitions are not served", disposable,
-		[]edit{{serving, `s.strays.run(serving)`, ``}},
+		[]edit{{serving, `s.extra.run(serving)`, ``}},
 		[]string{"-run=^TestDifferingPartitions$ ./internal/worker"},
 	},
 	{

@@ -11,21 +11,20 @@ import (
 	"github.com/passbook/passbook/internal/test/testenv"
 )
 
-func TestIsStray(t *testing.T) {
+func TestIsExtra(t *testing.T) {
 	t.Parallel()
 	for name, want := range map[string]bool{
 		"test:tx:15": false, "test:tx:16": true, "test:tx:1000": true, "test:tx:017": false, "test:tx:+17": false,
 		"test:tx:-1": false, "test:tx:": false, "test2:tx:17": false, "other:tx:17": false, "tx:17": false,
 	} {
-		if got := queuesOf(16).isStray(name); got != want {
-			t.Errorf("%s is stray: %t, want %t", name, got, want)
+		if got := queuesOf(16).isExtra(name); got != want {
+			t.Errorf("%s is extra: %t, want %t", name, got, want)
 		}
 	}
 }
 
-// Stray queues are served while they hold tasks, and left once they have been empty for
-// some looks.
-func TestStrays(t *testing.T) {
+// Extra queues are served while they hold tasks, and no longer after some looks without one.
+func TestExtraQueues(t *testing.T) {
 	t.Parallel()
 	client := connect(t, testenv.Redis(t))
 	handled := make(chan uuid.UUID, 1)
@@ -36,19 +35,19 @@ func TestStrays(t *testing.T) {
 			return nil, nil, nil
 		},
 	})
-	defer server.strays.stop()
+	defer server.extra.stop()
 	for range 2 {
-		ticket := Ticket{AccountID: accountOf(partitions - 1), JobID: uuid.New()}
-		if err := ticketsOf(client).Enqueue(t.Context(), ticket); err != nil {
+		task := Task{AccountID: accountOf(partitions - 1), JobID: uuid.New()}
+		if err := clientOf(client).Enqueue(t.Context(), task); err != nil {
 			t.Fatal(err)
 		}
-		server.strays.look(t.Context())
-		if got := receive(t, handled); got != ticket.JobID || !errors.Is(server.Strays(), ErrStrays) {
-			t.Errorf("handled %s, want %s; reports %v", got, ticket.JobID, server.Strays())
+		server.extra.look(t.Context())
+		if got := receive(t, handled); got != task.JobID || !errors.Is(server.ExtraQueues(), ErrExtraQueues) {
+			t.Errorf("handled %s, want %s; reports %v", got, task.JobID, server.ExtraQueues())
 		}
-		testenv.Eventually(t, "the queue to be left", func() bool {
-			server.strays.look(t.Context())
-			return server.Strays() == nil
+		testenv.Eventually(t, "the queue to be served no longer", func() bool {
+			server.extra.look(t.Context())
+			return server.ExtraQueues() == nil
 		})
 	}
 }

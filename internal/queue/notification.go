@@ -1,0 +1,68 @@
+package queue
+
+import (
+	"errors"
+	"fmt"
+	"strconv"
+	"strings"
+
+	"github.com/google/uuid"
+)
+
+// Notification says that an account has queued jobs, up to one of them.
+type Notification struct {
+	JobID     uuid.UUID
+	AccountID int64 // 0: unknown
+	Position  int64 // of the job; 0: unknown
+	Jobs      int   // how many of the account's jobs it is for; a wrong number costs only time
+}
+
+// maxNotificationBytes bounds a written notification: a job's id, three numbers, and their
+// separators.
+const maxNotificationBytes = 36 + 3*20 + 4
+
+// String is the notification as it is written to Redis.
+func (n Notification) String() string {
+	text := append(make([]byte, 0, maxNotificationBytes), n.JobID.String()...)
+	for _, number := range []int64{n.AccountID, n.Position, int64(n.Jobs)} {
+		text = strconv.AppendInt(append(text, ' '), number, 10)
+	}
+	return string(text)
+}
+
+// parseNotification reads what String wrote.
+func parseNotification(text string) (n Notification, err error) {
+	fields := strings.Split(text, " ")
+	if len(fields) != 4 || len(fields[0]) != len(uuid.Nil.String()) {
+		return Notification{}, fmt.Errorf("%w: %.100q", ErrMalformedTask, text)
+	}
+	var errs [4]error
+	n.JobID, errs[0] = uuid.Parse(fields[0])
+	n.AccountID, errs[1] = strconv.ParseInt(fields[1], 10, 64)
+	n.Position, errs[2] = strconv.ParseInt(fields[2], 10, 64)
+	n.Jobs, errs[3] = strconv.Atoi(fields[3])
+	if err := errors.Join(errs[:]...); err != nil {
+		return Notification{}, fmt.Errorf("%w: %.100q", ErrMalformedTask, text)
+	}
+	return n, nil
+}
+
+// Merge combines the notifications of each account into one, for the job with the highest
+// position: it is for the earlier jobs, too. The accounts keep their order.
+func Merge(all []Notification) (merged []Notification) {
+	at := make(map[int64]int, len(all))
+	for _, n := range all {
+		i, known := at[n.AccountID]
+		switch {
+		case !known || n.AccountID == 0:
+			at[n.AccountID] = len(merged)
+			merged = append(merged, n)
+		case n.Position > merged[i].Position:
+			n.Jobs += merged[i].Jobs
+			merged[i] = n
+		default:
+			merged[i].Jobs += n.Jobs
+		}
+	}
+	return merged
+}

@@ -1,0 +1,84 @@
+package queue
+
+import (
+	"cmp"
+	"context"
+	"slices"
+
+	"github.com/redis/go-redis/v9"
+)
+
+// With manyTasks pending tasks, or more than manyNotified notifications, a partition has too
+// many for its assigned worker: another one helps.
+const (
+	manyTasks    = 8
+	manyNotified = 8 * maxBatch
+)
+
+// PendingList is the state of a partition's pending list.
+type PendingList struct {
+	Oldest   string // name of the task that is dequeued next; empty: no task is pending
+	Notified bool   // notifications wait for a task
+	Paused   bool   // an operator paused the partition
+	Err      error  // Redis's error; the other fields are then unknown
+
+	many bool // more than one worker should have
+}
+
+// PendingLists are the pending lists of all partitions.
+type PendingLists struct {
+	lists []PendingList
+}
+
+// Of returns the pending list of the account's partition.
+func (l PendingLists) Of(accountID int64) PendingList {
+	if len(l.lists) == 0 {
+		return PendingList{}
+	}
+	return l.lists[Partition(accountID, len(l.lists))]
+}
+
+// PendingLists polls every partition's pending list. An error of Redis about one list
+// concerns that list alone.
+func (c *Client) PendingLists(ctx context.Context) PendingLists {
+	if err := c.queues.Owner.Err(); err != nil {
+		return PendingLists{slices.Repeat([]PendingList{{Err: err}}, c.queues.Partitions)}
+	}
+	partitions := make([]int, c.queues.Partitions)
+	for partition := range partitions {
+		partitions[partition] = partition
+	}
+	return PendingLists{pollPending(ctx, c.redis, c.queues, partitions)}
+}
+
+// pollPending reads the pending lists of some partitions, in their order, in one round trip.
+func pollPending(ctx context.Context, client redis.UniversalClient, queues Queues, partitions []int) []PendingList {
+	tasks, paused := make([]*redis.StringSliceCmd, len(partitions)), make([]*redis.IntCmd, len(partitions))
+	notified := make([]*redis.IntCmd, len(partitions))
+	_, err := client.Pipelined(ctx, func(p redis.Pipeliner) error {
+		for i, partition := range partitions {
+			tasks[i] = p.LRange(ctx, queues.pending(partition), -manyTasks, -1)
+			paused[i] = p.Exists(ctx, keysOf(queues.Name(partition))+"paused")
+			notified[i] = p.LLen(ctx, queues.notified(partition))
+		}
+		return nil
+	})
+	var unanswered error // of all lists: Redis did not answer
+	if err != nil && !IsAnswer(err) {
+		unanswered = err
+	}
+	lists := make([]PendingList, len(partitions))
+	for i := range lists {
+		names := tasks[i].Val()
+		lists[i] = PendingList{
+			Notified: notified[i].Val() > 0,
+			Paused:   paused[i].Val() > 0,
+			Err:      cmp.Or(tasks[i].Err(), paused[i].Err(), unanswered),
+			many:     len(names) == manyTasks || notified[i].Val() > manyNotified,
+		}
+		if len(names) > 0 {
+			lists[i].Oldest = names[len(names)-1]
+		}
+	}
+	return lists
+}

@@ -1,0 +1,393 @@
+package queue
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+)
+
+// How long a dequeue of an empty pending list waits when no wake-up comes.
+const (
+	waitWithEvents    = 3 * time.Second
+	waitWithoutEvents = 100 * time.Millisecond // Redis forbids CONFIG SET, or does not answer
+)
+
+const (
+	// enableEvery is how often it is checked that Redis still sends events.
+	enableEvery = 10 * time.Second
+	// pollEvery is how often the pending lists of other workers are polled.
+	pollEvery = 500 * time.Millisecond
+)
+
+// waitingClient is a Redis client that saves an Asynq server from polling. A dequeue of an
+// empty pending list waits in EvalSha for the partition's wake-up: Redis's event that a task
+// was pushed onto the list. It also ends after some time, and Asynq dequeues again.
+//
+// It subscribes only to the pending lists that are assigned to this worker: Redis would wake
+// every subscriber for every task, and all but one for nothing. It leaves the tasks of other
+// workers to them, unless one does not move or many wait. Then it helps until it finds none.
+//
+// It relies on how Asynq 0.26 dequeues: one EVALSHA a queue with four keys, the first the
+// pending list, the second the pause. TestWakeUpFitsAsynq fails where a new Asynq changes
+// that; the worst that happens then is polling.
+type waitingClient struct {
+	redis.UniversalClient
+	log        *slog.Logger
+	queues     Queues
+	assignment *assignment
+	lists      map[string]string        // the pending lists, by the channels of their events and of their notifications'; read only
+	signals    map[string]chan struct{} // what an event of a channel signals; read only
+	dequeuers  map[string]*dequeuer     // by pending list; read only
+	wait       time.Duration            // waitWithEvents; longer in tests
+	pollEvery  time.Duration            // longer in tests
+	events     atomic.Bool              // Redis sends events, and has accepted a subscription
+	subscribed bool                     // Redis has accepted a subscription; only listen uses it
+	closed     chan struct{}
+}
+
+// dequeuer is the state of a pending list's dequeues, of which there is one at a time.
+type dequeuer struct {
+	woken    chan struct{} // signals a wake-up (buffer of 1)
+	notified chan struct{} // signals that notifications were added (buffer of 1)
+	helping  bool          // the last dequeue found a task of another worker
+	found    bool          // the last dequeue found a task
+}
+
+func newWaitingClient(client redis.UniversalClient, queues Queues, assignment *assignment, log *slog.Logger) *waitingClient {
+	w := &waitingClient{
+		UniversalClient: client,
+		log:             log,
+		queues:          queues,
+		assignment:      assignment,
+		lists:           make(map[string]string, 2*queues.Partitions),
+		signals:         make(map[string]chan struct{}, 2*queues.Partitions),
+		dequeuers:       make(map[string]*dequeuer, queues.Partitions),
+		wait:            waitWithEvents,
+		pollEvery:       pollEvery,
+		closed:          make(chan struct{}),
+	}
+	for partition := range queues.Partitions {
+		list := queues.pending(partition)
+		own := &dequeuer{woken: make(chan struct{}, 1), notified: make(chan struct{}, 1)}
+		w.dequeuers[list] = own
+		for key, signals := range map[string]chan struct{}{list: own.woken, queues.notified(partition): own.notified} {
+			channel := channelOf(client, key)
+			w.lists[channel], w.signals[channel] = list, signals
+		}
+	}
+	return w
+}
+
+// channelOf is the channel of a key's events.
+func channelOf(client redis.UniversalClient, key string) string {
+	database := 0 // a cluster has no other
+	if one, ok := client.(*redis.Client); ok {
+		database = one.Options().DB
+	}
+	return fmt.Sprintf("__keyspace@%d__:%s", database, key)
+}
+
+// EvalSha runs the script. A dequeue that finds nothing waits for a wake-up and runs once
+// more. A wake-up that came since the last dequeue is kept, so that none is missed.
+func (w *waitingClient) EvalSha(ctx context.Context, sha string, keys []string, args ...any) *redis.Cmd {
+	if !isDequeue(keys) || w.dequeuers[keys[0]] == nil {
+		return w.UniversalClient.EvalSha(ctx, sha, keys, args...)
+	}
+	if w.queues.Owner.Err() != nil {
+		w.await(nil, w.longestWait())
+		return emptyList(ctx)
+	}
+	own, elsewhere := w.dequeuers[keys[0]], w.assignment.isElsewhere(keys[0])
+	if elsewhere && !own.helping && !w.await(own.woken, w.longestWait()) {
+		return emptyList(ctx)
+	}
+	cmd := w.dequeue(ctx, own, sha, keys, args)
+	own.helping = elsewhere && cmd.Err() == nil
+	switch err := cmd.Err(); {
+	case err == nil, redis.HasErrorPrefix(err, "NOSCRIPT"):
+	case !errors.Is(err, redis.Nil):
+		// Asynq dequeues again at once after an error. This pause protects a Redis that
+		// is down or starts.
+		w.await(nil, waitWithoutEvents)
+	case elsewhere: // the next dequeue waits
+	case w.await(own.woken, w.longestWait()):
+		return w.dequeue(ctx, own, sha, keys, args)
+	}
+	return cmd
+}
+
+// emptyList is the answer of Asynq's script for an empty pending list.
+func emptyList(ctx context.Context) *redis.Cmd {
+	cmd := redis.NewCmd(ctx)
+	cmd.SetErr(redis.Nil)
+	return cmd
+}
+
+// dequeue runs Asynq's script. For an orphan the script answers as for an empty list;
+// dequeue removes orphans and runs the script again. After a task it believes one empty
+// answer, so that a list that becomes empty costs Redis nothing more. Orphans behind a task
+// wait for the next dequeue, longestWait at most.
+func (w *waitingClient) dequeue(ctx context.Context, own *dequeuer, sha string, keys []string, args []any) *redis.Cmd {
+	for asked := 0; ; asked++ {
+		cmd := w.UniversalClient.EvalSha(ctx, sha, keys, args...)
+		err := cmd.Err()
+		believed := own.found
+		if own.found = err == nil; own.found || !IsAnswer(err) || redis.HasErrorPrefix(err, "NOSCRIPT") {
+			return cmd
+		}
+		if asked == maxDequeues || believed && errors.Is(err, redis.Nil) || !w.removeOrphans(ctx, keys[0]) {
+			return cmd
+		}
+	}
+}
+
+// longestWait bounds how long a dequeue waits.
+func (w *waitingClient) longestWait() time.Duration {
+	if !w.events.Load() {
+		return waitWithoutEvents
+	}
+	return w.wait
+}
+
+func isDequeue(keys []string) bool {
+	return len(keys) == 4 && strings.HasSuffix(keys[0], ":pending") && strings.HasSuffix(keys[1], ":paused")
+}
+
+// await waits for a wake-up. It returns false after longest, or when the client is closed.
+func (w *waitingClient) await(woken <-chan struct{}, longest time.Duration) bool {
+	timer := time.NewTimer(longest)
+	defer timer.Stop()
+	select {
+	case <-woken:
+		return true
+	case <-timer.C:
+	case <-w.closed:
+	}
+	return false
+}
+
+// awaitNotified waits until notifications are added to a queue. It returns false where the
+// task should end: another task is pending, idle has passed, or the worker stops. It does not
+// wait where Redis does not send this worker the queue's events.
+func (w *waitingClient) awaitNotified(ctx context.Context, queue string, idle <-chan time.Time) bool {
+	list := keysOf(queue) + "pending"
+	own := w.dequeuers[list]
+	if own == nil || !w.events.Load() || w.assignment.isElsewhere(list) {
+		return false
+	}
+	for {
+		select {
+		case <-own.notified:
+			return true
+		case <-own.woken: // perhaps a late event of the task that waits here
+			if n, err := w.LLen(ctx, list).Result(); n > 0 || err != nil {
+				return false
+			}
+		case <-idle:
+			return false
+		case <-w.closed:
+			return false
+		}
+	}
+}
+
+// close ends every wait, also later ones.
+func (w *waitingClient) close() {
+	close(w.closed)
+}
+
+func (w *waitingClient) isClosed() bool {
+	select {
+	case <-w.closed:
+		return true
+	default:
+		return false
+	}
+}
+
+// listen turns Redis's events into wake-ups until ctx ends. go-redis subscribes again after
+// a lost connection.
+func (w *waitingClient) listen(ctx context.Context) {
+	subscription := w.Subscribe(ctx) // to nothing yet: assignment.changed holds a signal from the start
+	defer subscription.Close()       //nolint:errcheck // the process needs it no more
+	events := subscription.ChannelWithSubscriptions()
+	tick := time.NewTicker(enableEvery)
+	defer tick.Stop()
+	var err error // of the last subscribe
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+			if w.subscribed {
+				w.enableEvents(ctx)
+			}
+			if err != nil {
+				err = w.subscribe(ctx, subscription)
+			}
+		case <-w.assignment.changed:
+			err = w.subscribe(ctx, subscription)
+		case event, open := <-events:
+			if !open {
+				return
+			}
+			w.handle(ctx, event)
+		}
+	}
+}
+
+// subscribe subscribes to the pending lists and notifications of the partitions that are
+// assigned to this worker, and to the messages of the workers.
+func (w *waitingClient) subscribe(ctx context.Context, subscription *redis.PubSub) error {
+	want, unwanted := []string{w.queues.workersKey()}, []string(nil)
+	for channel, list := range w.lists {
+		if w.assignment.isElsewhere(list) {
+			unwanted = append(unwanted, channel)
+		} else {
+			want = append(want, channel)
+		}
+	}
+	err := subscription.Subscribe(ctx, want...)
+	if len(unwanted) > 0 { // Unsubscribe without a channel would end all
+		err = errors.Join(err, subscription.Unsubscribe(ctx, unwanted...))
+	}
+	if err != nil {
+		w.log.Debug("could not subscribe to Redis's events", "error", err)
+	}
+	return err
+}
+
+// handle handles an event of a subscription. A new subscription has missed what happened
+// before it, and while its connection was lost: tasks may be pending, and workers may have
+// started or stopped. So it wakes the partitions and reads the workers.
+func (w *waitingClient) handle(ctx context.Context, event any) {
+	workers := w.queues.workersKey()
+	switch event := event.(type) {
+	case *redis.Subscription:
+		switch {
+		case event.Kind != "subscribe":
+		case event.Channel == workers:
+			w.subscribed = true
+			w.enableEvents(ctx)
+			w.wakeOwn()
+			w.assignment.refreshSoon()
+		default:
+			w.signal(event.Channel)
+		}
+	case *redis.Message:
+		switch {
+		case event.Channel == workers:
+			w.assignment.refreshSoon()
+		case strings.HasSuffix(event.Payload, "push"): // lpush: enqueued; rpush: given back
+			w.signal(event.Channel)
+		}
+	}
+}
+
+// signal signals an event of a channel.
+func (w *waitingClient) signal(channel string) {
+	if signals := w.signals[channel]; signals != nil {
+		signal(signals)
+	}
+}
+
+// wake wakes the dequeue of a pending list.
+func (w *waitingClient) wake(list string) {
+	if dequeuer := w.dequeuers[list]; dequeuer != nil {
+		signal(dequeuer.woken)
+	}
+}
+
+// wakeOwn wakes the partitions that are assigned to this worker.
+func (w *waitingClient) wakeOwn() {
+	for list := range w.dequeuers {
+		if !w.assignment.isElsewhere(list) {
+			w.wake(list)
+		}
+	}
+}
+
+// pollOthers polls the pending lists of other workers until ctx ends.
+func (w *waitingClient) pollOthers(ctx context.Context) {
+	tick := time.NewTicker(w.pollEvery)
+	defer tick.Stop()
+	var oldest map[string]string
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+			oldest = w.helpOthers(ctx, oldest)
+		}
+	}
+}
+
+// helpOthers wakes the partitions whose assigned worker is dead or has too many tasks: the
+// oldest task is the same as before, or many are pending. It returns the oldest task of each
+// pending list of another worker.
+func (w *waitingClient) helpOthers(ctx context.Context, before map[string]string) (oldest map[string]string) {
+	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
+	defer cancel()
+	var others []int
+	for partition := range w.queues.Partitions {
+		if w.assignment.isElsewhere(w.queues.pending(partition)) {
+			others = append(others, partition)
+		}
+	}
+	oldest = make(map[string]string, len(others))
+	for i, found := range pollPending(ctx, w.UniversalClient, w.queues, others) {
+		if found.Err != nil {
+			w.log.Debug("could not poll the pending list of another worker", "partition", others[i], "error", found.Err)
+		}
+		if found.Oldest == "" {
+			continue
+		}
+		list := w.queues.pending(others[i])
+		if oldest[list] = found.Oldest; found.Oldest == before[list] || found.many {
+			w.wake(list)
+		}
+	}
+	return oldest
+}
+
+// enableEvents makes Redis send the events of lists, in addition to those that it sends to
+// others. Where Redis forbids that, the pending lists are polled.
+func (w *waitingClient) enableEvents(ctx context.Context) {
+	err := w.mergeFlags(ctx)
+	if err != nil {
+		w.log.Warn("could not enable Redis's keyspace events; polling", "error", err)
+	}
+	w.events.Store(err == nil)
+}
+
+const eventFlags = "notify-keyspace-events"
+
+func (w *waitingClient) mergeFlags(ctx context.Context) error {
+	have, err := w.ConfigGet(ctx, eventFlags).Result()
+	if err != nil {
+		return err
+	}
+	flags := have[eventFlags]
+	if want := mergedFlags(flags); want != flags {
+		return w.ConfigSet(ctx, eventFlags, want).Err()
+	}
+	return nil
+}
+
+// mergedFlags adds the flags of wake-ups: K, keyspace events, of l, lists (A includes l).
+// https://redis.io/docs/latest/develop/pubsub/keyspace-notifications/
+func mergedFlags(flags string) string {
+	if !strings.Contains(flags, "K") {
+		flags += "K"
+	}
+	if !strings.ContainsAny(flags, "lA") {
+		flags += "l"
+	}
+	return flags
+}
