@@ -9,6 +9,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 )
 
@@ -24,8 +25,10 @@ type document struct {
 // documents are all of the repository.
 func documents(t *testing.T) (all []document) {
 	t.Helper()
-	for _, path := range files(t, ".md") {
-		all = append(all, document{path, read(t, path)})
+	for path, text := range repository(t) {
+		if filepath.Ext(path) == ".md" {
+			all = append(all, document{path, text})
+		}
 	}
 	if len(all) == 0 {
 		t.Fatal("found no document")
@@ -33,9 +36,19 @@ func documents(t *testing.T) (all []document) {
 	return all
 }
 
-// files returns the paths, from the root, of the repository's files with an extension.
-func files(t *testing.T, extensions ...string) (paths []string) {
+// repository is the text of its files that people write, by their paths from the root.
+func repository(t *testing.T) map[string]string {
 	t.Helper()
+	texts, err := readRepository()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return texts
+}
+
+var readRepository = sync.OnceValues(func() (map[string]string, error) {
+	texts := map[string]string{}
+	extensions := []string{".go", ".md", ".sh", ".sql", ".yaml", ".yml"}
 	unversioned := []string{".git", ".local"}
 	err := fs.WalkDir(os.DirFS(root), ".", func(path string, entry fs.DirEntry, err error) error {
 		switch {
@@ -43,34 +56,24 @@ func files(t *testing.T, extensions ...string) (paths []string) {
 			return err
 		case entry.IsDir() && slices.Contains(unversioned, entry.Name()):
 			return fs.SkipDir
-		case !entry.IsDir() && slices.Contains(extensions, filepath.Ext(path)):
-			paths = append(paths, path)
+		case !entry.IsDir() && (slices.Contains(extensions, filepath.Ext(path)) || path == "Makefile"):
+			text, err := os.ReadFile(filepath.Join(root, path))
+			texts[path] = string(text)
+			return err
 		}
 		return nil
 	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	return paths
-}
+	return texts, err
+})
 
-func read(t *testing.T, path string) string {
-	t.Helper()
-	text, err := os.ReadFile(filepath.Join(root, path))
-	if err != nil {
-		t.Fatal(err)
-	}
-	return string(text)
-}
-
-// sources is the text of all files with an extension that match a pattern.
-func sources(t *testing.T, pattern string, extensions ...string) string {
+// sources is the text of all files whose paths match a pattern.
+func sources(t *testing.T, pattern string) string {
 	t.Helper()
 	match := regexp.MustCompile(pattern)
 	var all strings.Builder
-	for _, path := range files(t, extensions...) {
+	for path, text := range repository(t) {
 		if match.MatchString(path) {
-			all.WriteString(read(t, path))
+			all.WriteString(text)
 		}
 	}
 	return all.String()

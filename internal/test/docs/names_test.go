@@ -11,7 +11,7 @@ import (
 // Every `make target` exists, and every variable that is given to one.
 func TestMakeTargets(t *testing.T) {
 	t.Parallel()
-	makefile := read(t, "Makefile")
+	makefile := repository(t)["Makefile"]
 	targets := all(`(?m)^([a-z][a-z-]*):`, makefile)
 	variables := slices.Concat(makeVariables(makefile), environment(t))
 	target, variable := regexp.MustCompile(`^[a-z][a-z-]*$`), regexp.MustCompile(`^([A-Z_]+)=`)
@@ -40,14 +40,14 @@ func makeVariables(makefile string) []string {
 // environment are the variables that the processes, make run and builds for tests read.
 func environment(t *testing.T) []string {
 	t.Helper()
-	return append(all(`"([A-Z][A-Z0-9]*(?:_[A-Z0-9]+)+)[",]`, sources(t, `^(internal/config|deploy/local)/.*[a-z]\.go$`, ".go")),
-		all(`Variable = "([A-Z]+)"`, sources(t, `^internal/test/failpoint/`, ".go"))...)
+	return append(all(`"([A-Z][A-Z0-9]*(?:_[A-Z0-9]+)+)[",]`, sources(t, `^(internal/config|deploy/local)/.*\.go$`)),
+		all(`Variable = "([A-Z]+)"`, sources(t, `^internal/test/failpoint/`))...)
 }
 
 // Every environment variable that a document names exists.
 func TestVariables(t *testing.T) {
 	t.Parallel()
-	known := slices.Concat(makeVariables(read(t, "Makefile")), environment(t))
+	known := slices.Concat(makeVariables(repository(t)["Makefile"]), environment(t))
 	known = append(known, "JOB_ID") // of a usage
 	for _, d := range documents(t) {
 		for _, name := range all(`\b([A-Z][A-Z0-9]*(?:_[A-Z0-9]+)+)\b`, d.text) {
@@ -66,7 +66,7 @@ func TestVariables(t *testing.T) {
 // The table of the configuration has every variable.
 func TestConfigurationTable(t *testing.T) {
 	t.Parallel()
-	table := read(t, "docs/operations.md")
+	table := repository(t)["docs/operations.md"]
 	for _, name := range environment(t) {
 		if !strings.Contains(table, "`"+name+"`") && name != "FAILPOINT" {
 			t.Errorf("docs/operations.md does not name %s", name)
@@ -79,7 +79,7 @@ func TestCommands(t *testing.T) {
 	t.Parallel()
 	usages := map[string][]string{}
 	for _, program := range []string{"api", "worker"} {
-		text := sources(t, `^(cmd|internal/boot)/`, ".go")
+		text := sources(t, `^(cmd|internal/boot)/`)
 		for _, usage := range all(`usage: `+program+` \[([^\]]*)\]`, text) {
 			usages[program] = append(usages[program], strings.Split(usage, " | ")...)
 		}
@@ -102,7 +102,7 @@ func TestCommands(t *testing.T) {
 // Every metric and role that a document names is in the sources.
 func TestMetrics(t *testing.T) {
 	t.Parallel()
-	known := all(`\b(passbook_[a-z_]*[a-z])\b`, sources(t, `^(cmd|internal|deploy|migrations)/`, ".go", ".sql"))
+	known := all(`\b(passbook_[a-z_]*[a-z])\b`, sources(t, `^(cmd|internal|deploy|migrations)/.*\.(go|sql)$`))
 	for _, d := range documents(t) {
 		for _, name := range all(`\b(passbook_[a-z_]*[a-z])\b`, d.text) {
 			if !slices.Contains(known, name) {
@@ -115,7 +115,7 @@ func TestMetrics(t *testing.T) {
 // Every test and benchmark that a document names exists; TestSweep… stands for several.
 func TestTests(t *testing.T) {
 	t.Parallel()
-	known := all(`(?m)^func ((?:Test|Benchmark|Fuzz)\w+)\(`, sources(t, `_test\.go$`, ".go"))
+	known := all(`(?m)^func ((?:Test|Benchmark|Fuzz)\w+)\(`, sources(t, `_test\.go$`))
 	for _, d := range documents(t) {
 		for _, name := range all(`\b((?:Test|Benchmark|Fuzz)[A-Z]\w*…?)`, d.text) {
 			prefix, several := strings.CutSuffix(name, "…")
