@@ -49,7 +49,7 @@ func repository(t *testing.T) map[string]string {
 var readRepository = sync.OnceValues(func() (map[string]string, error) {
 	texts := map[string]string{}
 	extensions := []string{".go", ".md", ".sh", ".sql", ".yaml", ".yml"}
-	unversioned := []string{".git", ".local"}
+	unversioned := []string{".git", ".local", "node_modules"}
 	err := fs.WalkDir(os.DirFS(root), ".", func(path string, entry fs.DirEntry, err error) error {
 		switch {
 		case err != nil:
