@@ -3,7 +3,7 @@
 //	api           serve
 //	api migrate   apply the migrations and end
 //
-// It is configured by its environment alone; README.md lists the variables.
+// Its environment alone configures it; README.md lists the variables.
 package main
 
 import (
@@ -11,21 +11,16 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"os/signal"
-	"syscall"
 
+	"github.com/passbook/passbook/internal/boot"
 	"github.com/passbook/passbook/internal/config"
 	"github.com/passbook/passbook/internal/ops"
 )
 
 func main() {
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	err := run(ctx, os.Args[1:], os.Getenv, os.Stdout)
-	stop()
-	if err != nil {
-		fmt.Fprintln(os.Stderr, "api:", err)
-		os.Exit(1)
-	}
+	os.Exit(boot.Main("api", os.Stderr, func(ctx context.Context) error {
+		return run(ctx, os.Args[1:], os.Getenv, os.Stdout)
+	}))
 }
 
 func run(ctx context.Context, args []string, getenv func(string) string, stdout io.Writer) error {

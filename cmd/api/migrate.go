@@ -10,7 +10,8 @@ import (
 	"github.com/passbook/passbook/migrations"
 )
 
-// migrate applies the migrations, and advances sequences that a restore left behind.
+// migrate applies the migrations, and advances the sequences that are behind their tables after
+// a restore.
 func migrate(ctx context.Context, databaseURL string, stdout io.Writer) error {
 	if err := migrations.Up(ctx, databaseURL); err != nil {
 		return err

@@ -8,17 +8,15 @@ import (
 	"time"
 
 	"github.com/google/uuid"
-	"github.com/jackc/pgx/v5/pgxpool"
 
+	"github.com/passbook/passbook/internal/boot"
 	"github.com/passbook/passbook/internal/job"
 	"github.com/passbook/passbook/internal/ledger"
-	"github.com/passbook/passbook/internal/postgres"
-	"github.com/passbook/passbook/migrations"
 )
 
-// verify checks the ledger against itself; an error where it does not hold.
+// verify checks the ledger against itself, and returns an error for any mismatch.
 func verify(ctx context.Context, databaseURL string, stdout, stderr io.Writer) error {
-	pool, err := openForOperator(ctx, databaseURL)
+	pool, err := boot.OpenForOperator(ctx, databaseURL)
 	if err != nil {
 		return err
 	}
@@ -39,8 +37,8 @@ func verify(ctx context.Context, databaseURL string, stdout, stderr io.Writer) e
 	return nil
 }
 
-// replay puts failed jobs back in line. All ids must be those of failed jobs,
-// or none is replayed. The sweep rings for them.
+// replay queues failed jobs again: all of them, or none where an id is not that of a failed
+// job. The sweep notifies the workers.
 func replay(ctx context.Context, databaseURL string, args []string, stdout io.Writer) error {
 	ids := make([]uuid.UUID, len(args))
 	for i, arg := range args {
@@ -50,7 +48,7 @@ func replay(ctx context.Context, databaseURL string, args []string, stdout io.Wr
 		}
 		ids[i] = id
 	}
-	pool, err := openForOperator(ctx, databaseURL)
+	pool, err := boot.OpenForOperator(ctx, databaseURL)
 	if err != nil {
 		return err
 	}
@@ -62,46 +60,30 @@ func replay(ctx context.Context, databaseURL string, args []string, stdout io.Wr
 	return nil
 }
 
-// archiveProgress is how many jobs pass between two lines of progress.
+// archiveProgress is how many jobs are archived between two reports of progress.
 const archiveProgress = 100_000
 
-// archive moves old jobs out of the way. Ctrl-C ends it after the step in hand.
+// archive moves old jobs to the archive. Ctrl-C ends it after the current step.
 func archive(ctx context.Context, databaseURL, before string, stdout, stderr io.Writer) error {
 	until, err := job.ParseArchiveBefore(before, time.Now())
 	if err != nil {
 		return err
 	}
-	pool, err := openForOperator(ctx, databaseURL)
+	pool, err := boot.OpenForOperator(ctx, databaseURL)
 	if err != nil {
 		return err
 	}
 	defer pool.Close()
-	told := int64(0)
+	reported := int64(0)
 	moved, err := job.Archive(ctx, pool, until, func(moved int64) {
-		if moved-told >= archiveProgress {
+		if moved-reported >= archiveProgress {
 			fmt.Fprintf(stderr, "%d jobs archived so far\n", moved)
-			told = moved
+			reported = moved
 		}
 	})
 	fmt.Fprintf(stdout, "%d jobs archived\n", moved)
 	if errors.Is(err, context.Canceled) {
-		return errors.New("stopped before the end; run it again to go on")
+		return errors.New("stopped before the end; run it again to archive the remaining jobs")
 	}
 	return err
-}
-
-func openForOperator(ctx context.Context, databaseURL string) (*pgxpool.Pool, error) {
-	pool, err := postgres.Open(ctx, postgres.Config{URL: databaseURL, Application: "passbook-operator"})
-	if err != nil {
-		return nil, err
-	}
-	schema, err := migrations.Version()
-	if err == nil {
-		err = postgres.CheckSchema(ctx, pool, schema)
-	}
-	if err != nil {
-		pool.Close()
-		return nil, postgres.Explain(err)
-	}
-	return pool, nil
 }

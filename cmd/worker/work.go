@@ -9,11 +9,11 @@ import (
 	"github.com/hibiken/asynq"
 	"github.com/hibiken/asynq/x/metrics"
 	"github.com/hibiken/asynqmon"
-	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/redis/go-redis/v9"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/passbook/passbook/internal/auth"
+	"github.com/passbook/passbook/internal/boot"
 	"github.com/passbook/passbook/internal/config"
 	"github.com/passbook/passbook/internal/job"
 	"github.com/passbook/passbook/internal/ledger"
@@ -21,59 +21,28 @@ import (
 	"github.com/passbook/passbook/internal/postgres"
 	"github.com/passbook/passbook/internal/queue"
 	"github.com/passbook/passbook/internal/worker"
-	"github.com/passbook/passbook/migrations"
 )
 
-const (
-	// maxConns are the connections to Postgres of one process, unless the URL
-	// says pool_max_conns: one for each of sixteen partitions' tickets. Fewer
-	// leave two cores idle while commits wait for the disk (internal/bench/EXPERIMENTS.md).
-	maxConns = 16
-	// stopTimeout is how long the operator's port may take after SIGTERM.
-	stopTimeout = 5 * time.Second
-)
+// stopTimeout is how long requests to the operator's port may take after SIGTERM.
+const stopTimeout = 5 * time.Second
 
-// work serves the queues and sweeps until ctx ends, lets the tickets in hand
-// finish, and returns.
-func work(ctx context.Context, cfg config.Worker, log *slog.Logger) error {
-	schema, err := migrations.Version()
+// work serves the queues and sweeps until ctx ends. It returns when the running tasks have
+// finished.
+func work(ctx context.Context, cfg config.Process, log *slog.Logger) error {
+	process, err := boot.Start(ctx, cfg, postgres.Config{Application: "passbook-worker"}, log)
 	if err != nil {
 		return err
 	}
-	pool, err := postgres.OpenServing(ctx, postgres.Config{
-		URL: cfg.DatabaseURL, MaxConns: maxConns, Application: "passbook-worker",
-	}, schema, log)
-	if err != nil {
-		return err
-	}
-	defer pool.Close()
-	if err := ledger.AwaitSequences(ctx, pool, log); err != nil {
-		return err
-	}
-	installation, err := postgres.AwaitInstallation(ctx, pool, log)
-	if err != nil {
-		return err
-	}
-	queue.LogTo(log)
-	redisClient, err := queue.Connect(cfg.RedisURL)
-	if err != nil {
-		return err
-	}
-	defer redisClient.Close() //nolint:errcheck // nothing is pending on it
-
-	owner := queue.NewOwner(redisClient, cfg.QueuePrefix, installation, log)
-	owner.Check(ctx)
-	all := queue.Queues{Prefix: cfg.QueuePrefix, Partitions: cfg.Partitions, Owner: owner}
-	inspected := all.Only(redisClient)
-	registry := ops.NewRegistry()
+	defer process.Close()
+	pool, registry := process.Pool, process.Registry
+	inspected := process.Queues.Only(process.Redis)
 	ops.RegisterPool(registry, "applies", pool)
-	registry.MustRegister(metrics.NewQueueMetricsCollector(asynq.NewInspectorFromRedisClient(inspected)),
-		ops.ErrorGauge(queue.OwnerMetric, queue.OwnerHelp, owner.Err))
+	registry.MustRegister(metrics.NewQueueMetricsCollector(asynq.NewInspectorFromRedisClient(inspected)))
 
 	jobs := worker.New(worker.Config{
 		Applier: ledger.NewApplier(pool),
 		Backlog: job.NewBacklog(pool),
-		Tickets: queue.NewClient(redisClient, all, log, func() {}),
+		Tickets: queue.NewClient(process.Redis, process.Queues, log, func() {}),
 		Metrics: worker.NewMetrics(registry),
 		Log:     log,
 
@@ -81,16 +50,12 @@ func work(ctx context.Context, cfg config.Worker, log *slog.Logger) error {
 		Sessions: auth.NewPruner(pool),
 	}, ctx.Done())
 	queues := queue.NewServer(queue.ServerConfig{
-		Redis: redisClient, Queues: all, Handler: jobs.Apply, IsFailure: worker.IsFailure, Log: log,
+		Redis: process.Redis, Queues: process.Queues, Handler: jobs.Apply, IsFailure: worker.IsFailure, Log: log,
 	})
 	registry.MustRegister(ops.ErrorGauge("passbook_extra_queues",
 		"1 while this worker serves queues of more partitions than its QUEUE_PARTITIONS; else 0.", queues.ExtraQueues))
 
-	operator, err := ops.Listen(ctx, ops.Config{
-		Addr: cfg.OpsAddr, Token: cfg.OpsToken, Hosts: cfg.OpsHosts, Registry: registry, Log: log,
-		Checks: readiness(pool, redisClient, owner, queues, schema), Stopping: ctx.Done(),
-		Extra: map[string]http.Handler{dashboardPath: dashboard(inspected)},
-	})
+	operator, err := process.ListenOps(ctx, readiness(process, queues), map[string]http.Handler{dashboardPath: dashboard(inspected)})
 	if err != nil {
 		return err
 	}
@@ -98,14 +63,12 @@ func work(ctx context.Context, cfg config.Worker, log *slog.Logger) error {
 	working, failed := errgroup.WithContext(ctx)
 	working.Go(operator.Serve)
 	working.Go(func() error { return queues.Run(failed) })
-	working.Go(func() error { return owner.Run(failed) })
+	working.Go(func() error { return process.Owner.Run(failed) })
 	working.Go(func() error { return jobs.Run(failed) })
 	working.Go(func() error {
-		<-failed.Done() // told to stop, or one of them failed
+		<-failed.Done() // ctx ended, or a part failed
 		log.Info("worker stopping")
-		if ctx.Err() != nil { // a part that failed leaves nothing to wait for
-			<-time.After(cfg.ShutdownDelay) // of the operator's port: the tasks in hand end meanwhile
-		}
+		process.Drain(ctx) // only the operator's port: the running tasks finish meanwhile
 		stopping, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopTimeout)
 		defer cancel()
 		return operator.Shutdown(stopping)
@@ -120,29 +83,25 @@ func work(ctx context.Context, cfg config.Worker, log *slog.Logger) error {
 
 const dashboardPath = "/queues"
 
-// dashboard is Asynq's own, on the worker's own Redis client: another one, made of what
-// Asynq reads in a URL, would know no ACL user, no parameter and no default port, and show
-// another database. It asks for no token: the operator's port does.
+// dashboard is Asynq's own, on the worker's Redis client: a client that Asynq makes of a URL
+// knows no ACL user, no parameter and no default port, and would show another database. It
+// asks for no token: the operator's port does.
 func dashboard(client redis.UniversalClient) http.Handler {
-	return asynqmon.New(asynqmon.Options{RootPath: dashboardPath, RedisConnOpt: ownClient{client}})
+	return asynqmon.New(asynqmon.Options{RootPath: dashboardPath, RedisConnOpt: sharedClient{client}})
 }
 
-// ownClient has Asynq's parts share a client.
-type ownClient struct{ client redis.UniversalClient }
+// sharedClient makes the dashboard use the worker's client.
+type sharedClient struct{ client redis.UniversalClient }
 
 // MakeRedisClient returns the client.
-func (o ownClient) MakeRedisClient() any { return o.client }
+func (s sharedClient) MakeRedisClient() any { return s.client }
 
-// readiness asks after what the worker stands on.
-func readiness(pool *pgxpool.Pool, redisClient redis.UniversalClient, owner *queue.Owner, queues *queue.Server, schema int64) []ops.Check {
+// readiness checks what the worker depends on.
+func readiness(process *boot.Process, queues *queue.Server) []ops.Check {
 	return []ops.Check{
-		{Name: "postgres", Required: true, Probe: func(ctx context.Context) error {
-			return postgres.CheckReady(ctx, pool, schema)
-		}},
-		{Name: "redis", Required: true, Probe: func(ctx context.Context) error {
-			return redisClient.Ping(ctx).Err()
-		}},
-		{Name: "queues", Probe: func(context.Context) error { return owner.Err() }}, // without them the sweep applies
+		process.CheckPostgres(process.Pool),
+		process.CheckRedis(true),
+		{Name: "queues", Probe: func(context.Context) error { return process.Owner.Err() }}, // without them the sweep applies
 		{Name: "partitions", Probe: func(context.Context) error { return queues.ExtraQueues() }},
 	}
 }

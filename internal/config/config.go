@@ -1,6 +1,5 @@
-// Package config reads the processes' settings from the environment. Its
-// promise: a fault names every variable that is missing or wrong, all at once,
-// and never repeats a secret.
+// Package config reads the configuration of the processes from the environment. Its promise:
+// an error names every variable that is missing or wrong, and repeats no secret.
 package config
 
 import (
@@ -11,42 +10,32 @@ import (
 	"time"
 )
 
-// API is what `api` serves with.
+// Process is the configuration of `worker`, and what `api` has in common with it.
+type Process struct {
+	DatabaseURL   string
+	RedisURL      string
+	OpsAddr       string
+	OpsToken      string // empty for none
+	OpsHosts      []string
+	QueuePrefix   string
+	Partitions    int
+	ShutdownDelay time.Duration // the worker's is that of its operator's port alone
+	Log           Log
+}
+
+// API is the configuration of `api`.
 type API struct {
-	DatabaseURL         string
+	Process
 	ReadDatabaseURL     string // of a replica; empty for none
-	RedisURL            string
-	JWTKeys             []Key // the first signs, all verify; at least one
+	JWTKeys             []Key  // the first signs, all verify; at least one
 	HTTPAddr            string
-	OpsAddr             string
-	OpsToken            string // empty for none
-	OpsHosts            []string
-	QueuePrefix         string
-	Partitions          int
 	MaxQueuedPerAccount int
-	ShutdownDelay       time.Duration
-	Log                 Log
 
 	MaxConnections           int
 	MaxConnectionsPerAddress int // 0 for no bound
 }
 
-// Worker is what `worker` works with.
-type Worker struct {
-	DatabaseURL string
-	RedisURL    string
-	OpsAddr     string
-	OpsToken    string // empty for none
-	OpsHosts    []string
-	QueuePrefix string
-	Partitions  int
-
-	ShutdownDelay time.Duration // of the operator's port alone
-
-	Log Log
-}
-
-// Database is what the subcommands use that need nothing but Postgres.
+// Database is the configuration of the subcommands that need only Postgres.
 type Database struct {
 	DatabaseURL string
 	Log         Log
@@ -58,29 +47,21 @@ type Key struct {
 	Secret []byte // at least minSecret bytes
 }
 
-// Log says what is logged and how.
+// Log is the level and the format of the log.
 type Log struct {
 	Level slog.Level
 	JSON  bool
 }
 
-// LoadAPI reads what `api` needs. An empty variable counts as missing.
+// LoadAPI reads the configuration of `api`. An empty variable counts as missing.
 func LoadAPI(getenv func(string) string) (API, error) {
 	env := environment{getenv: getenv}
 	cfg := API{
-		DatabaseURL:         read(&env, databaseURL, parseDatabaseURL),
-		RedisURL:            read(&env, redisURL, parseRedisURL),
+		Process:             readProcess(&env, "127.0.0.1:9090"),
 		JWTKeys:             read(&env, jwtKeys, parseKeys),
 		HTTPAddr:            read(&env, httpAddr, parseAddr),
-		OpsAddr:             read(&env, opsAddrVariable("127.0.0.1:9090"), parseAddr),
-		QueuePrefix:         read(&env, queuePrefix, parsePrefix),
-		Partitions:          read(&env, queuePartitions, parsePartitions),
 		MaxQueuedPerAccount: read(&env, maxQueued, parseMaxQueued),
-		ShutdownDelay:       read(&env, shutdownDelay, parseDelay),
-		Log:                 readLog(&env),
 	}
-	cfg.OpsToken = readOpsToken(&env, cfg.OpsAddr)
-	cfg.OpsHosts = readOpsHosts(&env)
 	cfg.MaxConnections, cfg.MaxConnectionsPerAddress = readConnections(&env)
 	if getenv(readDatabaseURL.name) != "" {
 		cfg.ReadDatabaseURL = read(&env, readDatabaseURL, parseDatabaseURL)
@@ -91,29 +72,32 @@ func LoadAPI(getenv func(string) string) (API, error) {
 	return cfg, nil
 }
 
-// LoadWorker reads what `worker` needs. An empty variable counts as missing.
-func LoadWorker(getenv func(string) string) (Worker, error) {
+// LoadWorker reads the configuration of `worker`. An empty variable counts as missing.
+func LoadWorker(getenv func(string) string) (Process, error) {
 	env := environment{getenv: getenv}
-	cfg := Worker{
-		DatabaseURL: read(&env, databaseURL, parseDatabaseURL),
-		RedisURL:    read(&env, redisURL, parseRedisURL),
-		OpsAddr:     read(&env, opsAddrVariable("127.0.0.1:9091"), parseAddr),
-		QueuePrefix: read(&env, queuePrefix, parsePrefix),
-		Partitions:  read(&env, queuePartitions, parsePartitions),
-
-		ShutdownDelay: read(&env, shutdownDelay, parseDelay),
-
-		Log: readLog(&env),
-	}
-	cfg.OpsToken = readOpsToken(&env, cfg.OpsAddr)
-	cfg.OpsHosts = readOpsHosts(&env)
+	cfg := readProcess(&env, "127.0.0.1:9091")
 	if err := env.err(); err != nil {
-		return Worker{}, err
+		return Process{}, err
 	}
 	return cfg, nil
 }
 
-// LoadDatabase reads what `api migrate` and `worker verify` need. An empty
+func readProcess(env *environment, opsAddr string) Process {
+	p := Process{
+		DatabaseURL:   read(env, databaseURL, parseDatabaseURL),
+		RedisURL:      read(env, redisURL, parseRedisURL),
+		OpsAddr:       read(env, opsAddrVariable(opsAddr), parseAddr),
+		QueuePrefix:   read(env, queuePrefix, parsePrefix),
+		Partitions:    read(env, queuePartitions, parsePartitions),
+		ShutdownDelay: read(env, shutdownDelay, parseDelay),
+		Log:           readLog(env),
+	}
+	p.OpsToken = readOpsToken(env, p.OpsAddr)
+	p.OpsHosts = readOpsHosts(env)
+	return p
+}
+
+// LoadDatabase reads the configuration of the subcommands, such as `api migrate`. An empty
 // variable counts as missing.
 func LoadDatabase(getenv func(string) string) (Database, error) {
 	env := environment{getenv: getenv}
@@ -134,8 +118,8 @@ func readLog(env *environment) Log {
 	}
 }
 
-// readOpsToken demands a token where addr can be reached from elsewhere. A
-// faulty addr (empty here) has its own line and demands nothing.
+// readOpsToken requires a token where addr is reachable from other machines. A faulty addr is
+// empty here; it has a fault of its own already.
 func readOpsToken(env *environment, addr string) string {
 	text := env.getenv(opsToken.name)
 	switch {
@@ -147,7 +131,7 @@ func readOpsToken(env *environment, addr string) string {
 	return ""
 }
 
-// readOpsHosts reads the names that the operator's port answers to; none where the
+// readOpsHosts reads the host names that the operator's port answers to; nil where the
 // variable is absent.
 func readOpsHosts(env *environment) []string {
 	if env.getenv(opsHosts.name) == "" {
@@ -156,10 +140,10 @@ func readOpsHosts(env *environment) []string {
 	return read(env, opsHosts, parseHosts)
 }
 
-// variable is one variable of the environment, in the words of its fault.
+// variable describes one variable of the environment, in the words that its fault prints.
 type variable struct {
 	name     string
-	standard string // the value where it is absent; empty where it must be there
+	standard string // the default; empty for a required variable
 	want     string
 	example  string
 }
@@ -170,8 +154,8 @@ type environment struct {
 	faults []error
 }
 
-// read answers with the parsed value of a variable, or notes its fault. What
-// parse says is printed, so it may quote the value only where that is no secret.
+// read returns the parsed value of a variable, or records its fault. The error of parse is
+// printed, so it must not quote a secret.
 func read[T any](env *environment, v variable, parse func(string) (T, error)) T {
 	var none T
 	text := cmp.Or(env.getenv(v.name), v.standard)
@@ -191,7 +175,7 @@ func (env *environment) fault(v variable, wrong string) {
 	env.faults = append(env.faults, fmt.Errorf("%s: %s; want %s (%s)", v.name, wrong, v.want, v.example))
 }
 
-// err is nil or every fault, one a line.
+// err returns every fault, one a line, or nil.
 func (env *environment) err() error {
 	return errors.Join(env.faults...)
 }

@@ -1,0 +1,151 @@
+// Package boot starts the processes. It has what api and worker do alike before they serve:
+// open Postgres and Redis, check them, and open the operator's port. Its promise: a process
+// that can't serve ends with an error that says what to change.
+package boot
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/http"
+	"os/signal"
+	"syscall"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/redis/go-redis/v9"
+
+	"github.com/passbook/passbook/internal/config"
+	"github.com/passbook/passbook/internal/ledger"
+	"github.com/passbook/passbook/internal/ops"
+	"github.com/passbook/passbook/internal/postgres"
+	"github.com/passbook/passbook/internal/queue"
+	"github.com/passbook/passbook/migrations"
+)
+
+// Main runs a program with a context that ends on SIGINT and SIGTERM, and returns its exit
+// code. It writes an error to stderr.
+func Main(name string, stderr io.Writer, run func(context.Context) error) (code int) {
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
+	defer stop()
+	if err := run(ctx); err != nil {
+		fmt.Fprintf(stderr, "%s: %v\n", name, err)
+		return 1
+	}
+	return 0
+}
+
+// MaxConns is how many connections to Postgres a process has, unless the URL says
+// pool_max_conns: one for each of sixteen partitions' tasks. Fewer leave two cores idle while
+// commits wait for the disk (internal/bench/EXPERIMENTS.md).
+const MaxConns = 16
+
+// Process is what api and worker both serve with.
+type Process struct {
+	Config   config.Process
+	Log      *slog.Logger
+	Schema   int64 // the schema version that this build needs
+	Pool     *pgxpool.Pool
+	Redis    redis.UniversalClient
+	Owner    *queue.Owner
+	Queues   queue.Queues
+	Registry *prometheus.Registry
+}
+
+// Start opens what a process serves with; Close must follow. It waits for a Postgres that is
+// not there yet, and does not wait for Redis. postgres.ErrSchema, postgres.ErrUnsuitable and
+// postgres.ErrMisconfigured for a database that the process can't serve with.
+//
+// pool says which part of the connections Process.Pool has, and its application name.
+func Start(ctx context.Context, cfg config.Process, pool postgres.Config, log *slog.Logger) (*Process, error) {
+	p := &Process{Config: cfg, Log: log, Registry: ops.NewRegistry()}
+	var err error
+	if p.Schema, err = migrations.Version(); err != nil {
+		return nil, err
+	}
+	pool.URL, pool.MaxConns = cfg.DatabaseURL, MaxConns
+	if p.Pool, err = postgres.OpenServing(ctx, pool, p.Schema, log); err != nil {
+		return nil, err
+	}
+	if err := p.openQueues(ctx); err != nil {
+		p.Pool.Close()
+		return nil, err
+	}
+	return p, nil
+}
+
+// openQueues checks the sequences, on which the order of jobs rests, and opens Redis.
+func (p *Process) openQueues(ctx context.Context) error {
+	if err := ledger.AwaitSequences(ctx, p.Pool, p.Log); err != nil {
+		return err
+	}
+	installation, err := postgres.AwaitInstallation(ctx, p.Pool, p.Log)
+	if err != nil {
+		return err
+	}
+	queue.LogTo(p.Log)
+	if p.Redis, err = queue.Connect(p.Config.RedisURL); err != nil {
+		return err
+	}
+	p.Owner = queue.NewOwner(p.Redis, p.Config.QueuePrefix, installation, p.Log)
+	p.Owner.Check(ctx)
+	p.Queues = queue.Queues{Prefix: p.Config.QueuePrefix, Partitions: p.Config.Partitions, Owner: p.Owner}
+	p.Registry.MustRegister(ops.ErrorGauge(queue.OwnerMetric, queue.OwnerHelp, p.Owner.Err))
+	return nil
+}
+
+// Close closes the connections to Redis and Postgres.
+func (p *Process) Close() {
+	_ = p.Redis.Close() // nothing is pending on it
+	p.Pool.Close()
+}
+
+// ListenOps opens the operator's port. stopping is closed when the process is told to stop.
+func (p *Process) ListenOps(ctx context.Context, checks []ops.Check, extra map[string]http.Handler) (*ops.Server, error) {
+	return ops.Listen(ctx, ops.Config{
+		Addr: p.Config.OpsAddr, Token: p.Config.OpsToken, Hosts: p.Config.OpsHosts,
+		Registry: p.Registry, Checks: checks, Stopping: ctx.Done(), Log: p.Log, Extra: extra,
+	})
+}
+
+// CheckPostgres is the readiness check of the primary, through pool.
+func (p *Process) CheckPostgres(pool *pgxpool.Pool) ops.Check {
+	return ops.Check{Name: "postgres", Required: true, Probe: func(ctx context.Context) error {
+		return postgres.CheckReady(ctx, pool, p.Schema)
+	}}
+}
+
+// CheckRedis is the readiness check of Redis.
+func (p *Process) CheckRedis(required bool) ops.Check {
+	return ops.Check{Name: "redis", Required: required, Probe: func(ctx context.Context) error {
+		return p.Redis.Ping(ctx).Err()
+	}}
+}
+
+// Drain waits for the shutdown delay, in which the process still serves and /readyz already
+// says that it stops. It does not wait where ctx has not ended: then a part of the process
+// failed.
+func (p *Process) Drain(ctx context.Context) {
+	if ctx.Err() != nil {
+		<-time.After(p.Config.ShutdownDelay)
+	}
+}
+
+// OpenForOperator opens the database for a subcommand. It does not wait for Postgres.
+func OpenForOperator(ctx context.Context, databaseURL string) (*pgxpool.Pool, error) {
+	pool, err := postgres.Open(ctx, postgres.Config{URL: databaseURL, Application: "passbook-operator"})
+	if err != nil {
+		return nil, err
+	}
+	schema, err := migrations.Version()
+	if err == nil {
+		err = postgres.CheckSchema(ctx, pool, schema)
+	}
+	if err != nil {
+		pool.Close()
+		return nil, postgres.Explain(err)
+	}
+	return pool, nil
+}
