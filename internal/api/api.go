@@ -319,7 +319,7 @@ func (a *API) observe(c *fiber.Ctx) error {
 	}
 	route, ok := c.Locals(routeKey{}).(string)
 	if !ok {
-		route = "none"
+		route = noRoute
 	}
 	a.metrics.request(route, strings.Clone(c.Method()), c.Response().StatusCode(), time.Since(started))
 	return nil

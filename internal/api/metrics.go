@@ -10,6 +10,9 @@ import (
 	"github.com/passbook/passbook/internal/ledger"
 )
 
+// noRoute is the label of requests that no route of the contract took.
+const noRoute = "none"
+
 type metrics struct {
 	requests *prometheus.HistogramVec
 	accepted *prometheus.CounterVec
@@ -20,7 +23,7 @@ type metrics struct {
 func newMetrics(registry prometheus.Registerer) *metrics {
 	m := &metrics{
 		requests: prometheus.NewHistogramVec(prometheus.HistogramOpts{
-			Name: "passbook_http_request_duration_seconds", Help: "HTTP requests by route, method and status.",
+			Name: "passbook_http_request_duration_seconds", Help: "HTTP requests by route, method and status; the route is none where no route took the request.",
 			Buckets: []float64{.001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5},
 		}, []string{"route", "method", "status"}),
 		accepted: prometheus.NewCounterVec(prometheus.CounterOpts{
@@ -43,6 +46,12 @@ func newMetrics(registry prometheus.Registerer) *metrics {
 
 func (m *metrics) request(route, method string, status int, took time.Duration) {
 	m.requests.WithLabelValues(route, method, strconv.Itoa(status)).Observe(took.Seconds())
+}
+
+// refused counts a request that the server refused before any handler, as one that took no
+// time. Its method and path may be unread, or anything.
+func (m *metrics) refused(status int) {
+	m.request(noRoute, "none", status, 0)
 }
 
 func (m *metrics) job(accepted job.Job, replayed bool) {

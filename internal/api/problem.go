@@ -163,7 +163,8 @@ func toProblem(err error) (p problem, ours bool) {
 // answerError is the one place where an error becomes a response.
 func (a *API) answerError(c *fiber.Ctx, err error) error {
 	found, ours := toProblem(err)
-	if c.Locals(requestIDKey{}) == nil { // Fiber's server refused it before any handler ran
+	isRefused := c.Locals(requestIDKey{}) == nil // by the server, before any handler
+	if isRefused {
 		setRequestID(c)
 	}
 	p := newProblem(found.Status, found.Code, found.Detail)
@@ -179,6 +180,9 @@ func (a *API) answerError(c *fiber.Ctx, err error) error {
 		c.Set(fiber.HeaderRetryAfter, strconv.Itoa(found.retryAfter))
 	}
 	c.Status(p.Status)
+	if isRefused {
+		a.metrics.refused(p.Status)
+	}
 	return c.JSON(p, "application/problem+json")
 }
 
