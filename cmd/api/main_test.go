@@ -15,7 +15,7 @@ func TestMain(m *testing.M) {
 	testenv.Main(m)
 }
 
-// A process that can't ever reach its database says so and ends.
+// A process that can never reach its database ends with an error.
 func TestRunEndsAtPermanentFaults(t *testing.T) {
 	t.Parallel()
 	u, err := url.Parse(testenv.Postgres(t))

@@ -7,6 +7,8 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/jackc/pgx/v5"
+
 	"github.com/passbook/passbook/internal/postgres"
 	"github.com/passbook/passbook/internal/test/testenv"
 )
@@ -15,7 +17,7 @@ func TestMain(m *testing.M) {
 	testenv.Main(m)
 }
 
-// A process that can't ever reach its database says so and ends.
+// A process that can never reach its database ends with an error.
 func TestRunEndsAtPermanentFaults(t *testing.T) {
 	t.Parallel()
 	u, err := url.Parse(testenv.Postgres(t))
@@ -36,5 +38,31 @@ func TestRunEndsAtPermanentFaults(t *testing.T) {
 				t.Errorf("%v, want %v", err, postgres.ErrMisconfigured)
 			}
 		})
+	}
+}
+
+// A worker whose role may not apply jobs ends with an error that names the missing right.
+func TestRunNeedsExecute(t *testing.T) {
+	t.Parallel()
+	server := testenv.PostgresServer(t)
+	conn, err := pgx.Connect(t.Context(), server.URL())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close(t.Context()) //nolint:errcheck // nothing is pending on it
+	const reader = `CREATE ROLE reader LOGIN PASSWORD 'reader'; GRANT SELECT ON ALL TABLES IN SCHEMA public TO reader;
+		GRANT SELECT ON ALL SEQUENCES IN SCHEMA public TO reader`
+	if _, err := conn.Exec(t.Context(), reader); err != nil {
+		t.Fatal(err)
+	}
+	u, err := url.Parse(server.URL())
+	if err != nil {
+		t.Fatal(err)
+	}
+	u.User = url.UserPassword("reader", "reader")
+	env := map[string]string{"DATABASE_URL": u.String(), "REDIS_URL": testenv.Redis(t), "OPS_ADDR": "127.0.0.1:0"}
+	err = run(t.Context(), nil, func(name string) string { return env[name] }, io.Discard, io.Discard)
+	if !errors.Is(err, postgres.ErrUnsuitable) || !strings.Contains(err.Error(), "role reader has no right EXECUTE on function apply_job") {
+		t.Errorf("got %v, want the missing right", err)
 	}
 }

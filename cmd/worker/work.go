@@ -34,6 +34,9 @@ func work(ctx context.Context, cfg config.Process, log *slog.Logger) error {
 		return err
 	}
 	defer process.Close()
+	if err := postgres.AwaitExecute(ctx, process.Pool, log, "apply_job"); err != nil {
+		return err
+	}
 	pool, registry := process.Pool, process.Registry
 	inspected := process.Queues.Only(process.Redis)
 	ops.RegisterPool(registry, "applies", pool)
