@@ -15,6 +15,8 @@ import (
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 
+	"github.com/passbook/passbook/internal/bench/environment"
+	"github.com/passbook/passbook/internal/bench/report"
 	"github.com/passbook/passbook/internal/job"
 	"github.com/passbook/passbook/internal/ledger"
 )
@@ -24,61 +26,60 @@ const (
 	ceilingThreads = 2
 )
 
-// ceiling is what Postgres does of the same work when nobody else is there:
-// pgbench sends the statements of an accept and those of its apply, each pair in
-// one transaction and one round trip, as Passbook does. Passbook's insert is made
-// for many jobs at once, and costs a single one more than a plain insert would: the
-// ceiling is what the faster of the two makes possible.
-func ceiling(ctx context.Context, r *round) error {
-	batched, err := batchedInsert(r.user)
+// ceiling is what Postgres does of the same work without HTTP and a queue. pgbench sends
+// the statements of an accept and those of its apply, each in one transaction and one
+// round trip, as Passbook does. Passbook's insert is for many jobs at once, and costs a
+// single job more than a plain insert: the ceiling is the faster of the two.
+func ceiling(ctx context.Context, p *pass) error {
+	batched, err := batchedInsert(p.User)
 	if err != nil {
 		return err
 	}
 	inserts := []struct {
 		name string
 		sql  []string
-	}{{"batched", batched}, {"plain", plainInsert(r.user)}}
-	if r.number%2 == 1 {
+	}{{"batched", batched}, {"plain", plainInsert(p.User)}}
+	if p.round%2 == 1 {
 		inserts[0], inserts[1] = inserts[1], inserts[0]
 	}
 	highest := 0.0
 	for _, insert := range inserts {
-		found, err := ceilingOf(ctx, r, insert.sql)
+		found, err := ceilingOf(ctx, p, insert.sql)
 		if err != nil {
 			return err
 		}
-		r.set("ceiling", insert.name, found.rate)
+		p.set("ceiling", insert.name, found.rate)
 		if found.rate > highest {
 			highest = found.rate
-			r.set("ceiling", "run-p50", found.took.p50)
-			r.set("ceiling", "run-p99", found.took.p99)
+			p.set("ceiling", "run-p50", found.took.P50)
+			p.set("ceiling", "run-p99", found.took.P99)
 		}
 	}
-	r.set("ceiling", "applied", highest)
+	p.set("ceiling", "applied", highest)
 	return nil
 }
 
-func ceilingOf(ctx context.Context, r *round, insert []string) (b benched, err error) {
+func ceilingOf(ctx context.Context, p *pass, insert []string) (b benched, err error) {
 	apply, err := boundApply()
 	if err != nil {
 		return benched{}, err
 	}
 	script := ceilingScript(insert, apply)
-	err = r.onBareScene(ctx, func(s *scene) (err error) {
-		b, err = s.pgbench(ctx, script, r.perClient(warmJobs), r.perClient(endToEndJobs))
+	err = p.in(ctx, environment.Topology{}, func(e *environment.Environment) (err error) {
+		b, err = p.pgbench(ctx, e, script, p.perClient(environment.WarmJobs), p.perClient(endToEndJobs))
 		return err
 	})
 	return b, err
 }
 
 // perClient is a count's share of each client of pgbench.
-func (r *rig) perClient(n int) int { return max(1, r.count(n)/ceilingClients) }
+func (r *measurement) perClient(n int) int { return max(1, r.Count(n)/ceilingClients) }
 
-// pgbench has each client run the script so many times, and answers with what those after
-// the warm-up did. Each client has accounts of its own: two on one could apply each
-// other's jobs, and one of them would come to apply and find nothing to do.
-func (s *scene) pgbench(ctx context.Context, script string, warm, timed int) (benched, error) {
-	server, err := pgx.ParseConfig(s.databaseURL(s.database))
+// pgbench has each client run the script warm+timed times, and returns the rate of the
+// timed runs. Each client has accounts of its own: two clients on one account could
+// apply each other's jobs, and then an apply would find nothing to do.
+func (r *measurement) pgbench(ctx context.Context, e *environment.Environment, script string, warm, timed int) (benched, error) {
+	server, err := pgx.ParseConfig(e.DatabaseURL(e.Database))
 	if err != nil {
 		return benched{}, err
 	}
@@ -86,31 +87,31 @@ func (s *scene) pgbench(ctx context.Context, script string, warm, timed int) (be
 	if err != nil {
 		return benched{}, fmt.Errorf("make a folder for pgbench's log: %w", err)
 	}
-	defer os.RemoveAll(folder)                                                  //nolint:errcheck // it is in nobody's way
-	cmd := exec.CommandContext(ctx, filepath.Join(s.postgres.Bin(), "pgbench"), //nolint:gosec // stands beside the server we run
+	defer os.RemoveAll(folder)                                                  //nolint:errcheck // a leftover does no harm
+	cmd := exec.CommandContext(ctx, filepath.Join(e.Postgres.Bin(), "pgbench"), //nolint:gosec // of the same package as the server
 		"--no-vacuum", "--protocol=prepared", "--file=/dev/stdin", "--log", "--log-prefix=run",
 		fmt.Sprintf("--client=%d", ceilingClients), fmt.Sprintf("--jobs=%d", ceilingThreads), fmt.Sprintf("--transactions=%d", warm+timed),
-		"--define=n=0", fmt.Sprintf("--define=accounts=%d", s.perClient(manyAccounts)))
+		"--define=n=0", fmt.Sprintf("--define=accounts=%d", r.perClient(manyAccounts)))
 	cmd.Dir, cmd.Stdin = folder, strings.NewReader(script)
 	cmd.Env = []string{
 		"PGHOST=" + server.Host, fmt.Sprintf("PGPORT=%d", server.Port), "PGDATABASE=" + server.Database,
 		"PGUSER=" + server.User, "PGPASSWORD=" + server.Password,
 		"PGOPTIONS=-c enable_seqscan=off -c enable_bitmapscan=off", // as Passbook's connections have it
 	}
-	if err := s.checkpoint(ctx); err != nil {
+	if err := e.Checkpoint(ctx); err != nil {
 		return benched{}, err
 	}
-	s.jobs += (warm + timed) * ceilingClients
+	e.Expect((warm + timed) * ceilingClients)
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return benched{}, fmt.Errorf("pgbench (of the package of Postgres's server): %w\n%s", err, out)
 	}
 	return readRuns(folder, warm)
 }
 
-// benched is what pgbench found: runs of the script a second, and how long they took.
+// benched is the result of pgbench: runs of the script a second, and how long they took.
 type benched struct {
 	rate float64
-	took quantiles
+	took report.Quantiles
 }
 
 // benchRun is one run of the script, by pgbench's log.
@@ -119,8 +120,8 @@ type benchRun struct {
 	took time.Duration
 }
 
-// readRuns reads pgbench's logs, a line for each run of the script, and answers with what
-// the runs did from when the last client was warm.
+// readRuns reads pgbench's logs, which have a line for each run of the script. It returns
+// the rate from when the last client had warmed up.
 func readRuns(folder string, warm int) (benched, error) {
 	var runs []benchRun
 	var began, ended int64
@@ -152,12 +153,12 @@ func readRuns(folder string, warm int) (benched, error) {
 	if len(timed) == 0 {
 		return benched{}, errors.New("pgbench has logged nothing after its warm-up")
 	}
-	return benched{perSecond(len(timed), time.Duration(ended-began)*time.Microsecond), quantilesOf(timed)}, nil
+	return benched{report.PerSecond(len(timed), time.Duration(ended-began)*time.Microsecond), report.QuantilesOf(timed)}, nil
 }
 
-// What the script says of a job. n counts a client's runs and r is random, so ids
-// are unique and rise as UUIDv7s do, without a round trip to ask for them; keys
-// are random, as clients' are.
+// The script's expressions for a job. n counts a client's runs and r is random, so ids
+// are unique and rise as UUIDv7s do, without a round trip that asks for them. Keys
+// are random, as those of clients are.
 const (
 	ceilingID = `(lpad(to_hex(:n::bigint), 12, '0') || '7' || lpad(to_hex(:client_id::bigint), 3, '0') || '8000' ||
 		lpad(to_hex(:r::bigint), 12, '0'))::uuid`
@@ -165,7 +166,7 @@ const (
 	ceilingNumber = `'BENCH-' || lpad(:account::text, 5, '0')`
 )
 
-// batchedInsert is the product's own, for a single job.
+// batchedInsert is Passbook's own insert, for a single job.
 func batchedInsert(user uuid.UUID) ([]string, error) {
 	return bindAll(job.InsertStatements(), [][]string{
 		{`ARRAY[:r::bigint]`},
@@ -176,7 +177,7 @@ func batchedInsert(user uuid.UUID) ([]string, error) {
 	})
 }
 
-// plainInsert is the same row as one would write it by hand.
+// plainInsert inserts the same row with a plain statement.
 func plainInsert(user uuid.UUID) []string {
 	return []string{`
 	INSERT INTO jobs (id, account_id, user_id, idempotency_key, type, amount, description)
@@ -188,7 +189,7 @@ func boundApply() ([]string, error) {
 	return bindAll(ledger.ApplyStatements(), [][]string{{ceilingID, fmt.Sprint(ledger.MaxAmount), "0", "true"}})
 }
 
-// ceilingScript is one job's way, in two transactions of a round trip each.
+// ceilingScript accepts and applies one job, in two transactions of a round trip each.
 func ceilingScript(transactions ...[]string) string {
 	lines := []string{
 		fmt.Sprintf(`\set account :client_id + %d * random(0, :accounts - 1)`, ceilingClients),
@@ -205,10 +206,10 @@ func ceilingScript(transactions ...[]string) string {
 	return strings.Join(lines, "\n") + "\n"
 }
 
-// bindAll binds statements to what stands for their parameters $1, $2, …
+// bindAll replaces the parameters $1, $2, … of statements by expressions.
 func bindAll(statements []string, params [][]string) ([]string, error) {
 	if len(statements) != len(params) {
-		return nil, errors.New("the statements of an accept or an apply are others now: bind them anew")
+		return nil, errors.New("the statements of an accept or an apply have changed: bind their parameters here")
 	}
 	var bound []string
 	for i, sql := range statements {
@@ -223,8 +224,8 @@ func bindAll(statements []string, params [][]string) ([]string, error) {
 
 var parameter = regexp.MustCompile(`\$[0-9]+`)
 
-// bind puts expressions in the place of a statement's parameters; each must have
-// one.
+// bind replaces the parameters of a statement by expressions. Each parameter must have
+// an expression.
 func bind(sql string, params []string) (string, error) {
 	highest := 0
 	bound := parameter.ReplaceAllStringFunc(sql, func(name string) string {

@@ -6,111 +6,95 @@ import (
 	"runtime"
 	"slices"
 	"time"
+
+	"github.com/passbook/passbook/internal/bench/environment"
+	"github.com/passbook/passbook/internal/bench/load"
+	"github.com/passbook/passbook/internal/bench/report"
 )
 
-// What clients wait for: those that poll, and those of a bank that is busy, but not full.
-
-// submitAndPoll is 64 clients in a closed loop, each of which posts a job and polls until it
-// is finished before it posts the next. What a synchronous handler gives the same clients is
-// the part peer: its answer is the finished job.
-func submitAndPoll(ctx context.Context, r *round) error {
+// submitAndPoll is 64 clients in a closed loop. Each client posts a job and polls it until
+// it is finished, and then posts the next. The part peer is what a synchronous handler
+// gives the same clients: its response is the finished job.
+func submitAndPoll(ctx context.Context, p *pass) error {
 	const part = "submit-and-poll"
-	return r.onScene(ctx, plain, func(s *scene) error {
-		orders := evenOrders(r.seed(), r.count(pollingJobs), r.count(manyAccounts))
-		warm := again(orders[:min(len(orders), r.count(warmJobs))])
-		if _, err := s.post(ctx, warm, nil, connections, postAndPoll(doubling)); err != nil {
+	return p.in(ctx, environment.Default, func(e *environment.Environment) error {
+		orders := load.EvenOrders(load.Random(p.round), p.Count(pollingJobs), p.Count(manyAccounts))
+		warm := load.WithNewKeys(orders[:min(len(orders), p.Count(environment.WarmJobs))])
+		if _, err := e.Send(ctx, warm, nil, environment.Connections, load.PostAndPoll(load.Doubling)); err != nil {
 			return err
 		}
-		seen, err := s.post(ctx, orders, nil, connections, postAndPoll(doubling))
+		seen, err := e.Send(ctx, orders, nil, environment.Connections, load.PostAndPoll(load.Doubling))
 		if err != nil {
 			return err
 		}
-		finish, err := s.finishes(ctx, 0)
+		finish, err := e.Finishes(ctx, 0)
 		if err != nil {
 			return err
 		}
-		waits := quantilesOf(seen.waits)
-		r.set(part, "finished", perSecond(len(orders), seen.took))
-		r.set(part, "seen-p50", waits.p50)
-		r.set(part, "seen-p99", waits.p99)
-		r.set(part, "finish-p50", finish.p50)
-		r.set(part, "finish-p99", finish.p99)
-		r.set(part, "looks", float64(seen.looks)/float64(len(orders)))
+		waits := report.QuantilesOf(seen.Waits)
+		p.set(part, "finished", report.PerSecond(len(orders), seen.Took))
+		p.set(part, "seen-p50", waits.P50)
+		p.set(part, "seen-p99", waits.P99)
+		p.set(part, "finish-p50", finish.P50)
+		p.set(part, "finish-p99", finish.P99)
+		p.set(part, "looks", float64(seen.Polls)/float64(len(orders)))
 		return nil
 	})
 }
 
-// shares of the peak rate, in percent, at which latency is measured.
-var shares = []int{20, 40, 60, 80}
-
-// latency is how long jobs take from accepted to finished, by their own times, while they
-// come at a share of the end-to-end rate, measured just before. The share of the processors
-// that is busy meanwhile, the load's too, says whether a job could have been finished sooner.
-func latency(ctx context.Context, r *round) error {
+// latency is how long jobs take from accepted to finished, by the times in their rows, at a
+// share of the end-to-end rate, measured just before. How busy the processors are
+// meanwhile, the load included, says whether a job could have been finished sooner.
+func latency(ctx context.Context, p *pass) error {
 	const part = "latency"
-	peak, err := endToEndRate(ctx, r)
+	peak, err := endToEndRate(ctx, p)
 	if err != nil {
 		return err
 	}
-	r.set(part, "peak", peak)
-	shares := slices.Clone(shares)
-	if r.number%2 == 1 {
+	p.set(part, "peak", peak)
+	shares := slices.Clone(report.Shares)
+	if p.round%2 == 1 {
 		slices.Reverse(shares)
 	}
-	return r.onScene(ctx, plain, func(s *scene) error {
+	return p.in(ctx, environment.Default, func(e *environment.Environment) error {
 		for _, share := range shares {
 			pace := peak * float64(share) / 100
-			jobs := max(1, int(pace*r.span(latencySpan).Seconds()))
-			went, err := s.putPaced(ctx, evenOrders(r.seed(), jobs, r.count(manyAccounts)), pace)
+			jobs := max(1, int(pace*p.Span(latencySpan).Seconds()))
+			went, err := e.PutPaced(ctx, load.EvenOrders(load.Random(p.round), jobs, p.Count(manyAccounts)), pace)
 			if err != nil {
 				return err
 			}
 			name := fmt.Sprintf("%d-", share)
-			r.set(part, name+"p50", went.finish.p50)
-			r.set(part, name+"p99", went.finish.p99)
-			r.set(part, name+"post-p50", went.post.p50)
-			r.set(part, name+"post-p99", went.post.p99)
-			r.set(part, name+"busy", went.busy(jobs))
+			p.set(part, name+"p50", went.Finish.P50)
+			p.set(part, name+"p99", went.Finish.P99)
+			p.set(part, name+"post-p50", went.Post.P50)
+			p.set(part, name+"post-p99", went.Post.P99)
+			p.set(part, name+"busy", busy(went, jobs))
 		}
 		return nil
 	})
 }
 
-// latencyFigures are those of the part latency.
-func latencyFigures() []figure {
-	figures := []figure{{"latency", "peak", "peak, end to end", perSec}}
-	for _, share := range shares {
-		name, at := fmt.Sprintf("%d-", share), fmt.Sprintf(" at %d %% of the peak", share)
-		figures = append(figures,
-			figure{"latency", name + "p50", "accepted to finished" + at + ", p50", millis},
-			figure{"latency", name + "p99", "accepted to finished" + at + ", p99", millis},
-			figure{"latency", name + "post-p50", "POST to 202" + at + ", p50", millis},
-			figure{"latency", name + "post-p99", "POST to 202" + at + ", p99", millis},
-			figure{"latency", name + "busy", "processors busy" + at, "%"})
-	}
-	return figures
-}
-
-// busy is the share of all processors that a load of so many jobs used, in percent.
-func (f flow) busy(jobs int) float64 {
+// busy is the share of all processors that a load used, in percent.
+func busy(o environment.Outcome, jobs int) float64 {
 	var total time.Duration
-	for _, spent := range f.cpu {
+	for _, spent := range o.CPU {
 		total += spent
 	}
-	return 100 * total.Seconds() / (float64(jobs) / f.applied) / float64(runtime.NumCPU())
+	return 100 * total.Seconds() / (float64(jobs) / o.Applied) / float64(runtime.NumCPU())
 }
 
-// peerLight is what a client of the peer waits while the bank is quiet.
-func peerLight(ctx context.Context, r *round) error {
+// peerLight is how long a client of the peer waits at light load.
+func peerLight(ctx context.Context, p *pass) error {
 	const part = "peer-light"
-	return r.onPeerScene(ctx, func(s *scene) error {
-		accounts := r.count(manyAccounts)
-		if _, err := s.poll(ctx, evenOrders(r.seed(), r.count(lightWarm), accounts)); err != nil {
+	return p.in(ctx, environment.Topology{Peer: true}, func(e *environment.Environment) error {
+		accounts := p.Count(manyAccounts)
+		if _, err := e.Poll(ctx, load.EvenOrders(load.Random(p.round), p.Count(lightWarm), accounts), lightRate); err != nil {
 			return err
 		}
-		seen, err := s.poll(ctx, evenOrders(r.seed(), r.count(lightJobs), accounts))
-		r.set(part, "post-p50", seen.p50)
-		r.set(part, "post-p99", seen.p99)
+		seen, err := e.Poll(ctx, load.EvenOrders(load.Random(p.round), p.Count(lightJobs), accounts), lightRate)
+		p.set(part, "post-p50", seen.P50)
+		p.set(part, "post-p99", seen.P99)
 		return err
 	})
 }

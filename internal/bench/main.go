@@ -1,7 +1,7 @@
 // Command bench measures Passbook against what else a user could run, on one
-// machine, in one run. Its promise: a figure is measured on processes as they are
-// deployed, at safe durability settings, and only when every job of its load has
-// been found applied, once, in a ledger that verifies.
+// machine, in one run. It measures processes as they are deployed, at safe durability
+// settings. A figure counts only if every job of its load was applied once and the
+// ledger verifies.
 //
 //	bench           measure all parts, print a table, write latest.json, its charts and goals.md
 //	bench history   measure histories of up to a hundred million transactions
@@ -12,15 +12,15 @@
 // `make bench`, `make bench-history`, `make profile` and `make bench-readme` run it. Each
 // takes -h.
 //
-// One round measures every part, and most of what a target sets against each other close
-// together, several times: a machine that is shared changes its speed within seconds.
-// Rounds alternate their direction, so that no part always follows the same other. A
-// part has a scene of its own: a copy of one template database (10,000 accounts of one
-// user, opened through ledger.Accounts, and nothing else), so tables are equally small
-// for everyone, a Redis that is new, and processes that are. Before its clock starts
-// everything is warmed up with a few hundred jobs, and Postgres writes a checkpoint, so
-// that no part pays for another's. All of it, the load too, shares one machine: ratios
-// within a run mean something, figures of two machines side by side do not.
+// A round measures every part. It measures the parts that a target compares in turn,
+// several times: a shared machine changes its speed within seconds. Rounds alternate
+// their direction, so that no part always follows the same part.
+//
+// Each part has an environment of its own: a copy of one template database (10,000
+// accounts of one user and nothing else), a new Redis and new processes. Before the
+// clock starts, a few hundred jobs warm everything up and Postgres writes a checkpoint,
+// so that no part pays for another part's writes. All of it, the load too, shares one
+// machine: compare ratios within a run, not figures of two machines.
 package main
 
 import (
@@ -34,13 +34,15 @@ import (
 	"strings"
 	"syscall"
 
+	"github.com/passbook/passbook/internal/bench/history"
+	"github.com/passbook/passbook/internal/bench/peer"
+	"github.com/passbook/passbook/internal/bench/report"
 	"github.com/passbook/passbook/internal/config"
 )
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	// A second Ctrl-C, while we stop in order, ends us at once; what we started
-	// ends with us.
+	// A second Ctrl-C ends the process at once, and its children with it.
 	context.AfterFunc(ctx, stop)
 	err := run(ctx, os.Args[1:], os.Getenv, os.Stdout)
 	stop()
@@ -61,31 +63,34 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdout 
 		if err != nil {
 			return err
 		}
-		return measure(ctx, s, stdout)
+		s.Out = stdout
+		return measure(ctx, s)
 	case "history":
-		rows, s, err := readHistorySettings(args)
+		s, err := history.ReadSettings(args)
 		if err != nil {
 			return err
 		}
-		return measureHistory(ctx, rows, s, stdout)
+		s.Out = stdout
+		return history.Measure(ctx, s)
 	case "profile":
 		s, err := readProfileSettings(args)
 		if err != nil {
 			return err
 		}
-		return profile(ctx, s, stdout)
+		s.Out = stdout
+		return profile(ctx, s)
 	case "readme":
-		return writeReadme(args, stdout)
+		return report.WriteReadme(args, stdout)
 	case "peer":
-		s, err := readPeerSettings(args)
+		s, err := peer.ReadSettings(args)
 		if err != nil {
 			return err
 		}
-		cfg, err := config.LoadAPI(getenv) // it is configured as the api is
+		cfg, err := config.LoadAPI(getenv) // the peer has the api's configuration
 		if err != nil {
 			return err
 		}
-		return servePeer(ctx, cfg, s, stdout)
+		return peer.Serve(ctx, cfg, s, stdout)
 	}
-	return fmt.Errorf("unknown command %q; there are history, profile, readme and peer, and none", command)
+	return fmt.Errorf("unknown command %q; the commands are history, profile, readme and peer; without a command, bench measures", command)
 }

@@ -5,43 +5,40 @@ import (
 	"errors"
 	"flag"
 	"fmt"
-	"io"
-	"math"
 	"slices"
 	"strings"
 	"time"
+
+	"github.com/passbook/passbook/internal/bench/environment"
+	"github.com/passbook/passbook/internal/bench/peer"
+	"github.com/passbook/passbook/internal/bench/report"
 )
 
 // settings say what to measure.
 type settings struct {
 	rounds int
 	parts  []part
-	scale  float64 // of every count and duration; below 1 for a try
-	folder string  // of what is written
-	peer   peerSettings
-	turns  int    // of each group in a round
-	built  string // the folder of programs that are built already; empty to build them
-	// unflushed has nothing wait for the disk. For tests of the instrument alone: without
-	// flushes, a figure means nothing.
-	unflushed bool
+	folder string // of the results
+	passes int    // over each group in a round
+	environment.Config
 }
 
 func readSettings(args []string) (settings, error) {
-	s := settings{peer: defaultPeer, turns: groupTurns}
+	s := settings{passes: groupPasses, Config: environment.Config{MinAccounts: ceilingClients, Peer: peer.Default}}
 	var names string
 	flags := flag.NewFlagSet("bench", flag.ContinueOnError)
 	flags.IntVar(&s.rounds, "rounds", 3, "how often to measure each part")
 	flags.StringVar(&names, "parts", "", "parts to measure, with commas between: "+partNames()+"; all where empty")
-	flags.Float64Var(&s.scale, "scale", 1, "of all counts and durations; figures mean something at 1 alone")
+	flags.Float64Var(&s.Scale, "scale", 1, "of all counts and durations; figures are valid at 1 only")
 	flags.StringVar(&s.folder, "out", "internal/bench/results", "folder of the results")
-	s.peer.register(flags, "peer-")
+	s.Peer.Register(flags, "peer-")
 	if err := flags.Parse(args); err != nil {
 		return settings{}, err
 	}
 	switch {
 	case flags.NArg() > 0:
 		return settings{}, fmt.Errorf("unknown arguments %q", flags.Args())
-	case s.rounds < 1 || s.scale <= 0:
+	case s.rounds < 1 || s.Scale <= 0:
 		return settings{}, errors.New("-rounds and -scale are more than 0")
 	}
 	var err error
@@ -49,20 +46,20 @@ func readSettings(args []string) (settings, error) {
 	return s, err
 }
 
-// measure runs all rounds and reports.
-func measure(ctx context.Context, s settings, out io.Writer) (err error) {
+// measure runs all rounds and writes the results.
+func measure(ctx context.Context, s settings) (err error) {
 	began := time.Now()
-	r, err := newRig(ctx, s, out)
+	r, err := startMeasurement(ctx, s)
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, r.close(context.WithoutCancel(ctx))) }()
-	machine, err := r.describe(ctx)
+	defer func() { err = errors.Join(err, r.Close(context.WithoutCancel(ctx))) }()
+	machine, err := r.Describe(ctx)
 	if err != nil {
 		return err
 	}
-	fmt.Fprintln(out, machine)
-	var rounds []figures
+	r.Say("%v", machine)
+	var rounds []report.Figures
 	for n := range s.rounds {
 		found, err := r.round(ctx, n)
 		if err != nil {
@@ -70,110 +67,133 @@ func measure(ctx context.Context, s settings, out io.Writer) (err error) {
 		}
 		rounds = append(rounds, found...)
 	}
-	result := summarize(rounds, catalogue, targets)
+	result := report.Summarize(rounds, report.Catalogue, report.Targets)
 	result.TakenAt, result.Took = began.UTC(), time.Since(began).Round(time.Second).String()
-	result.Rounds, result.Scale, result.Machine = s.rounds, s.scale, machine
-	result.print(out)
-	files, err := result.report()
+	result.Rounds, result.Scale, result.Machine = s.rounds, s.Scale, machine
+	result.Print(s.Out)
+	files, err := result.Files()
 	if err != nil {
 		return err
 	}
-	if files[latestFile], err = result.json(); err != nil {
+	if files[report.LatestFile], err = result.JSON(); err != nil {
 		return err
 	}
-	return writeFiles(s.folder, files, out)
+	return report.WriteFiles(s.folder, files, s.Out)
 }
 
-// round measures every part, backwards in every other round. What it found comes first,
-// and then what further turns of its groups did.
-func (r *rig) round(ctx context.Context, n int) ([]figures, error) {
-	parts := slices.Clone(r.parts)
+// measurement is the environments' base and the settings of a run.
+type measurement struct {
+	*environment.Base
+	settings settings
+	began    time.Time
+}
+
+func startMeasurement(ctx context.Context, s settings) (*measurement, error) {
+	began := time.Now()
+	base, err := environment.Open(ctx, s.Config)
+	return &measurement{Base: base, settings: s, began: began}, err
+}
+
+// round measures every part, backwards in every other round. It returns the figures of
+// the first pass over every part, then those of the further passes over its groups.
+func (r *measurement) round(ctx context.Context, n int) ([]report.Figures, error) {
+	parts := slices.Clone(r.settings.parts)
 	if n%2 == 1 {
 		slices.Reverse(parts)
 	}
-	pass := r.newRound(n)
-	found := []figures{pass.figures}
+	first := r.newPass(n)
+	found := []report.Figures{first.figures}
 	for len(parts) > 0 {
 		together := group(parts)
 		parts = parts[len(together):]
-		if err := pass.turn(ctx, together, ""); err != nil {
+		if err := first.measure(ctx, together, ""); err != nil {
 			return nil, err
 		}
-		for turn := 2; len(together) > 1 && turn <= r.turns; turn++ {
-			again := r.newRound(n)
+		for n := 2; len(together) > 1 && n <= r.settings.passes; n++ {
+			again := r.newPass(first.round)
 			slices.Reverse(together)
-			if err := again.turn(ctx, together, fmt.Sprintf(", turn %d of %d", turn, r.turns)); err != nil {
+			if err := again.measure(ctx, together, fmt.Sprintf(", pass %d of %d", n, r.settings.passes)); err != nil {
 				return nil, err
 			}
-			pass.takePeaks(again.figures)
+			first.takePeaks(again.figures)
 			found = append(found, again.figures)
 		}
 	}
 	return found, nil
 }
 
-// turn measures some parts, one after another.
-func (r *round) turn(ctx context.Context, parts []part, which string) error {
-	for _, p := range parts {
+// pass is one pass over the parts of a round, or one more over a group of them.
+type pass struct {
+	*measurement
+	round   int
+	figures report.Figures // found so far
+}
+
+func (r *measurement) newPass(round int) *pass {
+	return &pass{measurement: r, round: round, figures: report.Figures{}}
+}
+
+// measure measures some parts, one after another.
+func (p *pass) measure(ctx context.Context, parts []part, which string) error {
+	for _, part := range parts {
 		began := time.Now()
-		r.say("round %d of %d, part %d of %d: %s%s", r.number+1, r.rounds, r.place(p), len(r.parts), p.name, which)
-		err := p.measureIn(ctx, r)
+		p.Say("round %d of %d, part %d of %d: %s%s", p.round+1, p.settings.rounds, p.number(part), len(p.settings.parts), part.name, which)
+		err := part.measureIn(ctx, p)
 		switch {
-		case ctx.Err() != nil: // whatever it cut short is no fault
+		case ctx.Err() != nil: // an error that the end of ctx has caused says nothing
 			return ctx.Err()
 		case err != nil:
-			return fmt.Errorf("%s: %w", p.name, err)
+			return fmt.Errorf("%s: %w", part.name, err)
 		}
-		r.say("  %s(%v, %v since the start)", r.figures.line(p.name),
-			time.Since(began).Round(100*time.Millisecond), time.Since(r.began).Round(time.Second))
+		p.Say("  %s(%v, %v since the start)", p.figures.Line(part.name),
+			time.Since(began).Round(100*time.Millisecond), time.Since(p.began).Round(time.Second))
 	}
 	return nil
 }
 
-// round is one pass over the parts, or one more turn of a group.
-type round struct {
-	*rig
-	number  int
-	figures figures // found so far
+// in sets up an environment, puts loads on it, and keeps the peaks of its memory.
+func (p *pass) in(ctx context.Context, t environment.Topology, loads func(*environment.Environment) error) error {
+	peaks, err := p.Run(ctx, t, loads)
+	for program, peak := range peaks {
+		key := peaksPart + "/" + program
+		p.figures[key] = max(p.figures[key], float64(peak)/1e6)
+	}
+	return err
 }
 
-func (r *rig) newRound(n int) *round {
-	return &round{rig: r, number: n, figures: figures{}}
+// peaksPart is the part of the figures that say how much memory each program used, in MB.
+const peaksPart = "memory"
+
+// takePeaks moves the peaks of a further pass to the first.
+func (p *pass) takePeaks(further report.Figures) {
+	for key, peak := range further {
+		if strings.HasPrefix(key, peaksPart+"/") {
+			p.figures[key] = max(p.figures[key], peak)
+			delete(further, key)
+		}
+	}
 }
 
-// place is where a part stands in a round.
-func (r *round) place(p part) int {
-	i := slices.IndexFunc(r.parts, func(other part) bool { return other.name == p.name })
-	if r.number%2 == 1 {
-		return len(r.parts) - i
+// number is a part's position in the round, from 1.
+func (p *pass) number(of part) int {
+	i := slices.IndexFunc(p.settings.parts, func(other part) bool { return other.name == of.name })
+	if p.round%2 == 1 {
+		return len(p.settings.parts) - i
 	}
 	return i + 1
 }
 
-func (r *round) set(part, name string, value float64) {
-	r.figures[part+"/"+name] = value
-}
-
-// count scales a count; never to nothing.
-func (r *rig) count(n int) int {
-	return max(1, int(math.Round(float64(n)*r.scale)))
-}
-
-func (r *rig) span(d time.Duration) time.Duration {
-	return time.Duration(float64(d) * r.scale)
-}
-
-func (r *rig) say(format string, args ...any) {
-	fmt.Fprintf(r.out, format+"\n", args...)
+func (p *pass) set(part, name string, value float64) {
+	p.figures[part+"/"+name] = value
 }
 
 // partTimeout bounds one part: the longest takes two minutes on two slow cores.
 const partTimeout = 15 * time.Minute
 
-func (p part) measureIn(ctx context.Context, r *round) error {
+func (p part) measureIn(ctx context.Context, in *pass) error {
 	ctx, cancel := context.WithTimeout(ctx, partTimeout)
 	defer cancel()
-	return p.measure(ctx, r)
+	return p.measure(ctx, in)
 }
 
 func partNames() string {

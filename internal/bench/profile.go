@@ -13,6 +13,9 @@ import (
 	"time"
 
 	"golang.org/x/sync/errgroup"
+
+	"github.com/passbook/passbook/internal/bench/environment"
+	"github.com/passbook/passbook/internal/bench/load"
 )
 
 // profileSettings say what to take profiles of.
@@ -23,7 +26,7 @@ type profileSettings struct {
 }
 
 func readProfileSettings(args []string) (profileSettings, error) {
-	s := profileSettings{settings: settings{rounds: 1, scale: 1}}
+	s := profileSettings{settings: settings{rounds: 1, Config: environment.Config{Scale: 1}}}
 	flags := flag.NewFlagSet("bench profile", flag.ContinueOnError)
 	flags.IntVar(&s.accounts, "accounts", manyAccounts, "accounts that the load goes to; 1 is one hot account")
 	flags.DurationVar(&s.span, "for", 15*time.Second, "how long to profile")
@@ -31,44 +34,43 @@ func readProfileSettings(args []string) (profileSettings, error) {
 	if err := flags.Parse(args); err != nil {
 		return profileSettings{}, err
 	}
-	if s.accounts < 1 || s.accounts > allAccounts || s.span < time.Second {
-		return profileSettings{}, fmt.Errorf("-accounts is from 1 to %d, and -for at least a second", allAccounts)
+	if s.accounts < 1 || s.accounts > environment.AllAccounts || s.span < time.Second {
+		return profileSettings{}, fmt.Errorf("-accounts is from 1 to %d, and -for at least a second", environment.AllAccounts)
 	}
 	return s, nil
 }
 
-// profile leaves api.pprof and worker.pprof of a load of 64 connections.
-func profile(ctx context.Context, s profileSettings, out io.Writer) (err error) {
-	r, err := newRig(ctx, s.settings, out)
+// profile writes api.pprof and worker.pprof of a load of 64 connections.
+func profile(ctx context.Context, s profileSettings) (err error) {
+	r, err := startMeasurement(ctx, s.settings)
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, r.close(context.WithoutCancel(ctx))) }()
+	defer func() { err = errors.Join(err, r.Close(context.WithoutCancel(ctx))) }()
 	if err := os.MkdirAll(s.folder, 0o755); err != nil { //nolint:gosec // readable by all users
 		return fmt.Errorf("make the folder of the profiles: %w", err)
 	}
-	pass := r.newRound(0)
-	return pass.onScene(ctx, plain, func(scene *scene) error {
-		r.say("Profiling for %v.", s.span)
-		return scene.profile(ctx, s)
+	return r.newPass(0).in(ctx, environment.Default, func(e *environment.Environment) error {
+		e.Say("Profiling for %v.", s.span)
+		return saveProfiles(ctx, e, s)
 	})
 }
 
-// profile puts loads on, one after another, until the profiles are there.
-func (s *scene) profile(ctx context.Context, settings profileSettings) error {
+// saveProfiles sends loads, one after another, until the profiles are written.
+func saveProfiles(ctx context.Context, e *environment.Environment, settings profileSettings) error {
 	const jobs = 10_000 // in each load
 	profiling, cancel := context.WithCancel(ctx)
 	defer cancel()
 	var profiles errgroup.Group
-	for _, p := range slices.Concat(s.doors, s.workers) {
+	for _, p := range slices.Concat(e.Servers, e.Workers) {
 		profiles.Go(func() error {
-			return saveProfile(profiling, p.operator(), settings.span, filepath.Join(settings.folder, p.name+".pprof"))
+			return saveProfile(profiling, p.OpsAddress(), settings.span, filepath.Join(settings.folder, p.Name+".pprof"))
 		})
 	}
 	taken := make(chan error, 1)
 	go func() { taken <- profiles.Wait() }()
-	for random := s.seed(); ; {
-		_, err := s.put(ctx, evenOrders(random, jobs, settings.accounts))
+	for random := load.Random(0); ; {
+		_, err := e.Put(ctx, load.EvenOrders(random, jobs, settings.accounts))
 		if err != nil {
 			cancel()
 			return errors.Join(err, <-taken)
@@ -76,7 +78,7 @@ func (s *scene) profile(ctx context.Context, settings profileSettings) error {
 		select {
 		case err := <-taken:
 			if err == nil {
-				s.say("Profiles of api and worker are in %s; look at one with: go tool pprof -http=: FILE", settings.folder)
+				e.Say("Profiles of api and worker are in %s; look at one with: go tool pprof -http=: FILE", settings.folder)
 			}
 			return err
 		default:

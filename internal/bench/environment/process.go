@@ -1,4 +1,4 @@
-package main
+package environment
 
 import (
 	"bufio"
@@ -23,8 +23,8 @@ const (
 	keptLines = 50 // of a program's log, for when it fails
 )
 
-// launcher starts programs from one thread that lives as long as we do: the
-// kernel kills them when that thread ends, so none survives us, whatever ends us.
+// launcher starts programs from one thread that lives as long as this process. The
+// kernel kills the programs when the thread ends, so no program outlives the process.
 var launcher = sync.OnceValue(func() chan<- func() {
 	work := make(chan func())
 	go launch(work)
@@ -38,13 +38,13 @@ func launch(work <-chan func()) {
 	}
 }
 
-// process is one of the programs, running.
-type process struct {
-	name  string
+// Process is a running program.
+type Process struct {
+	Name  string
 	cmd   *exec.Cmd
-	ready chan struct{} // closed when it said that it is
-	done  chan struct{} // closed when it has ended
-	err   error         // how; to be read after done
+	ready chan struct{} // closed once the program says that it is ready
+	done  chan struct{} // closed once the program has ended
+	err   error         // how it ended; to be read after done
 
 	mu      sync.Mutex // guards the rest
 	addr    string     // of its API
@@ -52,25 +52,25 @@ type process struct {
 	lines   []string // the last of its log
 }
 
-// startProcess starts a program and waits until it says that it is ready. Ctrl-C
-// in the terminal doesn't reach it: the order of the end is ours.
-func startProcess(ctx context.Context, path string, args, env []string) (*process, error) {
-	p := &process{name: filepath.Base(path), ready: make(chan struct{}), done: make(chan struct{})}
-	if p.name == "bench" {
-		p.name = args[0]
+// startProcess starts a program and waits until it says that it is ready. Ctrl-C in
+// the terminal doesn't reach it: the environment stops its processes in order.
+func startProcess(ctx context.Context, path string, args, env []string) (*Process, error) {
+	p := &Process{Name: filepath.Base(path), ready: make(chan struct{}), done: make(chan struct{})}
+	if p.Name == "bench" {
+		p.Name = args[0]
 	}
 	p.cmd = exec.CommandContext(context.WithoutCancel(ctx), path, args...) //nolint:gosec // what we have built
 	p.cmd.Env = env
 	p.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL, Setpgid: true}
 	output, err := p.cmd.StdoutPipe()
 	if err != nil {
-		return nil, fmt.Errorf("start %s: %w", p.name, err)
+		return nil, fmt.Errorf("start %s: %w", p.Name, err)
 	}
 	p.cmd.Stderr = p.cmd.Stdout
 	started := make(chan error)
 	launcher() <- func() { started <- p.cmd.Start() }
 	if err := <-started; err != nil {
-		return nil, fmt.Errorf("start %s: %w", p.name, err)
+		return nil, fmt.Errorf("start %s: %w", p.Name, err)
 	}
 	go func() {
 		defer close(p.done)
@@ -80,8 +80,8 @@ func startProcess(ctx context.Context, path string, args, env []string) (*proces
 	return p, p.awaitReady(ctx)
 }
 
-// awaitReady ends a process that does not get ready.
-func (p *process) awaitReady(ctx context.Context) error {
+// awaitReady kills a process that does not get ready.
+func (p *Process) awaitReady(ctx context.Context) error {
 	timer := time.NewTimer(readyWait)
 	defer timer.Stop()
 	why := errors.New("it ended")
@@ -96,11 +96,11 @@ func (p *process) awaitReady(ctx context.Context) error {
 	}
 	_ = p.cmd.Process.Kill() // an error says that it is gone
 	<-p.done
-	return fmt.Errorf("start %s: %w\n%s", p.name, why, p.log())
+	return fmt.Errorf("start %s: %w\n%s", p.Name, why, p.log())
 }
 
-// read keeps the end of the program's log and takes from it what we must know.
-func (p *process) read(output io.Reader) {
+// read keeps the end of the program's log and reads the addresses from it.
+func (p *Process) read(output io.Reader) {
 	for lines := bufio.NewScanner(output); lines.Scan(); {
 		var line struct {
 			Msg      string `json:"msg"`
@@ -109,7 +109,7 @@ func (p *process) read(output io.Reader) {
 		}
 		p.mu.Lock()
 		p.lines = append(p.lines[max(0, len(p.lines)-keptLines):], lines.Text())
-		if json.Unmarshal(lines.Bytes(), &line) == nil && line.Msg == p.name+" ready" {
+		if json.Unmarshal(lines.Bytes(), &line) == nil && line.Msg == p.Name+" ready" {
 			p.addr, p.opsAddr = line.HTTPAddr, line.OpsAddr
 			close(p.ready)
 		}
@@ -117,31 +117,32 @@ func (p *process) read(output io.Reader) {
 	}
 }
 
-func (p *process) pid() int { return p.cmd.Process.Pid }
+// PID is the number of the process.
+func (p *Process) PID() int { return p.cmd.Process.Pid }
 
-// address is where its API answers.
-func (p *process) address() string {
+// Address is where the program serves its API.
+func (p *Process) Address() string {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.addr
 }
 
-// operator is where its operator's port is.
-func (p *process) operator() string {
+// OpsAddress is where the program serves its metrics and profiles.
+func (p *Process) OpsAddress() string {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.opsAddr
 }
 
-func (p *process) log() string {
+func (p *Process) log() string {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return strings.Join(p.lines, "\n")
 }
 
-// stop asks the program to end in order and waits; one that doesn't is killed,
-// and that is an error.
-func (p *process) stop(ctx context.Context) error {
+// stop asks the program to end in order and waits. It kills a program that does not
+// end in time, and returns an error.
+func (p *Process) stop(ctx context.Context) error {
 	_ = p.cmd.Process.Signal(syscall.SIGTERM) // an error says that it is gone
 	timer := time.NewTimer(endWait)
 	defer timer.Stop()
@@ -153,7 +154,7 @@ func (p *process) stop(ctx context.Context) error {
 	_ = p.cmd.Process.Kill()
 	<-p.done
 	if p.err != nil {
-		return fmt.Errorf("stop %s: %w\n%s", p.name, p.err, p.log())
+		return fmt.Errorf("stop %s: %w\n%s", p.Name, p.err, p.log())
 	}
 	return nil
 }

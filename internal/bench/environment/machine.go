@@ -1,4 +1,4 @@
-package main
+package environment
 
 import (
 	"context"
@@ -14,45 +14,30 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+
+	"github.com/passbook/passbook/internal/bench/report"
 )
 
-// machine is where a run took place.
-type machine struct {
-	CPUs     int    `json:"cpus"`
-	CPU      string `json:"cpu"`
-	Kernel   string `json:"kernel"`
-	Go       string `json:"go"`
-	Postgres string `json:"postgres"`
-	Redis    string `json:"redis"`
-	// FlushMicros is the median of a flush of 8 KiB to the disk that Postgres
-	// uses, by fdatasync, while nothing else runs.
-	FlushMicros float64 `json:"flush_us"`
-}
-
-func (m machine) String() string {
-	return fmt.Sprintf("%d × %s, Linux %s, %s, Postgres %s, Redis %s; a flush to disk takes %s µs",
-		m.CPUs, m.CPU, m.Kernel, m.Go, m.Postgres, m.Redis, number(m.FlushMicros))
-}
-
-func (r *rig) describe(ctx context.Context) (m machine, err error) {
-	m = machine{CPUs: runtime.NumCPU(), CPU: cpuName(), Go: runtime.Version()}
+// Describe describes the machine and its servers.
+func (b *Base) Describe(ctx context.Context) (m report.Machine, err error) {
+	m = report.Machine{CPUs: runtime.NumCPU(), CPU: cpuName(), Go: runtime.Version()}
 	release, _ := os.ReadFile("/proc/sys/kernel/osrelease") // empty where unknown
 	m.Kernel = strings.TrimSpace(string(release))
-	conn, err := pgx.Connect(ctx, r.postgres.URL())
+	conn, err := pgx.Connect(ctx, b.Postgres.URL())
 	if err != nil {
-		return machine{}, err
+		return report.Machine{}, err
 	}
 	defer conn.Close(ctx) //nolint:errcheck // nothing is pending on it
 	if err := conn.QueryRow(ctx, `SELECT current_setting('server_version')`).Scan(&m.Postgres); err != nil {
-		return machine{}, fmt.Errorf("ask Postgres for its version: %w", err)
+		return report.Machine{}, fmt.Errorf("ask Postgres for its version: %w", err)
 	}
 	version, err := exec.CommandContext(ctx, "redis-server", "--version").Output()
 	if err != nil {
-		return machine{}, fmt.Errorf("ask Redis for its version: %w", err)
+		return report.Machine{}, fmt.Errorf("ask Redis for its version: %w", err)
 	}
 	_, after, _ := strings.Cut(string(version), "v=")
 	m.Redis, _, _ = strings.Cut(after, " ")
-	m.FlushMicros, err = flushMicros(filepath.Dir(r.postgres.Dir()))
+	m.FlushMicros, err = flushMicros(filepath.Dir(b.Postgres.Dir()))
 	return m, err
 }
 
@@ -70,7 +55,7 @@ func flushMicros(folder string) (float64, error) {
 	if err != nil {
 		return 0, fmt.Errorf("time a flush: %w", err)
 	}
-	defer os.Remove(file.Name()) //nolint:errcheck // it is in nobody's way
+	defer os.Remove(file.Name()) //nolint:errcheck // a leftover does no harm
 	defer file.Close()           //nolint:errcheck // nothing in it matters
 	var times []time.Duration
 	for range flushes {

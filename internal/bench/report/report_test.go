@@ -1,4 +1,4 @@
-package main
+package report
 
 import (
 	"bytes"
@@ -15,20 +15,20 @@ const results = "internal/bench/results" // from the README, which names files i
 // or a change of what is made from it, `make bench-readme` writes them anew.
 func TestReport_IsOfTheLastRun(t *testing.T) {
 	t.Parallel()
-	r, err := readResult("results")
+	r, err := readResult("../results")
 	if err != nil {
 		t.Fatal(err)
 	}
-	files, err := r.report()
+	files, err := r.Files()
 	if err != nil {
 		t.Fatal(err)
 	}
 	for name, want := range files {
-		if got, err := os.ReadFile(filepath.Join("results", name)); err != nil || !bytes.Equal(got, want) {
+		if got, err := os.ReadFile(filepath.Join("../results", name)); err != nil || !bytes.Equal(got, want) {
 			t.Errorf("%s is not what latest.json says (%v): run make bench-readme", name, err)
 		}
 	}
-	readme, err := os.ReadFile("../../README.md")
+	readme, err := os.ReadFile("../../../README.md")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -40,11 +40,11 @@ func TestReport_IsOfTheLastRun(t *testing.T) {
 // Each row has what was measured of it: a comparison's figures, and the ratios of its goals.
 func TestSection(t *testing.T) {
 	t.Parallel()
-	r := summarize([]figures{{
+	r := Summarize([]Figures{{
 		"end-to-end/applied": 5000, "peer/applied": 2500, "ceiling/applied": 4000,
 		"end-to-end/post-p50": 1, "end-to-end/post-p99": 2, "peer/post-p50": 3, "peer/post-p99": 4,
 		"latency/60-p50": 5, // without its p99
-	}}, catalogue, targets)
+	}}, Catalogue, Targets)
 	r.Rounds, r.TakenAt = 1, time.Date(2026, 1, 2, 0, 0, 0, 0, time.UTC)
 	got := r.section("folder")
 	for _, want := range []string{
@@ -67,7 +67,7 @@ func TestSection(t *testing.T) {
 // A goal that a run did not measure is told from one that it missed.
 func TestGoals(t *testing.T) {
 	t.Parallel()
-	r := summarize([]figures{{"end-to-end/applied": 15, "peer/applied": 10, "light/seen-p50": 4}}, catalogue, targets)
+	r := Summarize([]Figures{{"end-to-end/applied": 15, "peer/applied": 10, "light/seen-p50": 4}}, Catalogue, Targets)
 	got := string(r.goals())
 	for _, want := range []string{
 		"| end to end / synchronous peer, 1,000 accounts | 1.50 | 1.50 to 1.50 | at least 1.7 | missed |",
@@ -98,24 +98,12 @@ func TestWithSection(t *testing.T) {
 func TestLatencyGrid(t *testing.T) {
 	t.Parallel()
 	for slowest, want := range map[float64][]float64{0: {0.1, 1}, 4: {1, 4}, 5: {1, 5}, 5.1: {2, 3}, 24: {5, 5}, 113: {50, 3}, 1001: {500, 3}} {
-		found := figures{}
+		found := Figures{}
 		for _, share := range []string{"20", "40", "60", "80"} {
 			found["latency/"+share+"-p99"] = slowest
 		}
-		if step, lines := summarize([]figures{found}, catalogue, nil).latencyGrid(); step != want[0] || float64(lines) != want[1] {
+		if step, lines := Summarize([]Figures{found}, Catalogue, nil).latencyGrid(); step != want[0] || float64(lines) != want[1] {
 			t.Errorf("%v: got %v, %v, want %v", slowest, step, lines, want)
 		}
-	}
-}
-
-// `make help` names the parts that PARTS may be of.
-func TestMakefile_NamesTheParts(t *testing.T) {
-	t.Parallel()
-	makefile, err := os.ReadFile("../../Makefile")
-	if err != nil {
-		t.Fatal(err)
-	}
-	if want := "\n##   " + partNames() + "\n"; !bytes.Contains(makefile, []byte(want)) {
-		t.Errorf("there is no %q", want)
 	}
 }

@@ -1,4 +1,12 @@
-package main
+// Package peer is the synchronous handler that Passbook is measured against. It is
+// what a careful engineer would write who needs no queue: one handler, one
+// transaction, a response with the finished job.
+//
+// It has the api's Fiber, JSON and JWT libraries, Passbook's tables with their
+// indexes and constraints, the same rows in them, prepared statements and a pool
+// that fits the machine. It checks less: no session, no key of an opening, no
+// queue capacity, and nothing of a body beyond its two fields.
+package peer
 
 import (
 	"context"
@@ -22,34 +30,31 @@ import (
 	"github.com/passbook/passbook/internal/ledger"
 )
 
-// The peer is what somebody would write who needs no queue, and writes it well:
-// one handler, one transaction, an answer with the finished job. It has the api's
-// Fiber, JSON and JWT libraries, Passbook's tables with their indexes and
-// constraints, the same rows in them, prepared statements and a pool that fits the
-// machine. It checks less: no session is looked up, no key of an opening, no bound
-// on a queue, and what a body holds beyond its two fields.
-
-// peerSettings are what a careful user would tune.
-type peerSettings struct {
-	conns int  // to Postgres
-	apart bool // BEGIN and COMMIT each take a round trip of their own
+// Settings are what a careful user would tune.
+type Settings struct {
+	Conns int  // to Postgres
+	Apart bool // BEGIN and COMMIT each take a round trip of their own
 }
 
-var defaultPeer = peerSettings{conns: 16}
+// Default are the settings that the published figures are measured with.
+var Default = Settings{Conns: 16}
 
-func (s *peerSettings) register(flags *flag.FlagSet, prefix string) {
-	flags.IntVar(&s.conns, prefix+"conns", s.conns, "the peer's connections to Postgres")
-	flags.BoolVar(&s.apart, prefix+"apart", s.apart, "the peer sends BEGIN and COMMIT apart, as pgx's Begin and Commit do: four round trips, not two")
+// Register adds the settings to flags, under names that begin with prefix.
+func (s *Settings) Register(flags *flag.FlagSet, prefix string) {
+	flags.IntVar(&s.Conns, prefix+"conns", s.Conns, "the peer's connections to Postgres")
+	flags.BoolVar(&s.Apart, prefix+"apart", s.Apart, "the peer sends BEGIN and COMMIT apart, as pgx's Begin and Commit do: four round trips, not two")
 }
 
-func (s *peerSettings) args() []string {
-	return []string{fmt.Sprintf("-conns=%d", s.conns), fmt.Sprintf("-apart=%t", s.apart)}
+// Args are the arguments that give a peer these settings.
+func (s *Settings) Args() []string {
+	return []string{fmt.Sprintf("-conns=%d", s.Conns), fmt.Sprintf("-apart=%t", s.Apart)}
 }
 
-func readPeerSettings(args []string) (peerSettings, error) {
-	s := defaultPeer
+// ReadSettings reads the settings from a peer's arguments.
+func ReadSettings(args []string) (Settings, error) {
+	s := Default
 	flags := flag.NewFlagSet("bench peer", flag.ContinueOnError)
-	s.register(flags, "")
+	s.Register(flags, "")
 	err := flags.Parse(args)
 	return s, err
 }
@@ -62,13 +67,15 @@ type peer struct {
 	secret []byte
 }
 
-func servePeer(ctx context.Context, cfg config.API, s peerSettings, stdout io.Writer) error {
-	pool, err := openPeerPool(ctx, cfg.DatabaseURL, s.conns)
+// Serve serves deposits and withdrawals until ctx ends. It writes its address to
+// stdout once it is ready.
+func Serve(ctx context.Context, cfg config.API, s Settings, stdout io.Writer) error {
+	pool, err := openPool(ctx, cfg.DatabaseURL, s.Conns)
 	if err != nil {
 		return err
 	}
 	defer pool.Close()
-	app := newPeer(pool, cfg.JWTKeys[0].Secret, s.apart).app() //nolint:contextcheck // a request has its own
+	app := newPeer(pool, cfg.JWTKeys[0].Secret, s.Apart).app() //nolint:contextcheck // a request has its own
 	listener, err := new(net.ListenConfig).Listen(ctx, "tcp", cfg.HTTPAddr)
 	if err != nil {
 		return err
@@ -82,9 +89,9 @@ func servePeer(ctx context.Context, cfg config.API, s peerSettings, stdout io.Wr
 	return app.Listener(listener)
 }
 
-// openPeerPool makes a pool whose plans go by index, as Passbook's do: one made
-// while a table is small is kept when it has grown.
-func openPeerPool(ctx context.Context, url string, conns int) (*pgxpool.Pool, error) {
+// openPool opens a pool whose plans use indexes, as Passbook's do: Postgres keeps a
+// plan that it made while a table was small.
+func openPool(ctx context.Context, url string, conns int) (*pgxpool.Pool, error) {
 	cfg, err := pgxpool.ParseConfig(url)
 	if err != nil {
 		return nil, err
@@ -112,7 +119,7 @@ func (p *peer) app() *fiber.App {
 	return app
 }
 
-// transfer is what one request asks for.
+// transfer is one request.
 type transfer struct {
 	user        uuid.UUID
 	number      string
@@ -128,14 +135,14 @@ func (p *peer) handle(entry ledger.EntryType) fiber.Handler {
 		if err != nil {
 			return fiber.ErrUnauthorized
 		}
-		asked := transfer{user: user, number: c.Params("number"), entry: entry, key: c.Get("Idempotency-Key")}
-		if err := c.BodyParser(&asked); err != nil {
+		request := transfer{user: user, number: c.Params("number"), entry: entry, key: c.Get("Idempotency-Key")}
+		if err := c.BodyParser(&request); err != nil {
 			return fiber.ErrBadRequest
 		}
-		if asked.key == "" || asked.Amount < 1 || asked.Amount > ledger.MaxAmount {
+		if request.key == "" || request.Amount < 1 || request.Amount > ledger.MaxAmount {
 			return fiber.ErrUnprocessableEntity
 		}
-		answer, err := p.transfer(c.Context(), asked)
+		response, err := p.transfer(c.Context(), request)
 		switch {
 		case errors.Is(err, pgx.ErrNoRows):
 			return fiber.ErrNotFound
@@ -144,12 +151,12 @@ func (p *peer) handle(entry ledger.EntryType) fiber.Handler {
 		case err != nil:
 			return err
 		}
-		c.Location("/v1/jobs/" + answer.ID.String())
-		return c.Status(fiber.StatusCreated).JSON(answer)
+		c.Location("/v1/jobs/" + response.ID.String())
+		return c.Status(fiber.StatusCreated).JSON(response)
 	}
 }
 
-// caller is whom the access token stands for.
+// caller returns the user of the access token.
 func (p *peer) caller(c *fiber.Ctx) (uuid.UUID, error) {
 	token, found := strings.CutPrefix(c.Get(fiber.HeaderAuthorization), "Bearer ")
 	if !found {
@@ -164,8 +171,8 @@ func (p *peer) caller(c *fiber.Ctx) (uuid.UUID, error) {
 
 var errInsufficientFunds = errors.New("insufficient funds")
 
-// peerJob is the answer: as long as the api's.
-type peerJob struct {
+// finishedJob is the response. It is as long as the api's.
+type finishedJob struct {
 	ID          uuid.UUID        `json:"id"`
 	Account     string           `json:"account"`
 	Type        ledger.EntryType `json:"type"`
@@ -174,52 +181,52 @@ type peerJob struct {
 	Description *string          `json:"description"`
 	Status      string           `json:"status"`
 	Failure     *string          `json:"failure"`
-	Transaction *peerPosting     `json:"transaction"`
+	Transaction *transaction     `json:"transaction"`
 	CreatedAt   time.Time        `json:"created_at"`
 	FinishedAt  time.Time        `json:"finished_at"`
 }
 
-type peerPosting struct {
+type transaction struct {
 	Seq          int64     `json:"seq"`
 	BalanceAfter int64     `json:"balance_after"`
 	CreatedAt    time.Time `json:"created_at"`
 }
 
-// transfer does it all in one transaction. A key that is there already is answered
-// with its job.
-func (p *peer) transfer(ctx context.Context, asked transfer) (answer peerJob, err error) {
+// transfer moves the balance in one transaction. For a key that was used before it
+// returns the job of that key.
+func (p *peer) transfer(ctx context.Context, request transfer) (response finishedJob, err error) {
 	conn, err := p.pool.Acquire(ctx)
 	if err != nil {
-		return peerJob{}, err
+		return finishedJob{}, err
 	}
 	defer conn.Release()
-	found, err := p.lock(ctx, conn, asked)
+	found, err := p.lock(ctx, conn, request)
 	if err == nil {
-		answer, err = p.write(ctx, conn, asked, found)
+		response, err = p.write(ctx, conn, request, found)
 	}
 	if err == nil {
-		return answer, nil
+		return response, nil
 	}
 	if _, rollbackErr := conn.Exec(ctx, "ROLLBACK"); rollbackErr != nil {
-		return peerJob{}, errors.Join(err, rollbackErr)
+		return finishedJob{}, errors.Join(err, rollbackErr)
 	}
 	if refused, ok := errors.AsType[*pgconn.PgError](err); ok && refused.ConstraintName == "jobs_key" {
-		return p.replayed(ctx, conn, asked)
+		return p.replayed(ctx, conn, request)
 	}
-	return peerJob{}, err
+	return finishedJob{}, err
 }
 
-// locked is the account, as it stays until the transaction ends.
+// locked is the account; its row lock keeps it so until the transaction ends.
 type locked struct {
 	id       int64
 	currency string
 	balance  int64
 	lastSeq  int64
-	at       time.Time // of what is posted now
+	at       time.Time // of the transaction that is written now
 }
 
 // lock begins the transaction and locks the caller's account.
-func (p *peer) lock(ctx context.Context, conn *pgxpool.Conn, asked transfer) (a locked, err error) {
+func (p *peer) lock(ctx context.Context, conn *pgxpool.Conn, request transfer) (a locked, err error) {
 	const sql = `
 		SELECT id, currency, balance, last_seq, greatest(clock_timestamp(), last_at + interval '1 microsecond')
 		FROM accounts WHERE number = $1 AND user_id = $2 FOR UPDATE`
@@ -232,14 +239,14 @@ func (p *peer) lock(ctx context.Context, conn *pgxpool.Conn, asked transfer) (a 
 	if err != nil {
 		return locked{}, err
 	}
-	batch.Queue(sql, asked.number, asked.user).QueryRow(func(row pgx.Row) error {
+	batch.Queue(sql, request.number, request.user).QueryRow(func(row pgx.Row) error {
 		return row.Scan(&a.id, &a.currency, &a.balance, &a.lastSeq, &a.at)
 	})
 	return a, conn.SendBatch(ctx, &batch).Close()
 }
 
 // write moves the balance, writes both rows and commits.
-func (p *peer) write(ctx context.Context, conn *pgxpool.Conn, asked transfer, a locked) (peerJob, error) {
+func (p *peer) write(ctx context.Context, conn *pgxpool.Conn, request transfer, a locked) (finishedJob, error) {
 	const (
 		moveSQL = `UPDATE accounts SET balance = $2, last_seq = $3, last_at = $4 WHERE id = $1`
 		postSQL = `
@@ -250,22 +257,22 @@ func (p *peer) write(ctx context.Context, conn *pgxpool.Conn, asked transfer, a 
 				created_at, finished_at)
 			VALUES ($1, $2, $3, $4, $5, $6, $7, 'succeeded', $8, $9, $10, $10)`
 	)
-	after := a.balance + asked.Amount
-	if asked.entry == ledger.Withdrawal {
-		after = a.balance - asked.Amount
+	after := a.balance + request.Amount
+	if request.entry == ledger.Withdrawal {
+		after = a.balance - request.Amount
 	}
 	if after < 0 {
-		return peerJob{}, errInsufficientFunds
+		return finishedJob{}, errInsufficientFunds
 	}
 	id, err := uuid.NewV7()
 	if err != nil {
-		return peerJob{}, err
+		return finishedJob{}, err
 	}
 	seq := a.lastSeq + 1
 	var batch pgx.Batch
 	batch.Queue(moveSQL, a.id, after, seq, a.at)
-	batch.Queue(postSQL, a.id, seq, asked.entry, asked.Amount, after, asked.Description, id, a.at)
-	batch.Queue(jobSQL, id, a.id, asked.user, asked.key, asked.entry, asked.Amount, asked.Description, seq, after, a.at)
+	batch.Queue(postSQL, a.id, seq, request.entry, request.Amount, after, request.Description, id, a.at)
+	batch.Queue(jobSQL, id, a.id, request.user, request.key, request.entry, request.Amount, request.Description, seq, after, a.at)
 	if !p.apart {
 		batch.Queue("COMMIT")
 	}
@@ -273,26 +280,26 @@ func (p *peer) write(ctx context.Context, conn *pgxpool.Conn, asked transfer, a 
 	if err == nil && p.apart {
 		_, err = conn.Exec(ctx, "COMMIT")
 	}
-	return peerJob{
-		ID: id, Account: asked.number, Type: asked.entry, Amount: asked.Amount, Currency: a.currency,
-		Description: asked.Description, Status: "succeeded",
-		Transaction: &peerPosting{Seq: seq, BalanceAfter: after, CreatedAt: a.at}, CreatedAt: a.at, FinishedAt: a.at,
+	return finishedJob{
+		ID: id, Account: request.number, Type: request.entry, Amount: request.Amount, Currency: a.currency,
+		Description: request.Description, Status: "succeeded",
+		Transaction: &transaction{Seq: seq, BalanceAfter: after, CreatedAt: a.at}, CreatedAt: a.at, FinishedAt: a.at,
 	}, err
 }
 
-// replayed is the job that a key has made before.
-func (p *peer) replayed(ctx context.Context, conn *pgxpool.Conn, asked transfer) (j peerJob, err error) {
+// replayed returns the job that a key has made before.
+func (p *peer) replayed(ctx context.Context, conn *pgxpool.Conn, request transfer) (j finishedJob, err error) {
 	const sql = `
 		SELECT job.id, account.number, job.type, job.amount, account.currency, job.description, job.status,
 			job.seq, job.balance_after, job.created_at, job.finished_at
 		FROM jobs job JOIN accounts account ON account.id = job.account_id
 		WHERE job.user_id = $1 AND job.idempotency_key = $2`
-	j.Transaction = &peerPosting{}
-	err = conn.QueryRow(ctx, sql, asked.user, asked.key).Scan(&j.ID, &j.Account, &j.Type, &j.Amount, &j.Currency, &j.Description,
+	j.Transaction = &transaction{}
+	err = conn.QueryRow(ctx, sql, request.user, request.key).Scan(&j.ID, &j.Account, &j.Type, &j.Amount, &j.Currency, &j.Description,
 		&j.Status, &j.Transaction.Seq, &j.Transaction.BalanceAfter, &j.CreatedAt, &j.FinishedAt)
 	j.Transaction.CreatedAt = j.FinishedAt
-	if err == nil && (j.Account != asked.number || j.Type != asked.entry || j.Amount != asked.Amount) {
-		return peerJob{}, fiber.NewError(fiber.StatusUnprocessableEntity, "key used for something else")
+	if err == nil && (j.Account != request.number || j.Type != request.entry || j.Amount != request.Amount) {
+		return finishedJob{}, fiber.NewError(fiber.StatusUnprocessableEntity, "key used for something else")
 	}
 	return j, err
 }

@@ -1,4 +1,4 @@
-package main
+package report
 
 import (
 	"fmt"
@@ -21,7 +21,7 @@ const (
 	latencyLines  = 5 // at most, above 0
 )
 
-// runner is who is compared, and how its bars are drawn.
+// runner is one of the systems that are compared, and how its bars are drawn.
 type runner struct {
 	Label, Class string
 	X            int // in the legend
@@ -34,7 +34,7 @@ var runners = []runner{
 	{"pgbench, no HTTP", "third", 284, func(c comparison) string { return c.pgbench }},
 }
 
-// speedsGroup is what all that were measured did of one load.
+// speedsGroup is the bars of one load, one for each system that was measured.
 type speedsGroup struct {
 	Label string
 	Y     float64
@@ -48,7 +48,7 @@ type speedsBarOf struct {
 }
 
 // speedsChart draws the jobs a second of each load, side by side.
-func (r result) speedsChart() ([]byte, error) {
+func (r Result) speedsChart() ([]byte, error) {
 	data := struct {
 		Height, Left int
 		Subtitle     string
@@ -62,14 +62,14 @@ func (r result) speedsChart() ([]byte, error) {
 			continue
 		}
 		group := speedsGroup{Label: c.label}
-		for _, who := range runners {
-			found, ok := r.find(who.key(c))
+		for _, system := range runners {
+			found, ok := r.find(system.key(c))
 			if !ok {
 				continue
 			}
 			at := func(value float64) float64 { return tenths(value * unit) }
 			group.Bars = append(group.Bars, speedsBarOf{
-				Class: who.Class, Value: number(found.Median), Y: y, Length: at(found.Median),
+				Class: system.Class, Value: Number(found.Median), Y: y, Length: at(found.Median),
 				Low: speedsLeft + at(found.Min), High: speedsLeft + at(found.Max), End: speedsLeft + at(found.Max),
 			})
 			y += speedsBar
@@ -83,11 +83,11 @@ func (r result) speedsChart() ([]byte, error) {
 }
 
 // fastest is the highest rate of the chart, and never 0.
-func (r result) fastest() float64 {
+func (r Result) fastest() float64 {
 	highest := 1.0
 	for _, c := range speeds {
-		for _, who := range runners {
-			if found, ok := r.find(who.key(c)); ok {
+		for _, system := range runners {
+			if found, ok := r.find(system.key(c)); ok {
 				highest = max(highest, found.Max)
 			}
 		}
@@ -96,8 +96,8 @@ func (r result) fastest() float64 {
 }
 
 // hasLatency is true where latency was measured at each share of the peak.
-func (r result) hasLatency() bool {
-	for _, share := range shares {
+func (r Result) hasLatency() bool {
+	for _, share := range Shares {
 		if _, ok := r.find(fmt.Sprintf("latency/%d-p99", share)); !ok {
 			return false
 		}
@@ -123,7 +123,7 @@ type latencyMark struct {
 }
 
 // latencyChart draws how long jobs take, by the share of the peak rate that is offered.
-func (r result) latencyChart() ([]byte, error) {
+func (r Result) latencyChart() ([]byte, error) {
 	data := struct {
 		Height, Left, Right, Bottom int
 		Subtitle                    string
@@ -134,9 +134,9 @@ func (r result) latencyChart() ([]byte, error) {
 	top := step * float64(lines)
 	for n := range lines + 1 {
 		value := step * float64(n)
-		data.Grid = append(data.Grid, latencyMark{Y: latencyY(value, top), Label: number(value)})
+		data.Grid = append(data.Grid, latencyMark{Y: latencyY(value, top), Label: Number(value)})
 	}
-	for n, share := range shares {
+	for n, share := range Shares {
 		data.Shares = append(data.Shares, latencyMark{X: latencyX(n), Label: fmt.Sprintf("%d %%", share)})
 	}
 	for _, c := range []struct{ name, class string }{{"p99", "second"}, {"p50", "first"}} {
@@ -145,14 +145,14 @@ func (r result) latencyChart() ([]byte, error) {
 	return draw("latency.svg.tmpl", data)
 }
 
-func (r result) latencyCurve(name, class string, top float64) latencyCurve {
+func (r Result) latencyCurve(name, class string, top float64) latencyCurve {
 	curve := latencyCurve{Label: name, Class: class}
 	var points []string
-	for n, share := range shares {
+	for n, share := range Shares {
 		found, _ := r.find(fmt.Sprintf("latency/%d-%s", share, name))
 		dot := latencyDot{
 			X: latencyX(n), Y: latencyY(found.Median, top), Low: latencyY(found.Min, top), High: latencyY(found.Max, top),
-			Value: number(found.Median),
+			Value: Number(found.Median),
 		}
 		curve.Dots = append(curve.Dots, dot)
 		points = append(points, fmt.Sprintf("%g,%g", dot.X, dot.Y))
@@ -164,9 +164,9 @@ func (r result) latencyCurve(name, class string, top float64) latencyCurve {
 
 // latencyGrid is the distance of the chart's lines, 1, 2 or 5 times a power of ten, and
 // how many above 0 hold the slowest job.
-func (r result) latencyGrid() (step float64, lines int) {
+func (r Result) latencyGrid() (step float64, lines int) {
 	highest := 0.0
-	for _, share := range shares {
+	for _, share := range Shares {
 		found, _ := r.find(fmt.Sprintf("latency/%d-p99", share))
 		highest = max(highest, found.Max)
 	}
@@ -182,7 +182,7 @@ func (r result) latencyGrid() (step float64, lines int) {
 }
 
 func latencyX(n int) float64 {
-	inner := float64(latencyRight-latencyLeft) / float64(len(shares))
+	inner := float64(latencyRight-latencyLeft) / float64(len(Shares))
 	return tenths(latencyLeft + inner*(float64(n)+0.5))
 }
 

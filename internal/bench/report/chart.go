@@ -1,4 +1,4 @@
-package main
+package report
 
 import (
 	"bytes"
@@ -42,8 +42,8 @@ type chartBar struct {
 	Reached, Cut         bool
 }
 
-// chart draws each target's figure as a share of the target.
-func (r result) chart() ([]byte, error) {
+// Chart draws each target's figure as a share of the target.
+func (r Result) Chart() ([]byte, error) {
 	data := struct {
 		Height, Left, Right int
 		Subtitle            string
@@ -60,7 +60,7 @@ func (r result) chart() ([]byte, error) {
 		y += chartRow / 2
 		top := y
 		for _, t := range r.Targets {
-			if t.target.atLeast == atLeast {
+			if t.target.AtLeast == atLeast {
 				y += chartRow
 				group.Rows = append(group.Rows, t.bar(y))
 			}
@@ -76,7 +76,7 @@ func (r result) chart() ([]byte, error) {
 	return draw("chart.svg.tmpl", data)
 }
 
-func (r result) subtitle() string {
+func (r Result) subtitle() string {
 	return fmt.Sprintf("medians, with lines from the least to the most (rounds: %d); %s, %d CPUs, everything and the load on one machine",
 		r.Rounds, r.TakenAt.Format("2 January 2006"), r.Machine.CPUs)
 }
@@ -89,19 +89,19 @@ func draw(name string, data any) ([]byte, error) {
 	return out.Bytes(), nil
 }
 
-func (t targetResult) bar(y int) chartBar {
+func (t TargetResult) bar(y int) chartBar {
 	at := func(value float64) float64 {
-		return math.Round(10*min(value/t.target.bound, chartMost)*chartUnit) / 10
+		return math.Round(10*min(value/t.target.Bound, chartMost)*chartUnit) / 10
 	}
 	return chartBar{
 		Label:   t.Label,
-		Value:   strings.TrimSpace(number(t.Median) + " " + t.Unit),
+		Value:   strings.TrimSpace(Number(t.Median) + " " + t.Unit),
 		Target:  t.Target,
 		Y:       y,
 		Length:  at(t.Median),
 		Low:     chartLeft + at(t.Min),
 		High:    chartLeft + at(t.Max),
 		Reached: t.Reached,
-		Cut:     t.Median/t.target.bound > chartMost,
+		Cut:     t.Median/t.target.Bound > chartMost,
 	}
 }

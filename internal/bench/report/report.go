@@ -1,4 +1,6 @@
-package main
+// Package report turns the figures of a run into its table, its JSON, its charts,
+// the table of goals and the figures of the README.
+package report
 
 import (
 	"bytes"
@@ -15,7 +17,7 @@ import (
 
 // The files of a run. Everything but latest.json is made from it.
 const (
-	latestFile  = "latest.json"
+	LatestFile  = "latest.json"
 	speedsFile  = "latest.svg"
 	latencyFile = "latency.svg"
 	goalsFile   = "goals.md"
@@ -51,38 +53,38 @@ var latencies = []comparison{
 }
 
 // find is what a run found of a figure.
-func (r result) find(key string) (spread, bool) {
-	i := slices.IndexFunc(r.Figures, func(f figureResult) bool { return f.Part+"/"+f.Name == key })
+func (r Result) find(key string) (Spread, bool) {
+	i := slices.IndexFunc(r.Figures, func(f FigureResult) bool { return f.Part+"/"+f.Name == key })
 	if i < 0 {
-		return spread{}, false
+		return Spread{}, false
 	}
-	return r.Figures[i].spread, true
+	return r.Figures[i].Spread, true
 }
 
 // ratio is that of two figures, by the goal that sets them against each other: its
 // ratios are of one turn each, which ran minutes apart at most.
-func (r result) ratio(of, against string) (spread, bool) {
-	goal := slices.IndexFunc(targets, func(t target) bool { return t.of == of && t.against == against })
+func (r Result) ratio(of, against string) (Spread, bool) {
+	goal := slices.IndexFunc(Targets, func(t Target) bool { return t.Of == of && t.Against == against })
 	if goal < 0 || against == "" {
-		return spread{}, false
+		return Spread{}, false
 	}
-	return r.goal(targets[goal])
+	return r.goal(Targets[goal])
 }
 
 // goal is what a run found of a goal.
-func (r result) goal(t target) (spread, bool) {
-	if t.against == "" {
-		return r.find(t.of)
+func (r Result) goal(t Target) (Spread, bool) {
+	if t.Against == "" {
+		return r.find(t.Of)
 	}
-	i := slices.IndexFunc(r.Targets, func(found targetResult) bool { return found.Label == t.label })
+	i := slices.IndexFunc(r.Targets, func(found TargetResult) bool { return found.Label == t.Label })
 	if i < 0 {
-		return spread{}, false
+		return Spread{}, false
 	}
-	return r.Targets[i].spread, true
+	return r.Targets[i].Spread, true
 }
 
-// report is a run's files to read, by their names.
-func (r result) report() (map[string][]byte, error) {
+// Files are the charts and the table of goals, by their names.
+func (r Result) Files() (map[string][]byte, error) {
 	files := map[string][]byte{goalsFile: r.goals()}
 	var err error
 	if files[speedsFile], err = r.speedsChart(); err != nil {
@@ -95,33 +97,33 @@ func (r result) report() (map[string][]byte, error) {
 }
 
 // goals is a table of what was to be reached, and was or was not.
-func (r result) goals() []byte {
+func (r Result) goals() []byte {
 	var b bytes.Buffer
 	fmt.Fprintf(&b, "# Goals, and what the last run reached\n\n%s\n\n", r.origin())
 	fmt.Fprint(&b, "| | median | least to most | to reach | |\n| --- | --- | --- | --- | --- |\n")
-	for _, t := range targets {
+	for _, t := range Targets {
 		found, ok := r.goal(t)
 		if !ok {
-			fmt.Fprintf(&b, "| %s | | | %s | not measured |\n", t.label, t.says())
+			fmt.Fprintf(&b, "| %s | | | %s | not measured |\n", t.Label, t.says())
 			continue
 		}
 		verdict := "missed"
 		if t.reached(found.Median) {
 			verdict = "reached"
 		}
-		value := strings.TrimSpace(number(found.Median) + " " + t.unit)
-		fmt.Fprintf(&b, "| %s | %s | %s to %s | %s | %s |\n", t.label, value, number(found.Min), number(found.Max), t.says(), verdict)
+		value := strings.TrimSpace(Number(found.Median) + " " + t.Unit)
+		fmt.Fprintf(&b, "| %s | %s | %s to %s | %s | %s |\n", t.Label, value, Number(found.Min), Number(found.Max), t.says(), verdict)
 	}
 	return b.Bytes()
 }
 
 // origin says where the figures come from.
-func (r result) origin() string {
+func (r Result) origin() string {
 	return fmt.Sprintf("%s. Medians of %d rounds on %s.", r.Machine, r.Rounds, r.TakenAt.Format("2 January 2006"))
 }
 
 // section is the README's figures.
-func (r result) section(folder string) string {
+func (r Result) section(folder string) string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "%s\n\n", r.origin())
 	fmt.Fprintf(&b, "![jobs a second of Passbook, the synchronous handler and pgbench](%s)\n\n", filepath.Join(folder, speedsFile))
@@ -137,7 +139,7 @@ func (r result) section(folder string) string {
 }
 
 // rows writes the rows of which Passbook's figure was measured.
-func (r result) rows(b *strings.Builder, all []comparison, cells func(comparison) []string) {
+func (r Result) rows(b *strings.Builder, all []comparison, cells func(comparison) []string) {
 	for _, c := range all {
 		if row := cells(c); row[0] != "" {
 			fmt.Fprintf(b, "| %s | %s |\n", c.label, strings.Join(row, " | "))
@@ -145,12 +147,12 @@ func (r result) rows(b *strings.Builder, all []comparison, cells func(comparison
 	}
 }
 
-func (r result) speedCells(c comparison) []string {
-	median := func(found spread, ok bool) string {
+func (r Result) speedCells(c comparison) []string {
+	median := func(found Spread, ok bool) string {
 		if !ok {
 			return ""
 		}
-		return number(found.Median)
+		return Number(found.Median)
 	}
 	return []string{
 		median(r.find(c.passbook)), median(r.find(c.peer)), median(r.find(c.pgbench)),
@@ -158,14 +160,14 @@ func (r result) speedCells(c comparison) []string {
 	}
 }
 
-func (r result) latencyCells(c comparison) []string {
+func (r Result) latencyCells(c comparison) []string {
 	pair := func(key string) string {
 		p50, ok := r.find(key + "-p50")
 		p99, both := r.find(key + "-p99")
 		if !ok || !both {
 			return ""
 		}
-		return number(p50.Median) + " / " + number(p99.Median)
+		return Number(p50.Median) + " / " + Number(p99.Median)
 	}
 	return []string{pair(c.passbook), pair(c.peer), pair(c.pgbench)}
 }
@@ -176,9 +178,9 @@ const (
 	sectionEnds   = "\n<!-- The end of the figures. -->\n"
 )
 
-// writeReadme makes everything again that is made from latest.json, the README's figures
-// too.
-func writeReadme(args []string, out io.Writer) error {
+// WriteReadme writes again everything that is made from latest.json: the charts, the
+// goals and the README's figures.
+func WriteReadme(args []string, out io.Writer) error {
 	flags := flag.NewFlagSet("bench readme", flag.ContinueOnError)
 	folder := flags.String("out", "internal/bench/results", "folder of the results")
 	path := flags.String("readme", "README.md", "file that has the figures")
@@ -189,11 +191,11 @@ func writeReadme(args []string, out io.Writer) error {
 	if err != nil {
 		return err
 	}
-	files, err := r.report()
+	files, err := r.Files()
 	if err != nil {
 		return err
 	}
-	if err := writeFiles(*folder, files, out); err != nil {
+	if err := WriteFiles(*folder, files, out); err != nil {
 		return err
 	}
 	readme, err := os.ReadFile(*path)
@@ -203,20 +205,20 @@ func writeReadme(args []string, out io.Writer) error {
 	if readme, err = withSection(readme, r.section(*folder)); err != nil {
 		return err
 	}
-	return writeFiles(filepath.Dir(*path), map[string][]byte{filepath.Base(*path): readme}, out)
+	return WriteFiles(filepath.Dir(*path), map[string][]byte{filepath.Base(*path): readme}, out)
 }
 
 // readResult reads a run's latest.json; one at another scale than 1 means nothing.
-func readResult(folder string) (r result, err error) {
-	text, err := os.ReadFile(filepath.Join(folder, latestFile)) //nolint:gosec // the folder that was named
+func readResult(folder string) (r Result, err error) {
+	text, err := os.ReadFile(filepath.Join(folder, LatestFile)) //nolint:gosec // the folder that was named
 	if err != nil {
-		return result{}, fmt.Errorf("read the results: %w", err)
+		return Result{}, fmt.Errorf("read the results: %w", err)
 	}
 	if err := json.Unmarshal(text, &r); err != nil {
-		return result{}, fmt.Errorf("read the results: %w", err)
+		return Result{}, fmt.Errorf("read the results: %w", err)
 	}
 	if r.Scale != 1 {
-		return result{}, fmt.Errorf("a try at scale %s, whose figures mean nothing", number(r.Scale))
+		return Result{}, fmt.Errorf("a try at scale %s, whose figures mean nothing", Number(r.Scale))
 	}
 	return r, nil
 }

@@ -1,4 +1,4 @@
-package main
+package environment
 
 import (
 	"context"
@@ -16,11 +16,11 @@ import (
 // sysconf(_SC_CLK_TCK)).
 const clockTick = 10 * time.Millisecond
 
-// spent is CPU time by who spent it: api, worker, peer, redis, postgres, and
-// load, which is us.
-type spent map[string]time.Duration
+// CPU is CPU time by process: api, worker, peer, redis, postgres, and load, which is
+// this process.
+type CPU map[string]time.Duration
 
-func (after spent) since(before spent) spent {
+func (after CPU) since(before CPU) CPU {
 	passed := maps.Clone(after)
 	for name, at := range before {
 		passed[name] -= at
@@ -28,42 +28,42 @@ func (after spent) since(before spent) spent {
 	return passed
 }
 
-// cpu is what everybody has spent so far.
-func (s *scene) cpu() (spent, error) {
-	found := spent{}
+// cpu is what all processes have spent so far.
+func (e *Environment) cpu() (CPU, error) {
+	found := CPU{}
 	add := func(name string, pid int) error {
 		stat, err := readStat(pid)
 		found[name] += stat.own
 		return err
 	}
-	for _, p := range slices.Concat(s.doors, s.workers) {
-		if err := add(p.name, p.pid()); err != nil {
+	for _, p := range slices.Concat(e.Servers, e.Workers) {
+		if err := add(p.Name, p.PID()); err != nil {
 			return nil, err
 		}
 	}
-	if s.redis != nil {
-		if err := add("redis", s.redis.PID()); err != nil {
+	if e.redis != nil {
+		if err := add("redis", e.redis.PID()); err != nil {
 			return nil, err
 		}
 	}
 	var err error
-	if found["postgres"], err = familyTime(s.postgres.PID()); err != nil {
+	if found["postgres"], err = treeTime(e.Postgres.PID()); err != nil {
 		return nil, err
 	}
 	return found, add("load", os.Getpid())
 }
 
-// cpuDuring is what everybody spends in a span of doing nothing about it.
-func (s *scene) cpuDuring(ctx context.Context, span time.Duration) (spent, time.Duration, error) {
-	before, err := s.cpu()
+// CPUDuring is what all processes spend in a span without a load.
+func (e *Environment) CPUDuring(ctx context.Context, span time.Duration) (CPU, time.Duration, error) {
+	before, err := e.cpu()
 	if err != nil {
 		return nil, 0, err
 	}
 	began := time.Now()
-	if err := sleep(ctx, span); err != nil {
+	if err := Sleep(ctx, span); err != nil {
 		return nil, 0, err
 	}
-	after, err := s.cpu()
+	after, err := e.cpu()
 	return after.since(before), time.Since(began), err
 }
 
@@ -89,13 +89,13 @@ func readStat(pid int) (stat, error) {
 	return stat{parent: parent, own: ticks(14) + ticks(15), ended: ticks(16) + ticks(17)}, nil
 }
 
-// familyTime is what a process, its children and those that have ended have spent.
-func familyTime(pid int) (time.Duration, error) {
-	head, err := readStat(pid)
+// treeTime is the CPU time of a process, its children and its ended children.
+func treeTime(pid int) (time.Duration, error) {
+	root, err := readStat(pid)
 	if err != nil {
 		return 0, err
 	}
-	total := head.own + head.ended
+	total := root.own + root.ended
 	folders, _ := filepath.Glob("/proc/[0-9]*") // fails on a bad pattern only
 	for _, folder := range folders {
 		child, _ := strconv.Atoi(filepath.Base(folder))
@@ -106,8 +106,8 @@ func familyTime(pid int) (time.Duration, error) {
 	return total, nil
 }
 
-// peakMemory is the most that a process has had resident, in bytes.
-func peakMemory(pid int) (int64, error) {
+// PeakMemory is the most that a process has had resident, in bytes.
+func PeakMemory(pid int) (int64, error) {
 	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
 	if err != nil {
 		return 0, fmt.Errorf("read memory: %w", err)

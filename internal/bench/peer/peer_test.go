@@ -1,4 +1,4 @@
-package main
+package peer
 
 import (
 	"bytes"
@@ -18,14 +18,12 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	// The thread that starts programs lives as long as we do, and so do fasthttp's
-	// clock and, for ten seconds, the connections of its tests.
+	// fasthttp's clock runs as long as the process, the connections of its tests for ten seconds.
 	testenv.Main(m,
-		goleak.IgnoreTopFunction("github.com/passbook/passbook/internal/bench.launch"),
 		goleak.IgnoreAnyFunction("github.com/valyala/fasthttp.updateServerDate.func1"))
 }
 
-// What the peer is compared by must be right, whichever way it sends BEGIN.
+// The peer is right, whichever way it sends BEGIN.
 func TestPeer(t *testing.T) {
 	t.Parallel()
 	for _, apart := range []bool{false, true} {
@@ -44,17 +42,17 @@ func testPeer(t *testing.T, apart bool) {
 	account := ledgertest.Account(t, pool, user, 100)
 	p := newPeer(pool, []byte(strings.Repeat("k", 32)), apart)
 	app := p.app()
-	ask := func(kind, key, body string, owner uuid.UUID) (int, peerJob) {
+	post := func(kind, key, body string, owner uuid.UUID) (int, finishedJob) {
 		t.Helper()
-		return askPeer(t, app, p, "/v1/accounts/"+account.Number+"/"+kind, key, body, owner)
+		return send(t, app, p, "/v1/accounts/"+account.Number+"/"+kind, key, body, owner)
 	}
 
-	status, first := ask("deposits", "k1", `{"amount":50}`, user)
+	status, first := post("deposits", "k1", `{"amount":50}`, user)
 	if status != http.StatusCreated || first.Transaction == nil || first.Transaction.BalanceAfter != 150 {
 		t.Errorf("deposit: got %d, %+v", status, first)
 	}
-	if status, again := ask("deposits", "k1", `{"amount":50}`, user); status != http.StatusCreated || again.ID != first.ID {
-		t.Errorf("the same again: got %d, %+v", status, again)
+	if status, again := post("deposits", "k1", `{"amount":50}`, user); status != http.StatusCreated || again.ID != first.ID {
+		t.Errorf("the same key again: got %d, %+v", status, again)
 	}
 	for _, refused := range []struct {
 		kind, key, body string
@@ -67,25 +65,25 @@ func testPeer(t *testing.T, apart bool) {
 		{"deposits", "", `{"amount":1}`, user, http.StatusUnprocessableEntity},
 		{"deposits", "k4", `{`, user, http.StatusBadRequest},
 	} {
-		if status, _ := ask(refused.kind, refused.key, refused.body, refused.owner); status != refused.want {
+		if status, _ := post(refused.kind, refused.key, refused.body, refused.owner); status != refused.want {
 			t.Errorf("%+v: got %d", refused, status)
 		}
 	}
-	if status, last := ask("withdrawals", "k5", `{"amount":150}`, user); status != http.StatusCreated || last.Transaction.BalanceAfter != 0 {
+	if status, last := post("withdrawals", "k5", `{"amount":150}`, user); status != http.StatusCreated || last.Transaction.BalanceAfter != 0 {
 		t.Errorf("withdrawal: got %d, %+v", status, last)
 	}
 	ledgertest.Exec(t, pool, `ALTER TABLE jobs ENABLE ALWAYS TRIGGER jobs_start_queued`)
 	if found := ledgertest.Check(t, pool); found.Jobs != 2 {
 		t.Errorf("there are %d jobs, want 2", found.Jobs)
 	}
-	if response, err := app.Test(newAsk(t, "/v1/accounts/"+account.Number+"/deposits", "k6", `{"amount":1}`, "no.token.atall")); err != nil {
+	if response, err := app.Test(newRequest(t, "/v1/accounts/"+account.Number+"/deposits", "k6", `{"amount":1}`, "no.token.atall")); err != nil {
 		t.Error(err)
 	} else if _ = response.Body.Close(); response.StatusCode != http.StatusUnauthorized {
 		t.Errorf("a bad token: got %d", response.StatusCode)
 	}
 }
 
-func askPeer(t *testing.T, app *fiber.App, p *peer, path, key, body string, owner uuid.UUID) (int, peerJob) {
+func send(t *testing.T, app *fiber.App, p *peer, path, key, body string, owner uuid.UUID) (int, finishedJob) {
 	t.Helper()
 	token, err := jwt.NewWithClaims(jwt.SigningMethodHS256, jwt.MapClaims{
 		"iss": "passbook", "aud": "passbook", "sub": owner.String(), "exp": 1 << 40,
@@ -93,12 +91,12 @@ func askPeer(t *testing.T, app *fiber.App, p *peer, path, key, body string, owne
 	if err != nil {
 		t.Fatal(err)
 	}
-	response, err := app.Test(newAsk(t, path, key, body, token), -1)
+	response, err := app.Test(newRequest(t, path, key, body, token), -1)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer response.Body.Close() //nolint:errcheck // it was only read
-	var answer peerJob
+	var answer finishedJob
 	if response.StatusCode == http.StatusCreated {
 		if err := json.NewDecoder(response.Body).Decode(&answer); err != nil {
 			t.Fatal(err)
@@ -107,17 +105,17 @@ func askPeer(t *testing.T, app *fiber.App, p *peer, path, key, body string, owne
 	return response.StatusCode, answer
 }
 
-func newAsk(t *testing.T, path, key, body, token string) *http.Request {
+func newRequest(t *testing.T, path, key, body, token string) *http.Request {
 	t.Helper()
-	ask, err := http.NewRequestWithContext(t.Context(), http.MethodPost, path, bytes.NewReader([]byte(body)))
+	request, err := http.NewRequestWithContext(t.Context(), http.MethodPost, path, bytes.NewReader([]byte(body)))
 	if err != nil {
 		t.Fatal(err)
 	}
-	ask.Host = "peer"
-	ask.Header.Set("Authorization", "Bearer "+token)
-	ask.Header.Set("Content-Type", "application/json")
+	request.Host = "peer"
+	request.Header.Set("Authorization", "Bearer "+token)
+	request.Header.Set("Content-Type", "application/json")
 	if key != "" {
-		ask.Header.Set("Idempotency-Key", key)
+		request.Header.Set("Idempotency-Key", key)
 	}
-	return ask
+	return request
 }

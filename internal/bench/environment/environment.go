@@ -1,0 +1,222 @@
+// Package environment sets up what a load is put on: a database, a Redis and
+// processes that nothing has used before. It checks after each load that every job
+// was applied once and that the ledger verifies.
+package environment
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/passbook/passbook/internal/auth"
+	"github.com/passbook/passbook/internal/ledger"
+	"github.com/passbook/passbook/internal/postgres"
+	"github.com/passbook/passbook/internal/test/local"
+)
+
+// Topology says which processes an environment has, and on which database.
+type Topology struct {
+	APIs, Workers, Partitions int
+	Peer                      bool   // the peer in the place of Passbook; it has no Redis and no worker
+	Database                  string // that is there, and stays; empty for a copy of the template
+}
+
+// Default is Passbook as `make run` starts it.
+var Default = Topology{APIs: 1, Workers: 1, Partitions: 16}
+
+// Environment is what one load is put on.
+type Environment struct {
+	*Base
+	Database string
+	Pool     *pgxpool.Pool // uses indexes alone: a sequential scan for queued jobs would cost the load
+	Token    string        // the user's access token
+	Servers  []*Process    // where the load goes: apis, or the peer
+	Workers  []*Process
+
+	redis *local.Redis
+	jobs  int       // that the loads have asked for so far
+	began time.Time // the last load
+	kept  bool      // the database was there before, with a history too long to verify
+}
+
+// Peaks is the most memory that each program used, in bytes.
+type Peaks map[string]int64
+
+// Run sets up an environment, puts loads on it, checks the result and removes the
+// environment.
+func (b *Base) Run(ctx context.Context, t Topology, loads func(*Environment) error) (peaks Peaks, err error) {
+	e, err := b.prepare(ctx, t)
+	if err != nil {
+		return nil, err
+	}
+	defer func() {
+		var closing error
+		peaks, closing = e.close(context.WithoutCancel(ctx))
+		err = errors.Join(err, closing)
+	}()
+	if err := e.start(ctx, t); err != nil {
+		return nil, err
+	}
+	if err := loads(e); err != nil {
+		return nil, err
+	}
+	return nil, e.check(ctx)
+}
+
+// prepare copies the template, or opens the database that t names.
+func (b *Base) prepare(ctx context.Context, t Topology) (*Environment, error) {
+	if t.Database == "" {
+		b.databases++
+		database := fmt.Sprintf("bench_%d", b.databases)
+		if err := b.Admin(ctx, "CREATE DATABASE "+database+" TEMPLATE "+templateName); err != nil {
+			return nil, err
+		}
+		return b.Connect(ctx, database)
+	}
+	e, err := b.Connect(ctx, t.Database)
+	if err != nil {
+		return nil, err
+	}
+	e.kept = true
+	if err := e.Pool.QueryRow(ctx, `SELECT count(*) FROM jobs`).Scan(&e.jobs); err != nil {
+		e.Pool.Close()
+		return nil, err
+	}
+	return e, nil
+}
+
+// Connect opens a database as a serving process does, without any process, and logs
+// the user in. The caller closes the pool.
+func (b *Base) Connect(ctx context.Context, database string) (*Environment, error) {
+	pool, err := postgres.Open(ctx, postgres.Config{
+		URL: b.DatabaseURL(database), MaxConns: 2, Application: "passbook-bench", Serving: true,
+	})
+	if err != nil {
+		return nil, err
+	}
+	service, err := auth.New(pool, auth.Config{Keys: []auth.Key{b.Key}})
+	if err != nil {
+		pool.Close()
+		return nil, err
+	}
+	tokens, err := service.LogIn(ctx, email, b.password)
+	if err != nil {
+		pool.Close()
+		return nil, err
+	}
+	return &Environment{Base: b, Database: database, Pool: pool, Token: tokens.AccessToken}, nil
+}
+
+// start starts the processes.
+func (e *Environment) start(ctx context.Context, t Topology) (err error) {
+	if t.Peer {
+		return e.startPeer(ctx)
+	}
+	if t.APIs == 0 {
+		return nil
+	}
+	if e.redis, err = local.StartRedis(ctx, local.RedisConfig{Durable: !e.Unflushed}); err != nil {
+		return err
+	}
+	if err := e.startWorkers(ctx, t); err != nil {
+		return err
+	}
+	for range t.APIs {
+		api, err := startProcess(ctx, e.program("api"), nil, e.variables(e.Database, e.redis.URL(), t.Partitions))
+		if err != nil {
+			return err
+		}
+		e.Servers = append(e.Servers, api)
+	}
+	return nil
+}
+
+func (e *Environment) startPeer(ctx context.Context) error {
+	// The peer inserts finished jobs, which Passbook's rules forbid; check enables the rule again.
+	if _, err := e.Pool.Exec(ctx, `ALTER TABLE jobs DISABLE TRIGGER jobs_start_queued`); err != nil {
+		return err
+	}
+	const noRedis = "redis://127.0.0.1:1" // the peer reads the api's variables, but uses no Redis
+	peer, err := startProcess(ctx, e.program("bench"), append([]string{"peer"}, e.Peer.Args()...), e.variables(e.Database, noRedis, 1))
+	if err != nil {
+		return err
+	}
+	e.Servers = []*Process{peer}
+	return nil
+}
+
+func (e *Environment) startWorkers(ctx context.Context, t Topology) error {
+	for range t.Workers {
+		worker, err := startProcess(ctx, e.program("worker"), nil, e.variables(e.Database, e.redis.URL(), t.Partitions))
+		if err != nil {
+			return err
+		}
+		e.Workers = append(e.Workers, worker)
+	}
+	return nil
+}
+
+// close stops the processes in the order of `make run`, notes their memory and drops
+// the database.
+func (e *Environment) close(ctx context.Context) (Peaks, error) {
+	ctx, cancel := context.WithTimeout(ctx, stopWait)
+	defer cancel()
+	peaks := Peaks{}
+	var errs []error
+	for _, p := range slices.Concat(e.Servers, e.Workers) {
+		peak, err := PeakMemory(p.PID())
+		if err != nil {
+			err = fmt.Errorf("%s: %w\n%s", p.Name, err, p.log())
+		}
+		peaks[p.Name] = max(peaks[p.Name], peak)
+		errs = append(errs, err, p.stop(ctx))
+	}
+	if e.redis != nil {
+		errs = append(errs, e.redis.Remove(ctx))
+	}
+	e.Pool.Close()
+	if !e.kept {
+		errs = append(errs, e.Admin(ctx, "DROP DATABASE "+e.Database+" WITH (FORCE)"))
+	}
+	return peaks, errors.Join(errs...)
+}
+
+// check fails unless every job that the loads asked for was applied once, and the
+// ledger verifies.
+func (e *Environment) check(ctx context.Context) error {
+	const sql = `
+		SELECT count(*), count(*) FILTER (WHERE status = 'succeeded'), count(entry.job_id)
+		FROM jobs LEFT JOIN transactions entry ON entry.job_id = jobs.id`
+	pool, err := e.OpenDatabase(ctx, e.Database, 1)
+	if err != nil {
+		return err
+	}
+	defer pool.Close()
+	var jobs, succeeded, posted int
+	if err := pool.QueryRow(ctx, sql).Scan(&jobs, &succeeded, &posted); err != nil {
+		return fmt.Errorf("check: %w", err)
+	}
+	if jobs != e.jobs || succeeded != e.jobs || posted != e.jobs {
+		return fmt.Errorf("wrong: of %d jobs asked for %d are there, %d succeeded, %d are in the history", e.jobs, jobs, succeeded, posted)
+	}
+	if e.kept {
+		return nil
+	}
+	if _, err := pool.Exec(ctx, `ALTER TABLE jobs ENABLE ALWAYS TRIGGER jobs_start_queued`); err != nil {
+		return fmt.Errorf("check: %w", err)
+	}
+	var wrong []string
+	_, err = ledger.Verify(ctx, pool, func(mismatch string) { wrong = append(wrong, mismatch) }, func(ledger.Verification) {})
+	if err != nil {
+		return err
+	}
+	if len(wrong) > 0 {
+		return fmt.Errorf("wrong: %s", strings.Join(wrong, "; "))
+	}
+	return nil
+}

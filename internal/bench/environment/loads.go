@@ -1,0 +1,244 @@
+package environment
+
+import (
+	"context"
+	"fmt"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+
+	"github.com/passbook/passbook/internal/bench/load"
+	"github.com/passbook/passbook/internal/bench/report"
+	"github.com/passbook/passbook/internal/queue"
+)
+
+const (
+	// Connections is how many every load has, but a light one.
+	Connections = 64
+	// WarmJobs is how many jobs go before those that are timed, at scale 1.
+	WarmJobs = 512
+)
+
+// Outcome is what a load measured.
+type Outcome struct {
+	Accepted float64          // jobs a second, from the first POST to the last response
+	Applied  float64          // jobs a second, from the first POST to the last job finished
+	Post     report.Quantiles // from POST to its response
+	Finish   report.Quantiles // from accepted to finished
+	CPU      CPU              // of all processes, until every job was finished
+}
+
+// Put sends orders as fast as the responses come, and waits until all are applied.
+func (e *Environment) Put(ctx context.Context, orders []load.Order) (Outcome, error) {
+	return e.putBy(ctx, orders, nil)
+}
+
+// PutPaced sends orders at a rate, in jobs a second, however long the responses take.
+func (e *Environment) PutPaced(ctx context.Context, orders []load.Order, rate float64) (Outcome, error) {
+	return e.putBy(ctx, orders, load.Evenly(len(orders), rate))
+}
+
+func (e *Environment) putBy(ctx context.Context, orders []load.Order, due []time.Duration) (Outcome, error) {
+	if err := e.warm(ctx, orders); err != nil {
+		return Outcome{}, err
+	}
+	before, err := e.cpu()
+	if err != nil {
+		return Outcome{}, err
+	}
+	sent, err := e.Send(ctx, orders, due, Connections, (*load.Connection).Post)
+	if err != nil {
+		return Outcome{}, err
+	}
+	if err := e.awaitFinished(ctx, finishedTick); err != nil {
+		return Outcome{}, err
+	}
+	finished := time.Since(sent.Began)
+	after, err := e.cpu()
+	if err != nil {
+		return Outcome{}, err
+	}
+	finish, err := e.Finishes(ctx, 0)
+	return Outcome{
+		Accepted: report.PerSecond(len(orders), sent.Took),
+		Applied:  report.PerSecond(len(orders), finished),
+		Post:     report.QuantilesOf(sent.Waits),
+		Finish:   finish,
+		CPU:      after.since(before),
+	}, err
+}
+
+// warm sends a few orders of the same kind before a load that is timed. Processes and
+// connections do some work once, such as preparing a statement; a short load would
+// show it.
+func (e *Environment) warm(ctx context.Context, orders []load.Order) error {
+	if err := e.WarmAccepts(ctx, orders); err != nil {
+		return err
+	}
+	return e.awaitFinished(ctx, finishedTick)
+}
+
+// WarmAccepts does the same where no worker runs.
+func (e *Environment) WarmAccepts(ctx context.Context, orders []load.Order) error {
+	_, err := e.Accept(ctx, load.WithNewKeys(orders[:min(len(orders), e.Count(WarmJobs))]))
+	return err
+}
+
+// Accept sends orders, and waits for the responses alone.
+func (e *Environment) Accept(ctx context.Context, orders []load.Order) (took time.Duration, err error) {
+	sent, err := e.Send(ctx, orders, nil, Connections, (*load.Connection).Post)
+	return sent.Took, err
+}
+
+// Poll sends orders at a rate, in jobs a second. Each client polls its job until that is
+// finished.
+func (e *Environment) Poll(ctx context.Context, orders []load.Order, rate float64) (report.Quantiles, error) {
+	const clients = 8 // no job waits for a client that still polls another
+	sent, err := e.Send(ctx, orders, load.Evenly(len(orders), rate), clients, load.PostAndPoll(load.Eager))
+	return report.QuantilesOf(sent.Waits), err
+}
+
+// Send sends orders over n connections, after a checkpoint, and counts them as jobs to
+// check.
+func (e *Environment) Send(ctx context.Context, orders []load.Order, due []time.Duration, n int, visit func(*load.Connection, load.Order) error) (load.Sent, error) {
+	e.jobs += len(orders)
+	var addresses []string
+	for _, server := range e.Servers {
+		addresses = append(addresses, server.Address())
+	}
+	sent, err := load.Load{
+		Addresses: addresses, Token: e.Token, Connections: n, Orders: orders, Due: due, Visit: visit, Start: e.Checkpoint,
+	}.Send(ctx)
+	e.began = sent.Began
+	if sent.Retried > 0 {
+		e.Say("  %d requests got a 503 and were sent again", sent.Retried)
+	}
+	return sent, err
+}
+
+// Expect counts n jobs to check that something other than Send asks for.
+func (e *Environment) Expect(n int) { e.jobs += n }
+
+// Drain starts the workers of a topology and times them, from when the last worker is
+// ready until no job is queued.
+func (e *Environment) Drain(ctx context.Context, t Topology) (took time.Duration, err error) {
+	if err := e.Checkpoint(ctx); err != nil {
+		return 0, err
+	}
+	if err := e.startWorkers(ctx, t); err != nil {
+		return 0, err
+	}
+	began := time.Now()
+	err = e.awaitFinished(ctx, drainedTick)
+	return time.Since(began), err
+}
+
+// Checkpoint has Postgres and then the file system write everything to disk. Otherwise
+// flushes would wait for what earlier parts have written and dropped.
+func (e *Environment) Checkpoint(ctx context.Context) error {
+	if err := e.Admin(ctx, "CHECKPOINT"); err != nil {
+		return err
+	}
+	e.Sync()
+	return nil
+}
+
+// How often awaitFinished asks whether any job is queued: a hundredth of what is timed
+// at most. Every 10 ms in a drain would be a fiftieth of its CPU.
+const (
+	finishedTick = 10 * time.Millisecond
+	drainedTick  = 100 * time.Millisecond
+)
+
+func (e *Environment) awaitFinished(ctx context.Context, every time.Duration) error {
+	const sql = `SELECT EXISTS (SELECT FROM jobs WHERE status = 'queued')`
+	tick := time.NewTicker(every)
+	defer tick.Stop()
+	for {
+		var queued bool
+		if err := e.Pool.QueryRow(ctx, sql).Scan(&queued); err != nil {
+			return fmt.Errorf("wait for the last job: %w", err)
+		}
+		if !queued {
+			return nil
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return fmt.Errorf("wait for the last job: %w", ctx.Err())
+		}
+	}
+}
+
+// Finishes is how long the jobs of the last load took from accepted to finished. It
+// leaves out the jobs of the first accounts. Postgres has the same clock as the load.
+func (e *Environment) Finishes(ctx context.Context, but int) (q report.Quantiles, err error) {
+	const sql = `
+		SELECT percentile_cont(0.50) WITHIN GROUP (ORDER BY ms), percentile_cont(0.99) WITHIN GROUP (ORDER BY ms)
+		FROM (
+			SELECT extract(epoch FROM finished_at - job.created_at)::float8 * 1000 AS ms
+			FROM jobs job JOIN accounts account ON account.id = job.account_id
+			WHERE account.number >= $1 AND job.created_at >= $2
+		) finished`
+	err = e.Pool.QueryRow(ctx, sql, load.AccountNumber(but), e.began).Scan(&q.P50, &q.P99)
+	if err != nil {
+		return report.Quantiles{}, fmt.Errorf("read how long jobs took: %w", err)
+	}
+	return q, nil
+}
+
+const (
+	memoryTick  = 200 * time.Millisecond
+	memorySlack = 4096 // bytes, between two readings of an idle Redis
+)
+
+// RedisMemory is Redis's used_memory, in bytes, once it is idle: the notifier writes
+// tasks for a while after their jobs are accepted.
+func (e *Environment) RedisMemory(ctx context.Context) (int64, error) {
+	client, err := queue.Connect(e.redis.URL())
+	if err != nil {
+		return 0, err
+	}
+	defer client.Close() //nolint:errcheck // nothing is pending on it
+	tick := time.NewTicker(memoryTick)
+	defer tick.Stop()
+	for last := int64(-memorySlack); ; {
+		used, err := usedMemory(ctx, client)
+		if err != nil {
+			return 0, err
+		}
+		if used-last < memorySlack && last-used < memorySlack {
+			return used, nil
+		}
+		last = used
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return 0, ctx.Err()
+		}
+	}
+}
+
+func usedMemory(ctx context.Context, client redis.UniversalClient) (int64, error) {
+	info, err := client.Info(ctx, "memory").Result()
+	if err != nil {
+		return 0, fmt.Errorf("ask Redis for its memory: %w", err)
+	}
+	_, after, _ := strings.Cut(info, "used_memory:")
+	digits, _, _ := strings.Cut(after, "\r\n")
+	return strconv.ParseInt(digits, 10, 64)
+}
+
+// Sleep waits for d, or until ctx ends.
+func Sleep(ctx context.Context, d time.Duration) error {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
