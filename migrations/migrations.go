@@ -12,7 +12,9 @@ package migrations
 
 import (
 	"context"
+	"crypto/sha256"
 	"embed"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -100,6 +102,20 @@ func isLockTimeout(err error) bool {
 	const lockNotAvailable = "55P03"
 	refused, ok := errors.AsType[*pgconn.PgError](err)
 	return ok && refused.Code == lockNotAvailable
+}
+
+// Fingerprint differs wherever a migration does.
+func Fingerprint() (string, error) {
+	sum := sha256.New()
+	err := fs.WalkDir(files, ".", func(path string, entry fs.DirEntry, err error) error {
+		if err != nil || entry.IsDir() {
+			return err
+		}
+		text, err := fs.ReadFile(files, path)
+		_, _ = fmt.Fprintf(sum, "%s %d %s", path, len(text), text) // a hash never fails
+		return err
+	})
+	return hex.EncodeToString(sum.Sum(nil)), err
 }
 
 // Version is the schema that this build was written for: the number of its

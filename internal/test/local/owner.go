@@ -56,6 +56,14 @@ func ownerOf(info fs.FileInfo, service *owner) *owner {
 	return &owner{name: "number " + strconv.Itoa(int(stat.Uid)), uid: stat.Uid, gid: stat.Gid}
 }
 
+// id is the number of the user.
+func (o *owner) id() uint32 {
+	if o == nil {
+		return uint32(os.Getuid()) //nolint:gosec // a user's number
+	}
+	return o.uid
+}
+
 func (o *owner) credential() *syscall.Credential {
 	if o == nil {
 		return nil

@@ -32,6 +32,8 @@ type PostgresConfig struct {
 	// Durable data survives a crash of the machine; without it only one of the
 	// server, and a commit waits for no disk.
 	Durable bool
+	// Template is a folder that Template returned, to copy in the place of initdb.
+	Template string
 	// Settings go on top of ours; an empty one takes ours away.
 	Settings map[string]string
 	// Say may be nil.
@@ -55,6 +57,9 @@ func StartPostgres(ctx context.Context, cfg PostgresConfig) (*Postgres, error) {
 		return nil, err
 	}
 	pg.fill = pg.initdb
+	if cfg.Template != "" {
+		pg.fill = pg.copyTemplate
+	}
 	if err := pg.start(ctx); err != nil {
 		return nil, errors.Join(err, pg.folder.abandon())
 	}
@@ -163,15 +168,18 @@ func (pg *Postgres) prepare(ctx context.Context) (err error) {
 }
 
 func (pg *Postgres) initdb(ctx context.Context, dir string) error {
-	command := []string{
-		filepath.Join(pg.bin, "initdb"), "--pgdata=" + dir,
-		"--username=" + postgresUser, "--pwfile=" + filepath.Join(pg.folder.path, "password"),
-		"--auth=scram-sha-256", "--encoding=UTF8", "--locale=C.UTF-8", "--no-instructions",
-	}
+	command := append(pg.initdbCommand(dir), "--pwfile="+filepath.Join(pg.folder.path, "password"))
 	if !pg.cfg.Durable {
 		command = append(command, "--no-sync")
 	}
 	return pg.run(ctx, command)
+}
+
+func (pg *Postgres) initdbCommand(dir string) []string {
+	return []string{
+		filepath.Join(pg.bin, "initdb"), "--pgdata=" + dir, "--username=" + postgresUser,
+		"--auth=scram-sha-256", "--encoding=UTF8", "--locale=C.UTF-8", "--no-instructions",
+	}
 }
 
 // run runs a command that ends by itself, as the folder's owner.

@@ -6,6 +6,7 @@ import (
 	"net/url"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
@@ -15,8 +16,9 @@ import (
 )
 
 const (
-	template  = "migrated" // the database that each test's is a copy of
-	poolConns = 16
+	template     = "migrated" // the database that each test's is a copy of
+	poolConns    = 16
+	templateWait = 2 * time.Minute // to make the data that every server copies, once a machine
 )
 
 // shared is the process's one Postgres, which starts when a test first asks.
@@ -74,22 +76,22 @@ func PostgresServer(t testing.TB) *local.Postgres {
 // the server's files, where ALTER SYSTEM reaches it.
 func PostgresServerWith(t testing.TB, settings map[string]string) *local.Postgres {
 	t.Helper()
-	server := startPostgres(t, settings)
-	if err := migrations.Up(t.Context(), server.URL()); err != nil {
-		t.Fatalf("testenv: %v", err)
-	}
-	return server
+	return startPostgres(t, settings, withSchema)
 }
 
 // EmptyPostgresServer is the same without any schema.
 func EmptyPostgresServer(t testing.TB) *local.Postgres {
 	t.Helper()
-	return startPostgres(t, nil)
+	return startPostgres(t, nil, withoutSchema)
 }
 
-func startPostgres(t testing.TB, settings map[string]string) *local.Postgres {
+func startPostgres(t testing.TB, settings map[string]string, template func() (string, error)) *local.Postgres {
 	t.Helper()
-	server, err := local.StartPostgres(t.Context(), local.PostgresConfig{Settings: settings})
+	data, err := template()
+	if err != nil {
+		t.Fatalf("testenv: %v", err)
+	}
+	server, err := local.StartPostgres(t.Context(), local.PostgresConfig{Settings: settings, Template: data})
 	if err != nil {
 		t.Fatalf("testenv: %v", err)
 	}
@@ -125,7 +127,7 @@ func removeAfter(t testing.TB, remove func(context.Context) error) {
 func (s *sharedPostgres) newDatabase(ctx context.Context) (admin, name string, err error) {
 	s.mu.Lock()
 	if s.server == nil && s.failed == nil {
-		s.server, s.failed = startTemplate(ctx)
+		s.server, s.failed = startShared(ctx)
 	}
 	if s.failed != nil {
 		defer s.mu.Unlock()
@@ -137,22 +139,41 @@ func (s *sharedPostgres) newDatabase(ctx context.Context) (admin, name string, e
 	return admin, name, execute(ctx, admin, "CREATE DATABASE "+name+" TEMPLATE "+template+" STRATEGY file_copy") // cheaper, without fsync
 }
 
-// startTemplate starts the server and migrates the template.
-func startTemplate(ctx context.Context) (*local.Postgres, error) {
-	server, err := local.StartPostgres(ctx, local.PostgresConfig{})
+// startShared starts the server whose databases the tests share.
+func startShared(ctx context.Context) (*local.Postgres, error) {
+	data, err := withSchema()
 	if err != nil {
 		return nil, err
 	}
-	err = execute(ctx, server.URL(), "CREATE DATABASE "+template)
-	if err == nil {
-		err = migrations.Up(ctx, withDatabase(server.URL(), template))
-	}
-	if err != nil {
-		_ = server.Remove(ctx)
-		return nil, err
-	}
-	return server, nil
+	return local.StartPostgres(ctx, local.PostgresConfig{Template: data})
 }
+
+// withSchema is the template of the servers that have the whole schema, in their own
+// database and in the database that the tests' are copies of.
+var withSchema = sync.OnceValues(func() (string, error) {
+	schema, err := migrations.Fingerprint()
+	if err != nil {
+		return "", err
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), templateWait)
+	defer cancel()
+	return local.Template(ctx, schema, func(ctx context.Context, server *local.Postgres) error {
+		if err := migrations.Up(ctx, server.URL()); err != nil {
+			return err
+		}
+		if err := execute(ctx, server.URL(), "CREATE DATABASE "+template); err != nil {
+			return err
+		}
+		return migrations.Up(ctx, withDatabase(server.URL(), template))
+	})
+})
+
+// withoutSchema is the template of the servers without any schema.
+var withoutSchema = sync.OnceValues(func() (string, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), templateWait)
+	defer cancel()
+	return local.Template(ctx, "", func(context.Context, *local.Postgres) error { return nil })
+})
 
 func (s *sharedPostgres) stop() error {
 	s.mu.Lock()
