@@ -41,7 +41,7 @@ func serve(ctx context.Context, cfg config.API, log *slog.Logger) error {
 	pools.register(process.Registry)
 
 	lost := prometheus.NewCounter(prometheus.CounterOpts{
-		Name: "passbook_rings_lost_total", Help: "Notifications without a task: Redis did not take it, or the pending list is full; the sweep finds their jobs.",
+		Name: "passbook_notifications_dropped_total", Help: "Notifications that were not written to Redis, because it refused them or their list was full. The sweep finds their jobs.",
 	})
 	process.Registry.MustRegister(lost)
 	loops := loops{

@@ -45,12 +45,10 @@ func work(ctx context.Context, cfg config.Process, log *slog.Logger) error {
 	jobs := worker.New(worker.Config{
 		Applier: ledger.NewApplier(pool),
 		Backlog: job.NewBacklog(pool),
-		Tickets: queue.NewClient(process.Redis, process.Queues, log, func() {}),
+		Queue:   queue.NewClient(process.Redis, process.Queues, log, func() {}),
 		Metrics: worker.NewMetrics(registry),
 		Log:     log,
-
-		Failed:   ledger.NewApplier(pool),
-		Sessions: auth.NewPruner(pool),
+		Pruner:  auth.NewPruner(pool),
 	}, ctx.Done())
 	queues := queue.NewServer(queue.ServerConfig{
 		Redis: process.Redis, Queues: process.Queues, Handler: jobs.Apply, IsFailure: worker.IsFailure, Log: log,

@@ -16,36 +16,42 @@ import (
 )
 
 const (
-	// turn is how many jobs one ticket may apply, beside the oldest of each of
-	// its accounts, before the partition's other accounts have theirs.
-	turn = 64
-	// downPause is how long a partition waits before it asks a Postgres that
-	// is down again. The ticket stays in hand: every other would fare no better.
+	// maxBatchJobs bounds the jobs that one task applies before the partition's other accounts
+	// follow. The oldest job of each of its accounts is not counted.
+	maxBatchJobs = 64
+	// downPause is how long a partition waits before it asks a Postgres that is down again.
+	// The task stays active: every other task would meet the same error.
 	downPause = 250 * time.Millisecond
 )
 
-// Apply is the queue's handler: it applies the account of each job up to that job, a turn
-// at most. remaining are the jobs whose accounts need another one. One account's trouble
-// is told. An account that is locked holds the others up for Postgres's lock_timeout, twice:
-// beside them and once more by itself.
+// sharedApplier is *ledger.Applier. It is an interface because the batcher's tests hold
+// batches under way, one after another, which no real part does.
+type sharedApplier interface {
+	ApplyShared(ctx context.Context, due []ledger.Due, limit int) (applied []ledger.Applied, remaining, troubled []ledger.Due)
+}
+
+// Apply is the queue's handler. It applies the account of each job up to that job, and
+// about maxBatchJobs jobs in all. It returns the jobs whose accounts have more to apply as
+// remaining, and those whose accounts met an error as troubled. A locked account delays the
+// others for Postgres's lock_timeout, twice: together with them and once more by itself.
 //
-// A kill before Postgres has heard of it leaves the jobs queued; the account's
-// next task applies them, or the sweep's does.
+// After a kill before Postgres has the batch, the jobs stay queued. The next task of the
+// account applies them, or the sweep's task does.
 func (w *Worker) Apply(ctx context.Context, jobs []queue.Notification) (remaining, troubled []queue.Notification, err error) {
 	failpoint.Hit(failpoint.TaskReceived)
 	jobs = queue.Merge(jobs)
-	batch := w.batcher.apply(ctx, due(jobs))
-	w.tell(batch.applied)
-	remaining, left := those(jobs, batch.remaining), those(jobs, batch.troubled)
+	batch := w.batcher.apply(ctx, toDue(jobs))
+	w.record(batch.applied)
+	remaining, retried := stillDue(jobs, batch.remaining), stillDue(jobs, batch.troubled)
 	var unknown error
-	for _, one := range left {
-		more, oneErr := w.applyOne(ctx, one.JobID, max(turn/len(left), 1))
+	for _, one := range retried {
+		more, oneErr := w.applyOne(ctx, one.JobID, max(maxBatchJobs/len(retried), 1))
 		switch {
 		case errors.Is(oneErr, queue.ErrUnknownJob):
 			w.cfg.Metrics.unknown.Inc()
 			troubled, unknown = append(troubled, one), oneErr
-		case postgres.IsDown(oneErr): // and we are told to stop
-			return nil, nil, oneErr // all come back
+		case postgres.IsDown(oneErr): // and the worker stops
+			return nil, nil, oneErr // brings all jobs back
 		case oneErr != nil: // this account's own
 			troubled, err = append(troubled, one), oneErr
 		case more:
@@ -55,21 +61,21 @@ func (w *Worker) Apply(ctx context.Context, jobs []queue.Notification) (remainin
 	return remaining, troubled, cmp.Or(err, unknown)
 }
 
-func due(jobs []queue.Notification) (due []ledger.Due) {
+func toDue(jobs []queue.Notification) (due []ledger.Due) {
 	for _, n := range jobs {
 		due = append(due, ledger.Due{JobID: n.JobID, Jobs: n.Jobs})
 	}
 	return due
 }
 
-// those are the notifications of what is due still.
-func those(jobs []queue.Notification, due []ledger.Due) (still []queue.Notification) {
-	left := make(map[uuid.UUID]int, len(due))
+// stillDue returns the notifications of the jobs in due, with the counts of due.
+func stillDue(jobs []queue.Notification, due []ledger.Due) (still []queue.Notification) {
+	counts := make(map[uuid.UUID]int, len(due))
 	for _, d := range due {
-		left[d.JobID] = d.Jobs
+		counts[d.JobID] = d.Jobs
 	}
 	for _, n := range jobs {
-		if count, is := left[n.JobID]; is {
+		if count, found := counts[n.JobID]; found {
 			n.Jobs = count
 			still = append(still, n)
 		}
@@ -77,17 +83,17 @@ func those(jobs []queue.Notification, due []ledger.Due) (still []queue.Notificat
 	return still
 }
 
-// applyOne applies the job's account up to the job, and at most limit jobs.
-// While Postgres is down it waits and applies again.
+// applyOne applies the job's account up to the job, and at most limit jobs. While Postgres
+// is down it waits and applies again.
 func (w *Worker) applyOne(ctx context.Context, id uuid.UUID, limit int) (more bool, err error) {
 	for {
 		applied, more, err := w.cfg.Applier.Apply(ctx, id, limit)
-		w.tell(applied)
+		w.record(applied)
 		switch {
 		case errors.Is(err, ledger.ErrJobNotFound):
 			return false, fmt.Errorf("%w: %w", queue.ErrUnknownJob, err)
 		case errors.Is(err, ledger.ErrRefused):
-			w.cfg.Log.Warn("job refused; it will be tried again", "ticket", id, "error", err)
+			w.cfg.Log.Warn("job refused", "job_id", id, "error", err)
 			return false, err
 		case !postgres.IsDown(err):
 			return more, err
@@ -103,18 +109,18 @@ func (w *Worker) applyOne(ctx context.Context, id uuid.UUID, limit int) (more bo
 	}
 }
 
-// tell counts what was finished, and says what failed.
-func (w *Worker) tell(applied []ledger.Applied) {
+// record counts the finished jobs and logs the failed ones.
+func (w *Worker) record(applied []ledger.Applied) {
 	for _, job := range applied {
 		w.cfg.Metrics.finished(job)
 		if job.Outcome == ledger.Failed {
-			w.cfg.Log.Error("job failed; mend the reason, then replay it", "job_id", job.JobID)
+			w.cfg.Log.Error("job failed", "job_id", job.JobID)
 		}
 	}
 }
 
-// IsFailure tells the errors that spend one of a ticket's tries: those of its
-// own account's jobs and of jobs that are unknown, not Postgres's.
+// IsFailure is true for an error that counts as an attempt of the task: of its own accounts'
+// jobs and of unknown jobs. It is false for Postgres's errors.
 func IsFailure(err error) bool {
 	return errors.Is(err, ledger.ErrRefused) || errors.Is(err, queue.ErrUnknownJob)
 }

@@ -21,7 +21,7 @@ const slowBatch = 50 * time.Millisecond
 // for each job, and take the processors from each other. As many are under way at once as the
 // process has processors, and slow ones beside them, one for each partition at most.
 type batcher struct {
-	applier Applier
+	applier sharedApplier
 	most    int           // batches that are under way at once, beside slow ones
 	slow    time.Duration // slowBatch; tests have more time, or less
 
@@ -39,7 +39,7 @@ type share struct {
 	remaining, troubled []ledger.Due
 }
 
-func newBatcher(applier Applier) *batcher {
+func newBatcher(applier sharedApplier) *batcher {
 	const least = 2 // while one waits for its flush the other has Postgres work
 	return &batcher{applier: applier, slow: slowBatch, most: max(runtime.GOMAXPROCS(0), least)}
 }
@@ -60,7 +60,7 @@ func (b *batcher) apply(ctx context.Context, due []ledger.Due) *share {
 func (b *batcher) begin(ctx context.Context) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	for len(b.waiting) > 0 && (b.underWay == 0 || b.underWay < b.most && jobsOf(b.waiting) >= turn) {
+	for len(b.waiting) > 0 && (b.underWay == 0 || b.underWay < b.most && jobsOf(b.waiting) >= maxBatchJobs) {
 		b.underWay++
 		go b.applyTogether(ctx, b.take())
 	}
@@ -90,7 +90,7 @@ func (b *batcher) applyTogether(ctx context.Context, shares []*share) {
 			owner[d.JobID] = s
 		}
 	}
-	applied, remaining, troubled := b.applier.ApplyShared(ctx, due, turn)
+	applied, remaining, troubled := b.applier.ApplyShared(ctx, due, maxBatchJobs)
 	for _, d := range remaining {
 		owner[d.JobID].remaining = append(owner[d.JobID].remaining, d)
 	}
@@ -105,11 +105,11 @@ func (b *batcher) applyTogether(ctx context.Context, shares []*share) {
 	}
 }
 
-// take takes the shares that wait, the oldest first, up to about a turn's jobs. Its caller
+// take takes the shares that wait, the oldest first, up to about maxBatchJobs jobs. Its caller
 // has the lock.
 func (b *batcher) take() (shares []*share) {
 	n := 0
-	for len(b.waiting) > 0 && (n == 0 || n+len(b.waiting[0].due) <= turn) {
+	for len(b.waiting) > 0 && (n == 0 || n+len(b.waiting[0].due) <= maxBatchJobs) {
 		n += len(b.waiting[0].due)
 		shares, b.waiting = append(shares, b.waiting[0]), b.waiting[1:]
 	}

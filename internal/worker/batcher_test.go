@@ -27,10 +27,6 @@ func (h held) ApplyShared(_ context.Context, due []ledger.Due, _ int) (applied [
 	return applied, due[:1], due[min(1, len(due)):min(2, len(due))]
 }
 
-func (held) Apply(context.Context, uuid.UUID, int) ([]ledger.Applied, bool, error) {
-	return nil, false, nil
-}
-
 func dueOf(n int) (due []ledger.Due) {
 	for range n {
 		due = append(due, ledger.Due{JobID: uuid.New(), Jobs: 1})
@@ -39,7 +35,7 @@ func dueOf(n int) (due []ledger.Due) {
 }
 
 // What comes while as many batches are under way as may be shares the next ones, up to a
-// turn's jobs, and each partition is told of its own jobs.
+// maxBatchJobs jobs, and each partition is told of its own jobs.
 func TestBatcherSharesBatches(t *testing.T) {
 	t.Parallel()
 	h := held{begun: make(chan []ledger.Due), letGo: make(chan struct{})}
@@ -47,10 +43,10 @@ func TestBatcherSharesBatches(t *testing.T) {
 	b.slow = time.Hour
 	told := make(chan *share)
 	for n := range b.most {
-		go func() { told <- b.apply(t.Context(), dueOf(min(n*turn+1, turn))) }() // full beside the first
+		go func() { told <- b.apply(t.Context(), dueOf(min(n*maxBatchJobs+1, maxBatchJobs))) }() // full beside the first
 		<-h.begun
 	}
-	const partitions, each = 5, 20 // more than a turn
+	const partitions, each = 5, 20 // more than maxBatchJobs
 	for range partitions {
 		go func() { told <- b.apply(t.Context(), dueOf(each)) }()
 	}
@@ -60,8 +56,8 @@ func TestBatcherSharesBatches(t *testing.T) {
 		return len(b.waiting) == partitions
 	})
 	h.letGo <- struct{}{}
-	if next := <-h.begun; len(next) != turn/each*each {
-		t.Errorf("the next batch has %d jobs, want those of %d partitions", len(next), turn/each)
+	if next := <-h.begun; len(next) != maxBatchJobs/each*each {
+		t.Errorf("the next batch has %d jobs, want those of %d partitions", len(next), maxBatchJobs/each)
 	}
 	go func() {
 		for range h.begun {
@@ -83,7 +79,7 @@ func TestBatcherSharesBatches(t *testing.T) {
 			}
 		}
 	}
-	if sum, want := applied+remaining+troubled, 1+(b.most-1)*turn+partitions*each; sum != want {
+	if sum, want := applied+remaining+troubled, 1+(b.most-1)*maxBatchJobs+partitions*each; sum != want {
 		t.Errorf("%d jobs are told of, want each of %d once", sum, want)
 	}
 }
@@ -104,9 +100,9 @@ func TestBatcherFillsBatches(t *testing.T) {
 		defer b.mu.Unlock()
 		return len(b.waiting) == 1
 	})
-	begin(turn - 1)
-	if full := <-h.begun; len(full) != turn {
-		t.Errorf("the second batch has %d jobs, want %d", len(full), turn)
+	begin(maxBatchJobs - 1)
+	if full := <-h.begun; len(full) != maxBatchJobs {
+		t.Errorf("the second batch has %d jobs, want %d", len(full), maxBatchJobs)
 	}
 	close(h.letGo)
 	for range 3 {

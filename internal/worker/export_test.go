@@ -3,26 +3,38 @@ package worker
 import (
 	"context"
 	"time"
+
+	"github.com/passbook/passbook/internal/job"
 )
 
-// How often sweeps believe a ticket, for tests that pass it.
+// For how many sweeps a task in a state is believed to apply its account.
 const (
-	LongPutOff = longPutOff
-	LongUnseen = longUnseen
-	SweepEvery = sweepEvery
+	LongRetry   = longRetry
+	LongMissing = longMissing
+	SweepEvery  = sweepEvery
 )
 
 // Sweep is one sweep, for tests that count them.
 func (w *Worker) Sweep(ctx context.Context) { w.sweep(ctx) }
 
-// SweepAtMost bounds the accounts of a sweep. It must be a multiple of SweepPage.
-func (w *Worker) SweepAtMost(accounts int) { w.walk.most = accounts }
+// SweepAtMost bounds the accounts of a sweep. It must be a multiple of scanPage.
+func (w *Worker) SweepAtMost(accounts int) { w.scan.most = accounts }
 
-// From is the account id after which the next sweep begins.
-func (w *Worker) From() int64 { return w.walk.from }
+// OnFullScan makes each query of a full scan call before, and fail with its error.
+func (w *Worker) OnFullScan(before func() error) {
+	read := w.scan.page
+	w.scan.page = func(ctx context.Context, after, above int64, limit int) ([]job.Head, error) {
+		if above == 0 {
+			if err := before(); err != nil {
+				return nil, err
+			}
+		}
+		return read(ctx, after, above, limit)
+	}
+}
+
+// FullScanTook makes the last full scan one that took so long, and has just ended.
+func (w *Worker) FullScanTook(took time.Duration) { w.scan.at, w.scan.took = time.Now(), took }
 
 // Housekeep is one step of the housekeeping.
 func (w *Worker) Housekeep(ctx context.Context) { w.housekeep(ctx) }
-
-// WalkedFor says how long the last full walk took, and that it has just ended.
-func (w *Worker) WalkedFor(took time.Duration) { w.walk.at, w.walk.took = time.Now(), took }

@@ -8,19 +8,15 @@ import (
 const (
 	// housekeepEvery is the pause between two steps of the housekeeping.
 	housekeepEvery = 5 * time.Second
-	// housekeepTimeout bounds each part of a step, on a connection that swallows
-	// everything too.
+	// housekeepTimeout bounds each part of a step, also on a connection that swallows
+	// everything.
 	housekeepTimeout = 5 * time.Second
-	// housekeepWarnEvery is the least time between two warnings of a part that fails.
+	// housekeepWarnEvery is the shortest time between two warnings about a part that fails.
 	housekeepWarnEvery = time.Minute
 )
 
-// FailedCounter counts the failed jobs in Postgres, up to a bound.
-type FailedCounter interface {
-	CountFailed(ctx context.Context) (int, error)
-}
-
-// Pruner deletes a bounded number of sessions that are over.
+// Pruner deletes a bounded number of sessions that have ended. It is an interface, because
+// this package does not import auth.
 type Pruner interface {
 	Prune(ctx context.Context) (deleted int64, err error)
 }
@@ -37,27 +33,25 @@ func (w *Worker) keepHouse(ctx context.Context) {
 	}
 }
 
-// housekeep is one step. What it can't do now it does in a later one, or another worker
-// does; an error of one part doesn't keep the other from its work.
+// housekeep is one step. A part that fails is tried again in the next step, and by other
+// workers; its error does not stop the other parts.
 func (w *Worker) housekeep(ctx context.Context) {
-	if w.cfg.Failed != nil {
-		w.keep(ctx, "count failed jobs", func(ctx context.Context) error {
-			failed, err := w.cfg.Failed.CountFailed(ctx)
-			if err == nil {
-				w.cfg.Metrics.failed.Set(float64(failed))
-			}
-			return err
-		})
-	}
-	if w.cfg.Sessions != nil {
+	w.keep(ctx, "count failed jobs", func(ctx context.Context) error {
+		failed, err := w.cfg.Applier.CountFailed(ctx)
+		if err == nil {
+			w.cfg.Metrics.failed.Set(float64(failed))
+		}
+		return err
+	})
+	if w.cfg.Pruner != nil {
 		w.keep(ctx, "prune sessions", func(ctx context.Context) error {
-			_, err := w.cfg.Sessions.Prune(ctx)
+			_, err := w.cfg.Pruner.Prune(ctx)
 			return err
 		})
 	}
 }
 
-// keep does one part, and warns where it fails.
+// keep does one part. It warns when the part fails.
 func (w *Worker) keep(ctx context.Context, part string, do func(context.Context) error) {
 	limited, cancel := context.WithTimeout(ctx, housekeepTimeout)
 	defer cancel()
@@ -66,5 +60,5 @@ func (w *Worker) keep(ctx context.Context, part string, do func(context.Context)
 		return
 	}
 	w.warned[part] = time.Now()
-	w.cfg.Log.Warn("housekeeping put off", "part", part, "error", err)
+	w.cfg.Log.Warn("housekeeping failed", "part", part, "error", err)
 }

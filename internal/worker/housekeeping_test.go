@@ -16,7 +16,7 @@ import (
 	"github.com/passbook/passbook/internal/worker"
 )
 
-// A failed job whose end no worker has heard of is counted, until it is replayed.
+// A failed job is counted, also where another process made it fail, until it is replayed.
 func TestHousekeeping(t *testing.T) {
 	t.Parallel()
 	pool := testenv.Pool(t)
@@ -28,7 +28,7 @@ func TestHousekeeping(t *testing.T) {
 	registry := prometheus.NewRegistry()
 	applier := ledger.NewApplier(pool)
 	w := worker.New(worker.Config{
-		Metrics: worker.NewMetrics(registry), Log: slog.New(slog.DiscardHandler), Failed: applier, Sessions: auth.NewPruner(pool),
+		Metrics: worker.NewMetrics(registry), Log: slog.New(slog.DiscardHandler), Applier: applier, Pruner: auth.NewPruner(pool),
 	}, nil)
 	wantFailed := func(want float64) {
 		t.Helper()
@@ -58,12 +58,12 @@ func TestHousekeeping(t *testing.T) {
 	wantFailed(0)
 }
 
-// An error of one part of the housekeeping keeps no other part from its work, and is
-// warned of, once in a while.
+// An error of one part of the housekeeping does not stop the other part. It is logged, but not
+// at every step.
 func TestHousekeepingPartFails(t *testing.T) {
 	t.Parallel()
 	for _, part := range []struct {
-		name, breaks string // the statement that makes it fail
+		name, breaks string // breaks is the statement that makes the part fail
 		want         int    // sessions left
 	}{
 		{"count failed jobs", `ALTER TABLE jobs RENAME TO gone`, 0},
@@ -78,7 +78,7 @@ func TestHousekeepingPartFails(t *testing.T) {
 			var log bytes.Buffer
 			w := worker.New(worker.Config{
 				Metrics: worker.NewMetrics(prometheus.NewRegistry()), Log: slog.New(slog.NewTextHandler(&log, nil)),
-				Failed: ledger.NewApplier(pool), Sessions: auth.NewPruner(pool),
+				Applier: ledger.NewApplier(pool), Pruner: auth.NewPruner(pool),
 			}, nil)
 			for range 3 {
 				w.Housekeep(t.Context())

@@ -9,13 +9,13 @@ import (
 	"github.com/passbook/passbook/internal/ledger"
 )
 
-// Metrics is what a worker tells Prometheus.
+// Metrics are a worker's metrics for Prometheus.
 type Metrics struct {
 	jobs         *prometheus.CounterVec
 	seconds      prometheus.Histogram
 	oldest       prometheus.Gauge
 	accounts     prometheus.Gauge
-	swept        prometheus.Counter
+	requeued     prometheus.Counter
 	direct       prometheus.Counter
 	unknown      prometheus.Counter
 	postgresDown prometheus.Counter
@@ -26,38 +26,38 @@ type Metrics struct {
 func NewMetrics(registry prometheus.Registerer) *Metrics {
 	m := &Metrics{
 		jobs: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "passbook_jobs_finished_total", Help: "Jobs that this worker finished, by type and by how they ended.",
+			Name: "passbook_jobs_finished_total", Help: "Jobs that this worker finished, by type and status.",
 		}, []string{"type", "status"}),
 		seconds: prometheus.NewHistogram(prometheus.HistogramOpts{
-			Name: "passbook_job_duration_seconds", Help: "From a job's accept to its end.",
+			Name: "passbook_job_duration_seconds", Help: "Time from the accept of a job to its end.",
 			Buckets: []float64{.001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30, 60, 300},
 		}),
 		oldest: prometheus.NewGauge(prometheus.GaugeOpts{
-			Name: "passbook_oldest_queued_job_age_seconds", Help: "Age of the oldest queued job at the last sweep; 0 where none is queued.",
+			Name: "passbook_oldest_queued_job_age_seconds", Help: "Age of the oldest queued job at the last sweep; 0 when none is queued.",
 		}),
 		accounts: prometheus.NewGauge(prometheus.GaugeOpts{
 			Name: "passbook_accounts_with_queued_jobs", Help: "Accounts with queued jobs at the last sweep.",
 		}),
-		swept: prometheus.NewCounter(prometheus.CounterOpts{
-			Name: "passbook_sweep_tickets_total", Help: "Tickets that the sweep wrote for accounts that stood still.",
+		requeued: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "passbook_sweep_requeued_total", Help: "Stalled accounts that the sweep enqueued again.",
 		}),
 		direct: prometheus.NewCounter(prometheus.CounterOpts{
-			Name: "passbook_sweep_applied_accounts_total", Help: "Stalled accounts that the sweep applied itself, because Redis refused their tasks or no task helped.",
+			Name: "passbook_sweep_applied_accounts_total", Help: "Stalled accounts that the sweep applied itself, because Redis refused their tasks or the tasks did not help.",
 		}),
 		unknown: prometheus.NewCounter(prometheus.CounterOpts{
-			Name: "passbook_tasks_of_unknown_jobs_total", Help: "Times a task named a job that this database does not know, and was given back.",
+			Name: "passbook_tasks_of_unknown_jobs_total", Help: "Times a task was given back because it names a job that this database does not know.",
 		}),
 		postgresDown: prometheus.NewCounter(prometheus.CounterOpts{
-			Name: "passbook_apply_postponed_total", Help: "Times a ticket waited in hand because Postgres was down.",
+			Name: "passbook_apply_postponed_total", Help: "Times an active task waited because Postgres was down.",
 		}),
 	}
 	m.failed = prometheus.NewGauge(prometheus.GaugeOpts{
-		Name: "passbook_failed_jobs", Help: "Failed jobs in Postgres that wait for an operator, counted up to 1000; every worker shows the same.",
+		Name: "passbook_failed_jobs", Help: "Failed jobs in Postgres that wait for an operator, up to 1000; every worker shows the same number.",
 	})
-	registry.MustRegister(m.jobs, m.seconds, m.oldest, m.accounts, m.swept, m.direct, m.unknown, m.postgresDown, m.failed)
+	registry.MustRegister(m.jobs, m.seconds, m.oldest, m.accounts, m.requeued, m.direct, m.unknown, m.postgresDown, m.failed)
 	for _, entry := range []ledger.EntryType{ledger.Deposit, ledger.Withdrawal} {
 		for _, outcome := range []ledger.Outcome{ledger.Succeeded, ledger.Rejected, ledger.Failed} {
-			m.jobs.WithLabelValues(string(entry), string(outcome)) // counts from 0, so that a rate sees the first
+			m.jobs.WithLabelValues(string(entry), string(outcome)) // present from the start, so that a rate includes the first job
 		}
 	}
 	return m
@@ -68,11 +68,12 @@ func (m *Metrics) finished(job ledger.Applied) {
 	m.seconds.Observe(job.FinishedAt.Sub(job.CreatedAt).Seconds())
 }
 
-func (m *Metrics) backlog(heads []job.Head) {
-	var oldest time.Duration
-	for _, head := range heads {
-		oldest = max(oldest, head.Age)
+// backlog records the oldest queued jobs of all accounts.
+func (m *Metrics) backlog(queued []job.Head) {
+	var age time.Duration
+	for _, oldest := range queued {
+		age = max(age, oldest.Age)
 	}
-	m.oldest.Set(oldest.Seconds())
-	m.accounts.Set(float64(len(heads)))
+	m.oldest.Set(age.Seconds())
+	m.accounts.Set(float64(len(queued)))
 }

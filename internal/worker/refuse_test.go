@@ -130,7 +130,7 @@ func (r refusal) finishesWhile(s *system, refuse, end func(refusal), hashes bool
 				partition := queues.Of(account.ID)
 				r.do("SET", fmt.Sprintf("asynq:{%s}:t:%s", partition, id), "of a wrong type")
 			}
-			s.tickets.Notify(account.ID, int64(len(order[account.Number])), id, 1)
+			s.client.Notify(account.ID, int64(len(order[account.Number])), id, 1)
 		}
 	}
 	s.drained()
@@ -138,7 +138,7 @@ func (r refusal) finishesWhile(s *system, refuse, end func(refusal), hashes bool
 	end(r)
 	after := ledgertest.Job(t, s.pool, of[0], ledger.Deposit, 1)
 	order[of[0].Number] = append(order[of[0].Number], after)
-	s.tickets.Notify(of[0].ID, each+1, after, 1)
+	s.client.Notify(of[0].ID, each+1, after, 1)
 	s.drained()
 	if n := s.count(job.Succeeded); n != accounts*each+1 {
 		t.Errorf("%d jobs succeeded, want %d", n, accounts*each+1)
@@ -152,7 +152,7 @@ func (r refusal) finishesWhile(s *system, refuse, end func(refusal), hashes bool
 func (s *system) notify() {
 	ctx, cancel := context.WithCancel(context.Background())
 	var group errgroup.Group
-	group.Go(func() error { return s.tickets.Run(ctx) })
+	group.Go(func() error { return s.client.Run(ctx) })
 	s.t.Cleanup(func() {
 		cancel()
 		if err := group.Wait(); err != nil {
@@ -207,7 +207,7 @@ func TestSweepLeavesAPausedPartition(t *testing.T) {
 	t.Parallel()
 	s := newSystem(t, testenv.Pool(t), testenv.Redis(t))
 	account := ledgertest.Account(t, s.pool, s.user, 0)
-	s.ring(account, ledgertest.Job(t, s.pool, account, ledger.Deposit, 1))
+	s.enqueue(account, ledgertest.Job(t, s.pool, account, ledger.Deposit, 1))
 	key := "asynq:{" + queues.Of(account.ID) + "}:paused"
 	if err := s.redis.Set(t.Context(), key, time.Now().Unix(), 0).Err(); err != nil {
 		t.Fatal(err)
@@ -248,11 +248,11 @@ func TestSweepGoesOnWhereItStopped(t *testing.T) {
 	w.SweepAtMost(most)
 	for range 40 {
 		w.Sweep(t.Context())
-		if s.pendingTickets() == accounts {
+		if s.pendingTasks() == accounts {
 			return
 		}
 	}
-	t.Errorf("%d tasks for %d accounts", s.pendingTickets(), accounts)
+	t.Errorf("%d tasks for %d accounts", s.pendingTasks(), accounts)
 }
 
 // An account that has lost its row, as a partial restore leaves it, has its jobs fail

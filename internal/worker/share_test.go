@@ -35,7 +35,7 @@ func TestSweepsShareStalledAccounts(t *testing.T) {
 		registry := prometheus.NewRegistry()
 		registries = append(registries, registry)
 		w := worker.New(worker.Config{
-			Applier: ledger.NewApplier(s.pool), Backlog: job.NewBacklog(s.pool), Tickets: s.tickets,
+			Applier: ledger.NewApplier(s.pool), Backlog: job.NewBacklog(s.pool), Queue: s.client,
 			Metrics: worker.NewMetrics(registry), Log: slog.New(slog.DiscardHandler),
 		}, nil)
 		w.Sweep(t.Context()) // sees the accounts for the first time

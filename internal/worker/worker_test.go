@@ -41,13 +41,13 @@ var queues = queue.Queues{Prefix: "test", Partitions: partitions}
 
 // system is a worker as cmd/worker ties it, and what a test asks it through.
 type system struct {
-	t       testing.TB
-	pool    *pgxpool.Pool
-	redis   redis.UniversalClient
-	queues  queue.Queues
-	tickets *queue.Client
-	server  *queue.Server // of the last work
-	user    uuid.UUID
+	t      testing.TB
+	pool   *pgxpool.Pool
+	redis  redis.UniversalClient
+	queues queue.Queues
+	client *queue.Client
+	server *queue.Server // of the last work
+	user   uuid.UUID
 }
 
 func newSystem(t testing.TB, pool *pgxpool.Pool, redisURL string) *system {
@@ -64,8 +64,8 @@ func newSystemOf(t testing.TB, pool *pgxpool.Pool, redisURL string, queues queue
 	t.Cleanup(func() { _ = client.Close() })
 	return &system{
 		t: t, pool: pool, redis: client, queues: queues,
-		tickets: queue.NewClient(client, queues, slog.New(slog.DiscardHandler), func() {}),
-		user:    ledgertest.User(t, pool),
+		client: queue.NewClient(client, queues, slog.New(slog.DiscardHandler), func() {}),
+		user:   ledgertest.User(t, pool),
 	}
 }
 
@@ -100,15 +100,15 @@ func (s *system) worker(stopping <-chan struct{}) *worker.Worker {
 	return worker.New(worker.Config{
 		Applier: ledger.NewApplier(s.pool),
 		Backlog: job.NewBacklog(s.pool),
-		Tickets: s.tickets,
+		Queue:   s.client,
 		Metrics: worker.NewMetrics(prometheus.NewRegistry()),
 		Log:     slog.New(slog.DiscardHandler),
 	}, stopping)
 }
 
-func (s *system) ring(account ledger.Account, id uuid.UUID) {
+func (s *system) enqueue(account ledger.Account, id uuid.UUID) {
 	s.t.Helper()
-	if err := s.tickets.Enqueue(s.t.Context(), queue.Task{AccountID: account.ID, JobID: id}); err != nil {
+	if err := s.client.Enqueue(s.t.Context(), queue.Task{AccountID: account.ID, JobID: id}); err != nil {
 		s.t.Fatal(err)
 	}
 }
@@ -150,8 +150,8 @@ func (s *system) inOrder(account ledger.Account, want []uuid.UUID) {
 	}
 }
 
-// pendingTickets counts the tickets in line.
-func (s *system) pendingTickets() (n int) {
+// pendingTasks counts the tasks in line.
+func (s *system) pendingTasks() (n int) {
 	s.t.Helper()
 	inspector := asynq.NewInspectorFromRedisClient(s.redis)
 	for partition := range partitions {
@@ -164,16 +164,16 @@ func (s *system) pendingTickets() (n int) {
 
 // Tickets doubled and out of order make no difference: two workers apply each
 // job once and in order.
-func TestTicketsOutOfOrder(t *testing.T) {
+func TestTasksOutOfOrder(t *testing.T) {
 	t.Parallel()
 	s := newSystem(t, testenv.Pool(t), testenv.Redis(t))
 	s.work()
 	s.work()
-	type ticket struct {
+	type task struct {
 		account ledger.Account
 		id      uuid.UUID
 	}
-	var tickets []ticket
+	var tasks []task
 	order := map[string][]uuid.UUID{}
 	var accounts []ledger.Account
 	for range 5 {
@@ -182,13 +182,13 @@ func TestTicketsOutOfOrder(t *testing.T) {
 	for range 60 {
 		for _, account := range accounts {
 			id := ledgertest.Job(t, s.pool, account, ledger.Deposit, 3)
-			tickets = append(tickets, ticket{account, id}, ticket{account, id})
+			tasks = append(tasks, task{account, id}, task{account, id})
 			order[account.Number] = append(order[account.Number], id)
 		}
 	}
-	rand.Shuffle(len(tickets), func(i, j int) { tickets[i], tickets[j] = tickets[j], tickets[i] })
-	for _, ticket := range tickets {
-		s.ring(ticket.account, ticket.id)
+	rand.Shuffle(len(tasks), func(i, j int) { tasks[i], tasks[j] = tasks[j], tasks[i] })
+	for _, task := range tasks {
+		s.enqueue(task.account, task.id)
 	}
 	s.drained()
 	for _, account := range accounts {
@@ -197,7 +197,7 @@ func TestTicketsOutOfOrder(t *testing.T) {
 }
 
 // Jobs that nobody rang for are found, more than one turn of them.
-func TestSweepFindsWhatNobodyRangFor(t *testing.T) {
+func TestSweepFindsJobsWithoutATask(t *testing.T) {
 	t.Parallel()
 	s := newSystem(t, testenv.Pool(t), testenv.Redis(t))
 	account, other := ledgertest.Account(t, s.pool, s.user, 0), ledgertest.Account(t, s.pool, s.user, 0)
@@ -211,7 +211,7 @@ func TestSweepFindsWhatNobodyRangFor(t *testing.T) {
 	s.inOrder(account, order)
 }
 
-// Every ticket is lost while the workers are at it.
+// Every task is lost while the workers are at it.
 func TestSweepAfterFlushAll(t *testing.T) {
 	t.Parallel()
 	s := newSystem(t, testenv.Pool(t), testenv.Redis(t))
@@ -219,7 +219,7 @@ func TestSweepAfterFlushAll(t *testing.T) {
 	for range 20 {
 		account := ledgertest.Account(t, s.pool, s.user, 0)
 		for range 50 {
-			s.ring(account, ledgertest.Job(t, s.pool, account, ledger.Deposit, 1))
+			s.enqueue(account, ledgertest.Job(t, s.pool, account, ledger.Deposit, 1))
 			jobs++
 		}
 	}
@@ -234,15 +234,15 @@ func TestSweepAfterFlushAll(t *testing.T) {
 	}
 }
 
-// A dead worker's ticket blocks its name until its lease ends, half a minute
+// A dead worker's task blocks its name until its lease ends, half a minute
 // and more; the sweep does not wait for that.
-func TestSweepPassesADeadWorkersTicket(t *testing.T) {
+func TestSweepPassesADeadWorkersTask(t *testing.T) {
 	t.Parallel()
 	s := newSystem(t, testenv.Pool(t), testenv.Redis(t))
 	account := ledgertest.Account(t, s.pool, s.user, 0)
 	id := ledgertest.Job(t, s.pool, account, ledger.Deposit, 1)
-	s.ring(account, id)
-	// Take the ticket as a worker does, and die: nothing tells Redis.
+	s.enqueue(account, id)
+	// Take the task as a worker does, and die: nothing tells Redis.
 	name := queues.Of(account.ID)
 	key := "asynq:{" + name + "}:"
 	if err := s.redis.RPopLPush(t.Context(), key+"pending", key+"active").Err(); err != nil {
@@ -259,24 +259,24 @@ func TestSweepPassesADeadWorkersTicket(t *testing.T) {
 	}
 }
 
-// However often the sweep meets a backlog whose tickets wait in line, it adds
+// However often the sweep meets a backlog whose tasks wait in line, it adds
 // none; and where they are lost it adds one an account, not one a job or sweep.
-func TestSweepAddsNoTicketsWithoutEnd(t *testing.T) {
+func TestSweepBoundsItsTasks(t *testing.T) {
 	t.Parallel()
 	s := newSystem(t, testenv.Pool(t), testenv.Redis(t))
 	const accounts, jobs, sweeps = 5, 40, 6
 	for range accounts {
 		account := ledgertest.Account(t, s.pool, s.user, 0)
 		for range jobs {
-			s.ring(account, ledgertest.Job(t, s.pool, account, ledger.Deposit, 1))
+			s.enqueue(account, ledgertest.Job(t, s.pool, account, ledger.Deposit, 1))
 		}
 	}
 	w := s.sweeper()
 	for range sweeps {
 		w.Sweep(t.Context())
 	}
-	if n := s.pendingTickets(); n != accounts*jobs {
-		t.Errorf("%d tickets in line after %d sweeps, want the %d that were there", n, sweeps, accounts*jobs)
+	if n := s.pendingTasks(); n != accounts*jobs {
+		t.Errorf("%d tasks in line after %d sweeps, want the %d that were there", n, sweeps, accounts*jobs)
 	}
 	if err := s.redis.FlushAll(t.Context()).Err(); err != nil {
 		t.Fatal(err)
@@ -284,14 +284,14 @@ func TestSweepAddsNoTicketsWithoutEnd(t *testing.T) {
 	for range sweeps {
 		w.Sweep(t.Context())
 	}
-	if n := s.pendingTickets(); n != accounts {
-		t.Errorf("%d tickets in line after their loss and %d sweeps, want one an account", n, sweeps)
+	if n := s.pendingTasks(); n != accounts {
+		t.Errorf("%d tasks in line after their loss and %d sweeps, want one an account", n, sweeps)
 	}
 }
 
-// Of accounts that share a ticket, those that it has not its name of are waited for
-// while there is a line, and not for ever: their ticket may be lost all the same.
-func TestSweepBelievesInASharedTicket(t *testing.T) {
+// Of accounts that share a task, those that it has not its name of are waited for
+// while there is a line, and not for ever: their task may be lost all the same.
+func TestSweepBelievesASharedTask(t *testing.T) {
 	t.Parallel()
 	s := newSystem(t, testenv.Pool(t), testenv.Redis(t))
 	const accounts = 5
@@ -299,40 +299,40 @@ func TestSweepBelievesInASharedTicket(t *testing.T) {
 	for rung := 0; rung < accounts; {
 		account := ledgertest.Account(t, s.pool, s.user, 0)
 		if queue.Partition(account.ID, partitions) == partition {
-			s.tickets.Notify(account.ID, 1, ledgertest.Job(t, s.pool, account, ledger.Deposit, 1), 1)
+			s.client.Notify(account.ID, 1, ledgertest.Job(t, s.pool, account, ledger.Deposit, 1), 1)
 			rung++
 		}
 	}
 	now, cancel := context.WithCancel(t.Context())
 	cancel()
-	if err := s.tickets.Run(now); err != nil { // writes what is rung for
+	if err := s.client.Run(now); err != nil { // writes what is rung for
 		t.Fatal(err)
 	}
-	shared := s.pendingTickets() // by how many writers there were rings for
+	shared := s.pendingTasks() // by how many writers there were rings for
 	if shared == 0 || shared == accounts {
-		t.Fatalf("%d tickets for %d accounts", shared, accounts)
+		t.Fatalf("%d tasks for %d accounts", shared, accounts)
 	}
 	w := s.sweeper()
-	for sweep := range 2 * worker.LongUnseen {
+	for sweep := range 2 * worker.LongMissing {
 		want := shared
-		if sweep >= worker.LongUnseen {
+		if sweep >= worker.LongMissing {
 			want = accounts
 		}
 		w.Sweep(t.Context())
-		if n := s.pendingTickets(); n != want {
-			t.Errorf("%d tickets in line after %d sweeps, want %d", n, sweep+1, want)
+		if n := s.pendingTasks(); n != want {
+			t.Errorf("%d tasks in line after %d sweeps, want %d", n, sweep+1, want)
 		}
 	}
 }
 
 // Where a backlog is long the sweeps are far apart: so many of them are not waited
-// for, though the tickets of jobs accepted since Redis lost all make a line.
+// for, though the tasks of jobs accepted since Redis lost all make a line.
 func TestSweepCountsTimeToo(t *testing.T) {
 	t.Parallel()
 	s := newSystem(t, testenv.Pool(t), testenv.Redis(t))
 	lost := ledgertest.Account(t, s.pool, s.user, 0)
 	partition := queue.Partition(lost.ID, partitions)
-	s.ring(lost, ledgertest.Job(t, s.pool, lost, ledger.Deposit, 1))
+	s.enqueue(lost, ledgertest.Job(t, s.pool, lost, ledger.Deposit, 1))
 	w := s.sweeper()
 	for range 2 {
 		w.Sweep(t.Context())
@@ -344,24 +344,24 @@ func TestSweepCountsTimeToo(t *testing.T) {
 	for queue.Partition(account.ID, partitions) != partition {
 		account = ledgertest.Account(t, s.pool, s.user, 0)
 	}
-	s.ring(account, ledgertest.Job(t, s.pool, account, ledger.Deposit, 1))
+	s.enqueue(account, ledgertest.Job(t, s.pool, account, ledger.Deposit, 1))
 	w.Sweep(t.Context())
-	if n := s.pendingTickets(); n != 1 {
-		t.Errorf("%d tickets in line after the loss and one sweep, want the one written since", n)
+	if n := s.pendingTasks(); n != 1 {
+		t.Errorf("%d tasks in line after the loss and one sweep, want the one written since", n)
 	}
-	<-time.After(worker.LongUnseen * worker.SweepEvery)
+	<-time.After(worker.LongMissing * worker.SweepEvery)
 	w.Sweep(t.Context())
-	if n := s.pendingTickets(); n != 2 {
-		t.Errorf("%d tickets in line after another sweep, want one an account", n)
+	if n := s.pendingTasks(); n != 2 {
+		t.Errorf("%d tasks in line after another sweep, want one an account", n)
 	}
 }
 
-// A ticket whose line Redis has lost is not believed for ever.
-func TestSweepPassesALostLine(t *testing.T) {
+// A task whose line Redis has lost is not believed for ever.
+func TestSweepPassesALostPendingList(t *testing.T) {
 	t.Parallel()
 	s := newSystem(t, testenv.Pool(t), testenv.Redis(t))
 	account := ledgertest.Account(t, s.pool, s.user, 0)
-	s.ring(account, ledgertest.Job(t, s.pool, account, ledger.Deposit, 1))
+	s.enqueue(account, ledgertest.Job(t, s.pool, account, ledger.Deposit, 1))
 	line := "asynq:{" + queues.Of(account.ID) + "}:pending"
 	if err := s.redis.Del(t.Context(), line).Err(); err != nil {
 		t.Fatal(err)
@@ -371,24 +371,24 @@ func TestSweepPassesALostLine(t *testing.T) {
 	for range enough {
 		w.Sweep(t.Context())
 	}
-	if n := s.pendingTickets(); n != 1 {
-		t.Errorf("%d tickets in line after %d sweeps, want one", n, enough)
+	if n := s.pendingTasks(); n != 1 {
+		t.Errorf("%d tasks in line after %d sweeps, want one", n, enough)
 	}
 }
 
-// Workers whose clocks are an hour apart write each other tickets that are due in
+// Workers whose clocks are an hour apart write each other tasks that are due in
 // an hour, or were an hour ago and nobody's forwarder has come by. The sweep asks
-// no clock: such a ticket has its pause, and no more.
-func TestSweepPassesAPutOffTicket(t *testing.T) {
+// no clock: such a task has its pause, and no more.
+func TestSweepPassesARetriedTask(t *testing.T) {
 	t.Parallel()
-	const often = 2 * worker.LongPutOff
+	const often = 2 * worker.LongRetry
 	tests := []struct {
 		name  string
-		due   func(sweep int) time.Duration // of the next try, from now, by the ticket's word
-		after int                           // sweeps that add no ticket
+		due   func(sweep int) time.Duration // of the next try, from now, by the task's word
+		after int                           // sweeps that add no task
 	}{
-		{"DueInAnHour", func(int) time.Duration { return time.Hour }, worker.LongPutOff},
-		{"DueAnHourAgo", func(int) time.Duration { return -time.Hour }, worker.LongPutOff},
+		{"DueInAnHour", func(int) time.Duration { return time.Hour }, worker.LongRetry},
+		{"DueAnHourAgo", func(int) time.Duration { return -time.Hour }, worker.LongRetry},
 		{"TriedAgain", func(sweep int) time.Duration { return time.Duration(sweep/4) * time.Second }, often},
 		{"TriedAgainByAClockAhead", func(sweep int) time.Duration { return time.Hour + time.Duration(sweep/4)*time.Second }, often},
 	}
@@ -398,27 +398,27 @@ func TestSweepPassesAPutOffTicket(t *testing.T) {
 			s := newSystem(t, testenv.Pool(t), testenv.Redis(t))
 			account := ledgertest.Account(t, s.pool, s.user, 0)
 			id := ledgertest.Job(t, s.pool, account, ledger.Deposit, 1)
-			s.ring(account, id)
+			s.enqueue(account, id)
 			started, w := time.Now(), s.sweeper()
 			for sweep := range test.after {
-				s.putOff(account, id, started.Add(test.due(sweep)))
+				s.awaitRetry(account, id, started.Add(test.due(sweep)))
 				w.Sweep(t.Context())
 			}
-			if n := s.pendingTickets(); n != 0 {
-				t.Errorf("%d tickets in line after %d sweeps, want none", n, test.after)
+			if n := s.pendingTasks(); n != 0 {
+				t.Errorf("%d tasks in line after %d sweeps, want none", n, test.after)
 			}
-			for range worker.LongPutOff + 1 {
+			for range worker.LongRetry + 1 {
 				w.Sweep(t.Context())
 			}
-			if n := s.pendingTickets(); n != 1 {
-				t.Errorf("%d tickets in line after %d more sweeps, want one", n, worker.LongPutOff+1)
+			if n := s.pendingTasks(); n != 1 {
+				t.Errorf("%d tasks in line after %d more sweeps, want one", n, worker.LongRetry+1)
 			}
 		})
 	}
 }
 
-// putOff makes the account's first ticket wait for another try, as Asynq does.
-func (s *system) putOff(account ledger.Account, id uuid.UUID, due time.Time) {
+// awaitRetry makes the account's first task wait for another try, as Asynq does.
+func (s *system) awaitRetry(account ledger.Account, id uuid.UUID, due time.Time) {
 	s.t.Helper()
 	key := "asynq:{" + queues.Of(account.ID) + "}:"
 	_, err := s.redis.Pipelined(s.t.Context(), func(p redis.Pipeliner) error {
@@ -452,7 +452,7 @@ func TestPostgresDown(t *testing.T) {
 		for _, account := range accounts {
 			id := ledgertest.Job(t, s.pool, account, ledger.Deposit, 1)
 			order[account.Number] = append(order[account.Number], id)
-			s.ring(account, id)
+			s.enqueue(account, id)
 		}
 	}
 	if err := server.Kill(); err != nil {
@@ -460,7 +460,7 @@ func TestPostgresDown(t *testing.T) {
 	}
 	stop := s.work()
 	inspector := asynq.NewInspectorFromRedisClient(s.redis)
-	testenv.Eventually(t, "tickets in hand", func() bool {
+	testenv.Eventually(t, "tasks in hand", func() bool {
 		active, err := inspector.ListActiveTasks(queues.Of(accounts[0].ID))
 		return err == nil && len(active) == 1
 	})
@@ -488,7 +488,7 @@ func TestPostgresDown(t *testing.T) {
 
 // A connection that swallows everything, as a lost network does: here its server
 // process is frozen. It holds a partition up for one round trip, not for as long
-// as a ticket may be worked on.
+// as a task may be worked on.
 func TestConnectionThatSwallows(t *testing.T) {
 	t.Parallel()
 	server := testenv.PostgresServer(t)
@@ -510,12 +510,12 @@ func TestConnectionThatSwallows(t *testing.T) {
 	ours, theirs := newSystem(t, connect(), redisURL), newSystem(t, connect(), redisURL)
 	theirs.work()
 	account := ledgertest.Account(t, ours.pool, ours.user, 0)
-	ours.ring(account, ledgertest.Job(t, ours.pool, account, ledger.Deposit, 1))
+	ours.enqueue(account, ledgertest.Job(t, ours.pool, account, ledger.Deposit, 1))
 	ours.drained()
 
 	freeze(t, theirs.pool)
 	started := time.Now()
-	ours.ring(account, ledgertest.Job(t, ours.pool, account, ledger.Deposit, 1))
+	ours.enqueue(account, ledgertest.Job(t, ours.pool, account, ledger.Deposit, 1))
 	ours.drained()
 	if took := time.Since(started); took > 2*postgres.RoundTripTimeout {
 		t.Errorf("took %v, want no more than %v", took, 2*postgres.RoundTripTimeout)
@@ -549,8 +549,8 @@ func TestFailedJob(t *testing.T) {
 	account := ledgertest.Account(t, s.pool, s.user, 0)
 	unlucky := ledgertest.Job(t, s.pool, account, ledger.Deposit, 13)
 	after := ledgertest.Job(t, s.pool, account, ledger.Deposit, 1)
-	s.ring(account, unlucky)
-	s.ring(account, after)
+	s.enqueue(account, unlucky)
+	s.enqueue(account, after)
 	s.drained()
 	if failed, succeeded := s.count(job.Failed), s.count(job.Succeeded); failed != 1 || succeeded != 1 {
 		t.Errorf("%d failed and %d succeeded, want one each", failed, succeeded)
@@ -558,10 +558,10 @@ func TestFailedJob(t *testing.T) {
 	s.inOrder(account, []uuid.UUID{after})
 }
 
-// Accounts that share a ticket share no trouble: one is locked by somebody else,
+// Accounts that share a task share no trouble: one is locked by somebody else,
 // one has a job that Postgres refuses, one a job that is not there. In one turn
 // the others are done, or have theirs and are named for the next.
-func TestSharedTicket(t *testing.T) {
+func TestSharedTask(t *testing.T) {
 	t.Parallel()
 	pool, err := postgres.Open(t.Context(), postgres.Config{URL: testenv.Postgres(t)}) // waits for locks as long as a worker's does
 	if err != nil {
@@ -583,9 +583,9 @@ func TestSharedTicket(t *testing.T) {
 	}
 	locked, refused := queued(1), queued(1, 13, 1)
 	long, short, one := queued(slices.Repeat([]int64{1}, 150)...), queued(1, 1), queued(1)
-	ticket := []uuid.UUID{uuid.New()}
+	task := []uuid.UUID{uuid.New()}
 	for _, line := range []line{locked, refused, long, short, one} {
-		ticket = append(ticket, line.jobs[len(line.jobs)-1])
+		task = append(task, line.jobs[len(line.jobs)-1])
 	}
 	lock, err := s.pool.Begin(t.Context())
 	if err != nil {
@@ -597,12 +597,12 @@ func TestSharedTicket(t *testing.T) {
 	}
 
 	var jobs []queue.Notification
-	for _, id := range ticket {
+	for _, id := range task {
 		jobs = append(jobs, queue.Notification{JobID: id, Jobs: 1})
 	}
 	remaining, troubled, err := s.sweeper().Apply(t.Context(), jobs)
-	if !worker.IsFailure(err) || !slices.Equal(idsOf(remaining), long.jobs[149:]) || !slices.Equal(idsOf(troubled), ticket[:3]) {
-		t.Errorf("the first turn leaves %v, and %v in trouble, %v; want %v, %v and a refusal", remaining, troubled, err, long.jobs[149], ticket[:3])
+	if !worker.IsFailure(err) || !slices.Equal(idsOf(remaining), long.jobs[149:]) || !slices.Equal(idsOf(troubled), task[:3]) {
+		t.Errorf("the first turn leaves %v, and %v in trouble, %v; want %v, %v and a refusal", remaining, troubled, err, long.jobs[149], task[:3])
 	}
 	left := map[int64]int{}
 	rows, err := s.pool.Query(t.Context(), `SELECT account_id, count(*) FROM jobs WHERE status = 'queued' GROUP BY account_id`)
@@ -652,7 +652,7 @@ func TestStopAndGoOn(t *testing.T) {
 	for range 400 {
 		id := ledgertest.Job(t, s.pool, account, ledger.Deposit, 1)
 		order = append(order, id)
-		s.ring(account, id)
+		s.enqueue(account, id)
 	}
 	for round := range 3 {
 		stop := s.work()
@@ -760,7 +760,7 @@ func bothFinish(both ...*system) {
 			account := ledgertest.Account(s.t, s.pool, s.user, 0)
 			job := ledgertest.Job(s.t, s.pool, account, ledger.Deposit, 1)
 			if s.queues.Owner.Err() == nil {
-				s.ring(account, job)
+				s.enqueue(account, job)
 			}
 		}
 	}

@@ -25,7 +25,9 @@ const (
 	applying = "migrations/00002_apply_job.sql"
 	balances = "internal/statement/statement.go"
 	sweep    = "internal/worker/sweep.go"
-	walking  = "internal/worker/walk.go"
+	scanning = "internal/worker/scan.go"
+	stalled  = "internal/worker/stalled.go"
+	direct   = "internal/worker/direct.go"
 	work     = "internal/worker/worker.go"
 	handler  = "internal/worker/apply.go"
 	notifier = "internal/queue/notifier.go"
@@ -119,7 +121,7 @@ var mutations = []mutation{
 		[]string{"-run=^TestApplyAfterAWait$ ./internal/ledger"},
 	},
 	{
-		"a ticket whose own job is done leaves older ones", disposable,
+		"a task whose own job is done leaves older ones", disposable,
 		[]edit{{applying, `position <= up_to LIMIT 1;
         IF NOT FOUND THEN`, `position <= up_to LIMIT 1;
         IF true THEN`}},
@@ -161,7 +163,7 @@ var mutations = []mutation{
 		[]string{"-run=^TestApplyInOrderUpToTheTicket$ ./internal/ledger", machine, "-run=^TestSequentialClients/Undisturbed$ ./internal/test/e2e"},
 	},
 	{
-		"jobs after the ticket's too", inOrder,
+		"jobs after the task's too", inOrder,
 		[]edit{{applying, `AND position <= up_to
     ORDER`, `
     ORDER`}},
@@ -301,10 +303,10 @@ var mutations = []mutation{
 		[]string{"-run=^TestApplyCommitsAheadOfTheFlush$ ./internal/ledger"},
 	},
 	{
-		"an account's trouble holds up those that share its ticket", ownTrouble,
+		"an account's trouble holds up those that share its task", ownTrouble,
 		[]edit{{handler, `case oneErr != nil:`, `case oneErr != nil:
 			return nil, nil, oneErr`}},
-		[]string{"-run=^TestSharedTicket$ ./internal/worker"},
+		[]string{"-run=^TestSharedTask$ ./internal/worker"},
 	},
 	{
 		"a merged notification forgets how many jobs it is for", disposable,
@@ -366,41 +368,41 @@ var mutations = []mutation{
 	{
 		"no sweep", disposable,
 		[]edit{{work, `w.sweep(ctx)`, ``}},
-		[]string{"-run=^TestSweepFindsWhatNobodyRangFor$ ./internal/worker", "-run=^TestSweepAfterFlushAll$ ./internal/worker"},
+		[]string{"-run=^TestSweepFindsJobsWithoutATask$ ./internal/worker", "-run=^TestSweepAfterFlushAll$ ./internal/worker"},
 	},
 	{
-		"the sweep waits for a dead worker's ticket", disposable,
-		[]edit{{sweep, `Attempt: known.ticket.Attempt + 1`, `Attempt: known.ticket.Attempt`}},
-		[]string{"-run=^TestSweepPassesADeadWorkersTicket$ ./internal/worker"},
+		"the sweep waits for a dead worker's task", disposable,
+		[]edit{{sweep, `Attempt: account.task.Attempt + 1`, `Attempt: account.task.Attempt`}},
+		[]string{"-run=^TestSweepPassesADeadWorkersTask$ ./internal/worker"},
 	},
 	{
-		"a ticket in a worker's hands rings for certain", disposable,
-		[]edit{{sweep, `return !s.isLong(longInHand)`, `return true`}},
-		[]string{"-run=^TestSweepPassesADeadWorkersTicket$ ./internal/worker"},
+		"a task in a worker's hands rings for certain", disposable,
+		[]edit{{stalled, `return !a.isLong(longActive)`, `return true`}},
+		[]string{"-run=^TestSweepPassesADeadWorkersTask$ ./internal/worker"},
 	},
 	{
-		"a shared ticket is believed for ever", disposable,
-		[]edit{{sweep, `!s.isLong(longUnseen)`, `true`}},
-		[]string{"-run=^TestSweepBelievesInASharedTicket$ ./internal/worker"},
+		"a shared task is believed for ever", disposable,
+		[]edit{{stalled, `!a.isLong(longMissing)`, `true`}},
+		[]string{"-run=^TestSweepBelievesASharedTask$ ./internal/worker"},
 	},
 	{
-		"a lost ticket is believed for as many sweeps, however long they take", disposable,
-		[]edit{{sweep, `time.Since(s.since) >=`, `time.Hour <`}},
+		"a lost task is believed for as many sweeps, however long they take", disposable,
+		[]edit{{stalled, `time.Since(a.since) >=`, `time.Hour <`}},
 		[]string{"-run=^TestSweepCountsTimeToo$ ./internal/worker"},
 	},
 	{
-		"a ticket is believed for ever", disposable,
-		[]edit{{sweep, `return !isLongInLine(s.still) && (list.Oldest != "" || !s.isLong(longUnlisted))`, `return true`}},
-		[]string{"-run=^TestSweepPassesALostLine$ ./internal/worker"},
+		"a task is believed for ever", disposable,
+		[]edit{{stalled, `return !isLongPending(a.stalled) && (list.Oldest != "" || !a.isLong(longUnlisted))`, `return true`}},
+		[]string{"-run=^TestSweepPassesALostPendingList$ ./internal/worker"},
 	},
 	{
-		"a ticket that is put off is believed for ever", disposable,
-		[]edit{{sweep, `return !s.isLong(longPutOff)`, `return true`}},
-		[]string{"-run=^TestSweepPassesAPutOffTicket$ ./internal/worker"},
+		"a task that is put off is believed for ever", disposable,
+		[]edit{{stalled, `return !a.isLong(longRetry)`, `return true`}},
+		[]string{"-run=^TestSweepPassesARetriedTask$ ./internal/worker"},
 	},
 	{
 		"the sweep does not apply where Redis refuses", disposable,
-		[]edit{{sweep, `w.applyStalled(ctx, found.refused)`, ``}},
+		[]edit{{sweep, `w.applyStalled(ctx, found.direct)`, ``}},
 		[]string{"-run=^TestSweepErrorConcernsOnePartition$ ./internal/worker"},
 	},
 	{
@@ -420,7 +422,7 @@ var mutations = []mutation{
 	},
 	{
 		"each sweep begins at the lowest account", disposable,
-		[]edit{{walking, `w.walk.from, w.walk.stayed = after, 0`, `w.walk.stayed = 0`}},
+		[]edit{{scanning, `w.scan.from, w.scan.stayed = after, 0`, `w.scan.stayed = 0`}},
 		[]string{"-run=^TestSweepGoesOnWhereItStopped$ ./internal/worker"},
 	},
 	{
@@ -435,22 +437,22 @@ var mutations = []mutation{
 	},
 	{
 		"a sweep that walked fully once never does again", disposable,
-		[]edit{{walking, `time.Since(w.at) >= min(walkShare*w.took, longestWalkPause)`, `false`}},
-		[]string{"-run=^TestSweepWalksOn$ ./internal/worker"},
+		[]edit{{scanning, `time.Since(s.at) >= min(scanShare*s.took, longestScanPause)`, `false`}},
+		[]string{"-run=^TestSweepScansWhatIsKnown$ ./internal/worker"},
 	},
 	{
 		"a full walk that takes too long puts the sweep off", disposable,
-		[]edit{{walking, `if err == nil || !postgres.IsTimeout(err) {`, `if err == nil || postgres.IsTimeout(err) {`}},
-		[]string{"-run=^TestSweepWithoutAFullWalk$ ./internal/worker"},
+		[]edit{{scanning, `if err == nil || !postgres.IsTimeout(err) {`, `if err == nil || postgres.IsTimeout(err) {`}},
+		[]string{"-run=^TestSweepWithoutAFullScan$ ./internal/worker"},
 	},
 	{
 		"a pending list that does not move is waited for", disposable,
-		[]edit{{sweep, `case known.isUnmoved():`, `case known.isUnmoved() && list.Paused:`}},
+		[]edit{{sweep, `case account.isUnmoved():`, `case account.isUnmoved() && list.Paused:`}},
 		[]string{"-run=^TestSweepAppliesWhereRedisRefuses$/^ForbiddenToDequeue$ ./internal/worker"},
 	},
 	{
 		"a refused job ends the turns of the accounts beside it", ownTrouble,
-		[]edit{{sweep, `due, _, turnErr = w.Apply(ctx, due)`, `if due, _, turnErr = w.Apply(ctx, due); turnErr != nil {
+		[]edit{{direct, `due, _, batchErr = w.Apply(ctx, due)`, `if due, _, batchErr = w.Apply(ctx, due); batchErr != nil {
 			due = nil
 		}`}},
 		[]string{"-run=^TestSweepAppliesBesideARefusedJob$ ./internal/worker"},
