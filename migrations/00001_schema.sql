@@ -192,14 +192,6 @@ CREATE INDEX jobs_failed ON jobs (position) WHERE status = 'failed';
 
 CREATE TRIGGER jobs_are_kept BEFORE TRUNCATE ON jobs
     FOR EACH STATEMENT EXECUTE FUNCTION refuse('a key is an answer for good');
-CREATE TRIGGER jobs_start_queued BEFORE INSERT ON jobs
-    FOR EACH ROW WHEN (NEW.status <> 'queued' OR NEW.attempts <> 0
-        OR num_nonnulls(NEW.finished_at, NEW.seq, NEW.balance_after, NEW.failure) > 0)
-    EXECUTE FUNCTION refuse('a job starts queued');
-CREATE TRIGGER jobs_form BEFORE INSERT ON jobs
-    FOR EACH ROW WHEN (NOT (length(NEW.idempotency_key) BETWEEN 1 AND 255 AND NEW.idempotency_key !~ '[^!-~]'
-        AND (NEW.description IS NULL OR length(NEW.description) <= 140)))
-    EXECUTE FUNCTION refuse('a key is of 1 to 255 visible characters, a description of 140 at most');
 CREATE TRIGGER jobs_terms
     BEFORE UPDATE OF id, position, account_id, user_id, amount, created_at, type, idempotency_key, description ON jobs
     FOR EACH ROW WHEN ((NEW.id, NEW.position, NEW.account_id, NEW.user_id, NEW.amount, NEW.created_at, NEW.type,
@@ -207,6 +199,23 @@ CREATE TRIGGER jobs_terms
         IS DISTINCT FROM (OLD.id, OLD.position, OLD.account_id, OLD.user_id, OLD.amount, OLD.created_at, OLD.type,
                           OLD.idempotency_key, OLD.description))
     EXECUTE FUNCTION refuse('what was asked never changes');
+
+-- +goose StatementBegin
+CREATE FUNCTION hold_new_job() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    IF NEW.status OPERATOR(pg_catalog.<>) 'queued' OR NEW.attempts OPERATOR(pg_catalog.<>) 0
+        OR NEW.finished_at IS NOT NULL OR NEW.seq IS NOT NULL OR NEW.balance_after IS NOT NULL OR NEW.failure IS NOT NULL THEN
+        RAISE EXCEPTION '% on %: a job starts queued', TG_OP, TG_TABLE_NAME USING ERRCODE = 'integrity_constraint_violation';
+    END IF;
+    IF pg_catalog.length(NEW.idempotency_key) OPERATOR(pg_catalog.=) 0 OR pg_catalog.length(NEW.idempotency_key) OPERATOR(pg_catalog.>) 255
+        OR NEW.idempotency_key OPERATOR(pg_catalog.~) '[^!-~]' OR pg_catalog.length(NEW.description) OPERATOR(pg_catalog.>) 140 THEN
+        RAISE EXCEPTION '% on %: a key is of 1 to 255 visible characters, a description of 140 at most', TG_OP, TG_TABLE_NAME USING ERRCODE = 'integrity_constraint_violation';
+    END IF;
+    RETURN NEW;
+END
+$$;
+-- +goose StatementEnd
+CREATE TRIGGER jobs_form BEFORE INSERT ON jobs FOR EACH ROW EXECUTE FUNCTION hold_new_job();
 
 -- +goose StatementBegin
 CREATE FUNCTION hold_job() RETURNS trigger LANGUAGE plpgsql AS $$
@@ -233,8 +242,9 @@ CREATE TRIGGER jobs_states BEFORE UPDATE ON jobs FOR EACH ROW EXECUTE FUNCTION h
 -- stands on that (00002_apply_job.sql).
 -- +goose StatementBegin
 CREATE FUNCTION take_transaction_id() RETURNS trigger LANGUAGE plpgsql AS $$
+DECLARE
+    taken CONSTANT xid8 := pg_catalog.pg_current_xact_id();
 BEGIN
-    PERFORM pg_current_xact_id();
     RETURN NULL;
 END
 $$;
@@ -255,7 +265,7 @@ CREATE TRIGGER jobs_replayed AFTER UPDATE OF failure ON jobs
     FOR EACH ROW WHEN (NEW.status = 'queued' AND OLD.status = 'failed') EXECUTE FUNCTION lower_done_to();
 
 CREATE POLICY jobs_read ON jobs FOR SELECT USING (true);
-CREATE POLICY jobs_accept ON jobs FOR INSERT WITH CHECK (true); -- queued: jobs_start_queued
+CREATE POLICY jobs_accept ON jobs FOR INSERT WITH CHECK (true); -- queued: jobs_form
 CREATE POLICY jobs_fail ON jobs FOR UPDATE USING (true) WITH CHECK (status <> 'succeeded');
 ALTER TABLE jobs ENABLE ROW LEVEL SECURITY;
 
@@ -326,7 +336,7 @@ $$;
 CREATE TRIGGER jobs_skip_archived BEFORE INSERT ON jobs FOR EACH ROW EXECUTE FUNCTION skip_archived();
 
 ALTER TABLE jobs ENABLE ALWAYS TRIGGER jobs_are_kept, ENABLE ALWAYS TRIGGER jobs_form, ENABLE ALWAYS TRIGGER jobs_leave_archived,
-    ENABLE ALWAYS TRIGGER jobs_replayed, ENABLE ALWAYS TRIGGER jobs_skip_archived, ENABLE ALWAYS TRIGGER jobs_start_queued,
+    ENABLE ALWAYS TRIGGER jobs_replayed, ENABLE ALWAYS TRIGGER jobs_skip_archived,
     ENABLE ALWAYS TRIGGER jobs_states, ENABLE ALWAYS TRIGGER jobs_take_transaction_id, ENABLE ALWAYS TRIGGER jobs_terms;
 
 -- History, append-only. created_at rises strictly within an account, so that a range of time
@@ -447,9 +457,9 @@ REVOKE EXECUTE ON FUNCTION archive_jobs, close_history, deposit_initial, lower_d
 -- empty temporary archived_jobs an archived key made a second job. The path names the
 -- schema: DATABASE_URL may choose another one than public.
 --
--- The clause costs 2 % of an apply for each function that has it. The three that each apply
--- calls for its rows (hold_…) name no table, and say of which schema their operators are
--- instead.
+-- The clause costs 2 % of an apply for each function that has it. The functions that an apply
+-- or an accept calls for its rows (hold_…, take_transaction_id) name no table, and say of which
+-- schema their operators and functions are instead.
 -- +goose StatementBegin
 DO $$
 DECLARE
@@ -457,7 +467,7 @@ DECLARE
     function regproc;
 BEGIN
     FOREACH function IN ARRAY ARRAY['archive_jobs', 'close_history', 'deposit_initial', 'lower_done_to', 'refuse',
-        'refuse_unless_archived', 'skip_archived', 'take_transaction_id']::regproc[] LOOP
+        'refuse_unless_archived', 'skip_archived']::regproc[] LOOP
         EXECUTE format('ALTER FUNCTION %s SET search_path = pg_catalog, %s, pg_temp', function, ours);
     END LOOP;
 END

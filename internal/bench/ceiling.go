@@ -168,13 +168,10 @@ const (
 
 // batchedInsert is Passbook's own insert, for a single job.
 func batchedInsert(user uuid.UUID) ([]string, error) {
-	return bindAll(job.InsertStatements(), [][]string{
-		{`ARRAY[:r::bigint]`},
-		{
-			`ARRAY[` + ceilingID + `]`, `ARRAY['` + user.String() + `'::uuid]`, `ARRAY[` + ceilingNumber + `]`,
-			`ARRAY[` + ceilingKey + `]`, `ARRAY['deposit']`, `ARRAY[100]`, `ARRAY['benchmark']`, `ARRAY[NULL]`, `50000`,
-		},
-	})
+	return bindAll([]string{job.AcceptStatement()}, [][]string{{
+		`ARRAY[` + ceilingID + `]`, `ARRAY['` + user.String() + `'::uuid]`, `ARRAY[` + ceilingNumber + `]`,
+		`ARRAY[` + ceilingKey + `]`, `ARRAY[:r::bigint]`, `ARRAY['deposit']`, `ARRAY[100]`, `ARRAY['benchmark']`, `ARRAY[1]`, `ARRAY[NULL]`, `50000`,
+	}})
 }
 
 // plainInsert inserts the same row with a plain statement.
@@ -213,7 +210,7 @@ func bindAll(statements []string, params [][]string) ([]string, error) {
 	}
 	var bound []string
 	for i, sql := range statements {
-		sql, err := bind(sql, params[i]) //nolint:gosec // there are as many
+		sql, err := bind(sql, params[i])
 		if err != nil {
 			return nil, err
 		}

@@ -209,113 +209,50 @@ func (a *Acceptor) commit(ctx context.Context, batch []*ask) {
 	}
 }
 
-// lockSQL keeps the batch's keys from opening an account meanwhile, and their jobs
-// from moving to the archive: a key names one thing, and no constraint spans the
-// tables. It is a statement of its own, so that the insert's snapshot is taken when
-// the locks are held. It waits for none, or one key would hold up its whole batch:
-// those that are taken are left out of the insert, to which the transaction's setting
-// names them.
+// acceptSQL commits the jobs of a batch: migrations/00003_accept_jobs.sql. When it
+// answers, they are committed: that is what a 202 stands on.
 //
-// $1 the keys' locks. One row: which of them are taken, counted from 1.
-const lockSQL = `
-	SELECT taken, set_config('passbook.taken', taken::text, true)
-	FROM (
-		SELECT coalesce(array_agg(n), '{}') AS taken FROM unnest($1::bigint[]) WITH ORDINALITY AS asked (key, n)
-		WHERE NOT pg_try_advisory_xact_lock_shared(key)
-	) locks`
+// $1 ids, $2 users, $3 account numbers, $4 keys, $5 the keys' locks, $6 types, $7 amounts,
+// $8 descriptions, $9 the first asks of the same account, $10 the accounts' room where it is
+// known, as arrays; $11 how many queued jobs an account may have. A row without a position
+// for each ask whose account is the caller's, and one with it for each that was inserted.
+const acceptSQL = `SELECT * FROM accept_jobs($1::uuid[], $2::uuid[], $3::text[], $4::text[], $5::bigint[], $6::entry_type[],
+	$7::bigint[], $8::text[], $9::bigint[], $10::bigint[], $11)`
 
-// insertSQL checks the ownership, the key and the account's room and inserts
-// the jobs that pass, of those whose keys lockSQL has locked; the table's trigger
-// leaves out those whose key is in the archive. When it answers, they are committed:
-// that is what a 202 stands on.
-//
-// $1 ids, $2 users, $3 account numbers, $4 keys, $5 types, $6 amounts,
-// $7 descriptions, $8 the accounts' room where it is known, as arrays; $9 how
-// many queued jobs an account may have. A row without a position for each ask whose
-// account is the caller's, and one with it for each that was inserted: to join them,
-// Postgres would hold each ask against each job.
-const insertSQL = `
-	WITH asked AS (
-		SELECT *, max(CASE nth WHEN 1 THEN coalesce(known, $9 - (
-			SELECT count(*) FROM (
-				SELECT FROM jobs WHERE jobs.account_id = numbered.account_id AND status = 'queued' AND position > numbered.done_to LIMIT $9
-			) queued
-		)) END) OVER (PARTITION BY account_id) AS room
-		FROM (
-			SELECT ask.id, ask.user_id, ask.key, ask.type, ask.amount, ask.description,
-				account.id AS account_id, account.currency, account.done_to,
-				EXISTS (SELECT FROM accounts WHERE user_id = ask.user_id AND open_key = ask.key) AS opened,
-				row_number() OVER same AS nth, min(ask.room) OVER same AS known
-			FROM unnest($1::uuid[], $2::uuid[], $3::text[], $4::text[], $5::entry_type[], $6::bigint[], $7::text[], $8::bigint[])
-				WITH ORDINALITY AS ask (id, user_id, number, key, type, amount, description, room, n)
-			JOIN accounts account ON account.number = ask.number AND account.user_id = ask.user_id
-			WHERE ask.n <> ALL (current_setting('passbook.taken')::bigint[])
-			WINDOW same AS (PARTITION BY account.id)
-		) numbered
-	), inserted AS (
-		INSERT INTO jobs (id, account_id, user_id, idempotency_key, type, amount, description)
-		SELECT id, account_id, user_id, key, type, amount, description
-		FROM asked
-		WHERE nth <= room AND NOT opened
-		ORDER BY user_id, key COLLATE "C"
-		ON CONFLICT (user_id, idempotency_key) DO NOTHING
-		RETURNING id, account_id, position, created_at
-	)
-	SELECT id, account_id, currency, opened, room, NULL::bigint, NULL::timestamptz FROM asked UNION ALL
-	SELECT id, account_id, '', false, 0, position, created_at FROM inserted`
-
-// InsertStatements are what insert sends for a batch, in the order in which they
-// share a transaction, for the benchmark to give to pgbench. Each takes what its
-// comment says.
-func InsertStatements() []string { return []string{lockSQL, insertSQL} }
+// AcceptStatement is what insert sends for a batch, for the benchmark to give to pgbench. It
+// takes what its comment says.
+func AcceptStatement() string { return acceptSQL }
 
 type insertedRow struct {
 	ID        [16]byte // a uuid.UUID: pgx would write it as text, and read that
 	AccountID int64
 	Currency  string
 	Opened    bool // the key opened an account
-	Room      int  // of the account, before this batch
+	Busy      bool // the key is locked by an opening or a move to the archive
+	Room      *int // of the account, before this batch, in the row of its first ask
 	Position  *int64
 	CreatedAt *time.Time
-	KeyBusy   bool `db:"-"` // it was left out
 }
 
-// insert commits what is new in the batch, in one transaction of two statements
-// and one round trip, notifies the workers, and answers by the asks' ids.
+// insert commits what is new in the batch, in one transaction of one round trip,
+// notifies the workers, and answers by the asks' ids.
 func (a *Acceptor) insert(ctx context.Context, batch []*ask) (map[uuid.UUID]insertedRow, error) {
-	var locks []int64
-	for _, asked := range batch {
-		locks = append(locks, ledger.KeyLock(asked.req.UserID, asked.req.Key))
-	}
-	var taken []int64
-	var rows []insertedRow
-	var both pgx.Batch
-	both.Queue(lockSQL, locks).QueryRow(func(r pgx.Row) error { return r.Scan(&taken, nil) })
-	both.Queue(insertSQL, a.columns(batch)...).Query(func(r pgx.Rows) (err error) {
-		rows, err = pgx.CollectRows(r, pgx.RowToStructByPos[insertedRow])
-		return err
-	})
-	if err := a.pool.SendBatch(ctx, &both).Close(); err != nil {
+	result, _ := a.pool.Query(ctx, acceptSQL, a.columns(batch)...) // CollectRows returns its error
+	rows, err := pgx.CollectRows(result, pgx.RowToStructByPos[insertedRow])
+	if err != nil {
 		return nil, err
 	}
 	failpoint.Hit(failpoint.AcceptCommitted)
 	a.notify(rows)
 	failpoint.Hit(failpoint.AcceptNotified)
 	inserted := make(map[uuid.UUID]insertedRow, len(batch))
-	for _, n := range taken {
-		inserted[batch[n-1].id] = insertedRow{KeyBusy: true}
-	}
-	for _, row := range rows {
-		if row.Position == nil {
-			inserted[row.ID] = row
-		}
-	}
-	for _, row := range rows {
+	for _, row := range rows { // those with a position come last
 		if row.Position != nil {
 			asked := inserted[row.ID]
 			asked.Position, asked.CreatedAt = row.Position, row.CreatedAt
-			inserted[row.ID] = asked
+			row = asked
 		}
+		inserted[row.ID] = row
 	}
 	return inserted, nil
 }
@@ -348,23 +285,31 @@ func (a *Acceptor) columns(batch []*ask) []any {
 		types        = make([]string, n)
 		amounts      = make([]int64, n)
 		descriptions = make([]*string, n)
+		locks        = make([]int64, n)
+		firsts       = make([]int, n) // the first ask of the same account, counted from 1
 		rooms        = make([]*int, n)
+		seen         = make(map[ledger.Owned]int, n)
 	)
 	for i, asked := range batch {
+		account := ledger.Owned{UserID: asked.req.UserID, Number: asked.req.Account}
+		if seen[account] == 0 {
+			seen[account] = i + 1
+		}
+		firsts[i] = seen[account]
+		locks[i] = ledger.KeyLock(asked.req.UserID, asked.req.Key)
 		ids[i], users[i], numbers[i], keys[i] = asked.id, asked.req.UserID, asked.req.Account, asked.req.Key
 		types[i], amounts[i], descriptions[i] = string(asked.req.Type), asked.req.Amount, asked.req.Description
 		rooms[i] = a.rooms.left(asked.req.Account)
 	}
-	return []any{ids, users, numbers, keys, types, amounts, descriptions, rooms, a.maxQueued}
+	return []any{ids, users, numbers, keys, locks, types, amounts, descriptions, firsts, rooms, a.maxQueued}
 }
 
 // answerAccepted answers every ask but those that met something that is there,
 // which it leaves to answerRepeated.
 func (a *Acceptor) answerAccepted(batch []*ask, inserted map[uuid.UUID]insertedRow) (repeated []*ask) {
 	for _, asked := range batch {
-		row, owned := inserted[asked.id]
-		if owned && !row.KeyBusy {
-			a.rooms.counted(asked.req.Account, a.maxQueued-row.Room, row.Room)
+		if row := inserted[asked.id]; row.Room != nil {
+			a.rooms.counted(asked.req.Account, a.maxQueued-*row.Room, *row.Room)
 		}
 	}
 	for _, asked := range batch {
@@ -372,7 +317,7 @@ func (a *Acceptor) answerAccepted(batch []*ask, inserted map[uuid.UUID]insertedR
 		switch {
 		case !owned:
 			asked.answer <- answer{err: ErrAccountNotFound}
-		case row.KeyBusy:
+		case row.Busy:
 			asked.answer <- answer{err: ErrKeyBusy}
 		case row.Position != nil:
 			a.rooms.take(asked.req.Account)

@@ -432,3 +432,46 @@ func TestAcceptWhilePostgresIsDown(t *testing.T) {
 		t.Errorf("%d jobs, want 1", found.Jobs)
 	}
 }
+
+// In a batch whose first request is refused, each other job has its own account, key and amount.
+func TestAcceptBehindARefusedRequest(t *testing.T) {
+	t.Parallel()
+	pool := testenv.Pool(t)
+	user := ledgertest.User(t, pool)
+	accounts := []ledger.Account{ledgertest.Account(t, pool, user, 0), ledgertest.Account(t, pool, user, 0), ledgertest.Account(t, pool, user, 0)}
+	if _, _, err := ledger.NewAccounts(pool).Open(t.Context(), ledger.Opening{UserID: user, Currency: "KRW", Key: "opening"}); err != nil {
+		t.Fatal(err)
+	}
+	owned := []string{accounts[0].Number, accounts[1].Number, accounts[2].Number}
+	tests := []struct {
+		name, key string
+		numbers   []string
+		capacity  *int
+	}{
+		{"NotOwned", "k1", append([]string{"none"}, owned[1:]...), nil},
+		{"Opened", "opening", owned, nil},
+		{"Full", "k2", owned, new(int)},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			ids := []uuid.UUID{uuid.New(), uuid.New(), uuid.New()}
+			keys := []string{test.key, test.key + "b", test.key + "c"}
+			_, err := pool.Exec(t.Context(), job.AcceptStatement(), ids, []uuid.UUID{user, user, user}, test.numbers, keys, []int64{1, 2, 3},
+				[]string{"deposit", "deposit", "deposit"}, []int64{1, 2, 3}, []*string{nil, nil, nil}, []int{1, 2, 3}, []*int{test.capacity, nil, nil}, manyQueued)
+			if err != nil {
+				t.Fatal(err)
+			}
+			reader := job.NewReader(pool)
+			if got, err := reader.Job(t.Context(), user, ids[0]); !errors.Is(err, job.ErrNotFound) {
+				t.Errorf("the refused request made %+v, %v", got, err)
+			}
+			for i := 1; i < len(ids); i++ {
+				got, err := reader.Job(t.Context(), user, ids[i])
+				if err != nil || got.Account != owned[i] || got.Amount != int64(i+1) {
+					t.Errorf("request %d: job %+v, %v; want account %s, amount %d", i, got, err, owned[i], i+1)
+				}
+			}
+		})
+	}
+	ledgertest.Check(t, pool)
+}

@@ -92,7 +92,7 @@ const stepSQL = `
 	FROM jobs WHERE id > $1 AND id < $2 ORDER BY id LIMIT $4`
 
 // takeSQL locks the keys of the jobs that move, so that no insert of one of them is
-// under way. An accept of one of them meanwhile is refused by lockSQL; asked again after
+// under way. An accept of one of them meanwhile is refused by accept_jobs; asked again after
 // the move, it sees the archive. The move waits for nobody: a job whose key is just
 // being sent is left to a later run. A lock on the whole table would do as well, and
 // wait for every vacuum of it, with all accepts and applies in line behind.

@@ -338,7 +338,7 @@ func TestArchiveWaitsForNobody(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer sender.Rollback(context.WithoutCancel(t.Context())) //nolint:errcheck // it is over by then
-	if _, err := sender.Exec(t.Context(), job.InsertStatements()[0], []int64{ledger.KeyLock(user, "key2")}); err != nil {
+	if _, err := sender.Exec(t.Context(), `SELECT pg_advisory_xact_lock_shared($1)`, ledger.KeyLock(user, "key2")); err != nil {
 		t.Fatal(err)
 	}
 	archive(t, pool, soon(), 2)

@@ -23,6 +23,7 @@ const (
 	pgErrors = "internal/postgres/errors.go"
 	schema   = "migrations/00001_schema.sql"
 	applying = "migrations/00002_apply_job.sql"
+	accepts  = "migrations/00003_accept_jobs.sql"
 	balances = "internal/statement/statement.go"
 	sweep    = "internal/worker/sweep.go"
 	scanning = "internal/worker/scan.go"
@@ -74,12 +75,12 @@ var mutations = []mutation{
 	},
 	{
 		"insert, answer, then commit", durable,
-		[]edit{{accept, `if err := a.pool.SendBatch(ctx, &both).Close(); err != nil {`, `tx, err := a.pool.Begin(ctx)
+		[]edit{{accept, `result, _ := a.pool.Query(ctx,`, `tx, err := a.pool.Begin(ctx)
 		if err != nil {
 			return nil, err
 		}
 		defer func() { go tx.Commit(context.WithoutCancel(ctx)) }()
-		if err := tx.SendBatch(ctx, &both).Close(); err != nil {`}},
+		result, _ := tx.Query(ctx,`}},
 		[]string{"-run=^TestAcceptAnswersAfterTheCommit$ ./internal/job"},
 	},
 	{
@@ -260,7 +261,7 @@ var mutations = []mutation{
 	},
 	{
 		"an accept draws its position before it has a transaction's id", inOrder,
-		[]edit{{schema, `PERFORM pg_current_xact_id();`, ``}},
+		[]edit{{schema, ` := pg_catalog.pg_current_xact_id();`, `;`}},
 		[]string{"-run=^TestApplyFindsWhatIsCommittedLate$/^PositionDrawn$ ./internal/ledger"},
 	},
 	{
@@ -493,7 +494,7 @@ var mutations = []mutation{
 		"a key makes any number of jobs", keyForGood,
 		[]edit{
 			{schema, `jobs_key ON jobs (user_id, idempotency_key)`, `jobs_key ON jobs (user_id, idempotency_key, id)`},
-			{accept, `ON CONFLICT (user_id, idempotency_key) DO NOTHING`, `ON CONFLICT DO NOTHING`},
+			{accepts, `ON CONFLICT (user_id, idempotency_key) DO NOTHING`, `ON CONFLICT DO NOTHING`},
 		},
 		[]string{
 			refuses("KeyTwice"),
@@ -508,7 +509,7 @@ var mutations = []mutation{
 	},
 	{
 		"an opening's key takes jobs", keyForGood,
-		[]edit{{accept, `AND NOT opened`, ``}},
+		[]edit{{accepts, `IF NOT opened AND NOT busy`, `IF NOT busy`}},
 		[]string{"-run=^TestAccept$ ./internal/job"},
 	},
 	{
@@ -518,12 +519,12 @@ var mutations = []mutation{
 	},
 	{
 		"a key is not locked against openings", keyForGood,
-		[]edit{{accept, `WHERE NOT pg_try_advisory_xact_lock_shared(key)`, `WHERE false`}},
+		[]edit{{accepts, `pg_try_advisory_xact_lock_shared(locks[i])`, `true`}},
 		[]string{"-run=^TestAcceptOneKeyForTwoThings$ ./internal/job"},
 	},
 	{
 		"a key that is taken is inserted all the same", keyForGood,
-		[]edit{{accept, `WHERE ask.n <> ALL (current_setting('passbook.taken')::bigint[])`, ``}},
+		[]edit{{accepts, `AND NOT busy AND`, `AND`}},
 		[]string{"-run=^TestAcceptALockedKey$ ./internal/job"},
 	},
 	{
@@ -593,7 +594,7 @@ var mutations = []mutation{
 	},
 	{
 		"a temporary table hides the archive", keyForGood,
-		[]edit{{schema, `'skip_archived', 'take_transaction_id'`, `'take_transaction_id'`}},
+		[]edit{{schema, `'refuse_unless_archived', 'skip_archived'`, `'refuse_unless_archived'`}},
 		[]string{"-run=^TestGuardsHoldInEverySession$/^TemporaryTables$ ./internal/ledger"},
 	},
 	{

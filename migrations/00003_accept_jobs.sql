@@ -1,0 +1,82 @@
+-- +goose Up
+
+-- What an accept does, in steps whose plans Postgres keeps: to set up one statement for all of
+-- them took longer than to run it (internal/bench/EXPERIMENTS.md).
+--
+-- accept_jobs checks the ownership, the key and the queue capacity of each request, and inserts
+-- the jobs of those that pass. The requests are parallel arrays, sorted by user and key: two
+-- calls that share keys lock them in the same order, so they can't deadlock. firsts has for each
+-- request the number, from 1, of the first one with the same user and account number. capacities
+-- has, for that first one, how many more queued jobs the account may have; where it is null,
+-- accept_jobs counts the queued jobs, of which an account may have max_queued.
+--
+-- It returns a row for each request whose account is the user's: opened where the key has opened
+-- an account, busy where another transaction has locked the key, and for the account's first
+-- request the capacity before this call. A second row, with a position, stands for each job that
+-- was inserted. A request that has no second row, and is not opened, busy or above the capacity,
+-- has met its key in jobs or in the archive.
+--
+-- The locks keep the keys from opening an account meanwhile, and their jobs from moving to the
+-- archive: a key names one thing, and no constraint spans the tables. A lock that is taken is not
+-- waited for, or one key would delay its whole batch. Under READ COMMITTED each statement has a
+-- snapshot of its own, so the checks see everything that was committed under these locks before.
+--
+-- It runs with its caller's rights: those of a serving role suffice (deploy/postgres/roles.sql).
+-- +goose StatementBegin
+CREATE FUNCTION accept_jobs(ids uuid[], users uuid[], numbers text[], keys text[], locks bigint[], types entry_type[], amounts bigint[],
+    descriptions text[], firsts bigint[], capacities bigint[], max_queued bigint)
+RETURNS TABLE (id uuid, account bigint, currency text, opened boolean, busy boolean, capacity bigint, at bigint, accepted timestamptz)
+LANGUAGE plpgsql AS $$
+DECLARE
+    n         bigint;    -- of a request
+    locked    boolean[];
+    remaining bigint[];  -- capacity, by the account's first request
+    passed    bigint[];  -- the account of each request that passes
+BEGIN
+    FOR i IN 1..cardinality(locks) LOOP
+        locked[i] := pg_try_advisory_xact_lock_shared(locks[i]);
+    END LOOP;
+
+    FOR n, account, currency, opened, capacity IN
+        SELECT request.n, owned.id, owned.currency,
+            EXISTS (SELECT FROM accounts WHERE user_id = users[request.n] AND open_key = keys[request.n]),
+            CASE WHEN request.n = request.first THEN coalesce(capacities[request.n], max_queued - (
+                SELECT count(*)
+                FROM (SELECT FROM jobs WHERE account_id = owned.id AND status = 'queued' AND position > owned.done_to LIMIT max_queued) queued
+            )) END
+        FROM unnest(firsts) WITH ORDINALITY request (first, n)
+        JOIN accounts owned ON owned.number = numbers[request.n] AND owned.user_id = users[request.n]
+        ORDER BY request.n
+    LOOP
+        id := ids[n];
+        busy := NOT locked[n];
+        IF n = firsts[n] THEN
+            remaining[n] := capacity;
+        END IF;
+        IF NOT opened AND NOT busy AND remaining[firsts[n]] > 0 THEN
+            remaining[firsts[n]] := remaining[firsts[n]] - 1;
+            passed[n] := account;
+        END IF;
+        RETURN NEXT;
+    END LOOP;
+
+    RETURN QUERY
+        INSERT INTO jobs AS job (id, account_id, user_id, idempotency_key, type, amount, description)
+        SELECT ids[request.n], passed[request.n], users[request.n], keys[request.n], types[request.n], amounts[request.n], descriptions[request.n]
+        FROM unnest(firsts) WITH ORDINALITY request (first, n)
+        WHERE passed[request.n] IS NOT NULL
+        ORDER BY request.n
+        ON CONFLICT (user_id, idempotency_key) DO NOTHING
+        RETURNING job.id, job.account_id, '', false, false, 0::bigint, job.position, job.created_at;
+END
+$$;
+-- +goose StatementEnd
+
+-- +goose StatementBegin
+DO $$
+BEGIN
+    EXECUTE format('ALTER FUNCTION accept_jobs SET search_path = pg_catalog, %s, pg_temp',
+        (SELECT relnamespace::regnamespace FROM pg_class WHERE oid = 'jobs'::regclass));
+END
+$$;
+-- +goose StatementEnd
