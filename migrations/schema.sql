@@ -19,6 +19,54 @@ CREATE TYPE public.job_status AS ENUM (
     'failed'
 );
 
+CREATE FUNCTION public.accept_jobs(ids uuid[], users uuid[], numbers text[], keys text[], locks bigint[], types public.entry_type[], amounts bigint[], descriptions text[], firsts bigint[], capacities bigint[], max_queued bigint) RETURNS TABLE(id uuid, account bigint, currency text, opened boolean, busy boolean, capacity bigint, at bigint, accepted timestamp with time zone)
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
+    AS $$
+DECLARE
+    n         bigint;    -- of a request
+    locked    boolean[];
+    remaining bigint[];  -- capacity, by the account's first request
+    passed    bigint[];  -- the account of each request that passes
+BEGIN
+    FOR i IN 1..cardinality(locks) LOOP
+        locked[i] := pg_try_advisory_xact_lock_shared(locks[i]);
+    END LOOP;
+
+    FOR n, account, currency, opened, capacity IN
+        SELECT request.n, owned.id, owned.currency,
+            EXISTS (SELECT FROM accounts WHERE user_id = users[request.n] AND open_key = keys[request.n]),
+            CASE WHEN request.n = request.first THEN coalesce(capacities[request.n], max_queued - (
+                SELECT count(*)
+                FROM (SELECT FROM jobs WHERE account_id = owned.id AND status = 'queued' AND position > owned.done_to LIMIT max_queued) queued
+            )) END
+        FROM unnest(firsts) WITH ORDINALITY request (first, n)
+        JOIN accounts owned ON owned.number = numbers[request.n] AND owned.user_id = users[request.n]
+        ORDER BY request.n
+    LOOP
+        id := ids[n];
+        busy := NOT locked[n];
+        IF n = firsts[n] THEN
+            remaining[n] := capacity;
+        END IF;
+        IF NOT opened AND NOT busy AND remaining[firsts[n]] > 0 THEN
+            remaining[firsts[n]] := remaining[firsts[n]] - 1;
+            passed[n] := account;
+        END IF;
+        RETURN NEXT;
+    END LOOP;
+
+    RETURN QUERY
+        INSERT INTO jobs AS job (id, account_id, user_id, idempotency_key, type, amount, description)
+        SELECT ids[request.n], passed[request.n], users[request.n], keys[request.n], types[request.n], amounts[request.n], descriptions[request.n]
+        FROM unnest(firsts) WITH ORDINALITY request (first, n)
+        WHERE passed[request.n] IS NOT NULL
+        ORDER BY request.n
+        ON CONFLICT (user_id, idempotency_key) DO NOTHING
+        RETURNING job.id, job.account_id, '', false, false, 0::bigint, job.position, job.created_at;
+END
+$$;
+
 CREATE FUNCTION public.apply_job(ticket uuid, max_balance bigint, count_to bigint, flush boolean DEFAULT true, OUT job uuid, OUT kind public.entry_type, OUT outcome public.job_status, OUT accepted timestamp with time zone, OUT finished timestamp with time zone, OUT behind bigint) RETURNS record
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'public', 'pg_temp'
@@ -190,6 +238,22 @@ BEGIN
 END
 $$;
 
+CREATE FUNCTION public.hold_new_job() RETURNS trigger
+    LANGUAGE plpgsql
+    AS $$
+BEGIN
+    IF NEW.status OPERATOR(pg_catalog.<>) 'queued' OR NEW.attempts OPERATOR(pg_catalog.<>) 0
+        OR NEW.finished_at IS NOT NULL OR NEW.seq IS NOT NULL OR NEW.balance_after IS NOT NULL OR NEW.failure IS NOT NULL THEN
+        RAISE EXCEPTION '% on %: a job starts queued', TG_OP, TG_TABLE_NAME USING ERRCODE = 'integrity_constraint_violation';
+    END IF;
+    IF pg_catalog.length(NEW.idempotency_key) OPERATOR(pg_catalog.=) 0 OR pg_catalog.length(NEW.idempotency_key) OPERATOR(pg_catalog.>) 255
+        OR NEW.idempotency_key OPERATOR(pg_catalog.~) '[^!-~]' OR pg_catalog.length(NEW.description) OPERATOR(pg_catalog.>) 140 THEN
+        RAISE EXCEPTION '% on %: a key is of 1 to 255 visible characters, a description of 140 at most', TG_OP, TG_TABLE_NAME USING ERRCODE = 'integrity_constraint_violation';
+    END IF;
+    RETURN NEW;
+END
+$$;
+
 CREATE FUNCTION public.hold_transaction() RETURNS trigger
     LANGUAGE plpgsql
     AS $$
@@ -260,10 +324,10 @@ $$;
 
 CREATE FUNCTION public.take_transaction_id() RETURNS trigger
     LANGUAGE plpgsql
-    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
     AS $$
+DECLARE
+    taken CONSTANT xid8 := pg_catalog.pg_current_xact_id();
 BEGIN
-    PERFORM pg_current_xact_id();
     RETURN NULL;
 END
 $$;
@@ -467,7 +531,7 @@ CREATE TRIGGER jobs_are_kept BEFORE TRUNCATE ON public.jobs FOR EACH STATEMENT E
 
 ALTER TABLE public.jobs ENABLE ALWAYS TRIGGER jobs_are_kept;
 
-CREATE TRIGGER jobs_form BEFORE INSERT ON public.jobs FOR EACH ROW WHEN ((NOT (((length(new.idempotency_key) >= 1) AND (length(new.idempotency_key) <= 255)) AND (new.idempotency_key !~ '[^!-~]'::text) AND ((new.description IS NULL) OR (length(new.description) <= 140))))) EXECUTE FUNCTION public.refuse('a key is of 1 to 255 visible characters, a description of 140 at most');
+CREATE TRIGGER jobs_form BEFORE INSERT ON public.jobs FOR EACH ROW EXECUTE FUNCTION public.hold_new_job();
 
 ALTER TABLE public.jobs ENABLE ALWAYS TRIGGER jobs_form;
 
@@ -482,10 +546,6 @@ ALTER TABLE public.jobs ENABLE ALWAYS TRIGGER jobs_replayed;
 CREATE TRIGGER jobs_skip_archived BEFORE INSERT ON public.jobs FOR EACH ROW EXECUTE FUNCTION public.skip_archived();
 
 ALTER TABLE public.jobs ENABLE ALWAYS TRIGGER jobs_skip_archived;
-
-CREATE TRIGGER jobs_start_queued BEFORE INSERT ON public.jobs FOR EACH ROW WHEN (((new.status <> 'queued'::public.job_status) OR (new.attempts <> 0) OR (num_nonnulls(new.finished_at, new.seq, new.balance_after, new.failure) > 0))) EXECUTE FUNCTION public.refuse('a job starts queued');
-
-ALTER TABLE public.jobs ENABLE ALWAYS TRIGGER jobs_start_queued;
 
 CREATE TRIGGER jobs_states BEFORE UPDATE ON public.jobs FOR EACH ROW EXECUTE FUNCTION public.hold_job();
 

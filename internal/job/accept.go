@@ -22,21 +22,20 @@ import (
 const (
 	// maxBatch is how many accepts share an insert.
 	maxBatch = 64
-	// slowInsert is how long an insert may take before the next one begins: while
-	// it is under way the next batch collects, and more at once would make batches
-	// smaller, not faster. One that is slow may wait for a lock, which the others
-	// need not, or for a standby. committers bounds how many are then under way.
+	// slowInsert is how long an insert runs alone. Meanwhile the next batch collects:
+	// more inserts at once would make the batches smaller, not faster. A slow insert
+	// may wait for a lock or a standby, so the next one then begins. committers
+	// bounds how many inserts run at once.
 	slowInsert = 10 * time.Millisecond
 	committers = 2
-	// maxWaiting is how many accepts wait for a committer before the next one
-	// waits at the door.
+	// maxWaiting is how many accepts may wait for a committer.
 	maxWaiting = 1024
-	// acceptTimeout is how long an accept may take before its caller hears
-	// ErrUnavailable; it may be committed all the same.
+	// acceptTimeout is how long an accept may take before it returns
+	// ErrUnavailable. The job may be committed nevertheless.
 	acceptTimeout = 1500 * time.Millisecond
 )
 
-// Request asks for a deposit or a withdrawal. The edge has checked its form.
+// Request asks for a deposit or a withdrawal. The API has checked its form.
 type Request struct {
 	UserID      uuid.UUID
 	Account     string // number
@@ -52,53 +51,53 @@ type Notifier interface {
 	Notify(accountID, position int64, jobID uuid.UUID, jobs int)
 }
 
-// Acceptor commits jobs. Accepts that arrive together share an insert; none
+// Acceptor commits jobs. Accepts that arrive together share an insert; no accept
 // waits for more to come.
 type Acceptor struct {
-	pool      *pgxpool.Pool
-	notifier  Notifier
-	maxQueued int
-	rooms     rooms
-	asks      chan *ask
+	pool       *pgxpool.Pool
+	notifier   Notifier
+	maxQueued  int
+	capacities capacities
+	requests   chan *request
 }
 
 // NewAcceptor accepts jobs into the database behind pool and notifies the workers.
-// An account takes at most maxQueued queued ones. Run must run for it to work.
+// An account takes at most maxQueued queued jobs. Accept waits until Run runs.
 func NewAcceptor(pool *pgxpool.Pool, notifier Notifier, maxQueued int) *Acceptor {
 	return &Acceptor{
-		pool:      pool,
-		notifier:  notifier,
-		maxQueued: maxQueued,
-		rooms:     rooms{now: time.Now, known: map[string]room{}},
-		asks:      make(chan *ask, maxWaiting),
+		pool:       pool,
+		notifier:   notifier,
+		maxQueued:  maxQueued,
+		capacities: newCapacities(time.Now),
+		requests:   make(chan *request, maxWaiting),
 	}
 }
 
-// ask is one Accept on its way through the collecting loop.
-type ask struct {
-	ctx    context.Context //nolint:containedctx // the caller's patience travels with the ask
-	id     uuid.UUID
-	req    Request
-	answer chan answer // holds one, so that a committer never waits
+// request is one Accept on its way through the collecting loop.
+type request struct {
+	Request
+	ctx    context.Context //nolint:containedctx // the caller's deadline travels with the request
+	id     uuid.UUID       // of the job
+	result chan result     // has a buffer of one, so that a committer never waits
 }
 
-type answer struct {
+type result struct {
 	job      Job
 	replayed bool
 	shown    *postgres.Shown // where replayed
 	err      error
 }
 
-// Accept commits the job and answers with it. The same request with the same
-// key answers with the job that the key made, and replayed. ErrAccountNotFound
-// for an account that is not the caller's, ErrKeyReused for a key that was used
-// for something else, ErrKeyBusy while an opening or a move to the archive has the
-// key, ErrQueueFull past the account's bound: then nothing happened. After any other
-// error the job may be committed or not; the same request with the same key tells.
+// Accept commits the job and returns it. The same request with the same key returns
+// the job that the key made, and replayed. ErrAccountNotFound for an account that is
+// not the caller's, ErrKeyReused for a key that was used for something else, ErrKeyBusy
+// while an opening or a move to the archive has the key, ErrQueueFull where the account
+// has too many queued jobs: then nothing happened. After any other error the job may be
+// committed or not; the same request with the same key shows it.
 //
-// A kill before the insert is sent leaves nothing, and the caller has no answer.
-// One while Postgres has it leaves what Postgres makes of it. One after its
-// commit, and before the ring is written, leaves a job that the sweep finds.
+// A crash before the insert is sent leaves nothing. A crash while Postgres runs the
+// insert leaves the job or nothing; the client, who has no response, repeats the request.
+// A crash after the commit and before the notification leaves a job that the sweep finds.
 func (a *Acceptor) Accept(ctx context.Context, req Request) (job Job, replayed bool, err error) {
 	ctx, cancel := context.WithTimeout(ctx, acceptTimeout)
 	defer cancel()
@@ -106,40 +105,40 @@ func (a *Acceptor) Accept(ctx context.Context, req Request) (job Job, replayed b
 	if err != nil {
 		return Job{}, false, fmt.Errorf("make job id: %w", err)
 	}
-	asked := &ask{ctx: ctx, id: id, req: req, answer: make(chan answer, 1)}
+	accept := &request{Request: req, ctx: ctx, id: id, result: make(chan result, 1)}
 	select {
-	case a.asks <- asked:
+	case a.requests <- accept:
 	case <-ctx.Done():
 		return Job{}, false, ErrUnavailable
 	}
 	select {
-	case answer := <-asked.answer:
-		answer.show(ctx)
-		return answer.job, answer.replayed, answer.err
+	case result := <-accept.result:
+		result.show(ctx)
+		return result.job, result.replayed, result.err
 	case <-ctx.Done():
 		return Job{}, false, ErrUnavailable
 	}
 }
 
-// show tells what the answer shows: nothing, where this accept has committed the job.
-func (a answer) show(ctx context.Context) {
+// show adds what the result shows to ctx: nothing, where this accept has committed the job.
+func (r result) show(ctx context.Context) {
 	switch {
-	case a.replayed:
-		a.shown.AddTo(ctx)
-	case a.err == nil:
+	case r.replayed:
+		r.shown.AddTo(ctx)
+	case r.err == nil:
 		postgres.ShowNone(ctx)
 	}
 }
 
-// Run commits what Accept asks for until ctx ends. The edge must have answered
-// its last request by then.
+// Run commits the requests of Accept until ctx ends. By then the API must have
+// answered its last request.
 func (a *Acceptor) Run(ctx context.Context) error {
 	var group errgroup.Group
-	turn := make(chan struct{}, 1) // to collect
-	turn <- struct{}{}
+	mayCollect := make(chan struct{}, 1) // holds a token: its taker collects the next batch
+	mayCollect <- struct{}{}
 	for range committers {
 		group.Go(func() error {
-			for a.commitNext(ctx, turn) {
+			for a.commitNext(ctx, mayCollect) {
 			}
 			return nil
 		})
@@ -147,120 +146,120 @@ func (a *Acceptor) Run(ctx context.Context) error {
 	return group.Wait()
 }
 
-// commitNext waits for its turn, collects a batch and commits it. The turn is the next
-// one's when that is done, or takes long. False when ctx has ended.
-func (a *Acceptor) commitNext(ctx context.Context, turn chan struct{}) (collected bool) {
-	<-turn
-	over := sync.OnceFunc(func() { turn <- struct{}{} })
-	defer over()
+// commitNext takes the token, collects a batch and commits it. It gives the token to the
+// next committer when the insert has ended or is slow. False when ctx has ended.
+func (a *Acceptor) commitNext(ctx context.Context, mayCollect chan struct{}) (collected bool) {
+	<-mayCollect
+	release := sync.OnceFunc(func() { mayCollect <- struct{}{} })
+	defer release()
 	batch := a.collect(ctx)
 	if len(batch) == 0 {
 		return false
 	}
-	slow := time.AfterFunc(slowInsert, over)
+	slow := time.AfterFunc(slowInsert, release)
 	defer slow.Stop()
 	failpoint.Hit(failpoint.AcceptCollected)
 	a.commit(ctx, batch)
 	return true
 }
 
-// collect waits for one ask and takes those that are there with it. Nobody
-// waits any more for an ask whose time is up: it is not committed.
-func (a *Acceptor) collect(ctx context.Context) (batch []*ask) {
+// collect waits for one request and takes all that wait with it. It drops requests
+// whose deadline has passed: their callers have returned, so they are not committed.
+func (a *Acceptor) collect(ctx context.Context) (batch []*request) {
 	for len(batch) == 0 {
 		select {
 		case <-ctx.Done():
 			return nil
-		case first := <-a.asks:
+		case first := <-a.requests:
 			batch = append(batch, first)
 		}
-		for len(batch) < maxBatch && len(a.asks) > 0 { // and nobody else takes them
-			batch = append(batch, <-a.asks)
+		for len(batch) < maxBatch && len(a.requests) > 0 { // only the holder of the token takes requests
+			batch = append(batch, <-a.requests)
 		}
-		batch = slices.DeleteFunc(batch, func(asked *ask) bool { return asked.ctx.Err() != nil })
+		batch = slices.DeleteFunc(batch, func(r *request) bool { return r.ctx.Err() != nil })
 	}
 	return batch
 }
 
-// commit answers every ask of the batch, also when the loop is told to end.
-func (a *Acceptor) commit(ctx context.Context, batch []*ask) {
-	// Two inserts that share keys must meet them in the same order, or they
-	// wait for each other for ever.
-	slices.SortFunc(batch, func(x, y *ask) int {
-		return cmp.Or(slices.Compare(x.req.UserID[:], y.req.UserID[:]), cmp.Compare(x.req.Key, y.req.Key))
+// commit sends every request of the batch its result, also when ctx ends meanwhile.
+func (a *Acceptor) commit(ctx context.Context, batch []*request) {
+	// Two inserts that share keys must insert them in the same order, or they deadlock.
+	slices.SortFunc(batch, func(x, y *request) int {
+		return cmp.Or(slices.Compare(x.UserID[:], y.UserID[:]), cmp.Compare(x.Key, y.Key))
 	})
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), acceptTimeout)
 	defer cancel()
-	inserted, err := a.insert(ctx, batch)
+	accepted, err := a.insert(ctx, batch)
 	switch {
 	case postgres.IsDataFault(err) && len(batch) > 1:
-		for _, asked := range batch { // one at fault must not undo the others
-			a.commit(ctx, []*ask{asked})
+		for _, r := range batch { // a request at fault must not undo the others
+			a.commit(ctx, []*request{r})
 		}
 		return
 	case err != nil:
-		for _, asked := range batch {
-			asked.answer <- answer{err: fmt.Errorf("accept job: %w", err)}
+		for _, r := range batch {
+			r.result <- result{err: fmt.Errorf("accept job: %w", err)}
 		}
 		return
 	}
-	if repeated := a.answerAccepted(batch, inserted); len(repeated) > 0 {
-		a.answerRepeated(ctx, repeated, inserted)
+	if repeated := a.sendAccepted(batch, accepted); len(repeated) > 0 {
+		a.sendRepeated(ctx, repeated, accepted)
 	}
 }
 
 // acceptSQL commits the jobs of a batch: migrations/00003_accept_jobs.sql. When it
-// answers, they are committed: that is what a 202 stands on.
+// returns, they are durable: a 202 depends on that.
 //
 // $1 ids, $2 users, $3 account numbers, $4 keys, $5 the keys' locks, $6 types, $7 amounts,
-// $8 descriptions, $9 the first asks of the same account, $10 the accounts' room where it is
-// known, as arrays; $11 how many queued jobs an account may have. A row without a position
-// for each ask whose account is the caller's, and one with it for each that was inserted.
+// $8 descriptions, $9 the first requests for the same account, $10 the accounts' queue
+// capacities where they are known, as arrays; $11 how many queued jobs an account may have.
+// Rows as accept_jobs returns them.
 const acceptSQL = `SELECT * FROM accept_jobs($1::uuid[], $2::uuid[], $3::text[], $4::text[], $5::bigint[], $6::entry_type[],
 	$7::bigint[], $8::text[], $9::bigint[], $10::bigint[], $11)`
 
-// AcceptStatement is what insert sends for a batch, for the benchmark to give to pgbench. It
-// takes what its comment says.
+// AcceptStatement returns the statement that inserts a batch, for the benchmark to give to
+// pgbench. It takes the parameters that acceptSQL names.
 func AcceptStatement() string { return acceptSQL }
 
-type insertedRow struct {
-	ID        [16]byte // a uuid.UUID: pgx would write it as text, and read that
+// acceptedRow is a row of accept_jobs.
+type acceptedRow struct {
+	ID        [16]byte // not a uuid.UUID, which pgx would write and read as text
 	AccountID int64
 	Currency  string
-	Opened    bool // the key opened an account
-	Busy      bool // the key is locked by an opening or a move to the archive
-	Room      *int // of the account, before this batch, in the row of its first ask
-	Position  *int64
+	Opened    bool   // the key opened an account
+	Busy      bool   // an opening or a move to the archive has locked the key
+	Capacity  *int   // of the account, before this batch, in the row of its first request
+	Position  *int64 // where the job was inserted
 	CreatedAt *time.Time
 }
 
-// insert commits what is new in the batch, in one transaction of one round trip,
-// notifies the workers, and answers by the asks' ids.
-func (a *Acceptor) insert(ctx context.Context, batch []*ask) (map[uuid.UUID]insertedRow, error) {
-	result, _ := a.pool.Query(ctx, acceptSQL, a.columns(batch)...) // CollectRows returns its error
-	rows, err := pgx.CollectRows(result, pgx.RowToStructByPos[insertedRow])
+// insert commits the new jobs of the batch in one round trip and notifies the workers.
+// It returns what Postgres says of each request, by the id of its job.
+func (a *Acceptor) insert(ctx context.Context, batch []*request) (map[uuid.UUID]acceptedRow, error) {
+	returned, _ := a.pool.Query(ctx, acceptSQL, a.columns(batch)...) // CollectRows returns its error
+	rows, err := pgx.CollectRows(returned, pgx.RowToStructByPos[acceptedRow])
 	if err != nil {
 		return nil, err
 	}
 	failpoint.Hit(failpoint.AcceptCommitted)
 	a.notify(rows)
 	failpoint.Hit(failpoint.AcceptNotified)
-	inserted := make(map[uuid.UUID]insertedRow, len(batch))
-	for _, row := range rows { // those with a position come last
+	accepted := make(map[uuid.UUID]acceptedRow, len(batch))
+	for _, row := range rows { // the rows with a position come last
 		if row.Position != nil {
-			asked := inserted[row.ID]
-			asked.Position, asked.CreatedAt = row.Position, row.CreatedAt
-			row = asked
+			first := accepted[row.ID]
+			first.Position, first.CreatedAt = row.Position, row.CreatedAt
+			row = first
 		}
-		inserted[row.ID] = row
+		accepted[row.ID] = row
 	}
-	return inserted, nil
+	return accepted, nil
 }
 
 // notify notifies the workers once for each account that has new jobs, with the last of
 // them: the others are applied before it.
-func (a *Acceptor) notify(rows []insertedRow) {
-	last, jobs := make(map[int64]insertedRow, len(rows)), make(map[int64]int, len(rows))
+func (a *Acceptor) notify(rows []acceptedRow) {
+	last, jobs := make(map[int64]acceptedRow, len(rows)), make(map[int64]int, len(rows))
 	for _, row := range rows {
 		if row.Position == nil {
 			continue
@@ -275,69 +274,70 @@ func (a *Acceptor) notify(rows []insertedRow) {
 	}
 }
 
-func (a *Acceptor) columns(batch []*ask) []any {
+// columns returns the parameters of acceptSQL.
+func (a *Acceptor) columns(batch []*request) []any {
 	var (
 		n            = len(batch)
-		ids          = make([][16]byte, n) // pgx writes a uuid.UUID as text, and reads that
+		ids          = make([][16]byte, n) // see acceptedRow
 		users        = make([][16]byte, n)
 		numbers      = make([]string, n)
 		keys         = make([]string, n)
+		locks        = make([]int64, n)
 		types        = make([]string, n)
 		amounts      = make([]int64, n)
 		descriptions = make([]*string, n)
-		locks        = make([]int64, n)
-		firsts       = make([]int, n) // the first ask of the same account, counted from 1
-		rooms        = make([]*int, n)
-		seen         = make(map[ledger.Owned]int, n)
+		firsts       = make([]int, n) // counted from 1
+		capacities   = make([]*int, n)
+		first        = make(map[ledger.Owned]int, n)
 	)
-	for i, asked := range batch {
-		account := ledger.Owned{UserID: asked.req.UserID, Number: asked.req.Account}
-		if seen[account] == 0 {
-			seen[account] = i + 1
+	for i, r := range batch {
+		account := ledger.Owned{UserID: r.UserID, Number: r.Account}
+		if first[account] == 0 {
+			first[account] = i + 1
+			capacities[i] = a.capacities.known(r.Account)
 		}
-		firsts[i] = seen[account]
-		locks[i] = ledger.KeyLock(asked.req.UserID, asked.req.Key)
-		ids[i], users[i], numbers[i], keys[i] = asked.id, asked.req.UserID, asked.req.Account, asked.req.Key
-		types[i], amounts[i], descriptions[i] = string(asked.req.Type), asked.req.Amount, asked.req.Description
-		rooms[i] = a.rooms.left(asked.req.Account)
+		firsts[i] = first[account]
+		ids[i], users[i], numbers[i], keys[i], locks[i] = r.id, r.UserID, r.Account, r.Key, ledger.KeyLock(r.UserID, r.Key)
+		types[i], amounts[i], descriptions[i] = string(r.Type), r.Amount, r.Description
 	}
-	return []any{ids, users, numbers, keys, locks, types, amounts, descriptions, firsts, rooms, a.maxQueued}
+	return []any{ids, users, numbers, keys, locks, types, amounts, descriptions, firsts, capacities, a.maxQueued}
 }
 
-// answerAccepted answers every ask but those that met something that is there,
-// which it leaves to answerRepeated.
-func (a *Acceptor) answerAccepted(batch []*ask, inserted map[uuid.UUID]insertedRow) (repeated []*ask) {
-	for _, asked := range batch {
-		if row := inserted[asked.id]; row.Room != nil {
-			a.rooms.counted(asked.req.Account, a.maxQueued-*row.Room, *row.Room)
+// sendAccepted sends the results of the requests but of those that met a job with their
+// key or a full queue, which it leaves to sendRepeated.
+func (a *Acceptor) sendAccepted(batch []*request, accepted map[uuid.UUID]acceptedRow) (repeated []*request) {
+	for _, r := range batch {
+		if row := accepted[r.id]; row.Capacity != nil {
+			a.capacities.counted(r.Account, a.maxQueued-*row.Capacity, *row.Capacity)
 		}
 	}
-	for _, asked := range batch {
-		row, owned := inserted[asked.id]
+	for _, r := range batch {
+		row, owned := accepted[r.id]
 		switch {
 		case !owned:
-			asked.answer <- answer{err: ErrAccountNotFound}
+			r.result <- result{err: ErrAccountNotFound}
 		case row.Busy:
-			asked.answer <- answer{err: ErrKeyBusy}
+			r.result <- result{err: ErrKeyBusy}
 		case row.Position != nil:
-			a.rooms.take(asked.req.Account)
-			asked.answer <- answer{job: asked.accepted(row)}
+			a.capacities.use(r.Account)
+			r.result <- result{job: r.job(row)}
 		default:
-			repeated = append(repeated, asked)
+			repeated = append(repeated, r)
 		}
 	}
 	return repeated
 }
 
-func (asked *ask) accepted(row insertedRow) Job {
+// job returns the job that was inserted for the request.
+func (r *request) job(row acceptedRow) Job {
 	return Job{
-		ID:          asked.id,
+		ID:          r.id,
 		Position:    *row.Position,
-		Account:     asked.req.Account,
-		Type:        asked.req.Type,
-		Amount:      asked.req.Amount,
+		Account:     r.Account,
+		Type:        r.Type,
+		Amount:      r.Amount,
 		Currency:    row.Currency,
-		Description: asked.req.Description,
+		Description: r.Description,
 		Status:      Queued,
 		CreatedAt:   *row.CreatedAt,
 	}
@@ -347,10 +347,10 @@ func (asked *ask) accepted(row insertedRow) Job {
 //
 // $1 users, $2 keys, as arrays.
 const repeatedSQL = `SELECT job.user_id, job.idempotency_key, ` + columns + `, job.writer, ` + postgres.ShownSQL + `
-	FROM unnest($1::uuid[], $2::text[]) AS ask (user_id, key)
+	FROM unnest($1::uuid[], $2::text[]) AS request (user_id, key)
 	CROSS JOIN LATERAL (
-		SELECT ` + stored + `, xmin AS writer FROM jobs WHERE user_id = ask.user_id AND idempotency_key = ask.key UNION ALL
-		SELECT ` + stored + `, xmin FROM archived_jobs WHERE user_id = ask.user_id AND idempotency_key = ask.key LIMIT 1
+		SELECT ` + stored + `, xmin AS writer FROM jobs WHERE user_id = request.user_id AND idempotency_key = request.key UNION ALL
+		SELECT ` + stored + `, xmin FROM archived_jobs WHERE user_id = request.user_id AND idempotency_key = request.key LIMIT 1
 	) job
 	JOIN accounts account ON account.id = job.account_id`
 
@@ -360,15 +360,15 @@ type jobKey struct {
 	Key    string
 }
 
-// answerRepeated answers asks that inserted nothing: the key is there already,
-// or the account has no room. It reads after the insert, so it sees the job
-// whose commit the insert waited for. What it answers with has to be confirmed, a queued
-// job too: the job's own accept may have ended without knowing.
-func (a *Acceptor) answerRepeated(ctx context.Context, asks []*ask, inserted map[uuid.UUID]insertedRow) {
+// sendRepeated sends the results of requests that inserted nothing: a job has their key,
+// or the account's queue is full. It reads after the insert, so it sees the job whose
+// commit the insert waited for. The API confirms what a replay shows, a queued job too: the
+// accept that made the job may have ended before it knew of the commit.
+func (a *Acceptor) sendRepeated(ctx context.Context, requests []*request, accepted map[uuid.UUID]acceptedRow) {
 	var users []uuid.UUID
 	var keys []string
-	for _, asked := range asks {
-		users, keys = append(users, asked.req.UserID), append(keys, asked.req.Key)
+	for _, r := range requests {
+		users, keys = append(users, r.UserID), append(keys, r.Key)
 	}
 	type keyedJob struct {
 		jobKey
@@ -381,22 +381,22 @@ func (a *Acceptor) answerRepeated(ctx context.Context, asks []*ask, inserted map
 	for _, row := range found {
 		jobs[row.jobKey] = row.Job
 	}
-	for _, asked := range asks {
-		job, used := jobs[jobKey{asked.req.UserID, asked.req.Key}]
+	for _, r := range requests {
+		job, used := jobs[jobKey{r.UserID, r.Key}]
 		switch {
 		case err != nil:
-			asked.answer <- answer{err: fmt.Errorf("read job by key: %w", err)}
-		case used && asked.req.made(job):
-			asked.answer <- answer{job: job, replayed: true, shown: shown}
-		case used || inserted[asked.id].Opened:
-			asked.answer <- answer{err: ErrKeyReused}
+			r.result <- result{err: fmt.Errorf("read job by key: %w", err)}
+		case used && r.made(job):
+			r.result <- result{job: job, replayed: true, shown: shown}
+		case used || accepted[r.id].Opened:
+			r.result <- result{err: ErrKeyReused}
 		default:
-			asked.answer <- answer{err: ErrQueueFull}
+			r.result <- result{err: ErrQueueFull}
 		}
 	}
 }
 
-// made tells whether the job is what was asked.
+// made tells whether the job is the one that the request asks for.
 func (r Request) made(job Job) bool {
 	return job.Account == r.Account && job.Type == r.Type && job.Amount == r.Amount && equal(job.Description, r.Description)
 }

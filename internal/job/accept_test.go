@@ -19,29 +19,29 @@ import (
 
 const manyQueued = 1000
 
-// bells counts rings.
-type bells struct {
-	mu    sync.Mutex // guards rings
-	rings map[uuid.UUID]int
+// notifications counts how often each job was notified.
+type notifications struct {
+	mu   sync.Mutex        // guards jobs
+	jobs map[uuid.UUID]int // by id
 }
 
-func (b *bells) Notify(_, _ int64, jobID uuid.UUID, _ int) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	b.rings[jobID]++
+func (n *notifications) Notify(_, _ int64, jobID uuid.UUID, _ int) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.jobs[jobID]++
 }
 
-func (b *bells) count(jobID uuid.UUID) int {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.rings[jobID]
+func (n *notifications) count(jobID uuid.UUID) int {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.jobs[jobID]
 }
 
 // acceptor runs until the test ends.
-func acceptor(t *testing.T, pool *pgxpool.Pool, maxQueued int) (*job.Acceptor, *bells) {
+func acceptor(t *testing.T, pool *pgxpool.Pool, maxQueued int) (*job.Acceptor, *notifications) {
 	t.Helper()
-	rung := &bells{rings: map[uuid.UUID]int{}}
-	a := job.NewAcceptor(pool, rung, maxQueued)
+	notified := &notifications{jobs: map[uuid.UUID]int{}}
+	a := job.NewAcceptor(pool, notified, maxQueued)
 	ctx, cancel := context.WithCancel(context.Background())
 	var group errgroup.Group
 	group.Go(func() error { return a.Run(ctx) })
@@ -51,7 +51,7 @@ func acceptor(t *testing.T, pool *pgxpool.Pool, maxQueued int) (*job.Acceptor, *
 			t.Error(err)
 		}
 	})
-	return a, rung
+	return a, notified
 }
 
 func deposit(user uuid.UUID, account ledger.Account, key string) job.Request {
@@ -66,7 +66,7 @@ func TestAccept(t *testing.T) {
 	if _, _, err := ledger.NewAccounts(pool).Open(t.Context(), ledger.Opening{UserID: user, Currency: "KRW", Key: "opening"}); err != nil {
 		t.Fatal(err)
 	}
-	a, rung := acceptor(t, pool, manyQueued)
+	a, notified := acceptor(t, pool, manyQueued)
 	text := "rent"
 	first := deposit(user, account, "k")
 	first.Description = &text
@@ -74,8 +74,8 @@ func TestAccept(t *testing.T) {
 	if err != nil || replayed || accepted.Status != job.Queued {
 		t.Fatalf("accepted %+v, replayed %t, error %v", accepted, replayed, err)
 	}
-	if n := rung.count(accepted.ID); n != 1 {
-		t.Errorf("rang %d times, want once", n)
+	if n := notified.count(accepted.ID); n != 1 {
+		t.Errorf("notified %d times, want once", n)
 	}
 	read, err := job.NewReader(pool).Job(t.Context(), user, accepted.ID)
 	if err != nil || fmt.Sprintf("%+v", read) != fmt.Sprintf("%+v", withPointers(accepted, read)) {
@@ -108,7 +108,7 @@ func TestAccept(t *testing.T) {
 				t.Fatalf("replayed %t, error %v; want %v", replayed, err, test.want)
 			}
 			if test.want == nil && got.ID != accepted.ID {
-				t.Errorf("answered with %s, want %s", got.ID, accepted.ID)
+				t.Errorf("returned %s, want %s", got.ID, accepted.ID)
 			}
 		})
 	}
@@ -123,8 +123,7 @@ func TestAccept(t *testing.T) {
 	}
 }
 
-// withPointers takes over the fields whose pointers differ though they say the
-// same.
+// withPointers returns accepted with read's pointer where both descriptions are equal.
 func withPointers(accepted, read job.Job) job.Job {
 	if accepted.Description != nil && read.Description != nil && *accepted.Description == *read.Description {
 		accepted.Description = read.Description
@@ -201,7 +200,7 @@ func TestAcceptOneKeyForTwoThings(t *testing.T) {
 			return nil
 		})
 		close(ready)
-		_ = group.Wait() // they return none
+		_ = group.Wait() // they return no error
 		if accepted, opened := accepting == nil, opening == nil; accepted == opened {
 			t.Fatalf("round %d: accepted %t (%v), opened %t (%v); want one", round, accepted, accepting, opened, opening)
 		}
@@ -233,7 +232,7 @@ func TestAcceptALockedKey(t *testing.T) {
 	if _, err := opening.Exec(t.Context(), `SELECT pg_advisory_xact_lock($1)`, ledger.KeyLock(user, fmt.Sprint("key", locked))); err != nil {
 		t.Fatal(err)
 	}
-	a, rung := acceptor(t, pool, keys-1) // what is refused takes no room
+	a, notified := acceptor(t, pool, keys-1) // a refused request uses no capacity
 	var group errgroup.Group
 	for i := range keys {
 		group.Go(func() error {
@@ -247,8 +246,8 @@ func TestAcceptALockedKey(t *testing.T) {
 	if err := group.Wait(); err != nil {
 		t.Error(err)
 	}
-	if found := ledgertest.Check(t, pool); found.Jobs != keys-1 || len(rung.rings) == 0 {
-		t.Errorf("%d jobs and %d rings, want %d jobs", found.Jobs, len(rung.rings), keys-1)
+	if found := ledgertest.Check(t, pool); found.Jobs != keys-1 || len(notified.jobs) == 0 {
+		t.Errorf("%d jobs and %d notifications, want %d jobs", found.Jobs, len(notified.jobs), keys-1)
 	}
 }
 
@@ -279,14 +278,14 @@ func TestAcceptOverlappingBatches(t *testing.T) {
 	}
 }
 
-// However many jobs of an account share an insert, the last of them is rung for:
-// then every job is the rung one or before it.
-func TestAcceptRingsForTheLast(t *testing.T) {
+// However many jobs of an account share an insert, the notification names the last of them:
+// the worker applies the others before it.
+func TestAcceptNotifiesForTheLast(t *testing.T) {
 	t.Parallel()
 	pool := testenv.Pool(t)
 	user := ledgertest.User(t, pool)
 	accounts := []ledger.Account{ledgertest.Account(t, pool, user, 0), ledgertest.Account(t, pool, user, 0)}
-	a, rung := acceptor(t, pool, manyQueued)
+	a, notified := acceptor(t, pool, manyQueued)
 	const each = 100
 	var group errgroup.Group
 	for i := range each * len(accounts) {
@@ -298,22 +297,22 @@ func TestAcceptRingsForTheLast(t *testing.T) {
 	if err := group.Wait(); err != nil {
 		t.Fatal(err)
 	}
-	rung.mu.Lock()
-	defer rung.mu.Unlock()
-	if len(rung.rings) >= each*len(accounts) {
-		t.Errorf("%d rings for %d jobs, many of which came together", len(rung.rings), each*len(accounts))
+	notified.mu.Lock()
+	defer notified.mu.Unlock()
+	if len(notified.jobs) >= each*len(accounts) {
+		t.Errorf("%d notifications for %d jobs, many of which came together", len(notified.jobs), each*len(accounts))
 	}
-	for id := range rung.rings {
+	for id := range notified.jobs {
 		if _, _, err := ledger.NewApplier(pool).Apply(t.Context(), id, manyQueued); err != nil {
 			t.Fatal(err)
 		}
 	}
 	if found := ledgertest.Check(t, pool); found.Transactions != each*int64(len(accounts)) {
-		t.Errorf("the rings brought on %d jobs, want all %d", found.Transactions, each*len(accounts))
+		t.Errorf("the notified applies took %d jobs, want all %d", found.Transactions, each*len(accounts))
 	}
 }
 
-// B sent after A's answer has the higher position, whichever processes took
+// B sent after A's response has the higher position, whichever processes accept
 // them.
 func TestAcceptOrder(t *testing.T) {
 	t.Parallel()
@@ -350,10 +349,10 @@ func TestAcceptQueueFull(t *testing.T) {
 	pool := testenv.Pool(t)
 	user := ledgertest.User(t, pool)
 	full, empty := ledgertest.Account(t, pool, user, 0), ledgertest.Account(t, pool, user, 0)
-	const room = 3
-	a, _ := acceptor(t, pool, room)
+	const capacity = 3
+	a, _ := acceptor(t, pool, capacity)
 	var last job.Job
-	for i := range room {
+	for i := range capacity {
 		var err error
 		if last, _, err = a.Accept(t.Context(), deposit(user, full, fmt.Sprint("k", i))); err != nil {
 			t.Fatal(err)
@@ -363,7 +362,7 @@ func TestAcceptQueueFull(t *testing.T) {
 		t.Fatalf("past the bound: %v, want ErrQueueFull", err)
 	}
 	if got, replayed, err := a.Accept(t.Context(), deposit(user, full, "k2")); err != nil || !replayed || got.ID != last.ID {
-		t.Errorf("a replay needs no room: %v", err)
+		t.Errorf("a replay needs no capacity: %v", err)
 	}
 	if _, _, err := a.Accept(t.Context(), deposit(user, empty, "elsewhere")); err != nil {
 		t.Errorf("another account: %v", err)
@@ -372,7 +371,7 @@ func TestAcceptQueueFull(t *testing.T) {
 		t.Fatal(err)
 	}
 	if got, replayed, err := a.Accept(t.Context(), deposit(user, full, "one-more")); err != nil || replayed || got.Status != job.Queued {
-		t.Errorf("once there is room, the refused key is free: replayed %t, %v", replayed, err)
+		t.Errorf("once a job is applied, the refused key is free: replayed %t, %v", replayed, err)
 	}
 	ledgertest.Check(t, pool)
 }

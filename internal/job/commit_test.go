@@ -10,9 +10,8 @@ import (
 	"github.com/passbook/passbook/internal/test/testenv"
 )
 
-// The insert may have done all its work: until its commit has, nobody hears of
-// the job.
-func TestAcceptAnswersAfterTheCommit(t *testing.T) {
+// An accept returns no job before its commit, even when the insert has done all its work.
+func TestAcceptReturnsAfterTheCommit(t *testing.T) {
 	t.Parallel()
 	tests := []struct {
 		name     string
@@ -34,7 +33,7 @@ func TestAcceptAnswersAfterTheCommit(t *testing.T) {
 			a, _ := acceptor(t, pool, manyQueued)
 			got, _, err := a.Accept(t.Context(), deposit(user, account, "k"))
 			if err == nil {
-				t.Errorf("answered with %+v before the commit", got)
+				t.Errorf("returned %+v before the commit", got)
 			}
 			if found := ledgertest.Check(t, pool); found.Jobs != 0 {
 				t.Errorf("%d jobs, want none", found.Jobs)

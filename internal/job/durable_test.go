@@ -14,8 +14,8 @@ import (
 	"github.com/passbook/passbook/internal/test/testenv"
 )
 
-// A server that is told, while it runs, to answer before its disk does, and then crashes,
-// has every job that was accepted over the connections that were there.
+// An operator sets synchronous_commit off while connections are open, and the server crashes:
+// every job that was accepted over those connections is still there.
 func TestAcceptedSurvivesAReloadAndACrash(t *testing.T) {
 	t.Parallel()
 	server := testenv.PostgresServerWith(t, map[string]string{

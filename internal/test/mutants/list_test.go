@@ -63,25 +63,25 @@ const (
 var mutations = []mutation{
 	{
 		"answer, then insert", durable,
-		[]edit{{accept, `inserted, err := a.insert(ctx, batch)`, `for _, asked := range batch {
-			asked.answer <- answer{job: Job{ID: asked.id, Account: asked.req.Account, Type: asked.req.Type, Amount: asked.req.Amount, Status: Queued}}
+		[]edit{{accept, `accepted, err := a.insert(ctx, batch)`, `for _, r := range batch {
+			r.result <- result{job: Job{ID: r.id, Account: r.Account, Type: r.Type, Amount: r.Amount, Status: Queued}}
 		}
-		inserted, err := a.insert(ctx, batch)`}},
+		accepted, err := a.insert(ctx, batch)`}},
 		[]string{
-			"-run=^TestAcceptAnswersAfterTheCommit$ ./internal/job",
+			"-run=^TestAcceptReturnsAfterTheCommit$ ./internal/job",
 			"-run=^TestAcceptWhilePostgresIsDown$ ./internal/job",
 			"-run=^TestNoAnswerBeforeTheCommit$ ./internal/test/e2e",
 		},
 	},
 	{
 		"insert, answer, then commit", durable,
-		[]edit{{accept, `result, _ := a.pool.Query(ctx,`, `tx, err := a.pool.Begin(ctx)
+		[]edit{{accept, `returned, _ := a.pool.Query(ctx,`, `tx, err := a.pool.Begin(ctx)
 		if err != nil {
 			return nil, err
 		}
 		defer func() { go tx.Commit(context.WithoutCancel(ctx)) }()
-		result, _ := tx.Query(ctx,`}},
-		[]string{"-run=^TestAcceptAnswersAfterTheCommit$ ./internal/job"},
+		returned, _ := tx.Query(ctx,`}},
+		[]string{"-run=^TestAcceptReturnsAfterTheCommit$ ./internal/job"},
 	},
 	{
 		"a server may answer before its disk", durable,
@@ -476,7 +476,7 @@ var mutations = []mutation{
 	{
 		"the ring names the first of a batch", disposable,
 		[]edit{{accept, `*row.Position > *last[row.AccountID].Position`, `*row.Position < *last[row.AccountID].Position`}},
-		[]string{"-run=^TestAcceptRingsForTheLast$ ./internal/job"},
+		[]string{"-run=^TestAcceptNotifiesForTheLast$ ./internal/job"},
 	},
 
 	{
@@ -599,7 +599,7 @@ var mutations = []mutation{
 	},
 	{
 		"an archived job has no answer", keyForGood,
-		[]edit{{accept, `FROM archived_jobs WHERE user_id = ask.user_id`, `FROM archived_jobs WHERE false AND user_id = ask.user_id`}},
+		[]edit{{accept, `FROM archived_jobs WHERE user_id = request.user_id`, `FROM archived_jobs WHERE false AND user_id = request.user_id`}},
 		[]string{"-run=^TestArchive(WhileKeysComeBack)?$ ./internal/job"},
 	},
 	{
