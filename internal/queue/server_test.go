@@ -42,7 +42,7 @@ func TestTaskTakesNotifications(t *testing.T) {
 	}, asIs)
 	got = append(got, receive(t, batches)...)
 	if len(got) != maxBatch {
-		t.Errorf("the first batch has %d jobs, want the task's and those that came while it was pending, up to %d", len(got), maxBatch)
+		t.Errorf("the first batch has %d jobs, want the task's and those that arrived while it was pending, up to %d", len(got), maxBatch)
 	}
 	send(2)
 	hold <- struct{}{}

@@ -28,8 +28,8 @@ const (
 	// read-only, or forbids a command. A worker that is only busy takes one sooner; where it
 	// doesn't, the sweep applies the same account, which costs time.
 	longUnmoved = 8
-	// longPending is for a task that is pending according to Redis, which has lost its place in
-	// the list; a power of two.
+	// longPending is for a task whose state is pending but whose name is missing in a pending
+	// list with other tasks; a power of two.
 	longPending = 32
 )
 

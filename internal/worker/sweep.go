@@ -70,7 +70,7 @@ func (w *Worker) sweep(ctx context.Context) {
 	}
 	_ = group.Wait() // each error is recorded
 	if found.err != nil && ctx.Err() == nil {
-		w.cfg.Log.Warn("sweep met errors", "first", found.err, "direct", len(found.direct))
+		w.cfg.Log.Warn("sweep met errors", "error", found.err, "direct_accounts", len(found.direct))
 	}
 	w.remember(queued, accounts)
 	w.applyStalled(ctx, found.direct)
@@ -87,7 +87,7 @@ type findings struct {
 
 	mu     sync.Mutex // guards the fields below
 	direct []job.Head // the oldest queued jobs of the accounts that the sweep applies itself
-	err    error      // the first one
+	err    error      // the first error
 }
 
 // record records the error of an account's check.

@@ -20,7 +20,7 @@ type Config struct {
 	Queue   *queue.Client
 	Metrics *Metrics
 	Log     *slog.Logger
-	Pruner  Pruner // of sessions; nil: none is pruned: sessions are not pruned
+	Pruner  Pruner // of sessions; may be nil
 }
 
 // Worker applies the jobs that tasks name, and sweeps for jobs that no task names.

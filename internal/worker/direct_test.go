@@ -1,13 +1,15 @@
 package worker_test
 
 import (
-	"context"
 	"fmt"
+	"log/slog"
 	"net/url"
+	"slices"
 	"testing"
 	"time"
 
 	"github.com/google/uuid"
+	"github.com/prometheus/client_golang/prometheus"
 	"github.com/redis/go-redis/v9"
 	"golang.org/x/sync/errgroup"
 
@@ -17,13 +19,14 @@ import (
 	"github.com/passbook/passbook/internal/queue"
 	"github.com/passbook/passbook/internal/test/local"
 	"github.com/passbook/passbook/internal/test/testenv"
+	"github.com/passbook/passbook/internal/worker"
 )
 
-// refusal is a trouble of Redis.
+// refusal is a Redis that refuses what a worker asks.
 type refusal struct {
 	t      *testing.T
 	server *local.Redis
-	admin  redis.UniversalClient // whom Redis allows everything
+	admin  redis.UniversalClient // Redis allows it everything
 }
 
 func (r refusal) do(args ...any) {
@@ -43,9 +46,8 @@ func (r refusal) wrong(keys ...string) {
 	}
 }
 
-// An outage of Redis costs latency, not progress: whatever Redis refuses, what is
-// accepted meanwhile is applied while the trouble lasts, in order, and not again
-// when Redis is back.
+// An outage of Redis costs latency, not progress. Whatever Redis refuses, the jobs accepted
+// meanwhile are applied while it does, in order, and not again when Redis is back.
 func TestSweepAppliesWhereRedisRefuses(t *testing.T) {
 	t.Parallel()
 	flush := func(r refusal) { r.do("FLUSHALL") }
@@ -109,7 +111,7 @@ func TestSweepAppliesWhereRedisRefuses(t *testing.T) {
 	}
 }
 
-// finishesWhile has jobs accepted and finished between refuse and end.
+// finishesWhile checks that jobs are accepted and finished between refuse and end.
 func (r refusal) finishesWhile(s *system, refuse, end func(refusal), hashes bool) {
 	t := s.t
 	t.Helper()
@@ -148,115 +150,8 @@ func (r refusal) finishesWhile(s *system, refuse, end func(refusal), hashes bool
 	}
 }
 
-// notify writes what is rung for, as an API does, until the test ends.
-func (s *system) notify() {
-	ctx, cancel := context.WithCancel(context.Background())
-	var group errgroup.Group
-	group.Go(func() error { return s.client.Run(ctx) })
-	s.t.Cleanup(func() {
-		cancel()
-		if err := group.Wait(); err != nil {
-			s.t.Error(err)
-		}
-	})
-}
-
-// A partition of which Redis refuses the pending list has its accounts applied,
-// and the sweep writes the tasks of the other partitions' accounts.
-func TestSweepErrorConcernsOnePartition(t *testing.T) {
-	t.Parallel()
-	for bad := range partitions { // 0 included: a pipeline returns its first command's error
-		t.Run(fmt.Sprint(bad), func(t *testing.T) {
-			t.Parallel()
-			s := newSystem(t, testenv.Pool(t), testenv.Redis(t))
-			list := func(partition int) string { return "asynq:{" + queues.Name(partition) + "}:pending" }
-			if err := s.redis.Set(t.Context(), list(bad), "of a wrong type", 0).Err(); err != nil {
-				t.Fatal(err)
-			}
-			for partition := range partitions {
-				ledgertest.Job(t, s.pool, s.accountIn(partition), ledger.Deposit, 1)
-			}
-			w := s.sweeper()
-			for range 2 {
-				w.Sweep(t.Context())
-			}
-			for partition := range partitions {
-				if n := s.redis.LLen(t.Context(), list(partition)).Val(); partition != bad && n != 1 {
-					t.Errorf("%d tasks of partition %d, want 1", n, partition)
-				}
-			}
-			if n := s.count(job.Succeeded); n != 1 {
-				t.Errorf("%d jobs applied, want the one whose pending list is of a wrong type", n)
-			}
-		})
-	}
-}
-
-// accountIn opens accounts until one is of the partition.
-func (s *system) accountIn(partition int) ledger.Account {
-	s.t.Helper()
-	account := ledgertest.Account(s.t, s.pool, s.user, 0)
-	for queue.Partition(account.ID, partitions) != partition {
-		account = ledgertest.Account(s.t, s.pool, s.user, 0)
-	}
-	return account
-}
-
-// A partition that an operator paused stays so: its accounts aren't applied by the sweep.
-func TestSweepLeavesAPausedPartition(t *testing.T) {
-	t.Parallel()
-	s := newSystem(t, testenv.Pool(t), testenv.Redis(t))
-	account := ledgertest.Account(t, s.pool, s.user, 0)
-	s.enqueue(account, ledgertest.Job(t, s.pool, account, ledger.Deposit, 1))
-	key := "asynq:{" + queues.Of(account.ID) + "}:paused"
-	if err := s.redis.Set(t.Context(), key, time.Now().Unix(), 0).Err(); err != nil {
-		t.Fatal(err)
-	}
-	w := s.sweeper()
-	const enough = 40
-	for range enough {
-		w.Sweep(t.Context())
-	}
-	if n := s.count(job.Succeeded); n != 0 {
-		t.Errorf("%d jobs of a paused partition applied, want none", n)
-	}
-}
-
-// Where more accounts have queued jobs than a sweep looks at, the next ones have
-// their turn, though the first ones don't move.
-func TestSweepGoesOnWhereItStopped(t *testing.T) {
-	t.Parallel()
-	s := newSystem(t, testenv.Pool(t), testenv.Redis(t))
-	const most, accounts = 1000, 1001
-	if _, err := s.pool.Exec(t.Context(), `
-		WITH opened AS (
-			INSERT INTO accounts (user_id, number, currency, last_at, created_at)
-			SELECT $1, (100000000000 + n)::text, 'KRW', now(), now() FROM generate_series(1, $2) n RETURNING id, user_id)
-		INSERT INTO jobs (id, user_id, account_id, type, amount, idempotency_key)
-		SELECT gen_random_uuid(), user_id, id, 'deposit', 1, id::text FROM opened`, s.user, accounts); err != nil {
-		t.Fatal(err)
-	}
-	lock, err := s.pool.Begin(t.Context()) // so that the sweep doesn't apply the first ones itself
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer lock.Rollback(context.WithoutCancel(t.Context())) //nolint:errcheck // it only locks
-	if _, err := lock.Exec(t.Context(), `SELECT FROM accounts FOR UPDATE`); err != nil {
-		t.Fatal(err)
-	}
-	w := s.sweeper()
-	w.SweepAtMost(most)
-	for range 40 {
-		w.Sweep(t.Context())
-		if s.pendingTasks() == accounts {
-			return
-		}
-	}
-	t.Errorf("%d tasks for %d accounts", s.pendingTasks(), accounts)
-}
-
-// An account that has lost its row, as a partial restore leaves it, has its jobs fail
-// without Redis as they do with it: they don't wait for ever, and the log tells.
+// The jobs of an account that has lost its row, as after a partial restore, fail without
+// Redis, as they do with it. They don't wait for ever.
 func TestSweepFailsJobsWithoutAnAccount(t *testing.T) {
 	t.Parallel()
 	s := newSystem(t, testenv.Pool(t), testenv.Redis(t))
@@ -273,5 +168,88 @@ func TestSweepFailsJobsWithoutAnAccount(t *testing.T) {
 	}
 	if failed, succeeded := s.count(job.Failed), s.count(job.Succeeded); failed != 2 || succeeded != 2 {
 		t.Errorf("%d jobs failed and %d succeeded, want the 2 of the lost account and the 2 of the other", failed, succeeded)
+	}
+}
+
+// Where Redis refuses, two workers that sweep at the same time share the stalled accounts:
+// both apply only few of them.
+func TestSweepsShareStalledAccounts(t *testing.T) {
+	t.Parallel()
+	s := newSystem(t, testenv.Pool(t), testenv.Redis(t))
+	const accounts, each = 60, 3
+	ledgertest.Exec(t, s.pool, `
+		WITH opened AS (
+			INSERT INTO accounts (user_id, number, currency, last_at, created_at)
+			SELECT $1, (100000000000 + n)::text, 'KRW', now(), now() FROM generate_series(1, $2) n RETURNING id, user_id)
+		INSERT INTO jobs (id, user_id, account_id, type, amount, idempotency_key)
+		SELECT gen_random_uuid(), user_id, id, 'deposit', 1, gen_random_uuid()::text FROM opened, generate_series(1, $3)`,
+		s.user, accounts, each)
+	refusal{t: t, admin: s.redis}.wrong("pending")
+	var group errgroup.Group
+	var registries []*prometheus.Registry
+	for range 2 {
+		registry := prometheus.NewRegistry()
+		registries = append(registries, registry)
+		w := worker.New(worker.Config{
+			Applier: ledger.NewApplier(s.pool), Backlog: job.NewBacklog(s.pool), Queue: s.client,
+			Metrics: worker.NewMetrics(registry), Log: slog.New(slog.DiscardHandler),
+		}, nil)
+		w.Sweep(t.Context()) // sees the accounts for the first time
+		group.Go(func() error {
+			w.Sweep(t.Context())
+			return nil
+		})
+	}
+	_ = group.Wait() // returns no error
+	applied := 0.0
+	for _, registry := range registries {
+		families, err := registry.Gather()
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, family := range families {
+			if family.GetName() == "passbook_sweep_applied_accounts_total" {
+				applied += family.GetMetric()[0].GetCounter().GetValue()
+			}
+		}
+	}
+	t.Logf("%v accounts applied, of %d", applied, accounts)
+	if applied < accounts/2 || applied > 1.6*accounts {
+		t.Errorf("the workers applied %v accounts of %d; where both apply all it is twice as many", applied, accounts)
+	}
+	if n := s.count(job.Succeeded); n < accounts {
+		t.Errorf("%d jobs applied, want %d at least", n, accounts)
+	}
+	ledgertest.Check(t, s.pool)
+}
+
+// Although Postgres refuses one job, the sweep applies all queued jobs of the other accounts
+// in its group.
+func TestSweepAppliesBesideARefusedJob(t *testing.T) {
+	t.Parallel()
+	s := newSystem(t, testenv.Pool(t), testenv.Redis(t))
+	ledgertest.Exec(t, s.pool, `ALTER TABLE transactions ADD CONSTRAINT unlucky CHECK (amount <> 13)`)
+	refusal{t: t, admin: s.redis}.wrong("pending")
+	const accounts = 32 // so many that two share a group
+	const long = 70     // more than a batch has
+	for n := range accounts {
+		amounts := []int64{1}
+		switch n {
+		case 0:
+			amounts = []int64{13}
+		case 1:
+			amounts = slices.Repeat(amounts, long)
+		}
+		account := ledgertest.Account(t, s.pool, s.user, 0)
+		for _, amount := range amounts {
+			ledgertest.Job(t, s.pool, account, ledger.Deposit, amount)
+		}
+	}
+	w := s.sweeper()
+	for range 2 {
+		w.Sweep(t.Context())
+	}
+	if n := s.count(job.Queued); n != 1 {
+		t.Errorf("%d jobs are queued, want the refused one alone", n)
 	}
 }
