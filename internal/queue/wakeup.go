@@ -1,6 +1,7 @@
 package queue
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -341,10 +342,9 @@ func (w *waitingClient) helpOthers(ctx context.Context, before map[string]string
 		}
 	}
 	oldest = make(map[string]string, len(others))
+	var err error // the first one
 	for i, found := range pollPending(ctx, w.UniversalClient, w.queues, others) {
-		if found.Err != nil {
-			w.log.Debug("could not poll the pending list of another worker", "partition", others[i], "error", found.Err)
-		}
+		err = cmp.Or(err, found.Err)
 		if found.Oldest == "" {
 			continue
 		}
@@ -352,6 +352,9 @@ func (w *waitingClient) helpOthers(ctx context.Context, before map[string]string
 		if oldest[list] = found.Oldest; found.Oldest == before[list] || found.many {
 			w.wake(list)
 		}
+	}
+	if err != nil {
+		w.log.Debug("could not poll the pending lists of other workers", "error", err)
 	}
 	return oldest
 }
