@@ -135,8 +135,8 @@ func FuzzCursor(f *testing.F) {
 }
 
 func isInvalidCursor(err error) bool {
-	var p *problem
-	return errors.As(err, &p) && p.Status == http.StatusBadRequest && p.Code == "invalid_cursor"
+	p, ok := errors.AsType[*problem](err)
+	return ok && p.Status == http.StatusBadRequest && p.Code == "invalid_cursor"
 }
 
 func BenchmarkCursorEncode(b *testing.B) {

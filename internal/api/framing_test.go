@@ -149,7 +149,7 @@ func (s *server) pipeline(t *testing.T, request string) []int {
 	for {
 		res, err := http.ReadResponse(reader, nil)
 		if err != nil {
-			if timeout := net.Error(nil); errors.As(err, &timeout) && timeout.Timeout() {
+			if timeout, ok := errors.AsType[net.Error](err); ok && timeout.Timeout() {
 				t.Error("the connection stays open")
 			}
 			return statuses

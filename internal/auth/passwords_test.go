@@ -178,10 +178,10 @@ func TestCountSlots(t *testing.T) {
 // wantFault wants a Fault with the code, or none where it is empty.
 func wantFault(t *testing.T, err error, code string) {
 	t.Helper()
-	var fault Fault
+	fault, ok := errors.AsType[Fault](err)
 	switch {
 	case code == "" && err == nil:
-	case !errors.As(err, &fault) || fault.Code != code:
+	case !ok || fault.Code != code:
 		t.Errorf("got %v, want a fault %q", err, code)
 	case fault.Detail == "":
 		t.Error("the fault has no detail")

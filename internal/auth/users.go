@@ -73,8 +73,7 @@ func (s *Service) insertUser(ctx context.Context, email, hash string) (User, err
 		return User{}, fmt.Errorf("make user id: %w", err)
 	}
 	user, err := s.queryUser(ctx, sql, id, email, hash, emailKey(email))
-	var pg *pgconn.PgError
-	if errors.As(err, &pg) && pg.Code == "23505" && pg.ConstraintName == "users_email" {
+	if pg, ok := errors.AsType[*pgconn.PgError](err); ok && pg.Code == "23505" && pg.ConstraintName == "users_email" {
 		return User{}, ErrEmailTaken
 	}
 	return user, err

@@ -6,20 +6,19 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 )
 
-// readOnly is read_only_sql_transaction: a standby, or a server that was told to
-// take no writes.
+// readOnly is read_only_sql_transaction: the server is a standby, or its configuration allows
+// no writes.
 const readOnly = "25006"
 
-// IsDataFault tells whether Postgres refused what the statement said, so that
-// the same statement will be refused again: a constraint, a value out of range,
-// an exception raised by a trigger. Everything else (no connection, shutdown,
-// no space, a lock not granted, a deadlock, a schema not as expected) is
-// Postgres's trouble or an operator's, and passes or hits everybody.
+// IsDataFault reports whether Postgres refused the values of a statement, so that it will
+// refuse the same statement again: a constraint, a value out of range, an exception of a
+// trigger. Any other error (no connection, shutdown, no space, a lock not granted, a deadlock,
+// an unexpected schema) passes, or is not of this statement alone.
 //
 // The classes are those of https://www.postgresql.org/docs/15/errcodes-appendix.html.
 func IsDataFault(err error) bool {
-	var pg *pgconn.PgError
-	if !errors.As(err, &pg) || len(pg.Code) != 5 {
+	pg, ok := errors.AsType[*pgconn.PgError](err)
+	if !ok || len(pg.Code) != 5 {
 		return false
 	}
 	switch pg.Code[:2] {
@@ -29,19 +28,18 @@ func IsDataFault(err error) bool {
 	return false
 }
 
-// isTransient tells whether the transaction was undone for the sake of another
-// one and may simply run again: serialization failure and deadlock.
+// isTransient reports whether Postgres undid the transaction in favour of another one, so that
+// it can run again: a serialization failure or a deadlock.
 func isTransient(err error) bool {
-	var pg *pgconn.PgError
-	return errors.As(err, &pg) && (pg.Code == "40001" || pg.Code == "40P01")
+	pg, ok := errors.AsType[*pgconn.PgError](err)
+	return ok && (pg.Code == "40001" || pg.Code == "40P01")
 }
 
-// IsDown tells whether err says that nobody gets anything from Postgres now: no
-// connection, a server that stops, starts, is full or is a standby. What was
-// sent may have been committed.
+// IsDown reports whether err says that Postgres serves no client now: no connection, or a
+// server that stops, starts, is full or is a standby. What was sent may have been committed.
 func IsDown(err error) bool {
-	var pg *pgconn.PgError
-	if !errors.As(err, &pg) {
+	pg, ok := errors.AsType[*pgconn.PgError](err)
+	if !ok {
 		return err != nil
 	}
 	switch pg.Code {
@@ -57,17 +55,16 @@ func IsDown(err error) bool {
 	return false
 }
 
-// IsUnavailable tells whether err says that Postgres could not do it now, rather
-// than that it was wrong to ask: it is down, or too busy in time.
+// IsUnavailable reports whether err says that Postgres is down or was too busy, rather than
+// that the statement is wrong.
 func IsUnavailable(err error) bool {
-	var pg *pgconn.PgError
-	if errors.As(err, &pg) && (pg.Code == "57014" || pg.Code[:2] == "40" || pg.Code[:2] == "55") {
+	if pg, ok := errors.AsType[*pgconn.PgError](err); ok && (pg.Code == "57014" || pg.Code[:2] == "40" || pg.Code[:2] == "55") {
 		return true
 	}
 	return IsDown(err)
 }
 
-// IsTimeout tells whether Postgres ended the statement because it took too long.
+// IsTimeout reports whether Postgres ended the statement because it took too long.
 func IsTimeout(err error) bool {
 	pg, ok := errors.AsType[*pgconn.PgError](err)
 	return ok && pg.Code == "57014"

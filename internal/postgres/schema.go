@@ -11,15 +11,15 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 )
 
-// ErrSchema is returned for a database whose schema this build does not know.
+// ErrSchema is returned for a database with another schema than this build needs.
 var ErrSchema = errors.New("unknown schema")
 
-// VersionTable is where goose keeps what was applied. The name is ours: another service
-// that uses goose in the same database has its own versions in goose's own table.
+// VersionTable is where goose records the applied migrations. It is not goose's default table,
+// which another service in the same database may use.
 const VersionTable = "passbook_schema_version"
 
-// CheckSchema compares the database's schema version with the one this build
-// was written for and answers ErrSchema, with what to do, unless they are equal.
+// CheckSchema returns ErrSchema, with what to do, unless the database has exactly the schema
+// version that this build was written for.
 func CheckSchema(ctx context.Context, pool *pgxpool.Pool, want int64) error {
 	have, err := schemaVersion(ctx, pool)
 	switch {
@@ -38,9 +38,9 @@ func AwaitSchema(ctx context.Context, pool *pgxpool.Pool, want int64, log *slog.
 	return Await(ctx, pool, log, func(ctx context.Context) error { return CheckSchema(ctx, pool, want) })
 }
 
-// CheckReady answers nil when Postgres takes writes and has at least the schema that
-// this build needs: during an upgrade it may be ahead of a running process. ErrUnsuitable
-// for a database that only reads, as default_transaction_read_only or a standby has it.
+// CheckReady returns nil where Postgres takes writes and has at least the schema version that
+// this build needs: during an upgrade the database may be ahead of a running process.
+// ErrUnsuitable for a standby, or where default_transaction_read_only is on.
 func CheckReady(ctx context.Context, pool *pgxpool.Pool, need int64) error {
 	if err := CheckWrites(ctx, pool); err != nil {
 		return err
@@ -48,7 +48,7 @@ func CheckReady(ctx context.Context, pool *pgxpool.Pool, need int64) error {
 	return CheckReplica(ctx, pool, need)
 }
 
-// CheckReplica is CheckReady for a server that is only read from.
+// CheckReplica is CheckReady for a replica.
 func CheckReplica(ctx context.Context, pool *pgxpool.Pool, need int64) error {
 	have, err := schemaVersion(ctx, pool)
 	if err != nil {
@@ -64,9 +64,9 @@ func schemaVersion(ctx context.Context, pool *pgxpool.Pool) (int64, error) {
 	const sql = `SELECT coalesce(max(version_id), 0) FROM ` + VersionTable + ` WHERE is_applied`
 	var version int64
 	err := pool.QueryRow(ctx, sql).Scan(&version)
-	var pg *pgconn.PgError
+	pg, refused := errors.AsType[*pgconn.PgError](err)
 	switch {
-	case errors.As(err, &pg) && pg.Code == "42P01", errors.Is(err, pgx.ErrNoRows): // no such table: never migrated
+	case refused && pg.Code == "42P01", errors.Is(err, pgx.ErrNoRows): // no such table: never migrated
 		return 0, nil
 	case err != nil:
 		return 0, fmt.Errorf("read schema version: %w", err)
