@@ -16,62 +16,63 @@ import (
 // confirmTimeout bounds a confirmation, which may wait for a standby that is away.
 const confirmTimeout = 1500 * time.Millisecond
 
-// ErrUnconfirmed is returned for what was read from a server that has crashed since, or that
-// is no more the one that confirms: what it showed may be gone.
-var ErrUnconfirmed = errors.New("what was read can't be confirmed any more")
+// ErrUnconfirmed is returned for a read from a server that has crashed since, or that is not
+// the server that confirms: what the read showed may be lost.
+var ErrUnconfirmed = errors.New("the read can't be confirmed any more")
 
-// errLifeless is for a pool that does not go through SecureSession.
-var errLifeless = errors.New("the connection does not know its server's life")
+// errNoServerLife is returned for a connection that SecureSession has not set up.
+var errNoServerLife = errors.New("the connection has no server life")
 
-// Gate lets an answer pass once everything that it shows is durable, as a commit with
-// synchronous_commit on is: on a synchronous standby too, where there is one.
+// Gate holds an answer until everything that it shows is as durable as a commit with
+// synchronous_commit on: on disk, and on a synchronous standby where there is one.
 //
-// A worker commits without a flush, so that for some milliseconds others see what a crash
-// still undoes. A confirmation is a transaction that flushes. All transactions that had ended
-// when it began are then durable, since the log is flushed in order. Those below its horizon
-// are known to be so from then on, and reads of what they wrote wait for nothing. Reads of
-// anything newer share the next confirmation, which begins when the one under way has ended.
+// The worker commits without a flush. For some milliseconds other transactions see rows that a
+// crash would still undo. A confirmation is a transaction that flushes. Postgres flushes its
+// log in order, so a confirmation makes all transactions durable that had ended when it began.
+// The gate remembers them by the confirmation's horizon: reads of rows below it don't wait.
+// Reads of newer rows share the next confirmation, which begins when the current one has ended.
 //
-// A crash of Postgres between a read and its confirmation may undo what was read. The
-// confirmation then comes from another Life, and the answer is dropped.
+// A crash of Postgres between a read and its confirmation may undo what was read. Then the
+// confirmation is of another ServerLife than the read, and the answer is dropped.
 type Gate struct {
-	pool   *pgxpool.Pool   // that confirms
-	others []*pgxpool.Pool // that read
-	wanted chan struct{}   // holds one while next has not begun
+	pool   *pgxpool.Pool   // confirms
+	others []*pgxpool.Pool // serve reads
+	wanted chan struct{}   // holds one element while next waits to begin
 	count  prometheus.Counter
 	waits  prometheus.Histogram
 
 	timeout time.Duration // of a confirmation
 
-	mu   sync.Mutex    // guards what follows
-	last horizon       // of the last confirmation
-	next *confirmation // that has not begun; nil for none
-	left Life          // whose connections were closed last
+	mu        sync.Mutex    // guards the fields below
+	last      horizon       // of the last confirmation
+	next      *confirmation // the one that has not begun; nil for none
+	abandoned ServerLife    // of the connections that were closed last
 }
 
-// horizon says that the transactions below xid, of a life, are durable.
+// horizon says that the transactions of a server life with ids below xid are durable.
 type horizon struct {
-	life Life
+	life ServerLife
 	xid  uint64
 }
 
-// confirmation is one that answers wait for. done is closed when the others are set.
+// confirmation is a confirmation that answers wait for. done is closed once the other fields
+// are set.
 type confirmation struct {
 	done chan struct{}
 	horizon
 	err error
 }
 
-// NewGate confirms through pool what is read through it and through the others. Run must run
-// for it to work.
+// NewGate makes a gate that confirms through pool what is read through pool and the others.
+// It works while Run runs.
 func NewGate(registry prometheus.Registerer, pool *pgxpool.Pool, others ...*pgxpool.Pool) *Gate {
 	g := &Gate{
 		pool: pool, others: others, wanted: make(chan struct{}, 1), timeout: confirmTimeout,
 		count: prometheus.NewCounter(prometheus.CounterOpts{
-			Name: "passbook_confirmations_total", Help: "Transactions that only made sure that what answers show is durable.",
+			Name: "passbook_confirmations_total", Help: "Transactions whose only purpose was to make durable what answers show.",
 		}),
 		waits: prometheus.NewHistogram(prometheus.HistogramOpts{
-			Name: "passbook_confirmation_wait_seconds", Help: "How long answers waited until what they show was durable; those that waited.",
+			Name: "passbook_confirmation_wait_seconds", Help: "How long answers waited until what they show was durable; answers that did not wait are not counted.",
 			Buckets: []float64{.0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5},
 		}),
 	}
@@ -79,34 +80,34 @@ func NewGate(registry prometheus.Registerer, pool *pgxpool.Pool, others ...*pgxp
 	return g
 }
 
-// Watch begins a request: reads with its context tell what they show. The first request of a
-// process waits for a first confirmation, to compare later ones with; without it an answer
-// that has not told what it shows is dropped.
+// Watch begins a request: reads with the returned context report what they show. The first
+// request of a process waits for a first confirmation, with which Wait compares a later one.
+// Without it, Wait drops an answer whose reads have reported nothing.
 func (g *Gate) Watch(ctx context.Context) (context.Context, *Shown) {
 	ctx, shown := WithShown(ctx)
-	if shown.before = g.life(); shown.before == (Life{}) {
-		_ = g.Wait(ctx, &Shown{}) // it is in no life yet
+	if shown.before = g.life(); shown.before == (ServerLife{}) {
+		_ = g.Wait(ctx, &Shown{}) // for the confirmation alone: no server life is known yet
 		shown.before = g.life()
 	}
 	return ctx, shown
 }
 
-// life is that of the last confirmation, zero before the first.
-func (g *Gate) life() Life {
+// life is the server life of the last confirmation, zero before the first.
+func (g *Gate) life() ServerLife {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	return g.last.life
 }
 
-// Wait returns when all that was shown is durable. Where no read has told what it shows, it
-// waits for a confirmation of all that there was. ErrUnconfirmed where it may be lost, and
-// any other error where that could not be found out: then the answer must not be sent.
+// Wait returns nil once all that was shown is durable. Where no read has reported what it
+// shows, Wait confirms everything that was there. After an error the answer must not be sent:
+// ErrUnconfirmed where the read may be lost, any other error where Wait could not find out.
 func (g *Gate) Wait(ctx context.Context, shown *Shown) error {
 	if shown.torn {
-		g.leave(shown.life)
+		g.abandon(shown.life)
 		return ErrUnconfirmed
 	}
-	if shown.told && shown.newest == 0 {
+	if shown.reported && shown.newest == 0 {
 		return nil
 	}
 	c := g.join(shown)
@@ -114,9 +115,9 @@ func (g *Gate) Wait(ctx context.Context, shown *Shown) error {
 		return nil
 	}
 	life := shown.life
-	if life == (Life{}) {
-		// A confirmation in this life has ended before the request began: if the next one is
-		// of the same, no crash was in between.
+	if life == (ServerLife{}) {
+		// A confirmation of this server life ended before the request began. If the next one is
+		// of the same life, there was no crash in between.
 		life = shown.before
 	}
 	defer func(began time.Time) { g.waits.Observe(time.Since(began).Seconds()) }(time.Now())
@@ -129,17 +130,17 @@ func (g *Gate) Wait(ctx context.Context, shown *Shown) error {
 		return fmt.Errorf("confirm what was read: %w", c.err)
 	}
 	if c.life != life {
-		g.leave(life)
+		g.abandon(life)
 		return ErrUnconfirmed
 	}
 	return nil
 }
 
-// join is the next confirmation to begin, or nil where none is needed.
+// join returns the next confirmation to begin, or nil where none is needed.
 func (g *Gate) join(shown *Shown) *confirmation {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if shown.told && shown.life == g.last.life && shown.newest < g.last.xid {
+	if shown.reported && shown.life == g.last.life && shown.newest < g.last.xid {
 		return nil
 	}
 	if g.next == nil {
@@ -149,15 +150,14 @@ func (g *Gate) join(shown *Shown) *confirmation {
 	return g.next
 }
 
-// leave closes the connections of all pools, once for a life: one that leads to a server
-// that is no more the primary would serve answers that can't be confirmed for as long as it
-// lives.
-func (g *Gate) leave(life Life) {
+// abandon closes the connections of all pools, once for a server life. A connection to a
+// server that is no longer the primary would go on serving reads that can't be confirmed.
+func (g *Gate) abandon(life ServerLife) {
 	g.mu.Lock()
-	again := g.left == life
-	g.left = life
+	isDone := g.abandoned == life
+	g.abandoned = life
 	g.mu.Unlock()
-	if again || life == (Life{}) {
+	if isDone || life == (ServerLife{}) {
 		return
 	}
 	for _, pool := range append([]*pgxpool.Pool{g.pool}, g.others...) {
@@ -165,8 +165,8 @@ func (g *Gate) leave(life Life) {
 	}
 }
 
-// Run makes the confirmations that answers wait for until ctx ends, one at a time. The edge
-// must have answered its last request by then.
+// Run makes the confirmations that answers wait for, one at a time, until ctx ends. By then
+// the API must have answered its last request.
 func (g *Gate) Run(ctx context.Context) error {
 	for {
 		select {
@@ -181,7 +181,7 @@ func (g *Gate) Run(ctx context.Context) error {
 func (g *Gate) confirmNext(ctx context.Context) {
 	g.mu.Lock()
 	c := g.next
-	g.next = nil // answers that come from here on may show what this one does not cover
+	g.next = nil // answers from here on may show what this confirmation does not cover
 	g.mu.Unlock()
 	defer close(c.done)
 	if c.horizon, c.err = g.confirm(ctx); c.err != nil {
@@ -192,24 +192,24 @@ func (g *Gate) confirmNext(ctx context.Context) {
 	g.last = c.horizon
 }
 
-// confirmSQL is ConfirmSQL, with the oldest transaction that had not ended before it wrote
-// its message, and its own id: the statement's snapshot is taken before it does anything.
+// confirmSQL is ConfirmSQL with two transaction ids: the oldest that had not ended when the
+// statement's snapshot was taken, before its message was written, and its own.
 const confirmSQL = `SELECT pg_snapshot_xmin(pg_current_snapshot()), pg_current_xact_id(), (` + ConfirmSQL + `)`
 
-// confirm returns when its transaction, and so all that had ended before it began, is
-// durable.
+// confirm returns once its own transaction is durable, and so every transaction that had ended
+// before it began.
 //
-// Only what is below the oldest that was under way counts as known: a transaction's
-// subtransactions, whose ids are above its own, stand in no snapshot. Where none was under
-// way, that is all up to its own.
+// The horizon is the oldest transaction that was still running. A running transaction may have
+// ended subtransactions with higher ids, which no snapshot lists. Where no transaction was
+// running, the horizon is just above confirm's own.
 func (g *Gate) confirm(ctx context.Context) (h horizon, err error) {
 	ctx, cancel := context.WithTimeout(ctx, g.timeout)
 	defer cancel()
 	g.count.Inc()
 	rows, _ := g.pool.Query(ctx, confirmSQL) // CollectExactlyOneRow returns its error
-	if h.life = lifeOf(rows.Conn()); h.life == (Life{}) {
+	if h.life = lifeOf(rows.Conn()); h.life == (ServerLife{}) {
 		rows.Close()
-		return h, cmp.Or(rows.Err(), errLifeless)
+		return h, cmp.Or(rows.Err(), errNoServerLife)
 	}
 	h.xid, err = pgx.CollectExactlyOneRow(rows, func(row pgx.CollectableRow) (oldest uint64, err error) {
 		var own uint64

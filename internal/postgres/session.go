@@ -111,7 +111,7 @@ func SecureSession(ctx context.Context, conn *pgx.Conn) error {
 	ctx, cancel := context.WithTimeout(ctx, connectTimeout) // the pool itself would wait for ever
 	defer cancel()
 	var encoding, role, durability string
-	var life Life
+	var life ServerLife
 	if err := conn.QueryRow(ctx, sessionSQL).Scan(&encoding, &role, &durability, nil, &life.History, &life.Start); err != nil {
 		return fmt.Errorf("set up session: %w", err)
 	}

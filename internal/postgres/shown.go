@@ -7,58 +7,60 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
-// Life is a stretch in which a server loses nothing of what it has shown: it ends with a
-// crash, a failover and a restore. A transaction id names the same transaction all through
-// it. SecureSession learns it for each connection, which never outlives it.
-type Life struct {
-	History string // the system's identifier and the timeline
-	Start   string // of the server, and of the counters that a crash sets back
+// ServerLife identifies a period in which a server loses nothing that it has shown. A crash, a
+// failover or a restore ends it. Within a server life a transaction id always names the same
+// transaction. SecureSession reads the server life for each connection; no connection outlives
+// it.
+type ServerLife struct {
+	History string // the system identifier and the timeline
+	Start   string // when the server started, and when a crash last reset its counters
 }
 
-// lifeKey is where a connection keeps its Life.
+// lifeKey is the key of a connection's ServerLife in its custom data.
 const lifeKey = "passbook.life"
 
-// lifeOf is zero for a connection that SecureSession has not seen, and for none.
-func lifeOf(conn *pgx.Conn) Life {
+// lifeOf returns the connection's server life; zero for nil, and for a connection that
+// SecureSession has not set up.
+func lifeOf(conn *pgx.Conn) ServerLife {
 	if conn == nil {
-		return Life{}
+		return ServerLife{}
 	}
-	life, _ := conn.PgConn().CustomData()[lifeKey].(Life)
+	life, _ := conn.PgConn().CustomData()[lifeKey].(ServerLife)
 	return life
 }
 
-// HistorySQL is a server's Life.History. The timeline of a standby is that of its last
-// checkpoint: after a failover it may be an old one for a while, never a later one.
+// HistorySQL reads ServerLife.History. A standby has the timeline of its last checkpoint:
+// after a failover it may be an older one for a while, never a later one.
 const HistorySQL = `(SELECT system_identifier FROM pg_control_system()) || '/' ||
 	CASE WHEN pg_is_in_recovery() THEN (SELECT timeline_id FROM pg_control_checkpoint())
 		ELSE ('x' || left(pg_walfile_name(pg_current_wal_insert_lsn()), 8))::bit(32)::int
 	END`
 
-// startSQL is its Life.Start. Where one process of the server is killed, the others end and
-// begin again under a postmaster that stays: only the counters, which a crash sets back, tell.
-// An operator may set them back too; then the connections of before and after distrust each
-// other until they are renewed.
+// startSQL reads ServerLife.Start. Where one process of the server is killed, the postmaster
+// stays and starts all others anew; then only the counters, which a crash resets, show the
+// crash. An operator may reset them too. Then reads through older connections are not confirmed
+// until those connections are replaced.
 const startSQL = `extract(epoch FROM pg_postmaster_start_time()) || '/' ||
 	coalesce(extract(epoch FROM pg_stat_get_bgwriter_stat_reset_time())::text, '')`
 
-// ShownSQL is how a statement says what it shows: with the last two columns of each row, of
-// which the first is the row's xmin, null for a row that needs no confirmation. Showing reads
-// them. The second is the id that no transaction in the statement's snapshot has reached.
+// ShownSQL is the last column of a statement that reports what it shows; the column before it
+// is the row's xmin, null for a row that needs no confirmation. Showing reads both. ShownSQL is
+// the id that no transaction in the statement's snapshot has reached.
 const ShownSQL = `(SELECT pg_snapshot_xmax(pg_current_snapshot()))`
 
-// Shown is what an answer shows: rows, of which the newest decides whether it has to be
-// confirmed, and the life in which they were read. It belongs to one request.
+// Shown records what an answer shows: the newest row, which decides whether the answer needs a
+// confirmation, and the server life of the reads. It belongs to one request.
 type Shown struct {
-	before Life   // that was confirmed last when the request began
-	told   bool   // some read has told what it shows
-	torn   bool   // two reads were in two lives
-	life   Life   // of the reads
-	newest uint64 // the id of the newest transaction that wrote one of the rows; 0 for none
+	before   ServerLife // of the last confirmation when the request began
+	reported bool       // a read has reported what it shows
+	torn     bool       // the reads were in two server lives
+	life     ServerLife // of the reads
+	newest   uint64     // the id of the newest transaction that wrote one of the rows; 0 for none
 }
 
 type shownKey struct{}
 
-// WithShown is a context whose reads tell what they show.
+// WithShown returns a context whose reads report what they show, and the record of it.
 func WithShown(ctx context.Context) (context.Context, *Shown) {
 	shown := &Shown{}
 	return context.WithValue(ctx, shownKey{}, shown), shown
@@ -71,17 +73,17 @@ func shownIn(ctx context.Context) *Shown {
 	return &Shown{}
 }
 
-// ShowNone tells that the answer shows nothing, or only what the request itself has
+// ShowNone reports that the answer shows nothing, or only what the request itself has
 // committed with a flush.
-func ShowNone(ctx context.Context) { shownIn(ctx).told = true }
+func ShowNone(ctx context.Context) { shownIn(ctx).reported = true }
 
-// ShowAll tells that the answer says something by what it leaves out: all that there was
-// when it was read has to be confirmed.
+// ShowAll reports that the answer also depends on rows that it does not show. So everything
+// that was visible to the read has to be confirmed.
 func ShowAll(ctx context.Context) { shownIn(ctx).add(math.MaxUint64) }
 
-// Showing is scan for rows that end with a row's xmin and ShownSQL. It tells the context
-// what they show, also where there is none: a statement must not say anything by leaving a
-// row out, or the caller tells it with ShowAll.
+// Showing is scan for rows whose last two columns are a row's xmin and ShownSQL. It reports to
+// the context what they show, also where there is no row. If the absence of a row has a
+// meaning, the caller reports it with ShowAll.
 func Showing[T any](ctx context.Context, rows pgx.Rows, scan pgx.RowToFunc[T]) pgx.RowToFunc[T] {
 	shown := shownIn(ctx)
 	shown.read(lifeOf(rows.Conn()))
@@ -113,36 +115,37 @@ func (r shownRow) Scan(dest ...any) error {
 	return nil
 }
 
-// AddTo tells the context what s shows.
+// AddTo reports to the context what s shows.
 func (s *Shown) AddTo(ctx context.Context) { s.AddAs(ctx, s.life) }
 
-// AddAs is AddTo for reads that count as those of another server's life.
-func (s *Shown) AddAs(ctx context.Context, life Life) {
+// AddAs is AddTo for reads that count as reads of another server's life.
+func (s *Shown) AddAs(ctx context.Context, life ServerLife) {
 	to := shownIn(ctx)
-	if s.told {
+	if s.reported {
 		to.read(life)
 	}
 	to.torn = to.torn || s.torn
 	to.add(s.newest)
 }
 
-// Life is that of the reads so far.
-func (s *Shown) Life() Life { return s.life }
+// Life is the server life of the reads so far.
+func (s *Shown) Life() ServerLife { return s.life }
 
-func (s *Shown) read(life Life) {
-	s.torn = s.torn || s.life != Life{} && s.life != life
-	s.told, s.life = true, life
+func (s *Shown) read(life ServerLife) {
+	s.torn = s.torn || s.life != ServerLife{} && s.life != life
+	s.reported, s.life = true, life
 }
 
 func (s *Shown) add(xid uint64) { s.newest = max(s.newest, xid) }
 
-// firstNormal is the lowest id of a transaction. Those below it stand for rows that are
-// older than any.
+// firstNormal is the lowest id of a transaction. Lower ids mark rows that are older than any
+// transaction.
 const firstNormal = 3
 
-// widen is the transaction whose low 32 bits a row keeps, for a row that was visible when
-// next was to come: the newest one that it can be. A frozen row may be older by a multiple
-// of 2^32; it then counts as younger than it is, never as older. 0 for a row older than any.
+// widen returns the 64-bit id of the transaction that wrote a row, of which the row keeps the
+// low 32 bits, xmin. next is the next id when the row was visible. It returns the newest id
+// that fits: a frozen row may be older by a multiple of 2^32, and then counts as younger than
+// it is, never as older. 0 for a row that is older than any transaction.
 func widen(xmin uint32, next uint64) uint64 {
 	if xmin < firstNormal {
 		return 0

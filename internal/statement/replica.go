@@ -98,7 +98,7 @@ func (s *Statements) lastSeq(ctx context.Context, account ledger.Owned) (last in
 // primary's word when this request began: so a client who has seen a job finished
 // finds it. It compares the account's own position, not the log's: what others do
 // meanwhile is nothing to wait for. errAstray where the primary, in life, has another history.
-func catchUp(ctx context.Context, replica *pgxpool.Conn, account ledger.Owned, last int64, life postgres.Life) error {
+func catchUp(ctx context.Context, replica *pgxpool.Conn, account ledger.Owned, last int64, life postgres.ServerLife) error {
 	const sql = `SELECT EXISTS (SELECT FROM accounts WHERE user_id = $1 AND number = $2 AND last_seq >= $3), ` + postgres.HistorySQL
 	for begun := time.Now(); time.Since(begun) < replicaWait; {
 		var has bool

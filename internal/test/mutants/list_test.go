@@ -659,7 +659,7 @@ var mutations = []mutation{
 	},
 	{
 		"a request that tells nothing shows nothing", stays,
-		[]edit{{gate, `if shown.told && shown.newest == 0 {`, `if shown.newest == 0 {`}},
+		[]edit{{gate, `if shown.reported && shown.newest == 0 {`, `if shown.newest == 0 {`}},
 		[]string{"-run=^TestGate$ ./internal/postgres"},
 	},
 	{
