@@ -12,16 +12,16 @@ import (
 )
 
 const (
-	// awaitPause is how often Await asks a Postgres that is not there yet.
+	// awaitPause is the time between two checks of a Postgres that is not there yet.
 	awaitPause = time.Second
-	// unknownHost is how long a host may have no address: its name may be made
-	// together with its server.
+	// unknownHost is how long a host may have no address: a container platform may create its
+	// name together with its server.
 	unknownHost = 30 * time.Second
 )
 
-// Await runs a check of a process that starts until it comes to an end: where Postgres
-// is not there yet it asks again. ErrMisconfigured, with what to change, for a fault that
-// waiting does not end; with several hosts in the URL only where each of them has one.
+// Await runs a check at the start of a process, and runs it again while Postgres is not there
+// yet. ErrMisconfigured, with what to change, for a fault that does not pass; with several hosts
+// in the URL only where every host has one.
 func Await(ctx context.Context, pool *pgxpool.Pool, log *slog.Logger, check func(context.Context) error) error {
 	return await(ctx, pool, log, unknownHost, check)
 }
@@ -56,8 +56,9 @@ func checkInTime(ctx context.Context, check func(context.Context) error) error {
 	return check(ctx)
 }
 
-// permanentFault is Explain's for what the pool's last attempt came to, or nil. pgx ends
-// an attempt at the first host that refuses the user, so each of several is asked.
+// permanentFault explains the error of the pool's last attempt; nil where another attempt may
+// succeed. pgx ends an attempt at the first host that refuses the user, so permanentFault tries
+// each of several hosts.
 func permanentFault(ctx context.Context, pool *pgxpool.Pool, err error, unknown bool) error {
 	fault := explain(err, unknown)
 	hosts := eachHost(pool.Config().ConnConfig)
@@ -77,8 +78,8 @@ func permanentFault(ctx context.Context, pool *pgxpool.Pool, err error, unknown 
 	return fault
 }
 
-// eachHost makes a configuration for each host of cfg, with all the forms of TLS in
-// which pgx tries it.
+// eachHost returns a configuration for each host of cfg, with all forms of TLS in which pgx
+// tries that host.
 func eachHost(cfg *pgx.ConnConfig) (hosts []*pgx.ConnConfig) {
 	first := pgconn.FallbackConfig{Host: cfg.Host, Port: cfg.Port, TLSConfig: cfg.TLSConfig}
 	for _, next := range append([]*pgconn.FallbackConfig{&first}, cfg.Fallbacks...) {

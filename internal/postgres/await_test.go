@@ -21,8 +21,8 @@ import (
 
 const secret = "s3cret-of-the-url"
 
-// A fault that waiting does not end is named at once, with what to change, and the
-// password in no word.
+// A fault that does not pass ends the wait at once. The error says what to change, and does not
+// hold the password.
 func TestAwaitNamesPermanentFaults(t *testing.T) {
 	t.Parallel()
 	server := testenv.EmptyPostgresServer(t)
@@ -95,7 +95,7 @@ func both(one, two func(*url.URL)) func(*url.URL) {
 	return func(u *url.URL) { one(u); two(u) }
 }
 
-// selfSigned leads to a server whose certificate no client trusts.
+// selfSigned points the URL at a server whose certificate no client trusts.
 func selfSigned(t *testing.T) func(*url.URL) {
 	t.Helper()
 	certified := httptest.NewTLSServer(nil)
@@ -123,8 +123,8 @@ func selfSigned(t *testing.T) func(*url.URL) {
 	}
 }
 
-// Faults that may pass are waited for: another of several hosts that is only away, a host
-// whose name has no address yet.
+// Await waits for faults that may pass: one of several hosts is away, or a host's name has no
+// address yet.
 func TestAwaitWaits(t *testing.T) {
 	t.Parallel()
 	server := testenv.EmptyPostgresServer(t)
@@ -173,7 +173,7 @@ func TestAwaitWaits(t *testing.T) {
 	}
 }
 
-// A Postgres that goes away between two checks of a start is waited for by each.
+// Each check of a start waits for a Postgres that goes away between two checks.
 func TestAwaitEachCheck(t *testing.T) {
 	t.Parallel()
 	final := fmt.Errorf("%w: final", postgres.ErrUnsuitable)
@@ -184,12 +184,12 @@ func TestAwaitEachCheck(t *testing.T) {
 		return err
 	})
 	if !errors.Is(err, postgres.ErrUnsuitable) || len(results) != 1 {
-		t.Errorf("%v, and %d checks were left; want the final one's", err, len(results))
+		t.Errorf("%v, and %d checks remain; want the final one's", err, len(results))
 	}
 }
 
-// What is wrong with a URL is told without any part of it: pgx's own error quotes what
-// it does not take for the password.
+// The error about a wrong URL repeats no part of it: pgx's own error quotes what pgx does not
+// take for the password.
 func TestURLFaultsQuoteNothing(t *testing.T) {
 	t.Parallel()
 	for _, address := range []string{

@@ -10,12 +10,12 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 )
 
-// ErrMisconfigured is returned for a server that this process can't use as the URL
-// names it, however long it waits.
+// ErrMisconfigured is returned where the database URL does not fit its server, so that waiting
+// does not help.
 var ErrMisconfigured = errors.New("the database URL does not fit its server")
 
-// Explain answers ErrMisconfigured, with what is wrong and what to change, for an error
-// of connecting that another attempt will come to again, and err itself for any other.
+// Explain returns ErrMisconfigured, with what is wrong and what to change, for an error of a
+// connect that every other attempt would return too, and err itself for any other error.
 func Explain(err error) error {
 	if fault := explain(err, true); fault != nil {
 		return fault
@@ -23,8 +23,8 @@ func Explain(err error) error {
 	return err
 }
 
-// explain is nil where another attempt may end otherwise. unknown tells that a host
-// without an address has been one for long enough.
+// explain returns nil where another attempt may succeed. unknown says that a host without an
+// address counts as wrong: it had none for unknownHost.
 func explain(err error, unknown bool) error {
 	failed, ok := errors.AsType[*pgconn.ConnectError](err)
 	if !ok {
@@ -36,19 +36,19 @@ func explain(err error, unknown bool) error {
 	return nil
 }
 
-// sentenceOf says what is wrong and what to change, where all that err holds is
-// permanent, by its last part: of the forms of TLS in which pgx tries a host, the server
+// sentenceOf returns what is wrong and what to change; empty unless every part of err is
+// permanent. It takes the last part: pgx tries a host in several forms of TLS, and the server
 // refuses the first for its form, and the last for what is wrong.
 func sentenceOf(err error, unknown bool) (sentence string) {
 	if several, ok := err.(interface{ Unwrap() []error }); ok {
-		for _, one := range several.Unwrap() {
-			if sentence = sentenceOf(one, unknown); sentence == "" {
+		for _, part := range several.Unwrap() {
+			if sentence = sentenceOf(part, unknown); sentence == "" {
 				return ""
 			}
 		}
 		return sentence
 	}
-	switch err := err.(type) { //nolint:errorlint // each layer is looked at
+	switch err := err.(type) { //nolint:errorlint // it looks at each layer
 	case nil:
 		return ""
 	case *pgconn.PgError:
@@ -71,9 +71,9 @@ func sentenceOf(err error, unknown bool) (sentence string) {
 	return sentenceOf(errors.Unwrap(err), unknown)
 }
 
-// sentenceOfRefusal names what Postgres, or a pooler before it, does not accept of a
-// connection. Its own message says which user, database or parameter; it repeats no
-// password. https://www.postgresql.org/docs/current/errcodes-appendix.html
+// sentenceOfRefusal returns why Postgres, or a pooler before it, refuses a connection, and what
+// to change. The server's message names the user, database or parameter, and never a password.
+// https://www.postgresql.org/docs/current/errcodes-appendix.html
 func sentenceOfRefusal(refusal *pgconn.PgError) string {
 	advice := map[string]string{
 		"28000": "correct the user or sslmode, or allow the connection in pg_hba.conf",
@@ -84,7 +84,7 @@ func sentenceOfRefusal(refusal *pgconn.PgError) string {
 		"22023": "correct the parameter, or take it out of the URL",
 		"55P02": "take the parameter out of the URL",
 	}[refusal.Code]
-	// PgBouncer refuses with 08P01 whatever it refuses, servers that are away too.
+	// PgBouncer refuses everything with 08P01, also where its server is away.
 	if refusal.Code == "08P01" && strings.Contains(refusal.Message, "startup parameter") {
 		advice = "name the parameter in the pooler's ignore_startup_parameters or take it out of the URL"
 	}

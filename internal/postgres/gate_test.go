@@ -47,8 +47,8 @@ func TestWiden(t *testing.T) {
 	}
 }
 
-// A row's transaction never counts as older than it is, and exactly where it is not older
-// than all ids that 32 bits tell apart.
+// A row's transaction never counts as older than it is. Its id is exact unless it is older than
+// the 2^32 ids that the row's 32 bits distinguish.
 func TestWiden_Model(t *testing.T) {
 	t.Parallel()
 	rapid.Check(t, func(t *rapid.T) {
@@ -80,7 +80,7 @@ func newGated(t *testing.T, url string) gated {
 	registry := prometheus.NewRegistry()
 	g := gated{t: t, url: url, pool: open(t, url)}
 	g.gate = postgres.NewGate(registry, g.pool)
-	g.gate.SetTimeout(time.Minute) // to fail is for the server that is away
+	g.gate.SetTimeout(time.Minute) // a test that waits for a standby must not time out
 	g.count = func() int {
 		families, err := registry.Gather()
 		if err != nil {
@@ -170,7 +170,7 @@ func (g gated) passes(what string, shown *postgres.Shown) {
 	}
 }
 
-// stays fails the test where the gate lets through what can't be durable.
+// stays fails the test where the gate lets an answer pass that can't be durable.
 func (g gated) stays(what string, shown *postgres.Shown) {
 	g.t.Helper()
 	ctx, cancel := context.WithTimeout(g.t.Context(), 200*time.Millisecond)
@@ -195,7 +195,7 @@ func TestGate(t *testing.T) {
 	g.readIn(ctx, "old")
 	g.stays("two reads, one of what is not durable", shown)
 	_, shown = g.gate.Watch(t.Context())
-	g.stays("a request that has told nothing", shown)
+	g.stays("a request that has reported nothing", shown)
 	ctx, shown = g.gate.Watch(t.Context())
 	postgres.ShowNone(ctx)
 	g.passes("a request that shows nothing", shown)
@@ -233,8 +233,8 @@ func TestGate_OldCostsNothing(t *testing.T) {
 	}
 }
 
-// Reads at the same time share a confirmation: they wait for one at most that is under way,
-// and for the next.
+// Concurrent reads share a confirmation: each waits for the current one at most, and for the
+// next.
 func TestGate_IsShared(t *testing.T) {
 	t.Parallel()
 	g := newGated(t, testenv.EmptyPostgresServer(t).URL())
@@ -257,8 +257,8 @@ func TestGate_IsShared(t *testing.T) {
 	}
 }
 
-// A confirmation says nothing of the transactions that were under way when it began, nor of
-// their subtransactions, whose ids no snapshot lists.
+// A confirmation does not cover the transactions that were running when it began, nor their
+// subtransactions, whose ids no snapshot lists.
 func TestGate_UnderWay(t *testing.T) {
 	t.Parallel()
 	g := newGated(t, testenv.EmptyPostgresServer(t).URL())
@@ -274,7 +274,7 @@ func TestGate_UnderWay(t *testing.T) {
 	g.stays("what its subtransaction wrote", g.read("below"))
 }
 
-// A confirmation says nothing of what ends while it waits.
+// A confirmation does not cover transactions that end while it waits.
 func TestGate_EndsMeanwhile(t *testing.T) {
 	t.Parallel()
 	g := newGated(t, testenv.EmptyPostgresServer(t).URL())
@@ -302,8 +302,8 @@ func TestGate_EndsMeanwhile(t *testing.T) {
 	g.stays("what has ended meanwhile", g.read("meanwhile"))
 }
 
-// What was read before a crash is never confirmed after it: it may be gone, and its
-// transaction's id another's.
+// A read before a crash is never confirmed after it: the row may be lost, and another transaction
+// may have its transaction's id.
 func TestGate_Crash(t *testing.T) {
 	t.Parallel()
 	server := testenv.EmptyPostgresServer(t)
@@ -335,10 +335,10 @@ func TestGate_Crash(t *testing.T) {
 			newest := g.read("new")
 			ctx, torn := g.gate.Watch(t.Context())
 			g.readIn(ctx, "new")
-			_, untold := g.gate.Watch(t.Context())
+			_, unreported := g.gate.Watch(t.Context())
 			crash(g)
 			testenv.Eventually(t, "the server to be back", func() bool { return g.pool.Ping(t.Context()) == nil })
-			for what, shown := range map[string]*postgres.Shown{"a fact": newest, "what nothing was told of": untold} {
+			for what, shown := range map[string]*postgres.Shown{"a fact": newest, "a request that reported nothing": unreported} {
 				testenv.Eventually(t, "the gate to know of the crash", func() bool { // connections of before may be met first
 					err := g.gate.Wait(t.Context(), shown)
 					if err == nil {

@@ -9,7 +9,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 )
 
-// Installation returns the id of the installation that the database is of.
+// Installation returns the id of the installation to which the database belongs.
 func Installation(ctx context.Context, pool *pgxpool.Pool) (id uuid.UUID, err error) {
 	ctx, cancel := context.WithTimeout(ctx, RoundTripTimeout)
 	defer cancel()
@@ -19,8 +19,7 @@ func Installation(ctx context.Context, pool *pgxpool.Pool) (id uuid.UUID, err er
 	return id, nil
 }
 
-// AwaitInstallation is Installation for a process that starts, where Postgres may just
-// be going away; see Await.
+// AwaitInstallation is Installation for a process that starts; see Await.
 func AwaitInstallation(ctx context.Context, pool *pgxpool.Pool, log *slog.Logger) (id uuid.UUID, err error) {
 	err = Await(ctx, pool, log, func(ctx context.Context) (err error) {
 		id, err = Installation(ctx, pool)

@@ -10,14 +10,14 @@ import (
 )
 
 const (
-	// lockRetryFor is how long a request tries for a row that others lock: long enough for
-	// several commits that wait for a standby, and shorter than a client's patience.
+	// lockRetryFor is how long a request tries to lock a row: long enough for several commits
+	// that wait for a standby, and shorter than a client waits.
 	lockRetryFor = 2 * time.Second
-	// The pauses between two tries double up to the longest one. They are random, so
-	// that those who wait for one row don't try at the same time.
+	// The pauses between two tries double up to the longest. They are random, so that the
+	// requests for one row don't try at the same time.
 	firstLockPause   = 4 * time.Millisecond
 	longestLockPause = 64 * time.Millisecond
-	// maxLockRetries is how many requests of a process pause for one row at once.
+	// maxLockRetries is how many requests of a process may pause for one row at once.
 	maxLockRetries = 16
 )
 
@@ -25,9 +25,9 @@ const (
 // edge answers 503 unavailable with Retry-After.
 var ErrLocked = errors.New("the row is locked by other transactions")
 
-// LockRetries has requests wait for a row's lock without a connection in hand. A statement
-// that waits inside Postgres keeps its connection meanwhile, so the requests of one client
-// for one row would take the whole pool. The zero value is ready.
+// LockRetries lets requests wait for a row's lock without holding a connection. A statement
+// that waits inside Postgres holds its connection meanwhile, so the requests of one client for
+// one row would take the whole pool. The zero value is ready to use.
 type LockRetries struct {
 	For time.Duration // lockRetryFor where 0
 
@@ -39,13 +39,13 @@ type LockRetries struct {
 // and for up to maxLockRetries callers of a row at once. Then it returns ErrLocked.
 //
 // try holds a connection only until it returns, locks with SKIP LOCKED or NOWAIT, and runs
-// more than once, so it must not keep anything from a try that found the row locked.
+// more than once, so it must keep nothing from a try that found the row locked.
 func (r *LockRetries) Do(ctx context.Context, row string, try func() error) error {
 	err := try()
-	if !errors.Is(err, ErrLocked) || !r.enter(row) {
+	if !errors.Is(err, ErrLocked) || !r.begin(row) {
 		return err
 	}
-	defer r.leave(row)
+	defer r.end(row)
 	ctx, cancel := context.WithTimeout(ctx, cmp.Or(r.For, lockRetryFor))
 	defer cancel()
 	for pause := firstLockPause; errors.Is(err, ErrLocked); pause = min(2*pause, longestLockPause) {
@@ -66,7 +66,7 @@ func (r *LockRetries) Pausing(row string) int {
 	return r.pausing[row]
 }
 
-func (r *LockRetries) enter(row string) (entered bool) {
+func (r *LockRetries) begin(row string) (ok bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.pausing[row] == maxLockRetries {
@@ -79,7 +79,7 @@ func (r *LockRetries) enter(row string) (entered bool) {
 	return true
 }
 
-func (r *LockRetries) leave(row string) {
+func (r *LockRetries) end(row string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.pausing[row]--; r.pausing[row] == 0 {

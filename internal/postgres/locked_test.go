@@ -12,8 +12,8 @@ import (
 	"github.com/passbook/passbook/internal/test/testenv"
 )
 
-// A row that stays locked is given up after a bound, and at once where many wait for it
-// already; those that wait for other rows, and those that wait already, go on.
+// Do gives up a row that stays locked after a bound, and at once where many callers wait for it
+// already. Callers for other rows, and those that wait already, go on.
 func TestLockRetries(t *testing.T) {
 	t.Parallel()
 	const most = 16

@@ -42,7 +42,7 @@ func setting(t testing.TB, pool *pgxpool.Pool, name string) (value string) {
 	return value
 }
 
-// A database that was told to answer before the disk does is not believed.
+// A database configured to commit before the disk has the data does not weaken a session.
 func TestOpenDemandsDurability(t *testing.T) {
 	t.Parallel()
 	for given, want := range map[string]string{"off": "on", "local": "on", "remote_write": "on", "on": "on", "remote_apply": "remote_apply"} {
@@ -65,8 +65,8 @@ func TestOpenDemandsDurability(t *testing.T) {
 	}
 }
 
-// A client whose host has vanished is noticed within 20 s.
-func TestOpenAsksWhetherTheClientIsThere(t *testing.T) {
+// Postgres notices within 20 s that a client's host has vanished.
+func TestOpenSetsKeepalives(t *testing.T) {
 	t.Parallel()
 	pool := open(t, testenv.Postgres(t))
 	for name, want := range map[string]string{"tcp_keepalives_idle": "5", "tcp_keepalives_interval": "5", "tcp_keepalives_count": "3"} {
@@ -76,7 +76,7 @@ func TestOpenAsksWhetherTheClientIsThere(t *testing.T) {
 	}
 }
 
-// A database that was told to give each transaction one snapshot is not believed, either.
+// A database configured for one snapshot a transaction does not change a session either.
 func TestOpenReadsWhatIsCommitted(t *testing.T) {
 	t.Parallel()
 	url := testenv.Postgres(t)
@@ -100,7 +100,7 @@ func TestOpenMaxConns(t *testing.T) {
 	}
 }
 
-// A process may keep several pools, and each then has its part.
+// Several pools of a process each have their part of its connections.
 func TestOpenPart(t *testing.T) {
 	t.Parallel()
 	url := testenv.Postgres(t)
@@ -117,8 +117,8 @@ func TestOpenPart(t *testing.T) {
 	}
 }
 
-// A pool at rest gives its connections back.
-func TestOpenGivesIdleConnectionsBack(t *testing.T) {
+// An idle pool closes its connections.
+func TestOpenClosesIdleConnections(t *testing.T) {
 	t.Parallel()
 	url := testenv.Postgres(t)
 	if got := open(t, url).Config(); got.MaxConnIdleTime != time.Minute || got.HealthCheckPeriod > time.Minute/2 || got.MinConns != 0 {
@@ -139,7 +139,7 @@ func TestOpenGivesIdleConnectionsBack(t *testing.T) {
 	testenv.Eventually(t, "the connections are closed", func() bool { return pool.Stat().TotalConns() == 0 })
 }
 
-// Connections that were opened together are not all renewed at once.
+// Connections that opened together are not all replaced at once.
 func TestOpenSpreadsRenewals(t *testing.T) {
 	t.Parallel()
 	if config := open(t, testenv.Postgres(t)).Config(); config.MaxConnLifetimeJitter < config.MaxConnLifetime/4 {
@@ -147,9 +147,9 @@ func TestOpenSpreadsRenewals(t *testing.T) {
 	}
 }
 
-// A server that takes no writes any more, be it that its operators fence it off
-// for a failover, is left for the one that does.
-func TestOpenLeavesAStandby(t *testing.T) {
+// A pool closes a connection whose server takes no writes any more, as when its operators fence
+// it off for a failover. The next connection goes to the server that does.
+func TestOpenClosesConnectionsOfAStandby(t *testing.T) {
 	t.Parallel()
 	pool := open(t, testenv.Postgres(t)+"&pool_max_conns=1")
 	if _, err := pool.Exec(t.Context(), `SET default_transaction_read_only = on`); err != nil {
@@ -286,7 +286,7 @@ func newRefusingServer(t *testing.T) *refusingServer {
 	return s
 }
 
-// What is read together with ConfirmSQL has been waited for like a write.
+// A read with ConfirmSQL waits for the standby as a write does.
 func TestConfirmSQL(t *testing.T) {
 	t.Parallel()
 	primary := testenv.PostgresServer(t)
@@ -430,7 +430,7 @@ func TestAwaitSchema(t *testing.T) {
 	}
 }
 
-// signal tells of each line that is logged.
+// signal is a log writer that signals each line.
 type signal struct{ logged chan struct{} }
 
 func (s signal) Write(line []byte) (int, error) {

@@ -11,12 +11,12 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 )
 
-// ErrUnsuitable is returned for a database that no session of ours can make safe.
+// ErrUnsuitable is returned for a database that no session setting can make safe.
 var ErrUnsuitable = errors.New("unsuitable database")
 
-// sessionParams are what the statements stand on, whatever the server, the database or
-// the role are told to do. A session that has a setting of its own keeps it also when
-// another one is loaded into the running server: one that only found a good value does not.
+// sessionParams are the settings that the statements rely on, whatever the configuration of the
+// server, the database or the role says. A session keeps a setting that it has set itself when
+// the running server reloads its configuration; it does not keep one that was only right.
 // https://www.postgresql.org/docs/current/config-setting.html
 var sessionParams = map[string]string{
 	"client_encoding":                "UTF8",
@@ -29,12 +29,12 @@ var sessionParams = map[string]string{
 	"default_transaction_isolation":  "read committed", // what the statements are written for
 	"default_transaction_deferrable": "off",
 	"array_nulls":                    "on",
-	"row_security":                   "on", // off refuses every statement of a role that the schema's policies are for
-	"idle_session_timeout":           "0",  // the pool gives idle connections back itself
+	"row_security":                   "on", // off makes Postgres refuse every statement of a role to which a policy applies
+	"idle_session_timeout":           "0",  // the pool closes idle connections itself
 }
 
-// SetSession has every connection made from cfg say what Passbook needs of its session.
-// A search_path in the URL stays. After is to be called with each new connection.
+// SetSession adds to cfg the session settings that Passbook needs. A search_path in the URL
+// stays. SecureSession must follow on each new connection.
 func SetSession(cfg *pgx.ConnConfig, application string) {
 	cfg.RuntimeParams["application_name"] = application
 	maps.Copy(cfg.RuntimeParams, sessionParams)
@@ -43,14 +43,14 @@ func SetSession(cfg *pgx.ConnConfig, application string) {
 	}
 }
 
-// sessionSQL sets what a promise stands on, always. synchronous_commit: a 202 says that
-// the job is on disk; the stronger remote_apply stays. session_replication_role: in any
-// other role the triggers that hold the rules of the bank are off; not each role may set it.
-// transaction_timeout, since Postgres 17, would end an archive's or a migration's step;
-// statements have bounds of their own.
+// sessionSQL sets what the promises rely on. synchronous_commit: a 202 says that the job is on
+// disk; the stronger remote_apply stays. session_replication_role: any other value turns off the
+// triggers that enforce the rules of the bank; some roles may not set it. transaction_timeout,
+// since Postgres 17, would end a step of an archive or a migration; statements have their own
+// bounds.
 //
-// One row: the encoding of the database, the role that the session is left with, and the
-// server's life.
+// One row: the encoding of the database, the session_replication_role that the session ends up
+// with, and the server life.
 const sessionSQL = `
 	SELECT current_setting('server_encoding'),
 		CASE WHEN has_parameter_privilege('session_replication_role', 'SET')
@@ -63,9 +63,9 @@ const sessionSQL = `
 			THEN set_config('transaction_timeout', '0', false)
 		END, ` + HistorySQL + `, ` + startSQL
 
-// unsafeSQL finds what no session can set, and a 202 stands on all the same.
+// unsafeSQL finds the settings that a 202 relies on and that no session can set.
 //
-// A row for each setting that is off: its name.
+// One row for each setting that is off: its name.
 const unsafeSQL = `SELECT name FROM pg_settings WHERE name IN ('fsync', 'full_page_writes') AND setting = 'off'`
 
 // warnOfUnsafe logs the settings with which a crash of the server's machine loses or
@@ -74,10 +74,10 @@ func warnOfUnsafe(ctx context.Context, pool *pgxpool.Pool, log *slog.Logger) err
 	rows, _ := pool.Query(ctx, unsafeSQL) // CollectRows returns its error
 	names, err := pgx.CollectRows(rows, pgx.RowTo[string])
 	if err != nil {
-		return fmt.Errorf("ask for the server's settings: %w", err)
+		return fmt.Errorf("read the server's settings: %w", err)
 	}
 	for _, name := range names {
-		log.Warn("a crash of Postgres's machine loses accepted jobs: turn the setting on", "setting", name)
+		log.Warn("a crash of Postgres's machine loses accepted jobs; turn the setting on", "setting", name)
 	}
 	return nil
 }
@@ -87,12 +87,12 @@ type Queryer interface {
 	QueryRow(ctx context.Context, sql string, args ...any) pgx.Row
 }
 
-// CheckWrites answers ErrUnsuitable, with what to do, for a database that takes no writes.
+// CheckWrites returns ErrUnsuitable, with what to do, for a database that takes no writes.
 func CheckWrites(ctx context.Context, db Queryer) error {
 	const sql = `SELECT current_setting('transaction_read_only') = 'on', pg_is_in_recovery()`
 	var readOnly, standby bool
 	if err := db.QueryRow(ctx, sql).Scan(&readOnly, &standby); err != nil {
-		return fmt.Errorf("ask whether Postgres takes writes: %w", err)
+		return fmt.Errorf("check whether Postgres takes writes: %w", err)
 	}
 	switch {
 	case standby:
@@ -105,10 +105,10 @@ func CheckWrites(ctx context.Context, db Queryer) error {
 	return nil
 }
 
-// SecureSession sets in a new connection what SetSession can't. ErrUnsuitable, with what
-// to do, for a database in which that is not enough: the connection must not be used.
+// SecureSession sets in a new connection what SetSession can't. After an error the connection
+// must not be used: ErrUnsuitable, with what to do, where no setting makes the database safe.
 func SecureSession(ctx context.Context, conn *pgx.Conn) error {
-	ctx, cancel := context.WithTimeout(ctx, connectTimeout) // the pool itself would wait for ever
+	ctx, cancel := context.WithTimeout(ctx, connectTimeout) // the pool itself sets no bound
 	defer cancel()
 	var encoding, role, durability string
 	var life ServerLife
@@ -122,7 +122,7 @@ func SecureSession(ctx context.Context, conn *pgx.Conn) error {
 			"create another one with ENCODING 'UTF8' and restore into that", ErrUnsuitable, encoding))
 	}
 	if role != "origin" {
-		faults = append(faults, fmt.Errorf("%w: session_replication_role is %s, so that no trigger holds the rules of the bank: "+
+		faults = append(faults, fmt.Errorf("%w: session_replication_role is %s, so that no trigger enforces the rules of the bank: "+
 			"ALTER DATABASE or ALTER ROLE … RESET session_replication_role", ErrUnsuitable, role))
 	}
 	return errors.Join(faults...)

@@ -30,7 +30,7 @@ func alterDatabase(t *testing.T, url, name, value string) {
 	}
 }
 
-// What a database is told to do changes nothing of what the statements stand on.
+// The configuration of a database does not change the settings that the statements rely on.
 func TestSessionSetsWhatItNeeds(t *testing.T) {
 	t.Parallel()
 	for name, test := range map[string]struct{ given, want string }{
@@ -61,8 +61,8 @@ func TestSessionSetsWhatItNeeds(t *testing.T) {
 	}
 }
 
-// A setting that is loaded into a running server does not reach the sessions that are
-// there: each 202 of theirs stays durable.
+// A reload of the server's configuration does not change existing sessions: their 202s stay
+// durable.
 func TestSessionKeepsItsSettings(t *testing.T) {
 	t.Parallel()
 	server := testenv.PostgresServer(t)
@@ -103,7 +103,7 @@ func TestSessionKeepsItsSettings(t *testing.T) {
 	}
 }
 
-// What no session can set right is refused, with what to do.
+// A session refuses a database that no setting makes safe, and says what to do.
 func TestSessionRefuses(t *testing.T) {
 	t.Parallel()
 	t.Run("Encoding", func(t *testing.T) {
@@ -157,7 +157,7 @@ func execute(t *testing.T, url, sql string) {
 	}
 }
 
-// A database that takes no writes is not ready, and one that is read from alone may be so.
+// A database that takes no writes is not ready, but it is as a replica.
 func TestReadyTakesWrites(t *testing.T) {
 	t.Parallel()
 	url := testenv.Postgres(t)
@@ -171,7 +171,7 @@ func TestReadyTakesWrites(t *testing.T) {
 	}
 }
 
-// A server that takes no writes is told of once, however many connections find it so.
+// A server that takes no writes is logged once, however many connections find it.
 func TestReadOnlyIsLoggedOnce(t *testing.T) {
 	t.Parallel()
 	const writes = 5
@@ -193,7 +193,7 @@ func TestReadOnlyIsLoggedOnce(t *testing.T) {
 	}
 }
 
-// What no session can set, and a 202 stands on all the same, is warned of.
+// A process logs the settings that a 202 relies on and that no session can set.
 func TestServingWarnsOfUnsafeSettings(t *testing.T) {
 	t.Parallel()
 	schema, err := migrations.Version()
@@ -224,7 +224,7 @@ func TestServingWarnsOfUnsafeSettings(t *testing.T) {
 	}
 }
 
-// A migration that can't write says what to do.
+// A migration that can't write returns an error that says what to do.
 func TestMigrateRefusesReadOnly(t *testing.T) {
 	t.Parallel()
 	url := testenv.Postgres(t)
@@ -235,7 +235,7 @@ func TestMigrateRefusesReadOnly(t *testing.T) {
 	}
 }
 
-// Another service's migrations in the same database are not ours.
+// Another service's migrations in the same database don't count.
 func TestSchemaOfAnotherService(t *testing.T) {
 	t.Parallel()
 	url := testenv.Postgres(t)

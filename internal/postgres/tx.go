@@ -10,9 +10,8 @@ import (
 
 const maxTries = 5
 
-// InTx runs do in one transaction and commits it. After a serialization failure
-// or a deadlock it runs do again, so do must not keep anything from a run that
-// did not end well.
+// InTx runs do in one transaction and commits it. After a serialization failure or a deadlock it
+// runs do again, maxTries times in all, so do must keep nothing from a run that failed.
 func InTx(ctx context.Context, pool *pgxpool.Pool, do func(pgx.Tx) error) error {
 	var err error
 	for range maxTries {
@@ -21,5 +20,5 @@ func InTx(ctx context.Context, pool *pgxpool.Pool, do func(pgx.Tx) error) error 
 			return err
 		}
 	}
-	return fmt.Errorf("gave up after %d tries: %w", maxTries, err)
+	return fmt.Errorf("run transaction %d times: %w", maxTries, err)
 }
