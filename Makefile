@@ -120,6 +120,16 @@ schema: ## Write migrations/schema.sql, the schema as it is after all migrations
 lint: ## Check the style and the rules of the house; the first time builds the linter, for minutes
 	$(LINT) run
 
+API_TOOLS := .ci/api/node_modules
+$(API_TOOLS): .ci/api/package-lock.json
+	cd .ci/api && npm ci
+	@touch $@
+
+.PHONY: lint-api
+lint-api: $(API_TOOLS) ## Check openapi.yaml with Redocly and Spectral; needs Node 20 or newer, and npm's registry the first time
+	$(API_TOOLS)/.bin/redocly lint --config .ci/api/redocly.yaml internal/api/openapi.yaml
+	$(API_TOOLS)/.bin/spectral lint --fail-severity hint --ruleset .ci/api/spectral.yaml internal/api/openapi.yaml
+
 .PHONY: fmt
 fmt: ## Format every file
 	$(LINT) fmt
