@@ -214,11 +214,16 @@ func TestAuthenticate_PostgresDown(t *testing.T) {
 func TestLiveSessions_Bounded(t *testing.T) {
 	t.Parallel()
 	l, now := newLiveSessions(), time.Now()
+	last := uuid.Nil
 	for range maxLive + 1 {
-		l.keep(uuid.New(), sighting{now, now}, 0)
+		last = uuid.New()
+		l.keep(last, sighting{now, now}, 0)
 	}
-	if len(l.seen) != 1 {
-		t.Errorf("%d sessions remembered, want 1 after forgetting", len(l.seen))
+	if n := l.seen.Len(); n != maxLive {
+		t.Errorf("%d sessions are remembered, want %d", n, maxLive)
+	}
+	if _, alive, _ := l.has(last, now); !alive {
+		t.Error("the session that was seen last is forgotten")
 	}
 }
 

@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"github.com/google/uuid"
+	"github.com/hashicorp/golang-lru/v2/simplelru"
 )
 
 const (
@@ -12,7 +13,7 @@ const (
 	// a revocation by another process may go unnoticed.
 	liveFor = 5 * time.Second
 
-	// maxLive bounds the sessions remembered: some 150 bytes each.
+	// maxLive bounds the sessions remembered, some 250 bytes each.
 	maxLive = 50_000
 )
 
@@ -20,8 +21,8 @@ const (
 // that a busy session costs one read every liveFor instead of one a request.
 type liveSessions struct {
 	mu    sync.Mutex
-	seen  map[uuid.UUID]sighting // guarded by mu
-	drops uint64                 // guarded by mu; how often something was dropped
+	seen  *simplelru.LRU[uuid.UUID, sighting] // guarded by mu
+	drops uint64                              // guarded by mu; how often a session was dropped
 }
 
 // sighting is when a session was seen alive, by two clocks.
@@ -31,7 +32,8 @@ type sighting struct {
 }
 
 func newLiveSessions() *liveSessions {
-	return &liveSessions{seen: make(map[uuid.UUID]sighting)}
+	seen, _ := simplelru.NewLRU[uuid.UUID, sighting](maxLive, nil) // refuses only a size below 1
+	return &liveSessions{seen: seen}
 }
 
 // has tells whether the session is known to be alive at a time of our clock,
@@ -39,31 +41,27 @@ func newLiveSessions() *liveSessions {
 func (l *liveSessions) has(sessionID uuid.UUID, here time.Time) (there time.Time, alive bool, drops uint64) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	last := l.seen[sessionID]
+	last, _ := l.seen.Get(sessionID) // one that is not known was seen long ago
 	passed := here.Sub(last.here)
 	return last.there.Add(passed), passed < liveFor, l.drops
 }
 
-// keep remembers a session that was read as alive after has counted drops. If
-// anything was dropped since, the answer may be older than that revocation: it
-// is then forgotten, and the next request asks again.
+// keep remembers a session that was read as alive after has counted drops. If a session
+// was dropped since, what was read may be older than that revocation: keep then remembers
+// nothing, and the next request reads the session again.
 func (l *liveSessions) keep(sessionID uuid.UUID, last sighting, drops uint64) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.drops != drops {
-		return
+	if l.drops == drops {
+		l.seen.Add(sessionID, last)
 	}
-	if len(l.seen) >= maxLive { // forgetting costs a read each, and is simpler than choosing
-		clear(l.seen)
-	}
-	l.seen[sessionID] = last
 }
 
-// drop forgets a session. Call it after the revocation has been committed:
-// whoever reads earlier is stopped by keep, whoever reads later sees it.
+// drop forgets a session. Its caller has committed the revocation: keep ignores what was
+// read before it, and a later read sees it.
 func (l *liveSessions) drop(sessionID uuid.UUID) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.drops++
-	delete(l.seen, sessionID)
+	l.seen.Remove(sessionID)
 }

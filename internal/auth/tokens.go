@@ -142,14 +142,14 @@ func (s *signer) verify(accessToken string) (accessClaims, error) {
 		return accessClaims{}, errors.New("line break in token")
 	}
 	hash := sha256.Sum256([]byte(accessToken))
-	claims, known := s.verified.claims(hash)
-	if known {
-		return claims, nil
+	if known, ok := s.verified.Get(hash); ok {
+		return known, nil
 	}
+	var claims accessClaims
 	if _, err := s.parser.ParseWithClaims(accessToken, &claims, s.secret); err != nil {
 		return accessClaims{}, err
 	}
-	s.verified.keep(hash, claims)
+	s.verified.Add(hash, claims)
 	return claims, nil
 }
 

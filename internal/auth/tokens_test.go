@@ -302,8 +302,8 @@ func TestVerifyKnown(t *testing.T) {
 			t.Errorf("got %+v, %v; want %+v", got, err, identity)
 		}
 	}
-	if len(s.verified.seen) != 1 {
-		t.Fatalf("%d tokens are remembered, want one", len(s.verified.seen))
+	if s.verified.Len() != 1 {
+		t.Fatalf("%d tokens are remembered, want one", s.verified.Len())
 	}
 	if _, err := s.verifyAt(token, now.Add(accessTokenLife)); err == nil {
 		t.Error("it is good for ever")
@@ -318,13 +318,13 @@ func TestVerifyKnown(t *testing.T) {
 			t.Errorf("it is good with %q at %d, too", forged[i], i)
 		}
 	}
-	if len(s.verified.seen) != 1 {
-		t.Errorf("%d tokens are remembered, forged ones among them", len(s.verified.seen))
+	if s.verified.Len() != 1 {
+		t.Errorf("%d tokens are remembered, forged ones among them", s.verified.Len())
 	}
 	for i := range maxVerified {
-		s.verified.keep([32]byte{byte(i), byte(i >> 8), byte(i >> 16), 1}, accessClaims{})
+		s.verified.Add([32]byte{byte(i), byte(i >> 8), byte(i >> 16), 1}, accessClaims{})
 	}
-	if n := len(s.verified.seen); n > maxVerified {
+	if n := s.verified.Len(); n > maxVerified {
 		t.Errorf("%d tokens are remembered", n)
 	}
 	if got, err := s.verifyAt(token, now); err != nil || got != identity {
@@ -346,7 +346,7 @@ func BenchmarkVerify(b *testing.B) {
 			b.ReportAllocs()
 			for b.Loop() {
 				if !bench.known {
-					clear(s.verified.seen)
+					s.verified.Purge()
 				}
 				if _, err := s.verify(token); err != nil {
 					b.Fatal(err)

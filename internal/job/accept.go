@@ -57,7 +57,7 @@ type Acceptor struct {
 	pool       *pgxpool.Pool
 	notifier   Notifier
 	maxQueued  int
-	capacities capacities
+	capacities *capacities
 	requests   chan *request
 }
 

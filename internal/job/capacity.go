@@ -3,6 +3,8 @@ package job
 import (
 	"sync"
 	"time"
+
+	"github.com/hashicorp/golang-lru/v2/simplelru"
 )
 
 // countPause is how long a counted queue is not counted again, for each job in
@@ -11,7 +13,7 @@ import (
 const (
 	countPause    = 20 * time.Microsecond
 	maxCountPause = time.Second
-	maxKnown      = 10_000 // accounts
+	maxCapacities = 10_000 // accounts remembered, some 200 bytes each
 )
 
 // capacities remembers how many more jobs the long queues take. Each accept counts
@@ -22,7 +24,7 @@ type capacities struct {
 	now func() time.Time
 
 	mu       sync.Mutex
-	accounts map[string]capacity // guarded by mu; by account number
+	accounts *simplelru.LRU[string, capacity] // guarded by mu; by account number
 }
 
 type capacity struct {
@@ -30,20 +32,21 @@ type capacity struct {
 	until time.Time // when they must be counted again
 }
 
-func newCapacities(now func() time.Time) capacities {
-	return capacities{now: now, accounts: map[string]capacity{}}
+func newCapacities(now func() time.Time) *capacities {
+	accounts, _ := simplelru.NewLRU[string, capacity](maxCapacities, nil) // refuses only a size below 1
+	return &capacities{now: now, accounts: accounts}
 }
 
 // known returns how many more jobs the account takes; nil where they must be counted.
 func (c *capacities) known(account string) *int {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	known, ok := c.accounts[account]
+	known, ok := c.accounts.Get(account)
 	if !ok {
 		return nil
 	}
 	if !c.now().Before(known.until) {
-		delete(c.accounts, account)
+		c.accounts.Remove(account)
 		return nil
 	}
 	return &known.jobs
@@ -57,21 +60,17 @@ func (c *capacities) counted(account string, queued, more int) {
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if _, ok := c.accounts[account]; ok { // what was known went into the insert
-		return
+	if !c.accounts.Contains(account) { // what was known went into the insert
+		c.accounts.Add(account, capacity{jobs: more, until: c.now().Add(pause)})
 	}
-	if len(c.accounts) >= maxKnown { // forgetting costs a count each, and is simpler than choosing
-		clear(c.accounts)
-	}
-	c.accounts[account] = capacity{jobs: more, until: c.now().Add(pause)}
 }
 
 // use subtracts a job that was accepted.
 func (c *capacities) use(account string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if known, ok := c.accounts[account]; ok {
+	if known, ok := c.accounts.Peek(account); ok {
 		known.jobs--
-		c.accounts[account] = known
+		c.accounts.Add(account, known)
 	}
 }

@@ -38,10 +38,10 @@ func TestCapacities(t *testing.T) {
 	want("after the longest pause", "long", -1)
 	c.counted("short", 10, 10)
 	want("a short queue is counted every time", "short", -1)
-	for i := range maxKnown + 5 {
+	for i := range maxCapacities + 5 {
 		c.counted(time.Unix(int64(i), 0).String(), 40_000, 1)
 	}
-	if len(c.accounts) > maxKnown {
-		t.Errorf("%d accounts are remembered, want at most %d", len(c.accounts), maxKnown)
+	if n := c.accounts.Len(); n != maxCapacities {
+		t.Errorf("%d accounts are remembered, want %d", n, maxCapacities)
 	}
 }
