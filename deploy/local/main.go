@@ -21,8 +21,7 @@ import (
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	// A second Ctrl-C, while we stop in order, ends us at once; the guards then
-	// stop what is left.
+	// A second Ctrl-C ends the process at once; the supervisors then end the servers.
 	context.AfterFunc(ctx, stop)
 	err := run(ctx, os.Args[1:], os.Getenv, os.Stdout)
 	stop()

@@ -29,7 +29,7 @@ func TestOwnerKilled_TemporaryServersGo(t *testing.T) {
 	}
 }
 
-// The next run doesn't wait for the guards of the one before: it starts at
+// The next run doesn't wait for the supervisors of the run before: it starts at
 // once, and finds the data.
 func TestOwnerKilled_NextRunGoesOn(t *testing.T) {
 	t.Parallel()
@@ -45,16 +45,16 @@ func TestOwnerKilled_NextRunGoesOn(t *testing.T) {
 	awaitEnd(t, redisPID)
 }
 
-// Both the owner and the guards are killed, so nobody stops the servers.
-func TestGuardKilled_NextRunReclaims(t *testing.T) {
+// Both the owner and the supervisors are killed, so no process stops the servers.
+func TestSupervisorKilled_NextRunReclaims(t *testing.T) {
 	t.Parallel()
 	dir := dataDir(t)
 	o := startOwner(t, dir)
 	pgPID, _ := o.server(t)
 	redisPID, _ := o.server(t)
 	for _, pid := range []int{pgPID, redisPID} {
-		// Its guard's listener first: it would see the guard go, and act.
-		for _, other := range guardsOf(t, pid) {
+		// Its supervisor's listener first: it would see the supervisor end, and act.
+		for _, other := range supervisorsOf(t, pid) {
 			if err := syscall.Kill(other, syscall.SIGKILL); err != nil {
 				t.Fatal(err)
 			}
@@ -72,9 +72,9 @@ func TestGuardKilled_NextRunReclaims(t *testing.T) {
 	awaitEnd(t, redisPID)
 }
 
-// guardsOf is the other processes in a server's process group: its guard's
-// listener, and then its guard, who leads the group.
-func guardsOf(t *testing.T, pid int) []int {
+// supervisorsOf returns the other processes in a server's process group: the listener of
+// its supervisor, and then the supervisor, which leads the group.
+func supervisorsOf(t *testing.T, pid int) []int {
 	t.Helper()
 	group, err := syscall.Getpgid(pid)
 	if err != nil {

@@ -20,9 +20,9 @@ const (
 	tailBytes    = 4096
 )
 
-// folder is where one instance keeps everything: data/, its log, its password
-// and the lock. Every file in it is reached through root, so that a server
-// which we run as another user can't lead us, as root, out of it by a link.
+// folder is where one instance keeps everything: data/, its log, its password and the
+// lock. It opens every file through root: a server that runs as another user can't lead
+// this process, as root, out of the folder by a link.
 type folder struct {
 	path      string // free of links, as /proc shows it
 	link      string // what was asked for, when path had to be elsewhere
@@ -32,8 +32,8 @@ type folder struct {
 	locked    *os.File
 }
 
-// openFolder makes dir, or takes it as it was left; an empty dir is a temporary
-// folder, which the guard deletes when we die.
+// openFolder makes dir, or takes it as it was left. An empty dir is a temporary folder,
+// which the supervisor deletes when this process dies.
 func openFolder(ctx context.Context, dir string, say Say) (*folder, error) {
 	service, err := serviceUser()
 	if err != nil {
@@ -73,8 +73,8 @@ func (f *folder) makeTemporary(ctx context.Context) error {
 	return nil
 }
 
-// place settles where dir really is: where it says, where its link points, or,
-// when the servers' user doesn't reach it, at a place of its own.
+// place decides where dir really is: at dir, where its link points, or, if the servers'
+// user doesn't reach dir, under /var/lib.
 func (f *folder) place(ctx context.Context, dir string, say Say) error {
 	dir, err := filepath.Abs(dir)
 	if err != nil {
@@ -122,8 +122,8 @@ func (f *folder) takeOver(ctx context.Context, dir string, info fs.FileInfo) err
 }
 
 // placeElsewhere puts the data under /var/lib, with a link where it was asked
-// for. Anybody may have made a folder of that name there, so one that is not
-// root's or the service user's own is refused.
+// for. Every user may make a folder of that name there, so placeElsewhere refuses a
+// folder that belongs to neither root nor the service user.
 func (f *folder) placeElsewhere(dir string, say Say) error {
 	f.path, f.link = elsewhere(dir), dir
 	err := os.Mkdir(f.path, 0o700)
@@ -153,13 +153,13 @@ func (o *owner) owns(path string) error {
 	}
 	stat, ok := info.Sys().(*syscall.Stat_t)
 	if !ok || !info.IsDir() || (stat.Uid != 0 && stat.Uid != o.uid) {
-		return fmt.Errorf("%s is somebody else's", path)
+		return fmt.Errorf("%s belongs to another user", path)
 	}
 	return nil
 }
 
-// handOver gives a folder that is root's (new, or copied by root) to the
-// servers' user.
+// handOver gives a folder that belongs to root (new, or copied by root) to the servers'
+// user.
 func (f *folder) handOver() error {
 	info, err := f.root.Stat(".")
 	if err != nil {
@@ -169,8 +169,8 @@ func (f *folder) handOver() error {
 	if f.owner == nil || !ok || stat.Uid == f.owner.uid {
 		return nil
 	}
-	// The folder itself comes last: one that was only half handed over is
-	// still root's, and the next run does it again.
+	// The folder itself comes last: a folder that was only half handed over still
+	// belongs to root, and the next run does it again.
 	err = fs.WalkDir(f.root.FS(), ".", func(path string, _ fs.DirEntry, err error) error {
 		if err != nil || path == "." {
 			return err
@@ -193,8 +193,8 @@ func (f *folder) give(name string) error {
 	return f.root.Lchown(name, int(f.owner.uid), int(f.owner.gid))
 }
 
-// lock makes the folder ours for as long as we live: the kernel drops the lock
-// when we die, so what is left of a killed run never looks like a live one.
+// lock locks the folder for as long as this process lives. The kernel drops the lock
+// when the process dies, so a killed run never looks like a live run.
 func (f *folder) lock() error {
 	file, err := f.root.OpenFile("lock", os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
@@ -213,8 +213,8 @@ func (f *folder) lock() error {
 	return nil
 }
 
-// unlock says so in words: closing alone leaves the lock to a child of ours
-// that was forked just now and still has every file of ours open.
+// unlock unlocks explicitly: closing alone would leave the lock to a child that was
+// just forked and still has every file of this process open.
 func (f *folder) unlock() {
 	if f.locked != nil {
 		_ = syscall.Flock(int(f.locked.Fd()), syscall.LOCK_UN)
@@ -235,7 +235,7 @@ func (f *folder) remove() error {
 	return nil
 }
 
-// abandon lets go of a folder on which nothing started.
+// abandon closes a folder on which no server has started.
 func (f *folder) abandon() error {
 	if f.temporary {
 		return f.remove()
@@ -259,7 +259,7 @@ func (f *folder) write(name, content string) error {
 	return nil
 }
 
-// password is the instance's own, made up at the first start.
+// password is the instance's own, drawn at the first start.
 func (f *folder) password() (string, error) {
 	kept, err := f.root.ReadFile("password")
 	if err == nil {
@@ -286,9 +286,9 @@ func (f *folder) readPID(name string) (int, error) {
 	return pid, nil
 }
 
-// serves tells if a process is a server on this folder. Its number alone says
-// nothing, it may long be another process's; but both servers work in their
-// data folder. An error is that nobody knows: there is no /proc, say.
+// serves returns whether a process is a server on this folder. The number of the process
+// may belong to another process now, but both servers' working directory is their data
+// folder. An error means that it is unknown, for want of /proc for example.
 func (f *folder) serves(pid int) (bool, error) {
 	cwd, err := os.Readlink(filepath.Join("/proc", strconv.Itoa(pid), "cwd"))
 	if errors.Is(err, fs.ErrNotExist) {
@@ -300,10 +300,10 @@ func (f *folder) serves(pid int) (bool, error) {
 
 func (f *folder) dataPath() string { return filepath.Join(f.path, "data") }
 
-// start starts a server's command as the folder's owner, who needs nothing of
-// our environment, and works where he surely gets.
+// start starts a server's command as the folder's owner, without this process's
+// environment, in a working directory that every user reaches.
 func (f *folder) start(ctx context.Context, output *os.File, stop syscall.Signal, command []string) (*process, error) {
-	g := guarded{
+	s := supervised{
 		command: command,
 		dir:     "/",
 		env:     []string{"PATH=" + os.Getenv("PATH"), "HOME=" + f.path, "LC_ALL=C.UTF-8"},
@@ -312,9 +312,9 @@ func (f *folder) start(ctx context.Context, output *os.File, stop syscall.Signal
 		stop:    stop,
 	}
 	if f.temporary {
-		g.remove = f.path
+		s.remove = f.path
 	}
-	return g.start(ctx)
+	return s.start(ctx)
 }
 
 // logFile is the server's log, from where it ended when it was opened.

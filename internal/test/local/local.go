@@ -1,7 +1,7 @@
-// Package local runs a Postgres and a Redis of our own, for `make run` and for
-// tests, from the binaries that the machine has. Its promise: they listen on
-// 127.0.0.1 alone, ask for a password, never run as root, and end with the
-// process that started them, however that one ends.
+// Package local runs a private Postgres and a private Redis, for `make run` and for
+// tests, from the binaries that the machine has. The servers listen on 127.0.0.1 alone,
+// ask for a password, never run as root, and end with the process that started them,
+// however that process ends.
 package local
 
 import (
@@ -18,18 +18,18 @@ import (
 )
 
 const (
-	readyWait      = 2 * time.Minute // the longest recovery after a crash that a start sits through
+	readyWait      = 2 * time.Minute // bounds the recovery after a crash
 	readyTick      = 10 * time.Millisecond
 	pingWait       = 5 * time.Second
 	launchAttempts = 10
 	launchTick     = 200 * time.Millisecond
 )
 
-// errRefused is what no waiting mends: the server is up and says no to us.
-var errRefused = errors.New("the server refuses our password")
+// errRefused ends the wait for a start: the server is up and refuses the password.
+var errRefused = errors.New("the server refuses the password")
 
 // instance is what Postgres and Redis have in common: one server on one folder
-// and one port, under a guard.
+// and one port, under a supervisor.
 type instance struct {
 	name       string
 	folder     *folder
@@ -42,12 +42,11 @@ type instance struct {
 	say        Say
 
 	mu      sync.Mutex // one of Stop, Kill, Restart at a time; guards what follows
-	port    int        // 0 until the first start, then the same for good
+	port    int        // 0 until the first start, then always the same
 	process *process   // nil while stopped
 }
 
-// Say is told, in a sentence, what takes its time or may surprise. Nil is
-// silence.
+// Say receives a sentence about each step that takes long or may surprise. It may be nil.
 type Say func(sentence string)
 
 func (say Say) f(format string, args ...any) {
@@ -77,7 +76,7 @@ func (i *instance) stop(ctx context.Context) error {
 	return nil
 }
 
-// Kill ends the server as a crash would: nothing is flushed, nobody is told.
+// Kill ends the server as a crash would: it flushes nothing and tells no client.
 func (i *instance) Kill() error {
 	i.mu.Lock()
 	defer i.mu.Unlock()
@@ -121,7 +120,7 @@ func (i *instance) PID() int {
 	return i.process.server
 }
 
-// Done is closed when the server that runs now ends, by our will or its own.
+// Done is closed when the server that runs now ends, stopped or by itself.
 func (i *instance) Done() <-chan struct{} {
 	i.mu.Lock()
 	defer i.mu.Unlock()
@@ -149,10 +148,9 @@ func (i *instance) start(ctx context.Context) error {
 	return nil
 }
 
-// launch starts the server on a port that the kernel calls free. Between the
-// kernel's word and the server's bind the port may go to somebody else, so a
-// lost race is tried again: on another port the first time, on the same one
-// after a restart, because its clients know it.
+// launch starts the server on a port that the kernel says is free. Another process may
+// bind the port before the server does; then launch tries again, on another port at the
+// first start, on the same port at a restart, because clients know that port.
 func (i *instance) launch(ctx context.Context) error {
 	tick := time.NewTicker(launchTick)
 	defer tick.Stop()
@@ -186,7 +184,7 @@ func (i *instance) choosePort(ctx context.Context) (int, error) {
 	if err != nil {
 		return 0, fmt.Errorf("find a free port: %w", err)
 	}
-	defer l.Close() //nolint:errcheck // it was only asked for its number
+	defer l.Close() //nolint:errcheck // only its number is needed
 	_, port, err := net.SplitHostPort(l.Addr().String())
 	if err != nil {
 		return 0, fmt.Errorf("find a free port: %w", err)
@@ -194,7 +192,7 @@ func (i *instance) choosePort(ctx context.Context) (int, error) {
 	return strconv.Atoi(port)
 }
 
-// startError is a start that came to nothing, with what the server said.
+// startError is a start that failed, with the server's log.
 type startError struct {
 	cause error
 	path  string // of the log
@@ -207,8 +205,8 @@ func (e *startError) Error() string {
 
 func (e *startError) Unwrap() error { return e.cause }
 
-// passing tells a fault that the next attempt may not meet: a port lost in a
-// race, or the last processes of a killed server that are still going.
+// passing returns whether the next attempt may succeed: another process has taken the
+// port, or the last processes of a killed server have not ended yet.
 func passing(err error) bool {
 	var failed *startError
 	return errors.As(err, &failed) &&
@@ -273,9 +271,9 @@ func (i *instance) pingOnce(ctx context.Context, port int) error {
 	return i.ping(ctx, port)
 }
 
-// reclaim ends a server that an owner who was killed left on this folder. Its
-// guard normally has done so already; and we hold the folder's lock, so nobody
-// who is alive wants that server.
+// reclaim ends a server that a killed owner left on this folder. The supervisor normally
+// has done so already. This process holds the folder's lock, so no living owner uses
+// that server.
 func (i *instance) reclaim(ctx context.Context) error {
 	pid, err := i.folder.readPID(i.pidFile)
 	if err != nil {
@@ -292,15 +290,15 @@ func (i *instance) reclaim(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	// After a crash of the machine the number is somebody else's, and Postgres
-	// would take him for a server.
+	// After a crash of the machine the number may belong to another process, which
+	// Postgres would take for a server.
 	if err := i.folder.root.Remove(i.pidFile); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("clear the last server's process number: %w", err)
 	}
 	return nil
 }
 
-// endOther ends a server on our folder that is not our child.
+// endOther ends a server on this folder that is not a child of this process.
 func (i *instance) endOther(ctx context.Context, pid int) error {
 	if err := syscall.Kill(pid, i.stopSignal); err != nil && !errors.Is(err, syscall.ESRCH) {
 		return fmt.Errorf("stop process %d, which an earlier run left behind: %w", pid, err)

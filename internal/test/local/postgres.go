@@ -46,6 +46,7 @@ type Postgres struct {
 	cfg      PostgresConfig
 	bin      string // the folder of its binaries
 	password string
+	auth     string                                      // how a client proves that it knows the password
 	fill     func(ctx context.Context, dir string) error // makes the data in dir
 }
 
@@ -71,7 +72,7 @@ func newPostgres(ctx context.Context, cfg PostgresConfig) (*Postgres, error) {
 	if err != nil {
 		return nil, fmt.Errorf("start postgres: %w", err)
 	}
-	pg := &Postgres{cfg: cfg}
+	pg := &Postgres{cfg: cfg, auth: "scram-sha-256"}
 	pg.instance = instance{
 		name: "postgres", folder: f, pidFile: "data/postmaster.pid", say: cfg.Say,
 		stopSignal: syscall.SIGINT, // "fast": open transactions roll back, a checkpoint is written
@@ -175,10 +176,11 @@ func (pg *Postgres) initdb(ctx context.Context, dir string) error {
 	return pg.run(ctx, command)
 }
 
+// initdbCommand leaves out the password, and what does not change the data.
 func (pg *Postgres) initdbCommand(dir string) []string {
 	return []string{
 		filepath.Join(pg.bin, "initdb"), "--pgdata=" + dir, "--username=" + postgresUser,
-		"--auth=scram-sha-256", "--encoding=UTF8", "--locale=C.UTF-8", "--no-instructions",
+		"--auth=" + pg.auth, "--encoding=UTF8", "--locale=C.UTF-8", "--no-instructions",
 	}
 }
 

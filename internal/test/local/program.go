@@ -7,7 +7,7 @@ import (
 	"syscall"
 )
 
-// ProgramConfig is a program of ours to run beside the servers.
+// ProgramConfig is a program to run beside the servers.
 type ProgramConfig struct {
 	Name    string // for messages
 	Command []string
@@ -15,18 +15,18 @@ type ProgramConfig struct {
 	Output  *os.File
 }
 
-// Program is a program that runs under a guard, as the servers do: it ends with
-// us, and Ctrl-C in the terminal reaches it through us alone.
+// Program is a program that runs under a supervisor, as the servers do: it ends with
+// this process, and Ctrl-C in the terminal does not reach it.
 type Program struct {
 	name    string
 	process *process
 }
 
-// StartProgram starts a program and doesn't wait for anything. The program goes
-// on when ctx ends, until Stop.
+// StartProgram starts a program and does not wait for it. The program runs until Stop,
+// also after ctx has ended.
 func StartProgram(ctx context.Context, cfg ProgramConfig) (*Program, error) {
-	g := guarded{command: cfg.Command, env: cfg.Env, output: cfg.Output, stop: syscall.SIGTERM}
-	p, err := g.start(ctx)
+	s := supervised{command: cfg.Command, env: cfg.Env, output: cfg.Output, stop: syscall.SIGTERM}
+	p, err := s.start(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("start %s: %w", cfg.Name, err)
 	}

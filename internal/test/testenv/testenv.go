@@ -1,6 +1,6 @@
-// Package testenv gives tests a real Postgres and a real Redis. Its promise:
-// what a test gets is its own, fresh and gone afterwards, and nothing is left
-// running, whatever ends the test process.
+// Package testenv gives tests a real Postgres and a real Redis. What a test gets is its
+// own, new, and removed afterwards. No server is left running, however the test process
+// ends.
 package testenv
 
 import (
@@ -16,9 +16,9 @@ import (
 // stopWait bounds what is done after a test, when its own context has ended.
 const stopWait = time.Minute
 
-// Main runs a package's tests, for its TestMain. Afterwards it stops what they
-// started, fails when a goroutine of theirs still runs, and exits. A process
-// that panics or is killed doesn't get there: its servers go by their guards.
+// Main runs a package's tests, for its TestMain. Afterwards it stops what they started,
+// fails if a goroutine of theirs still runs, and exits. If the process panics or is
+// killed, the supervisors end its servers.
 func Main(m *testing.M, opts ...goleak.Option) {
 	code := m.Run()
 	for _, check := range append(atEnd, shared.stop, func() error { return goleak.Find(opts...) }) {
@@ -30,16 +30,16 @@ func Main(m *testing.M, opts ...goleak.Option) {
 	os.Exit(code)
 }
 
-// atEnd is what AtEnd was given; tests of a process register before they run
-// side by side, or under a lock of their own.
+// atEnd are the functions that AtEnd was given. Tests call AtEnd before they run in
+// parallel, or under a lock of their own.
 var atEnd []func() error
 
-// AtEnd has Main call clean after the last test: for what several tests share.
+// AtEnd has Main call clean after the last test, for what several tests share.
 func AtEnd(clean func() error) {
 	atEnd = append(atEnd, clean)
 }
 
-// afterTest is a context for a test's clean-up: t's own has ended by then.
+// afterTest is a context for a test's clean-up, when t's own context has ended.
 func afterTest(t testing.TB) (context.Context, context.CancelFunc) {
 	t.Helper()
 	return context.WithTimeout(context.WithoutCancel(t.Context()), stopWait)
