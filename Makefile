@@ -1,14 +1,14 @@
-# `make` alone says what there is. CI runs .ci/run, which is `make lint test`.
+# `make` alone lists the targets. CI runs .ci/run, which is `make lint test`.
 
 .DEFAULT_GOAL := help
 LINT := go tool -modfile=.ci/lint/go.mod golangci-lint
 
 .PHONY: help
-help: ## Show this list
+help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 } /^## / { printf "%20s%s\n", "", substr($$0, 4) }' $(MAKEFILE_LIST)
 
 .PHONY: run
-run: ## Run everything on this machine, with a Postgres and a Redis of its own, until Ctrl-C
+run: ## Run Passbook on this machine with a private Postgres and Redis, until Ctrl-C
 	@deploy/local/install.sh
 	@mkdir -p .local/bin
 	@go build -buildvcs=false -o .local/bin/local ./deploy/local
@@ -21,27 +21,35 @@ build: ## Build api and worker into .local/bin
 
 .PHONY: test
 test: export GORACE = atexit_sleep_ms=0
-test: ## Run every test, with the race detector, on a Postgres and a Redis of its own
+test: GO_TEST = go test -count=1 -vet=off -ldflags=-w -timeout 20m # lint vets; without debug information linking takes half as long
+test: ## Run every test, with the race detector, on private Postgres and Redis servers
 	@deploy/local/install.sh test
-	go test -race -count=1 -vet=off -timeout 20m $$(go list ./... | grep -v /internal/test/e2e)
-	go test -race -count=1 -vet=off -timeout 20m -parallel 6 ./internal/test/e2e # by itself: it keeps the machine busy
+	$(GO_TEST) -race $$(go list ./... | grep -v -e /internal/test/e2e -e '/internal/bench$$' -e /internal/bench/history)
+	$(GO_TEST) ./internal/bench ./internal/bench/history # whole runs of the benchmark, where -race doubles the time
+	$(GO_TEST) -race -parallel 8 ./internal/test/e2e # by itself: it keeps the machine busy
 
 MINUTES := 2
 SEED := 0
 .PHONY: chaos
-chaos: ## Prove the promises under every fault, for MINUTES (2); SEED=… repeats a schedule
+chaos: ## Check the promises while faults are injected, for MINUTES (2); SEED=… repeats a schedule
 	@deploy/local/install.sh test
 	go test -count=1 -timeout 0 -v -run '^TestChaos$$' ./internal/test/e2e -chaos.clocks -chaos.for=$(MINUTES)m -chaos.seed=$(SEED)
 
 .PHONY: promises
 promises: RUNS = 30
-promises: ## Crash Postgres RUNS times (30) under load: whatever a client was told must stay as it was told
+promises: ## Crash Postgres RUNS times (30) under load and check that no answer changes afterwards
 	@deploy/local/install.sh test
 	go test -count=1 -timeout $$(( 10 + $(RUNS) / 6 ))m -v -run '^TestPromises$$' ./internal/test/e2e -promises.crashes=$(RUNS)
 
+EACH := 10000
+.PHONY: seed
+seed: ## Apply EACH (10000) deposits and as many withdrawals on one account, sent at once
+	@deploy/local/install.sh test
+	go test -count=1 -timeout 30m -v -run '^TestSeedExperiment$$' ./internal/test/e2e -seed.each=$(EACH)
+
 FUZZ_TIME := 30s
 .PHONY: fuzz
-fuzz: ## Try every fuzz test on new inputs, one after another, for FUZZ_TIME (30s) each
+fuzz: ## Run every fuzz test on new inputs, one after another, for FUZZ_TIME (30s) each
 	@deploy/local/install.sh test
 	@grep -rHo --include='*_test.go' '^func Fuzz[A-Za-z0-9]*' internal | sort | while IFS=': ' read -r file _ name; do \
 		echo "$$name in $$(dirname "$$file")"; \
@@ -50,7 +58,7 @@ fuzz: ## Try every fuzz test on new inputs, one after another, for FUZZ_TIME (30
 
 CHECKS := 3000
 .PHONY: properties
-properties: ## Hold the ledger against its model for CHECKS (3000) sequences of steps on each processor
+properties: ## Compare the ledger with its model in CHECKS (3000) sequences of steps on each processor
 	@deploy/local/install.sh test
 	@mkdir -p .local/bin
 	@go test -c -o .local/bin/ledger.test ./internal/ledger
@@ -61,13 +69,13 @@ ROUNDS := 1
 BOUND := 1m
 ONLY :=
 .PHONY: mutants
-mutants: ## Take each promise's guard away and see its tests fail, ROUNDS times each; ONLY='no sweep' for one
+mutants: ## Remove each guard of a promise and check that its tests fail, ROUNDS times each; ONLY='no sweep' for one
 	@deploy/local/install.sh test
 	go -C internal/test/mutants test -tags mutants -count=1 -timeout 6h -run '^TestMutants$$/$(ONLY)' -rounds $(ROUNDS) -bound $(BOUND)
 
 RUNS := 5
 .PHONY: recovery
-recovery: ## Measure how long each recovery takes, RUNS times (5), and print the median and the worst
+recovery: ## Measure each recovery RUNS times (5) and print the median and the longest
 	@deploy/local/install.sh test
 	@go test -count=$(RUNS) -timeout 120m -v -run '^TestRecovery' ./internal/test/e2e -recovery.strict | awk -f internal/test/e2e/recovery.awk
 
@@ -76,7 +84,7 @@ SCALE := 1
 .PHONY: bench
 bench: ROUNDS = 3
 bench: OUT = internal/bench/results
-bench: ## Measure speed against a synchronous peer and pgbench, ROUNDS (3) times, for 20 minutes; to OUT. PARTS=light,hot for some of
+bench: ## Measure speed against a synchronous handler and pgbench in ROUNDS (3), for 20 minutes. PARTS=light,hot for some of
 ##   end-to-end,peer,submit-and-poll,accepts,ceiling,hot,peer-hot,skew,latency,light,peer-light,scale-out,backlog
 	@deploy/local/install.sh
 	@mkdir -p .local/bin
@@ -85,13 +93,13 @@ bench: ## Measure speed against a synchronous peer and pgbench, ROUNDS (3) times
 
 .PHONY: bench-readme
 bench-readme: OUT = internal/bench/results
-bench-readme: ## Write the README's figures, the charts and the goals from the last run of make bench
+bench-readme: ## Write the README's figures, the charts and the goals from the last make bench
 	@go run -buildvcs=false ./internal/bench readme -out $(OUT)
 
 ROWS := 100000000
 .PHONY: bench-history
 bench-history: OUT = internal/bench/results
-bench-history: ## Measure histories of ROWS (100000000), a tenth and a hundredth of it; 32 GB of disk, half an hour
+bench-history: ## Measure histories of ROWS (100000000), a tenth and a hundredth of it, in half an hour on 32 GB of disk
 	@deploy/local/install.sh
 	@mkdir -p .local/bin
 	@go build -buildvcs=false -o .local/bin/bench ./internal/bench
@@ -100,14 +108,14 @@ bench-history: ## Measure histories of ROWS (100000000), a tenth and a hundredth
 ACCOUNTS := 1000
 .PHONY: profile
 profile: OUT = .local/profiles
-profile: ## Leave CPU profiles of api and worker under load in OUT; ACCOUNTS=1 for one hot account
+profile: ## Write CPU profiles of api and worker under load to OUT; ACCOUNTS=1 for one hot account
 	@deploy/local/install.sh
 	@mkdir -p .local/bin
 	@go build -buildvcs=false -o .local/bin/bench ./internal/bench
 	@exec .local/bin/bench profile -accounts $(ACCOUNTS) -out $(OUT)
 
 .PHONY: clocks
-clocks: ## Test the whole system with clocks an hour apart; the first time compiles Go itself, for minutes
+clocks: ## Test the system with clocks that are an hour apart; the first run compiles Go itself, for minutes
 	@deploy/local/install.sh test
 	go test -race -count=1 -timeout 30m -tags clocks -run '^TestClocksApart' ./internal/test/e2e
 
@@ -117,7 +125,7 @@ schema: ## Write migrations/schema.sql, the schema as it is after all migrations
 	go test -count=1 -run '^TestSchemaFile$$' ./migrations -write
 
 .PHONY: lint
-lint: ## Check the style and the rules of the house; the first time builds the linter, for minutes
+lint: ## Check the style and the import rules; the first run builds the linter, for minutes
 	$(LINT) run
 
 API_TOOLS := .ci/api/node_modules
@@ -135,9 +143,9 @@ fmt: ## Format every file
 	$(LINT) fmt
 
 .PHONY: clean
-clean: ## Delete what was built; the data in .local stays
+clean: ## Delete the programs in .local; the data stays
 	rm -rf .local/bin
 
 .PHONY: clean-data
-clean-data: ## Delete the data of make run, for good
+clean-data: ## Delete the data of make run
 	@go run ./deploy/local clean

@@ -1,6 +1,7 @@
 package e2e_test
 
 import (
+	"flag"
 	"fmt"
 	"sync"
 	"testing"
@@ -8,16 +9,18 @@ import (
 	"golang.org/x/sync/errgroup"
 )
 
+var seedEach = flag.Int("seed.each", 1_000, "deposits of TestSeedExperiment, and as many withdrawals")
+
 // The experiment that Passbook began with: on one account with 10,000, at once
-// 10,000 deposits and 10,000 withdrawals of 100.
+// 10,000 deposits and 10,000 withdrawals of 100. `make seed` runs it at that size.
 func TestSeedExperiment(t *testing.T) {
 	s := newSystem(t, plain, 2, 2)
 	c := newClient(t, s)
 	const (
 		initial, amount = 10_000, 100
-		each            = 10_000
 		connections     = 128
 	)
+	each := *seedEach
 	a := c.open(initial)
 	var (
 		mu       sync.Mutex // guards accepted
