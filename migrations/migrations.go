@@ -1,13 +1,13 @@
 // Package migrations holds the schema, one goose migration a file, and applies
-// them. Its promise: the schema moves forwards under an advisory lock, one
-// process at a time, and whoever is at work on it is held up for a moment at most.
+// them. Its promise: one process at a time migrates, under an advisory lock, and
+// processes that use the schema meanwhile wait for a moment at most.
 //
-// Expand before contract: while the schema moves, processes of the build before
-// are at work on it, and go on until they are replaced. So a migration only adds
-// what they can do without knowing (a table, an index, a column that may be
-// null or has a default), and what nobody uses any more goes in a later release
-// than the one that stopped using it. One that has been released is never
-// edited. The tests of a rolling upgrade hold both.
+// Expand before contract: while the schema changes, processes of the build before
+// use it, and go on until they are replaced. So a migration only adds what these
+// processes need not know (a table, an index, a column that may be null or has a
+// default). A later release removes what the build before it stopped using. A
+// migration that was released is never edited. The tests of a rolling upgrade
+// check both.
 package migrations
 
 import (
@@ -34,18 +34,19 @@ import (
 //go:embed 0*.sql
 var files embed.FS
 
-// A change of a table waits for all who are at it, a pg_dump perhaps, and everybody
-// else waits behind it.
+// A change of a table waits for every transaction that uses the table, a pg_dump
+// perhaps, and later transactions wait behind the change.
 const (
-	// lockTimeout, in milliseconds, is when it gives way. An autovacuum gives way to
-	// it, but only after deadlock_timeout, a second.
+	// lockTimeout is for how many milliseconds a change waits for its lock, before it
+	// lets the others pass. It is longer than deadlock_timeout, a second, after which
+	// an autovacuum gives its lock up.
 	lockTimeout = "1200"
-	lockPause   = 2 * time.Second // until it tries again
-	lockTries   = 150             // five minutes of it
+	lockPause   = 2 * time.Second // between two attempts
+	lockTries   = 150             // attempts, over five minutes
 )
 
-// Up applies every migration that the database does not have yet. Processes
-// that start it together wait for one another.
+// Up applies every migration that the database does not have yet. When several
+// processes call it, each waits for the one before.
 func Up(ctx context.Context, databaseURL string) error {
 	return up(ctx, databaseURL, files)
 }
@@ -58,11 +59,11 @@ func up(ctx context.Context, databaseURL string, files fs.FS) error {
 	postgres.SetSession(cfg.ConnConfig, "passbook-migrate")
 	cfg.ConnConfig.RuntimeParams["lock_timeout"] = lockTimeout
 	for _, unbounded := range []string{"statement_timeout", "idle_in_transaction_session_timeout"} {
-		cfg.ConnConfig.RuntimeParams[unbounded] = "0" // an index takes as long as it takes; one that is cut off stays INVALID
+		cfg.ConnConfig.RuntimeParams[unbounded] = "0" // an index whose build is cut off stays INVALID
 	}
 	db := stdlib.OpenDB(*cfg.ConnConfig, stdlib.OptionAfterConnect(secureWriter))
 	defer db.Close()                                                           //nolint:errcheck // nothing is pending on it
-	locker, err := lock.NewPostgresSessionLocker(lock.WithLockTimeout(1, 300)) // asks each second, for five minutes
+	locker, err := lock.NewPostgresSessionLocker(lock.WithLockTimeout(1, 300)) // tries each second, for five minutes
 	if err != nil {
 		return fmt.Errorf("migrate: %w", err)
 	}
@@ -70,13 +71,13 @@ func up(ctx context.Context, databaseURL string, files fs.FS) error {
 	if err != nil {
 		return fmt.Errorf("migrate: %w", err)
 	}
-	if err := patiently(ctx, provider); err != nil {
+	if err := upWithRetries(ctx, provider); err != nil {
 		return fmt.Errorf("migrate: %w", postgres.Explain(err))
 	}
 	return nil
 }
 
-// secureWriter makes a session safe, and refuses one in which no migration can write.
+// secureWriter makes a session safe, and returns an error for one in which no migration can write.
 func secureWriter(ctx context.Context, conn *pgx.Conn) error {
 	if err := postgres.SecureSession(ctx, conn); err != nil {
 		return err
@@ -84,7 +85,8 @@ func secureWriter(ctx context.Context, conn *pgx.Conn) error {
 	return postgres.CheckWrites(ctx, conn)
 }
 
-func patiently(ctx context.Context, provider *goose.Provider) error {
+// upWithRetries applies the migrations, and tries again where one does not get its lock.
+func upWithRetries(ctx context.Context, provider *goose.Provider) error {
 	for try := 1; ; try++ {
 		_, err := provider.Up(ctx)
 		if !isLockTimeout(err) || try == lockTries {
@@ -118,8 +120,8 @@ func Fingerprint() (string, error) {
 	return hex.EncodeToString(sum.Sum(nil)), err
 }
 
-// Version is the schema that this build was written for: the number of its
-// newest migration.
+// Version returns the version of the schema that this build needs: the number of
+// its newest migration.
 func Version() (int64, error) {
 	names, err := fs.Glob(files, "*.sql")
 	if err != nil {

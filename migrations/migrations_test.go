@@ -17,7 +17,7 @@ func TestMain(m *testing.M) {
 	testenv.Main(m)
 }
 
-// Processes that migrate at the same time wait for one another.
+// Processes that migrate at the same time wait for each other.
 func TestUpAtOnce(t *testing.T) {
 	t.Parallel()
 	url := testenv.Postgres(t)
@@ -64,8 +64,8 @@ func TestUpBesideAnotherService(t *testing.T) {
 	execute(t, url, `SELECT FROM jobs`)
 }
 
-// Somebody who reads for long, a pg_dump say, holds the migration up; nobody else
-// has to wait behind it.
+// The migration waits for a long read, of a pg_dump perhaps, and other transactions
+// don't wait behind the migration.
 func TestUpWaitsForAReader(t *testing.T) {
 	t.Parallel()
 	url := testenv.Postgres(t)
@@ -86,7 +86,7 @@ func TestUpWaitsForAReader(t *testing.T) {
 		return waits
 	})
 	if _, err := others.Exec(t.Context(), `SET lock_timeout = '10s'; SELECT FROM jobs`); err != nil {
-		t.Errorf("who only reads waits behind the migration: %v", err)
+		t.Errorf("a read waits behind the migration: %v", err)
 	}
 	if err := reader.Rollback(t.Context()); err != nil {
 		t.Fatal(err)
@@ -96,12 +96,12 @@ func TestUpWaitsForAReader(t *testing.T) {
 	}
 }
 
-// An index is built beside those who hold a snapshot, an export say, for longer
-// than a change of a table would wait for them; nobody waits for it meanwhile.
+// The build of an index waits for a snapshot that is held, of an export perhaps, for
+// longer than a change of a table would wait; writers don't wait for the build.
 func TestUpWaitsForASnapshot(t *testing.T) {
 	t.Parallel()
 	url := testenv.Postgres(t)
-	// What the database bounds, the migration does not heed: an index that is cut off stays INVALID.
+	// The database's own bound does not count: an index whose build is cut off stays INVALID.
 	execute(t, url, fmt.Sprintf(`ALTER DATABASE %s SET statement_timeout = '500 ms'`, databaseOf(t, url)))
 	reader, err := connect(t, url).BeginTx(t.Context(), pgx.TxOptions{IsoLevel: pgx.RepeatableRead})
 	if err != nil {
@@ -125,7 +125,7 @@ RESET lock_timeout;`)
 		return waits
 	})
 	if _, err := others.Exec(t.Context(), `SET lock_timeout = '1s'; BEGIN; LOCK TABLE transactions IN ROW EXCLUSIVE MODE; COMMIT`); err != nil {
-		t.Errorf("who writes waits for the migration: %v", err)
+		t.Errorf("a writer waits for the migration: %v", err)
 	}
 	if err := reader.Rollback(t.Context()); err != nil {
 		t.Fatal(err)
