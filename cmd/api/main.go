@@ -3,7 +3,7 @@
 //	api           serve
 //	api migrate   apply the migrations and end
 //
-// Its environment alone configures it; README.md lists the variables.
+// Its environment alone configures it; docs/operations.md lists the variables.
 package main
 
 import (

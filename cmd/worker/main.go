@@ -5,7 +5,7 @@
 //	worker replay JOB_ID …       queue failed jobs again
 //	worker archive -before DATE  move the jobs that finished before then to the archive
 //
-// Its environment alone configures it; README.md lists the variables.
+// Its environment alone configures it; docs/operations.md lists the variables.
 package main
 
 import (
