@@ -11,83 +11,84 @@ import (
 	"github.com/passbook/passbook/internal/ledger"
 )
 
-// slowBatch is how long a batch may take before the next one begins beside it: one that is
-// slow waits for an account's lock perhaps, or for a standby, for which the others need not.
+// slowBatch is how long a batch runs before the next one may begin beside it: a slow batch may
+// wait for an account's lock or for a standby, and the others need not wait with it.
 const slowBatch = 50 * time.Millisecond
 
-// batcher has the partitions' batches share round trips and flushes: what comes while a batch
-// is under way is applied with the next. It uses no timer, so the batches grow with the load
-// alone. A second batch begins beside the first only where it is full: smaller ones cost more
-// for each job, and take the processors from each other. As many are under way at once as the
-// process has processors, and slow ones beside them, one for each partition at most.
+// batcher puts the due jobs of several partitions into one batch, so that they use the same
+// round trips and the same flush. Jobs that come while a batch runs wait for the next one. No
+// timer holds a batch back: its size follows the load. A second batch begins beside the first
+// only where it is full, because small batches cost more for each job and compete for the
+// processors. As many batches run at once as the process has processors. Slow batches run
+// beside them, at most one for each partition.
 type batcher struct {
 	applier sharedApplier
-	most    int           // batches that are under way at once, beside slow ones
-	slow    time.Duration // slowBatch; tests have more time, or less
+	most    int           // batches that run at once, beside the slow ones
+	slow    time.Duration // slowBatch; tests set another
 
-	mu       sync.Mutex // guards what follows
-	waiting  []*share
-	underWay int // batches that are not slow
+	mu      sync.Mutex // guards what follows
+	waiting []*part    // of the next batches, the oldest first; one for each partition at most
+	running int        // batches that are not slow
 }
 
-// share is one partition's part of a batch.
-type share struct {
+// part is what one partition has in a batch.
+type part struct {
 	due  []ledger.Due
-	done chan struct{} // closed once the rest is there
+	done chan struct{} // closed once the fields below are set
 
-	applied             []ledger.Applied // of the whole batch, at one share of it
+	applied             []ledger.Applied // of the whole batch, in the first of its parts
 	remaining, troubled []ledger.Due
 }
 
 func newBatcher(applier sharedApplier) *batcher {
-	const least = 2 // while one waits for its flush the other has Postgres work
+	const least = 2 // while one batch waits for its flush, Postgres works on the other
 	return &batcher{applier: applier, slow: slowBatch, most: max(runtime.GOMAXPROCS(0), least)}
 }
 
-// apply applies what is due as ApplyShared does, together with what is due in other partitions.
-func (b *batcher) apply(ctx context.Context, due []ledger.Due) *share {
-	mine := &share{due: due, done: make(chan struct{})}
+// apply applies the due jobs as ApplyShared does, together with those of other partitions.
+func (b *batcher) apply(ctx context.Context, due []ledger.Due) *part {
+	mine := &part{due: due, done: make(chan struct{})}
 	b.mu.Lock()
 	b.waiting = append(b.waiting, mine)
 	b.mu.Unlock()
-	b.begin(context.WithoutCancel(ctx)) // the others' patience may be longer
+	b.begin(context.WithoutCancel(ctx)) // the other parts may have later deadlines
 	<-mine.done
 	return mine
 }
 
-// begin begins the batches for which it is time. Each ends before the callers of apply whose
-// shares it has return.
+// begin starts each batch that may run now. A batch ends before the calls of apply return
+// whose parts it has, so their caller waits for its goroutine.
 func (b *batcher) begin(ctx context.Context) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	for len(b.waiting) > 0 && (b.underWay == 0 || b.underWay < b.most && jobsOf(b.waiting) >= maxBatchJobs) {
-		b.underWay++
-		go b.applyTogether(ctx, b.take())
+	for len(b.waiting) > 0 && (b.running == 0 || b.running < b.most && jobsOf(b.waiting) >= maxBatchJobs) {
+		b.running++
+		go b.run(ctx, b.nextBatch())
 	}
 }
 
-func jobsOf(shares []*share) (n int) {
-	for _, s := range shares {
-		n += len(s.due)
+func jobsOf(parts []*part) (n int) {
+	for _, p := range parts {
+		n += len(p.due)
 	}
 	return n
 }
 
-// applyTogether applies a batch, and begins the next when it has ended, or takes long.
-func (b *batcher) applyTogether(ctx context.Context, shares []*share) {
-	over := sync.OnceFunc(func() {
+// run applies a batch. It starts the next batches when this one has ended or is slow.
+func (b *batcher) run(ctx context.Context, parts []*part) {
+	next := sync.OnceFunc(func() {
 		b.mu.Lock()
-		b.underWay--
+		b.running--
 		b.mu.Unlock()
 		b.begin(ctx)
 	})
-	slow := time.AfterFunc(b.slow, over)
+	slow := time.AfterFunc(b.slow, next)
 	var due []ledger.Due
-	owner := map[uuid.UUID]*share{}
-	for _, s := range shares {
-		due = append(due, s.due...)
-		for _, d := range s.due {
-			owner[d.JobID] = s
+	owner := map[uuid.UUID]*part{}
+	for _, p := range parts {
+		due = append(due, p.due...)
+		for _, d := range p.due {
+			owner[d.JobID] = p
 		}
 	}
 	applied, remaining, troubled := b.applier.ApplyShared(ctx, due, maxBatchJobs)
@@ -97,21 +98,21 @@ func (b *batcher) applyTogether(ctx context.Context, shares []*share) {
 	for _, d := range troubled {
 		owner[d.JobID].troubled = append(owner[d.JobID].troubled, d)
 	}
-	shares[0].applied = applied
+	parts[0].applied = applied
 	slow.Stop()
-	over()
-	for _, s := range shares {
-		close(s.done)
+	next()
+	for _, p := range parts {
+		close(p.done)
 	}
 }
 
-// take takes the shares that wait, the oldest first, up to about maxBatchJobs jobs. Its caller
-// has the lock.
-func (b *batcher) take() (shares []*share) {
+// nextBatch removes the oldest parts from waiting, up to about maxBatchJobs jobs, and returns
+// them. Its caller holds the lock.
+func (b *batcher) nextBatch() (parts []*part) {
 	n := 0
 	for len(b.waiting) > 0 && (n == 0 || n+len(b.waiting[0].due) <= maxBatchJobs) {
 		n += len(b.waiting[0].due)
-		shares, b.waiting = append(shares, b.waiting[0]), b.waiting[1:]
+		parts, b.waiting = append(parts, b.waiting[0]), b.waiting[1:]
 	}
-	return shares
+	return parts
 }

@@ -2,6 +2,7 @@ package worker
 
 import (
 	"context"
+	"slices"
 	"testing"
 	"time"
 
@@ -11,16 +12,16 @@ import (
 	"github.com/passbook/passbook/internal/test/testenv"
 )
 
-// held is an applier whose batches stay under way until they are let go. Of each batch the
-// first job is left over, and the second in trouble.
-type held struct {
-	begun chan []ledger.Due
-	letGo chan struct{}
+// heldApplier is an applier whose batches run until the test releases them. Of each batch the
+// first job remains, and the second is in trouble.
+type heldApplier struct {
+	begun   chan []ledger.Due
+	release chan struct{}
 }
 
-func (h held) ApplyShared(_ context.Context, due []ledger.Due, _ int) (applied []ledger.Applied, remaining, troubled []ledger.Due) {
+func (h heldApplier) ApplyShared(_ context.Context, due []ledger.Due, _ int) (applied []ledger.Applied, remaining, troubled []ledger.Due) {
 	h.begun <- due
-	<-h.letGo
+	<-h.release
 	for _, d := range due[min(2, len(due)):] {
 		applied = append(applied, ledger.Applied{JobID: d.JobID})
 	}
@@ -34,28 +35,28 @@ func dueOf(n int) (due []ledger.Due) {
 	return due
 }
 
-// What comes while as many batches are under way as may be shares the next ones, up to a
-// maxBatchJobs jobs, and each partition is told of its own jobs.
-func TestBatcherSharesBatches(t *testing.T) {
+// Jobs that come while the most batches run that may are applied together with the next ones,
+// up to maxBatchJobs jobs a batch. Each partition gets the results of its own jobs.
+func TestBatcherJoinsPartitions(t *testing.T) {
 	t.Parallel()
-	h := held{begun: make(chan []ledger.Due), letGo: make(chan struct{})}
+	h := heldApplier{begun: make(chan []ledger.Due), release: make(chan struct{})}
 	b := newBatcher(h)
 	b.slow = time.Hour
-	told := make(chan *share)
+	results := make(chan *part)
 	for n := range b.most {
-		go func() { told <- b.apply(t.Context(), dueOf(min(n*maxBatchJobs+1, maxBatchJobs))) }() // full beside the first
+		go func() { results <- b.apply(t.Context(), dueOf(min(n*maxBatchJobs+1, maxBatchJobs))) }() // full beside the first
 		<-h.begun
 	}
 	const partitions, each = 5, 20 // more than maxBatchJobs
 	for range partitions {
-		go func() { told <- b.apply(t.Context(), dueOf(each)) }()
+		go func() { results <- b.apply(t.Context(), dueOf(each)) }()
 	}
 	testenv.Eventually(t, "the other partitions to wait", func() bool {
 		b.mu.Lock()
 		defer b.mu.Unlock()
 		return len(b.waiting) == partitions
 	})
-	h.letGo <- struct{}{}
+	h.release <- struct{}{}
 	if next := <-h.begun; len(next) != maxBatchJobs/each*each {
 		t.Errorf("the next batch has %d jobs, want those of %d partitions", len(next), maxBatchJobs/each)
 	}
@@ -64,34 +65,30 @@ func TestBatcherSharesBatches(t *testing.T) {
 		}
 	}()
 	defer close(h.begun)
-	close(h.letGo)
+	close(h.release)
 	applied, remaining, troubled := 0, 0, 0
 	for range b.most + partitions {
-		s := <-told
-		applied, remaining, troubled = applied+len(s.applied), remaining+len(s.remaining), troubled+len(s.troubled)
-		for _, d := range append(s.remaining, s.troubled...) {
-			found := false
-			for _, own := range s.due {
-				found = found || own == d
-			}
-			if !found {
-				t.Errorf("a partition is told of job %s, which is another's", d.JobID)
+		p := <-results
+		applied, remaining, troubled = applied+len(p.applied), remaining+len(p.remaining), troubled+len(p.troubled)
+		for _, d := range append(p.remaining, p.troubled...) {
+			if !slices.Contains(p.due, d) {
+				t.Errorf("a partition gets job %s, which is another partition's", d.JobID)
 			}
 		}
 	}
 	if sum, want := applied+remaining+troubled, 1+(b.most-1)*maxBatchJobs+partitions*each; sum != want {
-		t.Errorf("%d jobs are told of, want each of %d once", sum, want)
+		t.Errorf("%d jobs have a result, want each of %d once", sum, want)
 	}
 }
 
 // A second batch begins beside the first only once it is full.
 func TestBatcherFillsBatches(t *testing.T) {
 	t.Parallel()
-	h := held{begun: make(chan []ledger.Due), letGo: make(chan struct{})}
+	h := heldApplier{begun: make(chan []ledger.Due), release: make(chan struct{})}
 	b := newBatcher(h)
 	b.slow = time.Hour
-	told := make(chan *share)
-	begin := func(n int) { go func() { told <- b.apply(t.Context(), dueOf(n)) }() }
+	results := make(chan *part)
+	begin := func(n int) { go func() { results <- b.apply(t.Context(), dueOf(n)) }() }
 	begin(1)
 	<-h.begun
 	begin(1)
@@ -104,26 +101,26 @@ func TestBatcherFillsBatches(t *testing.T) {
 	if full := <-h.begun; len(full) != maxBatchJobs {
 		t.Errorf("the second batch has %d jobs, want %d", len(full), maxBatchJobs)
 	}
-	close(h.letGo)
+	close(h.release)
 	for range 3 {
-		<-told
+		<-results
 	}
 }
 
-// A batch that takes long keeps the others from nothing.
+// The next batches begin while a slow one runs.
 func TestBatcherPassesASlowBatch(t *testing.T) {
 	t.Parallel()
-	h := held{begun: make(chan []ledger.Due), letGo: make(chan struct{})}
+	h := heldApplier{begun: make(chan []ledger.Due), release: make(chan struct{})}
 	b := newBatcher(h)
 	b.slow = time.Millisecond
-	told := make(chan *share)
+	results := make(chan *part)
 	const more = 3
 	for range b.most + more {
-		go func() { told <- b.apply(t.Context(), dueOf(1)) }()
-		<-h.begun // nothing was let go
+		go func() { results <- b.apply(t.Context(), dueOf(1)) }()
+		<-h.begun // no batch was released
 	}
 	for range b.most + more {
-		h.letGo <- struct{}{}
-		<-told
+		h.release <- struct{}{}
+		<-results
 	}
 }
