@@ -21,6 +21,7 @@ func Statements(userID uuid.UUID, key string) map[string]Statement {
 	id, now := uuid.Must(uuid.NewV7()), time.Now()
 	return map[string]Statement{
 		"read":     {readSQL, []any{id, userID}},
+		"archived": {readArchivedSQL, []any{id, userID}},
 		"repeated": {repeatedSQL, []any{[]uuid.UUID{userID}, []string{key}}},
 		"step":     {stepSQL, []any{id, firstID(now), now, archiveBatch}},
 	}

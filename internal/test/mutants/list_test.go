@@ -598,6 +598,14 @@ var mutations = []mutation{
 		[]string{"-run=^TestGuardsHoldInEverySession$/^TemporaryTables$ ./internal/ledger"},
 	},
 	{
+		"a read looks into the archive first", stays,
+		[]edit{
+			{jobs, `job, err := r.read(ctx, readSQL,`, `job, err := r.read(ctx, readArchivedSQL,`},
+			{jobs, `job, err = r.read(ctx, readArchivedSQL,`, `job, err = r.read(ctx, readSQL,`},
+		},
+		[]string{"-run=^TestReadWhileArchived$ ./internal/job"},
+	},
+	{
 		"an archived job has no answer", keyForGood,
 		[]edit{{accept, `FROM archived_jobs WHERE user_id = request.user_id`, `FROM archived_jobs WHERE false AND user_id = request.user_id`}},
 		[]string{"-run=^TestArchive(WhileKeysComeBack)?$ ./internal/job"},
