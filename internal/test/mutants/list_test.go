@@ -326,7 +326,7 @@ var mutations = []mutation{
 	},
 	{
 		"a task leaves what came while it was in hand", disposable,
-		[]edit{{serving, `batch, pending = s.next(ctx, queue, pending)`, `batch = nil`}},
+		[]edit{{serving, `batch, pending = s.next(ctx, queue, pending)`, `batch, pending = nil, !pending`}},
 		[]string{"-run=^TestTaskTakesNotifications$ ./internal/queue"},
 	},
 	{
