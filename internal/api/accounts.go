@@ -91,7 +91,7 @@ type balanceBody struct {
 }
 
 func (a *API) readBalance(c *fiber.Ctx, q *query) error {
-	at := q.time("at").Truncate(time.Microsecond) // what is kept is no finer
+	at := q.time("at").Truncate(time.Microsecond) // the precision of Postgres
 	if err := q.err(); err != nil {
 		return err
 	}
@@ -109,8 +109,8 @@ func (a *API) readBalance(c *fiber.Ctx, q *query) error {
 	})
 }
 
-// ownedAccount is the account that the path names, if it is the caller's: that is
-// for each statement to check.
+// ownedAccount returns the caller and the number in the path. Each statement checks that the
+// account is the caller's.
 func ownedAccount(c *fiber.Ctx) (ledger.Owned, error) {
 	number := accountNumber(c)
 	if !numberPattern.MatchString(number) {

@@ -15,7 +15,7 @@ func TestOpenAccount(t *testing.T) {
 	c := s.user(t)
 	tests := map[string]struct {
 		body string
-		want accountJSON // number and created_at where they are known
+		want accountJSON // number and created_at only where known
 	}{
 		"Nothing":        {`{}`, accountJSON{Currency: "KRW"}},
 		"Number":         {`{"number":"alice-KRW-1"}`, accountJSON{Number: "alice-KRW-1", Currency: "KRW"}},
@@ -29,7 +29,7 @@ func TestOpenAccount(t *testing.T) {
 		},
 	}
 	for name, test := range tests {
-		t.Run("OK/"+name, func(t *testing.T) {
+		t.Run(name, func(t *testing.T) {
 			c := c.in(t)
 			a := c.post("/v1/accounts", test.body).want(http.StatusCreated).wantNoHeader("Idempotent-Replayed")
 			got := decode[accountJSON](a)
@@ -57,7 +57,13 @@ func TestOpenAccount(t *testing.T) {
 			}
 		})
 	}
-	invalid := map[string]struct {
+	ledgertest.Check(t, s.pool)
+}
+
+func TestOpenAccount_InvalidRequest(t *testing.T) {
+	t.Parallel()
+	c := start(t).user(t)
+	for name, test := range map[string]struct {
 		body   string
 		faults []string
 	}{
@@ -80,18 +86,21 @@ func TestOpenAccount(t *testing.T) {
 		"CurrencySpaced":    {`{"currency":" KR"}`, []string{"/currency invalid_value"}},
 		"DepositTooLarge":   {`{"initial_deposit":9007199254740992}`, []string{"/initial_deposit out_of_range"}},
 		"DepositFraction":   {`{"initial_deposit":1.0}`, []string{"/initial_deposit invalid_type"}},
-	}
-	for name, test := range invalid {
-		t.Run("invalid_request/"+name, func(t *testing.T) {
+	} {
+		t.Run(name, func(t *testing.T) {
 			c.in(t).post("/v1/accounts", test.body).problem(http.StatusUnprocessableEntity, "invalid_request", test.faults...)
 		})
 	}
-	t.Run("number_taken", func(t *testing.T) {
-		c.in(t).post("/v1/accounts", `{"number":"rich"}`).problem(http.StatusConflict, "number_taken")
-		s.user(t).post("/v1/accounts", `{"number":"rich"}`).problem(http.StatusConflict, "number_taken")
-		c.in(t).post("/v1/accounts", `{"number":"RICH"}`).want(http.StatusCreated) // numbers keep their case
-	})
-	ledgertest.Check(t, s.pool)
+}
+
+func TestOpenAccount_NumberTaken(t *testing.T) {
+	t.Parallel()
+	s := start(t)
+	c := s.user(t)
+	c.post("/v1/accounts", `{"number":"rich"}`).want(http.StatusCreated)
+	c.post("/v1/accounts", `{"number":"rich"}`).problem(http.StatusConflict, "number_taken")
+	s.user(t).post("/v1/accounts", `{"number":"rich"}`).problem(http.StatusConflict, "number_taken")
+	c.post("/v1/accounts", `{"number":"RICH"}`).want(http.StatusCreated) // numbers are case-sensitive
 }
 
 func TestOpenAccount_IdempotencyKey(t *testing.T) {

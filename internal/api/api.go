@@ -1,6 +1,5 @@
-// Package api is the HTTP edge: it turns requests into calls and what they
-// answer into responses. Its promise: what the contract in openapi.yaml says,
-// and no word of an internal error to a client.
+// Package api is the HTTP edge: it turns requests into calls, and their results into responses.
+// Its promise: it answers as openapi.yaml says, and no internal error text reaches a client.
 package api
 
 import (
@@ -31,23 +30,23 @@ import (
 const (
 	maxBody        = 64 << 10
 	maxHead        = 16 << 10                // request line and headers, in bytes
-	requestTimeout = 1700 * time.Millisecond // a 503 within 2 s, also from a busy machine
+	requestTimeout = 1700 * time.Millisecond // a 503 within 2 s, also on a busy machine
 	readTimeout    = 10 * time.Second        // for a slow client to send its request
 	writeTimeout   = 30 * time.Second
 	idleTimeout    = 2 * time.Minute
 )
 
-// Config is what the API serves.
+// Config is what the API serves with.
 type Config struct {
 	Auth       *auth.Service
 	Accounts   *ledger.Accounts
 	Acceptor   *job.Acceptor
 	Jobs       *job.Reader
 	Statements *statement.Statements
-	Gate       *postgres.Gate  // what the reads of these show waits for it
+	Gate       *postgres.Gate  // holds an answer until what it shows is durable
 	CursorKeys [][]byte        // the first signs cursors, all verify
 	Checks     []ops.Check     // what /readyz asks
-	Stopping   <-chan struct{} // closed when the process was told to stop; nil for never
+	Stopping   <-chan struct{} // closed when the process begins to stop; nil for never
 	Registry   prometheus.Registerer
 	Log        *slog.Logger
 
@@ -64,7 +63,7 @@ type API struct {
 	exports exports
 	timeout time.Duration // of a request: requestTimeout; tests have less
 
-	mu       sync.Mutex // guards what follows
+	mu       sync.Mutex // guards the fields below
 	listener *listener
 	stopped  bool
 }
@@ -88,9 +87,9 @@ func New(cfg Config) (*API, error) {
 		CaseSensitive:         true,
 		ErrorHandler:          a.answerError,
 
-		DisablePreParseMultipartForm: true, // it is refused, not stored
+		DisablePreParseMultipartForm: true, // readBody refuses it
 	})
-	a.app.Server().CloseOnShutdown = true // says so to the clients that are answered last
+	a.app.Server().CloseOnShutdown = true // the last answers say that the connection closes
 	a.app.Server().ConnState = follow
 	a.app.Server().Handler = a.closing(a.received(a.framed(known(a.app.Handler()))))
 	a.app.Server().HeaderReceived = refuseAnnounced
@@ -108,8 +107,8 @@ func New(cfg Config) (*API, error) {
 	return a, nil
 }
 
-// framed answers 400 and closes the connection where the request's end or its
-// key could be read in two ways: what follows may be part of it.
+// framed answers 400 and closes the connection where a proxy could read the request's end or
+// its key in another way: what follows may be a part of the request.
 func (a *API) framed(next fasthttp.RequestHandler) fasthttp.RequestHandler {
 	return func(c *fasthttp.RequestCtx) {
 		if isFramed(c) {
@@ -121,9 +120,8 @@ func (a *API) framed(next fasthttp.RequestHandler) fasthttp.RequestHandler {
 	}
 }
 
-// closing tells the client of each answer that the connection ends, once the process
-// was told to stop: a load balancer then has no idle connection left to send on when the
-// listener closes.
+// closing adds Connection: close to each answer once the process begins to stop, so that a load
+// balancer has no idle connection to send on when the listener closes.
 func (a *API) closing(next fasthttp.RequestHandler) fasthttp.RequestHandler {
 	return func(c *fasthttp.RequestCtx) {
 		next(c)
@@ -142,8 +140,8 @@ func (a *API) isStopping() bool {
 	}
 }
 
-// known gives a method that Fiber doesn't know to the routes as one that none
-// of them takes: Fiber itself would answer it, and not as the contract says.
+// known replaces a method that Fiber doesn't know by one that no route takes: Fiber itself would
+// answer it, and not as the contract says.
 func known(next fasthttp.RequestHandler) fasthttp.RequestHandler {
 	return func(c *fasthttp.RequestCtx) {
 		if !slices.Contains(fiber.DefaultMethods, string(c.Method())) {
@@ -153,7 +151,7 @@ func known(next fasthttp.RequestHandler) fasthttp.RequestHandler {
 	}
 }
 
-// Serve answers requests on inner until Shutdown. After it, it answers none.
+// Serve answers requests on inner until Shutdown; after Shutdown it answers none.
 func (a *API) Serve(inner net.Listener) error {
 	listener := a.newListener(inner)
 	a.mu.Lock()
@@ -168,10 +166,9 @@ func (a *API) Serve(inner net.Listener) error {
 	return nil
 }
 
-// Shutdown takes no more connections, answers the requests in flight, and
-// returns when the last is answered and its connection ended, or ctx ends. A
-// request that does not arrive in arrivalTime is not waited for. Exports are cut
-// off: they may take half an hour.
+// Shutdown accepts no more connections, answers the requests in flight, and returns when the
+// last is answered and its connection has ended, or ctx ends. It does not wait for a request
+// that does not arrive in arrivalTime. It cuts exports off: they may take half an hour.
 func (a *API) Shutdown(ctx context.Context) error {
 	listener := a.stop()
 	a.exports.stop()
@@ -184,7 +181,7 @@ func (a *API) Shutdown(ctx context.Context) error {
 	return nil
 }
 
-// stop closes the listener, of which Fiber knows nothing before it serves it.
+// stop closes the listener. Fiber can't: it does not know the listener before it serves on it.
 func (a *API) stop() *listener {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -195,13 +192,13 @@ func (a *API) stop() *listener {
 	return a.listener
 }
 
-// route is one line of the contract.
+// route is one operation of the contract.
 type route struct {
 	method, path string
-	open         bool // to callers without an access token
-	noOutcome    bool // it shows nothing of any account, so its answers wait for no confirmation
+	open         bool // needs no access token
+	noOutcome    bool // shows nothing of any account, so its answers wait for no confirmation
 	handle       func(*fiber.Ctx, *query) error
-	query        []string // the parameters it knows
+	query        []string // the parameters that it takes
 }
 
 func (a *API) routes() ([]route, error) {
@@ -243,21 +240,21 @@ func (a *API) routes() ([]route, error) {
 	}, nil
 }
 
-// What handlers find in a request's locals.
+// Keys of a request's locals, which handlers read.
 type (
 	callerKey    struct{}
 	requestIDKey struct{}
 	routeKey     struct{}
 )
 
-// handler does what all routes have in common: the time limit, the access token,
-// where the route knows no parameters the query, and the wait until what the answer shows
-// is durable.
+// handler does what all routes have in common: the time limit, the access token, the check of
+// the query where the route takes no parameters, and the wait until what the answer shows is
+// durable.
 func (a *API) handler(r route) fiber.Handler {
 	return func(c *fiber.Ctx) error {
 		c.Locals(routeKey{}, r.path)
-		// Not the request's own context: that ends when the server is told to
-		// stop, and a request in flight shall be answered.
+		// Not the request's own context: it ends when the server begins to stop, and requests in
+		// flight must still be answered.
 		ctx, cancel := context.WithTimeout(c.UserContext(), a.timeout)
 		defer cancel()
 		c.SetUserContext(ctx)
@@ -276,10 +273,9 @@ func (a *API) handler(r route) fiber.Handler {
 	}
 }
 
-// confirmed has the route handle the request and lets the answer leave once all that it
-// shows is durable, whatever the handler has told of that; else it is dropped, with its
-// headers and its stream. A kill of Postgres between the read and the confirmation ends in
-// a 503, and the client has been told nothing.
+// confirmed runs the route's handler, and sends the answer once all that it shows is durable.
+// Otherwise it drops the answer, with its headers and its stream. A crash of Postgres between
+// the read and the confirmation ends in a 503, and the client has seen nothing of the answer.
 func (a *API) confirmed(c *fiber.Ctx, r route, q *query) error {
 	if r.noOutcome {
 		return r.handle(c, q)
@@ -290,7 +286,7 @@ func (a *API) confirmed(c *fiber.Ctx, r route, q *query) error {
 	if err != nil && hasNoOutcome(err) {
 		return err
 	}
-	if err != nil { // one that tells of something earlier, as of a key that was used
+	if err != nil { // it depends on an earlier outcome, such as a key that was used
 		postgres.ShowAll(ctx)
 	}
 	if lost := a.cfg.Gate.Wait(ctx, shown); lost != nil {
@@ -301,14 +297,14 @@ func (a *API) confirmed(c *fiber.Ctx, r route, q *query) error {
 	return err
 }
 
-// caller is the user whose access token the request bears.
+// caller returns the user whose access token the request carries.
 func caller(c *fiber.Ctx) uuid.UUID {
 	id, _ := c.Locals(callerKey{}).(uuid.UUID)
 	return id
 }
 
-// observe stands around everything: request id, metrics, and the one place
-// where errors become responses.
+// observe wraps every handler: it sets the request id, turns errors into responses, and counts
+// the request.
 func (a *API) observe(c *fiber.Ctx) error {
 	started := time.Now()
 	setRequestID(c)
@@ -325,7 +321,7 @@ func (a *API) observe(c *fiber.Ctx) error {
 	return nil
 }
 
-// protect turns a panic into an error: one request's bug is not the others'.
+// protect turns a panic into an error, so that a bug in one request ends no other request.
 func (a *API) protect(c *fiber.Ctx) (err error) {
 	defer func() {
 		if cause := recover(); cause != nil {
@@ -346,7 +342,8 @@ func (p panicked) Error() string {
 
 const maxRequestID = 64
 
-// setRequestID keeps the client's id where it is 1 to 64 of A-Z a-z 0-9 . _ -.
+// setRequestID keeps the client's id where it has 1 to 64 characters of A-Z a-z 0-9 . _ -, and
+// makes one otherwise.
 func setRequestID(c *fiber.Ctx) {
 	id := c.Get(fiber.HeaderXRequestID)
 	if !isRequestID(id) {

@@ -9,42 +9,40 @@ import (
 	"strings"
 )
 
-// A cursor is the place where a page ended, and a seal: it goes on in the list
-// that it came from, with the same filters, and nowhere else.
+// A cursor is the position of a page's last item and a MAC of that position and its list. So it
+// is valid only in the list that it came from, with the same filters.
 const (
-	placeBytes = 8
-	sealBytes  = 16
+	positionBytes = 8
+	macBytes      = 16
 )
 
-// cursors makes and reads them.
+// cursors encodes and decodes cursors.
 type cursors struct {
 	keys [][]byte
 }
 
-// newCursors derives keys of its own from the secrets, the first of which
-// signs while all verify.
+// newCursors derives a key from each secret. The first key signs, all verify.
 func newCursors(secrets [][]byte) cursors {
 	c := cursors{}
 	for _, secret := range secrets {
-		c.keys = append(c.keys, seal(secret, []byte("passbook cursor v1")))
+		c.keys = append(c.keys, sum(secret, []byte("passbook cursor v1")))
 	}
 	return c
 }
 
-// encode makes the cursor that goes on after place in list. list names the list
-// and every filter of it.
-func (c cursors) encode(list string, place int64) string {
-	token := binary.BigEndian.AppendUint64(make([]byte, 0, placeBytes+sealBytes), uint64(place)) //nolint:gosec // the bits, there and back
-	token = append(token, seal(c.keys[0], token, []byte(list))[:sealBytes]...)
+// encode returns the cursor of the page after position. list names the list and all its filters.
+func (c cursors) encode(list string, position int64) string {
+	token := binary.BigEndian.AppendUint64(make([]byte, 0, positionBytes+macBytes), uint64(position)) //nolint:gosec // the bits, there and back
+	token = append(token, sum(c.keys[0], token, []byte(list))[:macBytes]...)
 	return base64.RawURLEncoding.EncodeToString(token)
 }
 
-// decode reads a cursor of list.
-func (c cursors) decode(list, text string) (place int64, err error) {
+// decode returns the position of a cursor of list.
+func (c cursors) decode(list, text string) (position int64, err error) {
 	token, err := base64.RawURLEncoding.Strict().DecodeString(text)
-	if err == nil && len(token) == placeBytes+sealBytes && !strings.ContainsAny(text, "\r\n") { // which base64 skips
+	if err == nil && len(token) == positionBytes+macBytes && !strings.ContainsAny(text, "\r\n") { // which base64 skips
 		for _, key := range c.keys {
-			if hmac.Equal(token[placeBytes:], seal(key, token[:placeBytes], []byte(list))[:sealBytes]) {
+			if hmac.Equal(token[positionBytes:], sum(key, token[:positionBytes], []byte(list))[:macBytes]) {
 				return int64(binary.BigEndian.Uint64(token)), nil //nolint:gosec // the bits, there and back
 			}
 		}
@@ -53,7 +51,7 @@ func (c cursors) decode(list, text string) (place int64, err error) {
 		"A cursor goes on in the list that it came from, with the same filters. Start again without one.")
 }
 
-func seal(key []byte, parts ...[]byte) []byte {
+func sum(key []byte, parts ...[]byte) []byte {
 	mac := hmac.New(sha256.New, key)
 	for _, part := range parts {
 		_, _ = mac.Write(part) // never fails

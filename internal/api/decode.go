@@ -18,15 +18,15 @@ import (
 	"github.com/passbook/passbook/internal/ledger"
 )
 
-// body holds a request's JSON object and collects what is wrong with it: each
-// read takes a field out, and what is left at the end is unknown.
+// body holds the JSON object of a request and collects its faults. Each read removes a field, so
+// the fields that remain at the end are unknown.
 type body struct {
 	fields map[string]jsontext.Value
 	faults []fault
 }
 
-// readBody reads the object. Another content type, or a coding, is 415; what is
-// not JSON, has a name twice or goes on after the object is 400.
+// readBody reads the object. It returns a 415 for another content type or a content coding, and a
+// 400 for a body that is not JSON, repeats a name or has more data after the object.
 func readBody(c *fiber.Ctx) (*body, error) {
 	mediaType, _, err := mime.ParseMediaType(c.Get(fiber.HeaderContentType))
 	if err != nil || mediaType != fiber.MIMEApplicationJSON {
@@ -35,7 +35,7 @@ func readBody(c *fiber.Ctx) (*body, error) {
 	if coding := c.Get(fiber.HeaderContentEncoding); coding != "" && !strings.EqualFold(coding, "identity") {
 		return nil, newProblem(http.StatusUnsupportedMediaType, "unsupported_media_type", "Send the body without a Content-Encoding.")
 	}
-	// Not Body, which decodes codings past the bound.
+	// Not Body, which decodes content codings without a bound.
 	b, err := parseBody(c.BodyRaw())
 	if err != nil {
 		return nil, newProblem(http.StatusBadRequest, "malformed_body",
@@ -47,7 +47,7 @@ func readBody(c *fiber.Ctx) (*body, error) {
 var errTrailing = errors.New("data after the value")
 
 func parseBody(data []byte) (*body, error) {
-	// The decoder refuses invalid UTF-8 and names that stand twice.
+	// The decoder refuses invalid UTF-8 and repeated names.
 	decoder := jsontext.NewDecoder(bytes.NewReader(data))
 	value, err := decoder.ReadValue()
 	if err != nil {
@@ -90,9 +90,9 @@ func (b *body) split(object jsontext.Value) error {
 }
 
 const (
-	// maxFields is how many fields of a body are read, far more than any route knows.
+	// maxFields is how many fields of a body are read, far more than any route takes.
 	maxFields = 64
-	// maxFaults is how many faults an answer names: thousands of them cost the others.
+	// maxFaults is how many faults an answer names: thousands would slow the other requests down.
 	maxFaults = 20
 )
 
@@ -107,8 +107,8 @@ func (b *body) faultAt(pointer, code, detail string) {
 	b.faults = append(b.faults, fault{Pointer: &pointer, Code: code, Detail: detail})
 }
 
-// err names the fields that nobody has read, and is the problem that names
-// every fault, maxFaults of them at most, or nil.
+// err returns a problem with every fault, maxFaults at most, or nil. Fields that no read has
+// removed are faults.
 func (b *body) err() error {
 	var unknown []string
 	for name := range b.fields {
@@ -126,8 +126,7 @@ func (b *body) err() error {
 
 func firstFaults(faults []fault) []fault { return faults[:min(len(faults), maxFaults)] }
 
-// take removes a field and answers with its value; nil where it is absent or null, which
-// are the same.
+// take removes a field and returns its value; nil where it is absent or null, which mean the same.
 func (b *body) take(name string) jsontext.Value {
 	value := b.fields[name]
 	delete(b.fields, name)
@@ -137,7 +136,7 @@ func (b *body) take(name string) jsontext.Value {
 	return value
 }
 
-// text reads a string that must be there.
+// text reads a required string.
 func (b *body) text(name string) string {
 	text := b.optionalText(name)
 	if text == nil {
@@ -172,8 +171,8 @@ func (b *body) hasFault(name string) bool {
 	return slices.ContainsFunc(b.faults, func(f fault) bool { return *f.Pointer == "/"+name })
 }
 
-// amount reads minor units: a JSON integer written as one, from 1 to
-// ledger.MaxAmount. "100", 1.0 and 1e2 are not.
+// amount reads required minor units, from 1 to ledger.MaxAmount, written as a JSON integer:
+// "100", 1.0 and 1e2 are faults.
 func (b *body) amount(name string) int64 {
 	amount := b.optionalAmount(name)
 	if amount == 0 && !b.hasFault(name) {
@@ -182,7 +181,7 @@ func (b *body) amount(name string) int64 {
 	return amount
 }
 
-// optionalAmount is 0 where the field is absent.
+// optionalAmount reads minor units; 0 where the field is absent.
 func (b *body) optionalAmount(name string) int64 {
 	value := b.take(name)
 	if value == nil {
@@ -218,10 +217,9 @@ func (b *body) description() *string {
 	return text
 }
 
-// isControl tells the characters that change how the text around them is shown, or where
-// its line ends: controls, line and paragraph separators, and bidirectional embeddings,
-// overrides and isolates (Unicode Standard Annex 9, section 2), which can make an amount
-// in a description read backwards.
+// isControl reports whether r changes how the text around it is shown: controls, line and
+// paragraph separators, and bidirectional embeddings, overrides and isolates (Unicode Standard
+// Annex 9, section 2), which can show an amount in a description backwards.
 func isControl(r rune) bool {
 	return unicode.IsControl(r) || unicode.In(r, unicode.Zl, unicode.Zp) ||
 		r >= '\u202a' && r <= '\u202e' || r >= '\u2066' && r <= '\u2069'

@@ -29,19 +29,19 @@ import (
 const mimeCSV = "text/csv; charset=utf-8; header=present"
 
 const (
-	// maxExports bounds the exports at once: each has a page of lines in memory, of
-	// 70 to 700 KB.
+	// maxExports bounds the concurrent exports: each keeps a page of lines in memory, 70 to
+	// 700 KB.
 	maxExports = 64
-	// maxReadings bounds those that read a page at a time, each with a connection to
-	// Postgres: the accepts need theirs.
+	// maxReadings bounds the exports that read a page at once, each with a connection to
+	// Postgres, which other requests need too.
 	maxReadings = 2
-	// longestExport ends an export that takes too long.
+	// longestExport bounds how long an export may take.
 	longestExport = 30 * time.Minute
-	// A client takes each page at leastRate, in bytes a second, or faster, and has
-	// exportGrace more; else its export is cut off.
+	// A client must read each page at leastRate, in bytes a second, or faster, with exportGrace
+	// in addition. Otherwise the API cuts its export off.
 	leastRate   = 16 << 10
 	exportGrace = 10 * time.Second
-	// pageTimeout bounds the reading of a page, with the wait for its turn.
+	// pageTimeout bounds the reading of a page, including the wait for one of maxReadings.
 	pageTimeout = 10 * time.Second
 )
 
@@ -56,24 +56,24 @@ var (
 	}
 )
 
-// byteOrderMark tells Excel that a file is in UTF-8; without it, it takes the system's own
-// encoding, and shows no Hangul.
+// byteOrderMark makes Excel read a file as UTF-8. Otherwise Excel uses the system's encoding, and
+// shows no Hangul.
 const byteOrderMark = "\ufeff"
 
 var csvHeader = []string{"seq", "type", "amount", "balance_after", "description", "job_id", "created_at"}
 
-// wantsCSV tells whether the client would rather have CSV than JSON.
+// wantsCSV reports whether the client prefers CSV to JSON.
 func wantsCSV(c *fiber.Ctx) bool {
 	return c.Accepts(fiber.MIMEApplicationJSON, mimeCSV) == mimeCSV
 }
 
-// exports are those on their way: one a user, and maxExports in all.
+// exports are the running exports: at most one a user, and maxExports in all.
 type exports struct {
-	longest, grace time.Duration // longestExport and exportGrace; tests wait for less
-	rate           int           // leastRate; tests want more
-	readings       chan struct{} // holds one for each page that is being read
+	longest, grace time.Duration // longestExport and exportGrace; shorter in tests
+	rate           int           // leastRate; higher in tests
+	readings       chan struct{} // holds one element for each page that is being read
 
-	mu      sync.Mutex // guards what follows
+	mu      sync.Mutex // guards the fields below
 	cancels map[uuid.UUID]context.CancelFunc
 	stopped bool
 	running sync.WaitGroup
@@ -86,8 +86,8 @@ func newExports() exports {
 	}
 }
 
-// begin makes room for an export. The context it answers with is over when the
-// export has taken too long, or the API stops; end must be called.
+// begin registers an export. The returned context ends when the export takes too long, or the API
+// stops. The caller must call end.
 func (e *exports) begin(ctx context.Context, user uuid.UUID) (exporting context.Context, end func(), err error) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -109,7 +109,7 @@ func (e *exports) begin(ctx context.Context, user uuid.UUID) (exporting context.
 	}), nil
 }
 
-// next reads a page when it is its turn.
+// next reads a page, when fewer than maxReadings are being read.
 func (e *exports) next(ctx context.Context, export *statement.Export) ([]ledger.Transaction, error) {
 	ctx, cancel := context.WithTimeout(ctx, pageTimeout)
 	defer cancel()
@@ -122,7 +122,7 @@ func (e *exports) next(ctx context.Context, export *statement.Export) ([]ledger.
 	}
 }
 
-// stop cuts all exports off, and waits until they have ended.
+// stop cuts all exports off, and waits for their end.
 func (e *exports) stop() {
 	e.mu.Lock()
 	e.stopped = true
@@ -133,11 +133,11 @@ func (e *exports) stop() {
 	e.running.Wait()
 }
 
-// exportTransactions answers with all of a page as CSV, of one moment, each part
-// read when the client has taken the one before. A client that goes away ends the
-// export, and so does one that is slower than leastRate, or not done after
-// longestExport. Where something fails on the way the connection is cut, so that
-// its client doesn't take a part for the whole. With bom it begins with a byte order mark.
+// exportTransactions answers with all of a page as CSV, as of one moment. It reads each part when
+// the client has taken the part before. The export ends when the client goes away, is slower than
+// leastRate, or has not read everything after longestExport. After an error in the middle it
+// cuts the connection, so that the client doesn't take a part for the whole. With bom it begins
+// with a byte order mark.
 func (a *API) exportTransactions(c *fiber.Ctx, page statement.Page, bom bool) error {
 	if !c.Request().Header.IsHTTP11() {
 		return errNoChunks
@@ -176,23 +176,23 @@ func describeExport(c *fiber.Ctx, account ledger.Owned) {
 	c.Set(fiber.HeaderContentDisposition, fmt.Sprintf("attachment; filename=%q", account.Number+".csv"))
 }
 
-// exportBody is an export as its client takes it: the connection's own goroutine
-// reads it and, at the end or where the client is gone, closes it.
+// exportBody is the body of an export. The connection's goroutine reads it, and closes it at the
+// end or when the client is gone.
 type exportBody struct {
 	exports *exports
 	export  *statement.Export
-	ctx     context.Context //nolint:containedctx // it ends the export, which outlives its handler
+	ctx     context.Context //nolint:containedctx // ends the export, which outlives its handler
 	end     func()
 	unwatch func() bool
 	conn    net.Conn
 	isCut   atomic.Bool
 	log     *slog.Logger
 
-	lines bytes.Buffer // that the client has not taken yet
-	err   error        // io.EOF when all is read
+	lines bytes.Buffer // that the client has not read yet
+	err   error        // io.EOF once every page is read
 }
 
-// begin reads the first page: what fails then has an answer of its own.
+// begin reads the first page. Where that fails, the client gets a problem as its answer.
 func (b *exportBody) begin(ctx context.Context, statements *statement.Statements, page statement.Page) (err error) {
 	if b.export, err = statements.Export(ctx, page); err != nil {
 		return err
@@ -205,16 +205,16 @@ func (b *exportBody) begin(ctx context.Context, statements *statement.Statements
 	return err
 }
 
-// cut has what waits for the client wait no more.
+// cut ends the writes that wait for the client.
 func (b *exportBody) cut() {
 	b.isCut.Store(true)
 	_ = b.conn.SetWriteDeadline(time.Now())
 }
 
-// Read gives the client some lines and, with the first of a page, the time to take
+// Read returns some lines. When it reads a new page, it sets the deadline for the client to take
 // that page.
 func (b *exportBody) Read(p []byte) (int, error) {
-	if b.isCut.Load() { // the server may have set its own deadline after that of the cut
+	if b.isCut.Load() { // the server may have set its own deadline after cut set its
 		return 0, os.ErrDeadlineExceeded
 	}
 	if b.lines.Len() == 0 && b.err == nil {
@@ -224,13 +224,13 @@ func (b *exportBody) Read(p []byte) (int, error) {
 		return b.lines.Read(p)
 	}
 	if errors.Is(b.err, io.EOF) {
-		b.unwatch() // else the end would cut the last bytes off
-		b.end()     // before the client knows: it may have another to ask for
+		b.unwatch() // otherwise end would cut the last bytes off
+		b.end()     // before the client sees the end: it may request another export
 	}
 	return 0, b.err
 }
 
-// Close ends the export, and says so where it is not all sent.
+// Close ends the export, and logs it where not all of it was sent.
 func (b *exportBody) Close() error {
 	b.unwatch()
 	if !errors.Is(b.err, io.EOF) || b.lines.Len() > 0 {
@@ -242,7 +242,7 @@ func (b *exportBody) Close() error {
 
 var errNotTaken = errors.New("the client is gone or too slow")
 
-// readPage reads the next page to lines; io.EOF where there is none.
+// readPage reads the next page to lines; io.EOF where there is no other page.
 func (b *exportBody) readPage(ctx context.Context) (err error) {
 	defer func() {
 		if cause := recover(); cause != nil {
@@ -259,19 +259,19 @@ func (b *exportBody) readPage(ctx context.Context) (err error) {
 	lines, line := csv.NewWriter(&b.lines), make([]string, len(csvHeader))
 	for i := range transactions {
 		fillLine(line, &transactions[i])
-		_ = lines.Write(line) // a bytes.Buffer takes all
+		_ = lines.Write(line) // to a bytes.Buffer, which never fails
 	}
 	lines.Flush()
 	return b.allow()
 }
 
-// allow gives the client the time to take the lines.
+// allow sets the deadline for the client to take the lines.
 func (b *exportBody) allow() error {
 	timely := b.exports.grace + time.Duration(b.lines.Len())*time.Second/time.Duration(b.exports.rate)
 	if err := b.conn.SetWriteDeadline(time.Now().Add(timely)); err != nil {
 		return err
 	}
-	if b.isCut.Load() { // a cut that comes after this sets its deadline after ours
+	if b.isCut.Load() { // a later cut sets its deadline after this one
 		return os.ErrDeadlineExceeded
 	}
 	return nil
@@ -292,10 +292,9 @@ func fillLine(line []string, t *ledger.Transaction) {
 	line[6] = timestamp(t.CreatedAt).String()
 }
 
-// harmless puts an apostrophe before each part of a cell that a spreadsheet would run as
-// a formula (OWASP, CSV Injection), whichever separator it was told to use: one that
-// splits at semicolons, and takes a quote for the end of a cell, finds the formula of
-// x;=1+1 in a cell of its own.
+// harmless puts an apostrophe before each part of a cell that a spreadsheet would run as a formula
+// (OWASP, CSV Injection), whichever separator the spreadsheet uses. One that splits at semicolons,
+// and takes a quote for the end of a cell, reads the formula of x;=1+1 as a cell.
 func harmless(cell string) string {
 	var safe strings.Builder
 	atStart := true // of a part, also behind a quote

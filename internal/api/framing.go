@@ -8,23 +8,23 @@ import (
 	"github.com/valyala/fasthttp"
 )
 
-// once are the headers of which a second one, or one in the trailer, could mean
-// something else to a proxy than it means here.
+// once are the headers that may occur once: a proxy could read a second one, or one in the
+// trailer, in another way than the API.
 var once = [...]string{
 	fiber.HeaderHost, fiber.HeaderContentLength, fiber.HeaderTransferEncoding,
 	fiber.HeaderAuthorization, fiber.HeaderContentType, headerKey,
 }
 
-// isFramed reports whether every reader sees the same request in these bytes:
-// no bare CR or LF, no folded line, and each header of once at most once, in
-// the head. fasthttp checks the rest.
+// isFramed reports whether every proxy reads the same request from these bytes: no bare CR or LF,
+// no folded header, and each header of once at most once, not in the trailer. fasthttp checks
+// everything else.
 func isFramed(c *fasthttp.RequestCtx) bool {
 	header := &c.Request.Header
 	version := string(header.Protocol())
 	if version != "HTTP/1.1" && (version != "HTTP/1.0" || len(header.Peek(fiber.HeaderTransferEncoding)) > 0) {
 		return false
 	}
-	var counts [len(once)]int // by place in once
+	var counts [len(once)]int // by index in once
 	for line := range bytes.SplitSeq(header.RawHeaders(), []byte("\r\n")) {
 		if len(line) == 0 {
 			continue
@@ -53,7 +53,7 @@ func isFramed(c *fasthttp.RequestCtx) bool {
 		}
 	}
 	if count(fiber.HeaderTransferEncoding) > 0 && (count(fiber.HeaderContentLength) > 0 ||
-		len(header.PeekAll(headerKey)) > 1) { // the head's and a trailer's, of which fasthttp refuses the other headers
+		len(header.PeekAll(headerKey)) > 1) { // one of them in the trailer; fasthttp refuses the other headers there
 		return false
 	}
 	return count(fiber.HeaderHost) == 1 || version == "HTTP/1.0"

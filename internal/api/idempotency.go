@@ -20,14 +20,14 @@ func idempotencyKey(c *fiber.Ctx) (string, error) {
 		return "", nil
 	}
 	key, ok := parseKey(string(values[0]))
-	if !ok { // a second one is refused in framing.go
+	if !ok { // framing.go refuses a second header
 		return "", newProblem(http.StatusBadRequest, "idempotency_key_invalid",
 			"Idempotency-Key is 1 to 255 visible ASCII characters, bare or as a quoted string, and stands once.")
 	}
 	return key, nil
 }
 
-// requiredKey reads the header where it must be there.
+// requiredKey reads the header where it is required.
 func requiredKey(c *fiber.Ctx) (string, error) {
 	key, err := idempotencyKey(c)
 	if err == nil && key == "" {
@@ -37,8 +37,8 @@ func requiredKey(c *fiber.Ctx) (string, error) {
 	return key, err
 }
 
-// parseKey takes a key bare or as a structured-field string (RFC 8941, section
-// 3.3.3): "abc" and abc are one key.
+// parseKey reads a key, bare or as a structured-field string (RFC 8941, section 3.3.3): "abc" and
+// abc are the same key.
 func parseKey(text string) (key string, ok bool) {
 	key = text
 	if strings.HasPrefix(text, `"`) {

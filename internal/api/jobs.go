@@ -15,17 +15,17 @@ import (
 )
 
 type jobBody struct {
-	ID          string          `json:"id"`
-	Account     string          `json:"account"`
-	Type        string          `json:"type"`
-	Amount      int64           `json:"amount"`
-	Currency    string          `json:"currency"`
-	Description *string         `json:"description"`
-	Status      string          `json:"status"`
-	Failure     *failureBody    `json:"failure"`
-	Transaction *jobPostingBody `json:"transaction"`
-	CreatedAt   timestamp       `json:"created_at"`
-	FinishedAt  *timestamp      `json:"finished_at"`
+	ID          string              `json:"id"`
+	Account     string              `json:"account"`
+	Type        string              `json:"type"`
+	Amount      int64               `json:"amount"`
+	Currency    string              `json:"currency"`
+	Description *string             `json:"description"`
+	Status      string              `json:"status"`
+	Failure     *failureBody        `json:"failure"`
+	Transaction *jobTransactionBody `json:"transaction"`
+	CreatedAt   timestamp           `json:"created_at"`
+	FinishedAt  *timestamp          `json:"finished_at"`
 }
 
 type failureBody struct {
@@ -33,14 +33,14 @@ type failureBody struct {
 	Detail string `json:"detail"`
 }
 
-// jobPostingBody is what a job says of the transaction that it became.
-type jobPostingBody struct {
+// jobTransactionBody is the transaction that a job made.
+type jobTransactionBody struct {
 	Seq          int64     `json:"seq"`
 	BalanceAfter int64     `json:"balance_after"`
 	CreatedAt    timestamp `json:"created_at"`
 }
 
-// failures says each failure code for people.
+// failures are the texts of the failure codes.
 var failures = map[string]string{
 	ledger.InsufficientFunds:    "The balance was less than the amount.",
 	ledger.BalanceLimitExceeded: "The balance would have passed the largest one, " + strconv.FormatInt(ledger.MaxAmount, 10) + ".",
@@ -66,18 +66,17 @@ func toJobBody(job job.Job) jobBody {
 		body.Failure = &failureBody{Code: *job.Failure, Detail: failures[*job.Failure]}
 	}
 	if job.Seq != nil {
-		body.Transaction = &jobPostingBody{Seq: *job.Seq, BalanceAfter: *job.BalanceAfter, CreatedAt: *body.FinishedAt}
+		body.Transaction = &jobTransactionBody{Seq: *job.Seq, BalanceAfter: *job.BalanceAfter, CreatedAt: *body.FinishedAt}
 	}
 	return body
 }
 
-// pollAfter is the Retry-After of an unfinished job, in seconds; the header has
-// none shorter.
+// pollAfter is the Retry-After of an unfinished job, in seconds, the shortest that the header can
+// say.
 const pollAfter = "1"
 
-// accept takes a deposit or a withdrawal. The 202 is written after the job is
-// committed; a kill in between leaves the client without an answer, and the
-// same key gets it.
+// accept accepts a deposit or a withdrawal. It answers 202 after the job is committed. After a
+// crash in between the client has no answer; the same request with the same key gets it.
 func (a *API) accept(entry ledger.EntryType) func(*fiber.Ctx, *query) error {
 	return func(c *fiber.Ctx, _ *query) error {
 		key, err := requiredKey(c)
@@ -133,7 +132,7 @@ func sendJob(c *fiber.Ctx, j job.Job) error {
 
 func (a *API) readJob(c *fiber.Ctx, _ *query) error {
 	id, err := uuid.Parse(c.Params("id"))
-	if err != nil || !strings.EqualFold(id.String(), c.Params("id")) { // Parse takes other forms too; ids have one
+	if err != nil || !strings.EqualFold(id.String(), c.Params("id")) { // Parse takes other forms too; an id has only one
 		return job.ErrNotFound
 	}
 	found, err := a.cfg.Jobs.Job(c.UserContext(), caller(c), id)

@@ -19,31 +19,31 @@ import (
 )
 
 const (
-	// lingerTime and lingerBytes bound what the API reads of a connection after its
-	// last answer. To close it with bytes unread would reset it, and a reset can take
-	// the answer away from the client.
+	// lingerTime and lingerBytes bound what the API reads from a connection after its last
+	// answer. A close with unread bytes resets the connection, and a reset can destroy the
+	// answer before the client has read it.
 	lingerTime  = time.Second
 	lingerBytes = 1 << 20
-	// arrivalTime is how long a request that has begun to arrive may take once the
-	// API stops. It is unanswered, so nothing is lost: the client sends it again.
+	// arrivalTime is how long a request may still take to arrive once the API stops. A later
+	// request is not answered, so nothing is lost: the client sends it again.
 	arrivalTime = time.Second
-	// shortestPause and longestPause bound the wait before another accept, where the
-	// system has no file descriptor or memory left for a connection.
+	// shortestPause and longestPause bound the wait before the next accept, where the system has
+	// no file descriptor or memory for a connection.
 	shortestPause = 5 * time.Millisecond
 	longestPause  = time.Second
 	// logInterval bounds how often the listener logs, whatever clients do.
 	logInterval = 10 * time.Second
-	// addressBits are what one client of IPv6 commonly has of an address to itself.
+	// addressBits is the prefix of an IPv6 address that one client commonly has to itself.
 	addressBits = 64
 )
 
-// listener accepts a bounded number of connections, in total and from an address, and
-// outlives a shortage of file descriptors. At a bound a new connection takes the place of
-// the one to which the API has owed nothing for longest: a client who holds connections
-// without using them can't keep others out. Where all are in use the new one is closed.
+// listener accepts a bounded number of connections, in total and from an address, and survives a
+// shortage of file descriptors. At a bound it closes the connection that has been idle for
+// longest, so a client that holds idle connections can't keep other clients out. Where no
+// connection is idle, it closes the new one.
 //
-// Its connections end without a reset, and those that wait for the rest of a request end
-// soon after the API stops.
+// Its connections end without a reset. A connection that waits for more of a request ends soon
+// after the API stops.
 type listener struct {
 	net.Listener
 	total, perAddress int // 0 is no bound
@@ -52,12 +52,12 @@ type listener struct {
 	metrics           *metrics
 	closed            chan struct{}
 	closeOnce         func() error
-	open              sync.WaitGroup // connections in conns; nothing is added once stopped
+	open              sync.WaitGroup // counts conns; grows no more once stopped
 
-	mu        sync.Mutex // guards what follows
+	mu        sync.Mutex // guards the fields below
 	conns     map[*conn]struct{}
 	addresses map[netip.Prefix]int // how many connections each has
-	waiting   list.List            // connections to which the API owes nothing, the longest first
+	waiting   list.List            // idle connections, the longest idle first
 	stopped   bool
 }
 
@@ -74,15 +74,15 @@ func (a *API) newListener(inner net.Listener) *listener {
 	return l
 }
 
-// shortages are the errors of accept(2) that concern one connection, or pass.
+// shortages are the errors of accept(2) that pass, or concern one connection.
 var shortages = []error{
 	syscall.EMFILE, syscall.ENFILE, syscall.ENOBUFS, syscall.ENOMEM,
 	syscall.ECONNABORTED, syscall.EPERM, syscall.EPROTO, syscall.ENOPROTOOPT, syscall.EOPNOTSUPP,
 	syscall.ENETDOWN, syscall.ENETUNREACH, syscall.EHOSTDOWN, syscall.EHOSTUNREACH, syscall.ENONET,
 }
 
-// Accept waits for the next connection that there is room for. The server ends at the
-// first error, so it returns none that passes.
+// Accept waits for the next connection within the bounds. The server ends at the first error, so
+// Accept returns no error that passes.
 func (l *listener) Accept() (net.Conn, error) {
 	for pause := shortestPause; ; {
 		inner, err := l.Listener.Accept()
@@ -97,7 +97,7 @@ func (l *listener) Accept() (net.Conn, error) {
 		if !slices.ContainsFunc(shortages, func(shortage error) bool { return errors.Is(err, shortage) }) {
 			return nil, err
 		}
-		l.logs.Do(func() { l.log.Error("no connection can be accepted; trying again", "error", err) })
+		l.logs.Do(func() { l.log.Error("accept failed; trying again", "error", err) })
 		select {
 		case <-time.After(pause):
 			pause = min(2*pause, longestPause)
@@ -109,18 +109,18 @@ func (l *listener) Accept() (net.Conn, error) {
 // Close may be called more than once.
 func (l *listener) Close() error { return l.closeOnce() }
 
-// admit is nil where there is no room.
+// admit returns nil where the connection is beyond a bound, or the listener has stopped.
 func (l *listener) admit(inner net.Conn) *conn {
 	c := &conn{Conn: inner, listener: l, address: addressOf(inner)}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.stopped || !l.makeRoom(c.address) {
+	if l.stopped || !l.fits(c.address) {
 		return nil
 	}
 	l.conns[c] = struct{}{}
 	l.addresses[c.address]++
 	l.open.Add(1)
-	c.place = l.waiting.PushBack(c)
+	c.waits = l.waiting.PushBack(c)
 	return c
 }
 
@@ -134,9 +134,9 @@ func addressOf(inner net.Conn) netip.Prefix {
 	return prefix
 }
 
-// makeRoom reports whether another connection of the address is within the bounds, now
-// that, where it had to, it closed one.
-func (l *listener) makeRoom(address netip.Prefix) bool {
+// fits reports whether another connection of the address is within the bounds. At a bound it first
+// closes an idle connection.
+func (l *listener) fits(address netip.Prefix) bool {
 	if l.perAddress > 0 && l.addresses[address] >= l.perAddress {
 		return l.evict("address", func(c *conn) bool { return c.address == address })
 	}
@@ -146,18 +146,18 @@ func (l *listener) makeRoom(address netip.Prefix) bool {
 	return true
 }
 
-// evict closes the connection that has waited for longest of those that fit; it reports
-// whether there was one. What a client sends on it at that moment is not answered.
-func (l *listener) evict(bound string, fits func(*conn) bool) bool {
+// evict closes the longest idle connection that matches, and reports whether there was one. A
+// request that its client sends at that moment is not answered.
+func (l *listener) evict(bound string, matches func(*conn) bool) bool {
 	l.metrics.crowded.WithLabelValues(bound).Inc()
 	l.logs.Do(func() {
 		l.log.Warn("too many connections", "bound", bound, "connections", len(l.conns), "addresses", len(l.addresses))
 	})
-	for place := l.waiting.Front(); place != nil; place = place.Next() {
-		if c, _ := place.Value.(*conn); fits(c) {
+	for element := l.waiting.Front(); element != nil; element = element.Next() {
+		if c, _ := element.Value.(*conn); matches(c) {
 			c.isClosed.Store(true)
 			l.remove(c)
-			_ = c.Conn.Close() // at once: a bound holds for connections that linger too
+			_ = c.Conn.Close() // at once: lingering connections count for the bounds too
 			return true
 		}
 	}
@@ -182,17 +182,17 @@ func (l *listener) remove(c *conn) {
 	l.open.Done()
 }
 
-func (l *listener) setWaiting(c *conn, waits bool) {
-	if c.place != nil {
-		l.waiting.Remove(c.place)
-		c.place = nil
+func (l *listener) setWaiting(c *conn, isIdle bool) {
+	if c.waits != nil {
+		l.waiting.Remove(c.waits)
+		c.waits = nil
 	}
-	if _, there := l.conns[c]; there && waits {
-		c.place = l.waiting.PushBack(c)
+	if _, there := l.conns[c]; there && isIdle {
+		c.waits = l.waiting.PushBack(c)
 	}
 }
 
-// follow hears from the server what each connection does.
+// follow is the server's ConnState hook: it records which connections are idle.
 func follow(inner net.Conn, state fasthttp.ConnState) {
 	c, ok := inner.(*conn)
 	if !ok || state != fasthttp.StateActive && state != fasthttp.StateIdle {
@@ -203,10 +203,10 @@ func follow(inner net.Conn, state fasthttp.ConnState) {
 	c.listener.setWaiting(c, state == fasthttp.StateIdle)
 }
 
-// stop accepts no more connections, and ends the reading of those that there are after
-// arrivalTime. What is being answered then is not read.
+// stop accepts no more connections, and ends all reads after arrivalTime. A request that is being
+// answered by then needs no more reads.
 func (l *listener) stop() {
-	_ = l.Close() // Serve says what was wrong with it
+	_ = l.Close() // Serve returns its error
 	latest := time.Now().Add(arrivalTime)
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -221,17 +221,16 @@ type conn struct {
 	net.Conn
 	listener *listener
 	address  netip.Prefix
-	place    *list.Element // in the listener's waiting, guarded by its mu; nil where it does not wait
-	hasBegun bool          // a byte has arrived; used by the one who reads
-	isEnded  atomic.Bool   // by the client
+	waits    *list.Element // in the listener's waiting, guarded by its mu; nil unless idle
+	hasBegun bool          // a byte has arrived; only Read uses it
+	isEnded  atomic.Bool   // the client has closed it
 	isClosed atomic.Bool
 
 	mu     sync.Mutex // guards latest
-	latest time.Time  // after which nothing is read; zero for no such time
+	latest time.Time  // the latest read deadline; zero for none
 }
 
-// Read ends with io.EOF where a client sent nothing in time: there is no request to
-// answer.
+// Read returns io.EOF where the client sent nothing in time: there is no request to answer.
 func (c *conn) Read(p []byte) (int, error) {
 	n, err := c.Conn.Read(p)
 	switch {
@@ -248,7 +247,7 @@ func (c *conn) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// SetReadDeadline sets the deadline, but not past the latest.
+// SetReadDeadline sets the deadline, or the latest that is allowed.
 func (c *conn) SetReadDeadline(t time.Time) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -265,8 +264,8 @@ func (c *conn) readUntil(latest time.Time) {
 	_ = c.Conn.SetReadDeadline(latest) // fails where the connection is closed
 }
 
-// Close tells the client that nothing more comes. The connection is released once the
-// client has closed it too, or lingerTime is over.
+// Close ends the API's side of the connection. It releases the connection once the client has
+// closed its side too, or after lingerTime.
 func (c *conn) Close() error {
 	if c.isClosed.Swap(true) {
 		return nil
@@ -283,10 +282,10 @@ func (c *conn) Close() error {
 	return nil
 }
 
-// linger reads what the client still sends; the listener waits for it.
+// linger reads what the client still sends. Shutdown waits for it.
 func (c *conn) linger() {
 	_, _ = io.Copy(io.Discard, io.LimitReader(c.Conn, lingerBytes))
-	_ = c.release() // the client has its answers
+	_ = c.release() // the client has its answers already
 }
 
 func (c *conn) release() error {

@@ -34,7 +34,7 @@ func newMetrics(registry prometheus.Registerer) *metrics {
 		}),
 		crowded: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "passbook_http_connections_crowded_total",
-			Help: "Connections that met a bound, of all or of their address; each took the place of an idle one, or was closed.",
+			Help: "Connections that reached a bound, in total or for their address; for each an idle connection was closed, or the new one.",
 		}, []string{"bound"}),
 	}
 	registry.MustRegister(m.requests, m.accepted, m.replayed, m.crowded)

@@ -15,13 +15,13 @@ type pageBody[T any] struct {
 	NextCursor *string `json:"next_cursor"`
 }
 
-// sendPage answers with up to limit items; one more among them says that there
-// are more. place is where an item stands in the list.
-func sendPage[I, B any](c *fiber.Ctx, cursors cursors, list string, limit int, items []I, toBody func(I) B, place func(I) int64) error {
+// sendPage answers with up to limit items. One item more than limit means that there is a next
+// page. position returns an item's position in the list.
+func sendPage[I, B any](c *fiber.Ctx, cursors cursors, list string, limit int, items []I, toBody func(I) B, position func(I) int64) error {
 	page := pageBody[B]{Data: make([]B, 0, limit)}
 	if len(items) > limit {
 		items = items[:limit]
-		next := cursors.encode(list, place(items[limit-1]))
+		next := cursors.encode(list, position(items[limit-1]))
 		page.HasMore, page.NextCursor = true, &next
 		c.Set(fiber.HeaderLink, fmt.Sprintf(`<%s>; rel="next"`, withCursor(c, next)))
 	}
@@ -31,7 +31,7 @@ func sendPage[I, B any](c *fiber.Ctx, cursors cursors, list string, limit int, i
 	return c.JSON(page)
 }
 
-// withCursor is the request's own path and query, gone on with.
+// withCursor returns the request's path and query with the cursor of the next page.
 func withCursor(c *fiber.Ctx, cursor string) string {
 	values := url.Values{}
 	for key, value := range c.Request().URI().QueryArgs().All() {

@@ -29,7 +29,7 @@ type problem struct {
 	retryAfter int // seconds; 0 for no header
 }
 
-// fault is one thing that is wrong with a request.
+// fault is one fault of a request.
 type fault struct {
 	Pointer   *string `json:"pointer,omitempty"`   // into the body (RFC 6901), empty for all of it
 	Parameter *string `json:"parameter,omitempty"` // of the query
@@ -53,7 +53,7 @@ func newProblem(status int, code, detail string) *problem {
 
 const codeInvalidRequest = "invalid_request"
 
-// busyRetry is after how many seconds it is worth another try.
+// busyRetry is the Retry-After of a request that may succeed soon, in seconds.
 const busyRetry = 1
 
 var (
@@ -71,13 +71,13 @@ var (
 	}
 )
 
-// problems says what clients hear of each error.
+// problems maps errors to the problems that clients see.
 var problems = []struct {
 	err error
 	problem
 }{
 	{auth.ErrUnauthenticated, unauthenticated},
-	{auth.ErrNotFound, unauthenticated}, // an older database, while the session is remembered
+	{auth.ErrNotFound, unauthenticated}, // a database restored to before the user, while the session is still cached
 	{ledger.ErrUserNotFound, unauthenticated},
 	{auth.ErrInvalidCredentials, problem{
 		Status: http.StatusUnauthorized, Code: "invalid_credentials",
@@ -124,7 +124,7 @@ var problems = []struct {
 	}},
 }
 
-// fiberProblems says the same of what Fiber and its server refuse.
+// fiberProblems does the same for the statuses with which Fiber and its server refuse a request.
 var fiberProblems = map[int]problem{
 	http.StatusNotFound:              {Code: "route_not_found", Detail: "There is nothing at this path. See /openapi.yaml."},
 	http.StatusMethodNotAllowed:      {Code: "method_not_allowed", Detail: "This path does not take this method; see the Allow header."},
@@ -136,9 +136,9 @@ var fiberProblems = map[int]problem{
 	},
 }
 
-// toProblem finds what a client hears of err. ours says that the client is not
-// to blame and the log must have it.
-func toProblem(err error) (p problem, ours bool) {
+// toProblem returns the problem that the client sees for err. isOurs says that the client did not
+// cause it, so that it must be logged.
+func toProblem(err error) (p problem, isOurs bool) {
 	if known, ok := errors.AsType[*problem](err); ok {
 		return *known, false
 	}
@@ -162,7 +162,7 @@ func toProblem(err error) (p problem, ours bool) {
 
 // answerError is the one place where an error becomes a response.
 func (a *API) answerError(c *fiber.Ctx, err error) error {
-	found, ours := toProblem(err)
+	found, isOurs := toProblem(err)
 	isRefused := c.Locals(requestIDKey{}) == nil // by the server, before any handler
 	if isRefused {
 		setRequestID(c)
@@ -170,7 +170,7 @@ func (a *API) answerError(c *fiber.Ctx, err error) error {
 	p := newProblem(found.Status, found.Code, found.Detail)
 	p.Errors = found.Errors
 	p.RequestID, _ = c.Locals(requestIDKey{}).(string)
-	if ours {
+	if isOurs {
 		a.cfg.Log.Error("request failed", "request_id", p.RequestID, "method", c.Method(), "path", c.Path(), "error", err)
 	}
 	if p.Status == http.StatusUnauthorized {
@@ -186,8 +186,8 @@ func (a *API) answerError(c *fiber.Ctx, err error) error {
 	return c.JSON(p, "application/problem+json")
 }
 
-// hasNoOutcome tells whether the client hears the same whatever has become of any job: the
-// request itself is wrong or refused, or what it asks for is not there.
+// hasNoOutcome reports whether the answer depends on no job's outcome: the request itself is wrong
+// or refused, or what it names does not exist.
 func hasNoOutcome(err error) bool {
 	p, _ := toProblem(err)
 	switch p.Status {
@@ -199,7 +199,7 @@ func hasNoOutcome(err error) bool {
 	return p.Code == codeInvalidRequest
 }
 
-// invalid is the problem of a request with faults; all of them are in it.
+// invalid returns a problem with the faults of a request.
 func invalid(status int, code, detail string, faults []fault) error {
 	p := newProblem(status, code, detail)
 	p.Errors = slices.Clone(faults)

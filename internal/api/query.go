@@ -20,20 +20,20 @@ const (
 	maxLimit     = 100
 )
 
-// query holds a request's parameters and collects what is wrong with them.
+// query holds the parameters of a request and collects their faults.
 type query struct {
 	values map[string]string
 	faults []fault
 }
 
-// parseQuery takes the parameters that the route knows; unknown and repeated
-// ones are faults. It reads no further than the last fault that is named.
+// parseQuery reads the parameters that the route knows. Unknown and repeated parameters are
+// faults. It stops after maxFaults faults.
 func parseQuery(c *fiber.Ctx, known []string) *query {
 	q := &query{values: map[string]string{}}
-	var pair fasthttp.Args // the URI's own would hold memory for thousands, as long as the connection lasts
+	var pair fasthttp.Args // the URI's own Args would keep memory for thousands of pairs until the connection ends
 	for text := range bytes.SplitSeq(c.Request().URI().QueryString(), []byte("&")) {
 		pair.ParseBytes(text)
-		for name, value := range pair.All() { // one, or none of an empty text
+		for name, value := range pair.All() { // one pair, or none where the text is empty
 			q.add(string(name), string(value), known)
 		}
 		if len(q.faults) == maxFaults {
@@ -65,7 +65,7 @@ func (q *query) fault(parameter, code, detail string) {
 	q.faults = append(q.faults, fault{Parameter: &parameter, Code: code, Detail: detail})
 }
 
-// err is the problem that names every fault, or nil.
+// err returns a problem with every fault, or nil.
 func (q *query) err() error {
 	if len(q.faults) == 0 {
 		return nil
@@ -88,7 +88,7 @@ func (q *query) limit() int {
 	return limit
 }
 
-// without refuses parameters that don't go with the rest of the request.
+// without refuses parameters that don't fit the rest of the request.
 func (q *query) without(detail string, names ...string) {
 	for _, name := range names {
 		if _, given := q.values[name]; given {
@@ -97,7 +97,7 @@ func (q *query) without(detail string, names ...string) {
 	}
 }
 
-// after is the place in the list that the cursor names; 0 where absent.
+// after returns the position of the cursor; 0 where there is none.
 func (q *query) after(cursors cursors, list string) (int64, error) {
 	cursor, given := q.values["cursor"]
 	if !given {
@@ -106,7 +106,7 @@ func (q *query) after(cursors cursors, list string) (int64, error) {
 	return cursors.decode(list, cursor)
 }
 
-// oneOf reads a parameter that takes one of a few values; empty where absent.
+// oneOf reads a parameter with a few allowed values; empty where absent.
 func (q *query) oneOf(name string, values ...string) string {
 	text, given := q.values[name]
 	if given && !slices.Contains(values, text) {
@@ -123,7 +123,7 @@ func (q *query) ascending() bool {
 var timePattern = regexp.MustCompile(
 	`^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]{1,9})?(Z|[+-]([01][0-9]|2[0-3]):[0-5][0-9])$`)
 
-// maxYear is the last that RFC 3339 has: an answer in UTC must not pass it.
+// maxYear is the last year that RFC 3339 can write: an answer in UTC must not be later.
 const maxYear = 9999
 
 // time reads a time; zero where absent.
@@ -132,8 +132,8 @@ func (q *query) time(name string) time.Time {
 	if !given {
 		return time.Time{}
 	}
-	// A + that was not escaped has become a space; no time has one. Parse takes
-	// more than RFC 3339 knows, and a zero time would be no bound.
+	// An unescaped + has become a space, and no time has a space. time.Parse takes more forms
+	// than RFC 3339, and a zero time would mean no bound.
 	text = strings.Replace(text, " ", "+", 1)
 	t, err := time.Parse(time.RFC3339Nano, text)
 	if err != nil || !timePattern.MatchString(text) || !t.Truncate(time.Microsecond).After(time.Time{}) || t.UTC().Year() > maxYear {

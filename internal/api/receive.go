@@ -9,12 +9,12 @@ import (
 	"github.com/valyala/fasthttp"
 )
 
-// maxHeaders bounds the headers of a request by number: fasthttp holds memory for the most
-// that a connection has seen, as long as that lasts.
+// maxHeaders bounds the number of a request's headers: until a connection ends, fasthttp keeps
+// memory for the largest number that it has had.
 const maxHeaders = 100
 
-// received reads a request's body before next sees the request. What can't be read is
-// answered, and its connection ends: where the next request begins is not known.
+// received reads a request's body before next handles the request. It answers a body that can't be
+// read with an error and closes the connection: where the next request begins is unknown.
 func (a *API) received(next fasthttp.RequestHandler) fasthttp.RequestHandler {
 	return func(c *fasthttp.RequestCtx) {
 		body, err := receive(&c.Request)
@@ -28,8 +28,8 @@ func (a *API) received(next fasthttp.RequestHandler) fasthttp.RequestHandler {
 	}
 }
 
-// receive reads the body, maxBody bytes at most. Its memory grows as the body arrives:
-// fasthttp itself would take at once all that a client announces.
+// receive reads the body, maxBody bytes at most. Its memory grows as the body arrives; fasthttp
+// itself would allocate at once what the client announces.
 func receive(request *fasthttp.Request) ([]byte, error) {
 	if bytes.Count(request.Header.RawHeaders(), []byte("\n")) > maxHeaders+1 { // and the empty line
 		return nil, &fasthttp.ErrSmallBuffer{}
@@ -48,14 +48,14 @@ func receive(request *fasthttp.Request) ([]byte, error) {
 		return nil, err
 	case len(body) > maxBody:
 		return nil, fasthttp.ErrBodyTooLarge
-	case len(body) < length: // the client has closed; fasthttp's stream does not tell
+	case len(body) < length: // the client has closed the connection, which fasthttp's stream does not report
 		return nil, io.ErrUnexpectedEOF
 	}
 	return body, nil
 }
 
-// refuseAnnounced has fasthttp neither ask for nor read a body that is announced as larger
-// than maxBody: receive refuses it by the head alone.
+// refuseAnnounced makes fasthttp neither request nor read a body with a Content-Length above
+// maxBody. receive then refuses it by its headers alone.
 func refuseAnnounced(header *fasthttp.RequestHeader) fasthttp.RequestConfig {
 	if header.ContentLength() > maxBody {
 		header.Del(fiber.HeaderExpect)
@@ -64,8 +64,8 @@ func refuseAnnounced(header *fasthttp.RequestHeader) fasthttp.RequestConfig {
 	return fasthttp.RequestConfig{}
 }
 
-// announced is the Content-Length that the client sent, where refuseAnnounced has taken it
-// from the header; 0 where there is none.
+// announced returns the Content-Length that the client sent, which refuseAnnounced may have
+// replaced; 0 where there is none.
 func announced(header *fasthttp.RequestHeader) int {
 	for line := range bytes.SplitSeq(header.RawHeaders(), []byte("\r\n")) {
 		name, value, _ := bytes.Cut(line, []byte(":"))

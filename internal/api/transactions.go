@@ -67,7 +67,7 @@ func (a *API) listTransactions(c *fiber.Ctx, q *query) error {
 	if isCSV {
 		return a.exportTransactions(c, page, bom)
 	}
-	if err := a.goOn(q, &page); err != nil {
+	if err := a.readCursor(q, &page); err != nil {
 		return err
 	}
 	page.Limit = limit + 1
@@ -76,13 +76,13 @@ func (a *API) listTransactions(c *fiber.Ctx, q *query) error {
 		return err
 	}
 	c.Vary(fiber.HeaderAccept)
-	list, place := historyPlaces(page)
-	return sendPage(c, a.cursors, list, limit, transactions, toTransactionBody, place)
+	list, position := historyPositions(page)
+	return sendPage(c, a.cursors, list, limit, transactions, toTransactionBody, position)
 }
 
-// goOn reads where in its list the page begins. The build before names a
-// transaction's seq in a list by time, too.
-func (a *API) goOn(q *query, page *statement.Page) (err error) {
+// readCursor reads where in its list the page begins. Cursors of the build before this one hold a
+// seq also in a list by time.
+func (a *API) readCursor(q *query, page *statement.Page) (err error) {
 	if page.ByTime() {
 		if micros, err := q.after(a.cursors, historyList(*page)+byTime); err == nil && micros != 0 {
 			page.AfterTime = time.UnixMicro(micros)
@@ -93,9 +93,9 @@ func (a *API) goOn(q *query, page *statement.Page) (err error) {
 	return err
 }
 
-// historyPlaces names a page's list for its cursors, and says where a transaction
-// stands there: by its seq or, in a list by time, by its microseconds since 1970.
-func historyPlaces(page statement.Page) (list string, place func(ledger.Transaction) int64) {
+// historyPositions names a page's list for its cursors, and returns a transaction's position in
+// it: its seq or, in a list by time, its time in microseconds since 1970.
+func historyPositions(page statement.Page) (list string, position func(ledger.Transaction) int64) {
 	if page.ByTime() {
 		return historyList(page) + byTime, func(t ledger.Transaction) int64 { return t.CreatedAt.UnixMicro() }
 	}
@@ -109,15 +109,15 @@ func historyList(page statement.Page) string {
 		page.Account.UserID, page.Account.Number, page.Type, page.From.UnixMicro(), page.To.UnixMicro(), page.Ascending)
 }
 
-// HistoryCursor is the cursor with which the list of transactions goes on after one
-// of them: a benchmark can't turn all the pages before it. secret is the API's first.
+// HistoryCursor returns the cursor of the page after last, for a benchmark that can't read all the
+// pages before it. secret is the API's first.
 func HistoryCursor(secret []byte, page statement.Page, last ledger.Transaction) string {
-	list, place := historyPlaces(page)
-	return newCursors([][]byte{secret}).encode(list, place(last))
+	list, position := historyPositions(page)
+	return newCursors([][]byte{secret}).encode(list, position(last))
 }
 
-// roundUp is for a bound of what Postgres keeps to the microsecond: from stays
-// inclusive and to exclusive for every time that is kept.
+// roundUp rounds a bound up to the microsecond, the precision of Postgres: from stays inclusive
+// and to exclusive for every stored time.
 func roundUp(t time.Time) time.Time {
 	if rounded := t.Truncate(time.Microsecond); !rounded.Equal(t) {
 		return rounded.Add(time.Microsecond)

@@ -55,7 +55,7 @@ type tokensBody struct {
 	RefreshExpiresIn int64  `json:"refresh_expires_in"` // seconds
 }
 
-// sendTokens answers with a pair that no cache may keep (RFC 6749, section 5.1).
+// sendTokens answers with a pair of tokens; no cache may store it (RFC 6749, section 5.1).
 func sendTokens(c *fiber.Ctx, tokens auth.Tokens) error {
 	c.Set(fiber.HeaderCacheControl, "no-store")
 	return c.Status(http.StatusCreated).JSON(tokensBody{
@@ -127,7 +127,7 @@ func (a *API) authenticate(c *fiber.Ctx) (auth.Identity, error) {
 	return identity, nil
 }
 
-// check takes what auth says is wrong with a field that is there.
+// check adds the fault that auth found in a field, unless the field has a fault already.
 func (b *body) check(name string, err error) {
 	if wrong, ok := errors.AsType[auth.Fault](err); ok && !b.hasFault(name) {
 		b.fault(name, wrong.Code, wrong.Detail)
