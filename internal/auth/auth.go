@@ -1,12 +1,10 @@
-// Package auth knows who is calling: users and their passwords, sessions, and
-// the tokens that stand for a session. Its promise: once a session is revoked
-// none of its tokens opens anything, at once in the process that revoked it and
-// liveFor later in every other.
+// Package auth identifies callers: users and their passwords, sessions, and the tokens of a
+// session. Its promise: no token of a revoked session is accepted, at once in the process that
+// revoked it and within liveFor in every other process.
 //
-// All times are Postgres's: rows get its now(), a token is signed with what it
-// answers, and checked against the time that came with the last look at its
-// session. A process's own clock only measures how long ago that was, so apis
-// need not agree on the time of day.
+// All times are Postgres's: rows get its now(), a token is signed with the time that Postgres
+// returned, and checked against the time that came with the last read of its session. A process's
+// own clock only measures how long ago that read was, so APIs need not agree on the time of day.
 package auth
 
 import (
@@ -26,12 +24,11 @@ import (
 
 // What callers branch on. Any other error, but for a Fault, is Postgres's.
 var (
-	// ErrUnauthenticated is for an access token that opens nothing, whatever is
-	// wrong with it.
+	// ErrUnauthenticated is for an access token that is not accepted, for any reason.
 	ErrUnauthenticated = errors.New("unauthenticated")
 
-	// ErrInvalidCredentials is for an email and a password that don't belong
-	// together, and for an unknown email: callers can't tell the two apart.
+	// ErrInvalidCredentials is for an email and a password that don't belong together, and for
+	// an unknown email: a caller can't distinguish the two.
 	ErrInvalidCredentials = errors.New("invalid credentials")
 
 	// ErrInvalidRefreshToken is for a refresh token that is unknown, expired,
@@ -41,31 +38,31 @@ var (
 	// ErrEmailTaken is for a sign-up with another user's email, in any case.
 	ErrEmailTaken = errors.New("email taken")
 
-	// ErrNotFound is for a user who is not there.
+	// ErrNotFound is for a user that does not exist.
 	ErrNotFound = errors.New("user not found")
 
-	// ErrBusy is for a password that found no free slot to be hashed in. Nothing
-	// happened: the HTTP edge answers 503 unavailable with Retry-After.
+	// ErrBusy is returned where no slot to hash a password in became free. Nothing happened: the
+	// HTTP edge answers 503 unavailable with Retry-After.
 	ErrBusy = errors.New("too many passwords being hashed")
 )
 
-// Config says how tokens are made and checked.
+// Config is how tokens are made and checked.
 type Config struct {
 	Keys     []Key            // the first signs, all verify
 	Issuer   string           // the tokens' iss; "passbook" where empty
 	Audience string           // the tokens' aud; "passbook" where empty
-	Now      func() time.Time // time.Now where nil; for how much time has passed, never for the time of day
-	Log      *slog.Logger     // what an operator should look at; nothing is logged where nil
+	Now      func() time.Time // time.Now where nil; measures durations, never the time of day
+	Log      *slog.Logger     // nil for no log
 
-	// Lookups is the pool through which Authenticate reads, for an accept waits for
-	// that: the Service's own where nil.
+	// Lookups is the pool through which Authenticate reads, since accepts wait for that read; nil
+	// for the Service's own pool.
 	Lookups *pgxpool.Pool
 
-	// Registry gets the metrics; they are counted for nothing where it is nil.
+	// Registry gets the metrics; nil for none.
 	Registry prometheus.Registerer
 }
 
-// Service signs users up, logs them in, and tells who holds a token.
+// Service signs users up, logs them in, and authenticates tokens.
 type Service struct {
 	pool      *pgxpool.Pool
 	lookups   *pgxpool.Pool
@@ -78,8 +75,8 @@ type Service struct {
 	reuses    prometheus.Counter
 }
 
-// New makes a Service on the database behind pool. It refuses a missing, short
-// or repeated key, naming every fault.
+// New makes a Service on the database behind pool. It refuses a missing, short or repeated key; the
+// error names every fault.
 func New(pool *pgxpool.Pool, cfg Config) (*Service, error) {
 	if cfg.Now == nil {
 		cfg.Now = time.Now
@@ -113,15 +110,15 @@ func New(pool *pgxpool.Pool, cfg Config) (*Service, error) {
 	}, nil
 }
 
-// Identity is whom an access token stands for.
+// Identity is the user and the session of an access token.
 type Identity struct {
 	UserID    uuid.UUID
 	SessionID uuid.UUID
 }
 
-// Authenticate tells who holds accessToken. ErrUnauthenticated for anything
-// wrong with the token, its session revoked included. Any other error says that
-// the session could not be looked up: the HTTP edge answers 503.
+// Authenticate returns the identity of an access token. ErrUnauthenticated for any fault of the
+// token, a revoked session included. Any other error says that the session could not be read: the
+// HTTP edge answers 503.
 func (s *Service) Authenticate(ctx context.Context, accessToken string) (Identity, error) {
 	claims, err := s.access.verify(accessToken)
 	if err != nil {

@@ -238,8 +238,8 @@ func TestNew(t *testing.T) {
 		"NoID":        {[]Key{{Secret: testSecret(1)}}, "key 1 has no id"},
 		"ShortSecret": {[]Key{good, {"b", testSecret(2)[1:]}}, `key "b" has 31 bytes`},
 		"Zeros":       {[]Key{good, {"b", make([]byte, 32)}}, `key "b" is one byte repeated`},
-		"SameIDTwice": {[]Key{good, {"a", testSecret(2)}}, `key id "a" is there twice`},
-		"EveryFault":  {[]Key{{}, good, good}, "is there twice"},
+		"SameIDTwice": {[]Key{good, {"a", testSecret(2)}}, `key id "a" is repeated`},
+		"EveryFault":  {[]Key{{}, good, good}, "is repeated"},
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {

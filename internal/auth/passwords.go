@@ -28,15 +28,15 @@ const (
 const maxHashWait = time.Second
 
 // hashShare is the part of the process's memory for the hashes being made: a quarter.
-// golang.org/x/crypto/argon2 takes no buffer (golang.org/issue/36634), so each hash leaves
-// one as garbage. The garbage collector starts anew when the heap has doubled, GOGC's 100 %,
+// golang.org/x/crypto/argon2 takes no buffer (golang.org/issue/36634), so each hash makes one
+// that becomes garbage. The garbage collector starts anew when the heap has doubled, GOGC's 100 %,
 // or earlier under GOMEMLIMIT: the hashes, with those that end while it works, take somewhat
 // more than twice their share at most.
 const hashShare = 4
 
-// countSlots answers how many log-ins and sign-ups may hash at once, at least one each:
-// together fewer than there are processors, and no more than memory, in bytes, has room for.
-// Three of four are for log-ins.
+// countSlots returns how many log-ins and sign-ups may hash at once, at least one each: together
+// fewer than there are processors, and no more than fit into memory, in bytes. Three of four are
+// for log-ins.
 func countSlots(processors int, memory int64) (logIns, signUps int) {
 	each := int64(hashParams.Memory) << 10
 	all := int(min(int64(processors-1), memory/hashShare/each))
@@ -65,7 +65,7 @@ var hashParams = &argon2id.Params{
 	KeyLength:   32, // bytes
 }
 
-// CheckPassword answers a Fault unless password is fit to be one.
+// CheckPassword returns a Fault unless password is acceptable.
 func CheckPassword(password string) error {
 	prepared, err := preparePassword(password)
 	switch n := utf8.RuneCountInString(prepared); {
@@ -79,38 +79,37 @@ func CheckPassword(password string) error {
 	return nil
 }
 
-// preparePassword answers the form in which a password is hashed and compared, the same
-// for every keyboard and system that types it: an OpaqueString (RFC 8265, section 4.2),
-// which is in NFC and has no other space than that of ASCII.
+// preparePassword returns the form in which a password is hashed and compared, the same for every
+// keyboard and system: an OpaqueString (RFC 8265, section 4.2), which is in NFC and has no space
+// but that of ASCII.
 func preparePassword(password string) (string, error) {
 	return precis.OpaqueString.String(password)
 }
 
-// hasher hashes and compares passwords, not too many at once: a flood of log-ins or
-// sign-ups takes neither all memory nor all processors, and a flood of the one keeps the
-// other from nothing.
+// hasher hashes and compares a bounded number of passwords at once: a flood of log-ins or sign-ups
+// takes neither all memory nor all processors, and a flood of one kind does not block the other.
 type hasher struct {
 	logIns  slots
 	signUps slots
-	nobodys string
+	decoy   string
 }
 
-// nobodys is the hash of a password that nobody has. An unknown email is
-// compared with it, and so takes the time that a known one takes.
-var nobodys = sync.OnceValues(func() (string, error) {
+// makeDecoy returns the hash of a random password. A log-in with an unknown email compares with it,
+// and so takes as long as one with a known email.
+var makeDecoy = sync.OnceValues(func() (string, error) {
 	return argon2id.CreateHash(rand.Text(), hashParams)
 })
 
 func newHasher() (*hasher, error) {
-	nobodys, err := nobodys()
+	decoy, err := makeDecoy()
 	if err != nil {
-		return nil, fmt.Errorf("hash nobody's password: %w", err)
+		return nil, fmt.Errorf("hash the decoy password: %w", err)
 	}
 	logIns, signUps := countSlots(min(runtime.GOMAXPROCS(0), runtime.NumCPU()), memoryLimit())
-	return &hasher{logIns: make(slots, logIns), signUps: make(slots, signUps), nobodys: nobodys}, nil
+	return &hasher{logIns: make(slots, logIns), signUps: make(slots, signUps), decoy: decoy}, nil
 }
 
-// hash makes the hash that a sign-up stores. ErrBusy where all slots stay taken.
+// hash returns the hash that a sign-up stores. ErrBusy where no slot becomes free.
 func (h *hasher) hash(ctx context.Context, password string) (string, error) {
 	if err := h.signUps.acquire(ctx); err != nil {
 		return "", err
@@ -123,7 +122,7 @@ func (h *hasher) hash(ctx context.Context, password string) (string, error) {
 	return hash, nil
 }
 
-// matches compares the password of a log-in. ErrBusy where all slots stay taken.
+// matches compares the password of a log-in with a hash. ErrBusy where no slot becomes free.
 func (h *hasher) matches(ctx context.Context, password, hash string) (bool, error) {
 	if err := h.logIns.acquire(ctx); err != nil {
 		return false, err

@@ -54,9 +54,9 @@ func TestHasher(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	params, _, _, err := argon2id.DecodeHash(h.nobodys)
+	params, _, _, err := argon2id.DecodeHash(h.decoy)
 	if err != nil || *params != *hashParams {
-		t.Errorf("nobody's hash has %+v, %v, want %+v", params, err, hashParams)
+		t.Errorf("the decoy hash has %+v, %v, want %+v", params, err, hashParams)
 	}
 	hash, err := h.hash(t.Context(), testPassword)
 	if err != nil || !strings.HasPrefix(hash, "$argon2id$v=19$m=19456,t=2,p=1$") {
@@ -188,7 +188,7 @@ func wantFault(t *testing.T, err error, code string) {
 	}
 }
 
-// hashesEnv tells the test's own process to hash, and how many passwords.
+// hashesEnv makes the test's own process hash that many passwords.
 const hashesEnv = "PASSBOOK_TEST_HASHES"
 
 // 200 log-ins at once, on a machine with more cores than memory, stay within GOMEMLIMIT: the
@@ -232,7 +232,7 @@ func hashMany(t *testing.T, clients int, enough int64) {
 	for range clients {
 		wg.Go(func() {
 			for hashes.Load() < enough {
-				_, err := h.matches(t.Context(), testPassword, h.nobodys)
+				_, err := h.matches(t.Context(), testPassword, h.decoy)
 				if err == nil {
 					hashes.Add(1)
 				} else if !errors.Is(err, ErrBusy) {

@@ -12,19 +12,19 @@ import (
 )
 
 const (
-	// prunePage is how many sessions a Prune looks at.
+	// prunePage is how many sessions a Prune checks.
 	prunePage = 1000
-	// keepExpired is longer than any transaction: a refresh that found its token in time
-	// has ended by then.
+	// keepExpired is longer than any transaction: a refresh that found its token in time has ended
+	// before the token is deleted.
 	keepExpired = time.Minute
-	// keepRevoked is how long the tokens of a revoked session stay known.
+	// keepRevoked is how long the rows of a revoked session are kept.
 	keepRevoked = 24 * time.Hour
 )
 
-// Pruner deletes sessions that are over. It is for one goroutine.
+// Pruner deletes sessions that have ended. It is for one goroutine.
 type Pruner struct {
 	pool  *pgxpool.Pool
-	after uuid.UUID // the last session that was looked at
+	after uuid.UUID // the last session that was checked
 }
 
 // NewPruner prunes the sessions in the database behind pool.
@@ -32,11 +32,11 @@ func NewPruner(pool *pgxpool.Pool) *Pruner {
 	return &Pruner{pool: pool}
 }
 
-// Prune looks at the next prunePage sessions and deletes those that are over, each with all
-// its tokens: the last of them has expired, or the session was revoked long ago. So as long as
-// any token of a session opens anything, all its spent ones are known, and their reuse is seen.
+// Prune checks the next prunePage sessions. It deletes each session whose last token has expired, or
+// which was revoked long ago, with all its tokens. So while any token of a session is accepted,
+// Refresh still finds all its spent ones, and detects their reuse.
 //
-// A kill leaves the page as it was, or pruned.
+// A crash leaves the page as it was, or pruned.
 func (p *Pruner) Prune(ctx context.Context) (deleted int64, err error) {
 	const lastSQL = `SELECT id FROM (SELECT id FROM sessions WHERE id > $1 ORDER BY id LIMIT $2) page ORDER BY id DESC LIMIT 1`
 	const pruneSQL = `

@@ -19,27 +19,26 @@ const (
 	// refreshTokenLife is how long a refresh token can be used.
 	refreshTokenLife = 30 * 24 * time.Hour
 
-	// reuseLeeway is how long after it was spent a refresh token may be used once
-	// more: by a second tab, or because the answer was lost.
+	// reuseLeeway is how long after a refresh token was spent it may be used once more: by a
+	// second tab, or because the answer was lost.
 	reuseLeeway = 10 * time.Second
 
-	// maxSessions bounds a user's live sessions: a log-in beyond revokes the oldest.
+	// maxSessions bounds a user's live sessions: one more log-in revokes the oldest.
 	maxSessions = 100
 
-	// maxRevoked bounds how many sessions a log-in revokes, for a user who has many more
-	// than maxSessions from a build without the bound. The next log-in goes on.
+	// maxRevoked bounds how many sessions one log-in revokes: a user may have many more than
+	// maxSessions from a build without that bound. The next log-in revokes more.
 	maxRevoked = 1000
 
-	// refreshTokenPrefix lets secret scanners know a leaked one.
+	// refreshTokenPrefix lets secret scanners recognise a leaked token.
 	refreshTokenPrefix = "pbr_"
 
-	// refreshTokenBytes of randomness are in a refresh token. That is too much to
-	// guess, so a fast hash keeps it.
+	// refreshTokenBytes is the randomness in a refresh token: too much to guess, so a fast hash
+	// is enough to store it.
 	refreshTokenBytes = 32
 )
 
-// Tokens is what the holder of a session gets: one token to work with, one to
-// get the next pair.
+// Tokens is a pair of tokens of a session: one for requests, one to get the next pair.
 type Tokens struct {
 	AccessToken      string // a JWT
 	ExpiresIn        time.Duration
@@ -47,16 +46,15 @@ type Tokens struct {
 	RefreshExpiresIn time.Duration
 }
 
-// LogIn begins a session. ErrInvalidCredentials for a wrong password and, with
-// the same work done, for an unknown email; ErrBusy for too many passwords at
-// once.
+// LogIn begins a session. ErrInvalidCredentials for a wrong password and, after the same work, for
+// an unknown email; ErrBusy where too many passwords are being hashed.
 func (s *Service) LogIn(ctx context.Context, email, password string) (Tokens, error) {
 	userID, hash, err := s.credentials(ctx, email)
 	if err != nil {
 		return Tokens{}, fmt.Errorf("log in: %w", err)
 	}
 	if prepared, err := preparePassword(password); err == nil {
-		password = prepared // another one is no user's, and takes the same time
+		password = prepared // a password that can't be prepared is no user's, and takes the same time
 	}
 	ok, err := s.passwords.matches(ctx, password, hash)
 	switch {
@@ -72,17 +70,17 @@ func (s *Service) LogIn(ctx context.Context, email, password string) (Tokens, er
 	return tokens, nil
 }
 
-// credentials reads whose email it is and the hash to compare with: for an
-// unknown email, nobody's.
+// credentials reads the user of an email and the hash to compare with: the decoy for an unknown
+// email.
 func (s *Service) credentials(ctx context.Context, email string) (userID uuid.UUID, hash string, err error) {
 	const sql = `SELECT id, password_hash FROM users WHERE email_key = $1`
-	if !isAddress(email) { // Postgres might not even take it
-		return uuid.Nil, s.passwords.nobodys, nil
+	if !isAddress(email) { // Postgres's text might not hold it
+		return uuid.Nil, s.passwords.decoy, nil
 	}
 	err = s.pool.QueryRow(ctx, sql, emailKey(email)).Scan(&userID, &hash)
 	switch {
 	case errors.Is(err, pgx.ErrNoRows):
-		return uuid.Nil, s.passwords.nobodys, nil
+		return uuid.Nil, s.passwords.decoy, nil
 	case err != nil:
 		return uuid.Nil, "", fmt.Errorf("read credentials: %w", err)
 	}
@@ -111,7 +109,7 @@ func (s *Service) startSession(ctx context.Context, userID uuid.UUID) (Tokens, e
 	return s.tokens(session, refreshToken, now)
 }
 
-// insertSession answers when, by Postgres's clock.
+// insertSession returns the time of the insert, by Postgres's clock.
 func (s *Service) insertSession(ctx context.Context, session Identity, tokenHash []byte) (now time.Time, err error) {
 	const sql = `
 		WITH session AS (
@@ -149,18 +147,17 @@ func (s *Service) revokeOldest(ctx context.Context, userID uuid.UUID) error {
 	return nil
 }
 
-// Refresh spends a refresh token and answers the session's next pair. A spent one may be
-// used once more within reuseLeeway, as long as no token that was given for it has been
-// used: that gives another pair of the same session.
+// Refresh spends a refresh token and returns the session's next pair. A spent token may be used once
+// more within reuseLeeway, as long as no token that was given for it has been used; that returns
+// another pair of the same session.
 //
-// ErrInvalidRefreshToken for one that is unknown, expired or of a revoked session. It
-// answers the same for any other use of a spent one, and then has revoked the whole
-// session: either the client or a thief holds a copy (RFC 9700, section 4.14.2).
-// postgres.ErrLocked where other uses of the session's tokens keep it locked; the token is as
-// it was.
+// ErrInvalidRefreshToken for a token that is unknown, expired or of a revoked session. Any other use
+// of a spent token returns the same error and revokes the whole session: the client or a thief has
+// a copy (RFC 9700, section 4.14.2). postgres.ErrLocked where other uses of the session's tokens
+// keep it locked; the token is unchanged.
 //
-// A crash before the commit leaves the token good. After one between commit and
-// answer the client holds a spent token: the leeway is for that.
+// After a crash before the commit the token is still valid. After a crash between the commit and the
+// answer the client has a spent token: the leeway is for that.
 func (s *Service) Refresh(ctx context.Context, refreshToken string) (Tokens, error) {
 	next := newRefreshToken()
 	hash := hashRefreshToken(refreshToken)
@@ -198,20 +195,18 @@ type heldToken struct {
 	Now     time.Time // the transaction's
 }
 
-// isGood tells whether the token gives a pair. With Leeway it was in time when it was
-// spent, which is as good.
+// isGood reports whether the token gives a pair. A token with Leeway was in time when it was spent.
 func (t heldToken) isGood() bool {
 	return !t.Revoked && (t.Leeway || !t.Spent && t.InTime)
 }
 
-// isReused tells whether the use of the token revokes its session.
+// isReused reports whether the use of the token revokes its session.
 func (t heldToken) isReused() bool {
 	return !t.Revoked && t.Spent && !t.Leeway
 }
 
-// use does what using the token with the given hash entails, and answers how
-// the token stood before. It returns no error for a bad token: what it wrote
-// must be committed.
+// use does what the use of the token with the given hash requires, and returns the token as it was
+// before. It returns no error for a bad token: what it wrote must be committed.
 func use(ctx context.Context, tx pgx.Tx, hash, nextHash []byte) (heldToken, error) {
 	held, err := lockToken(ctx, tx, hash)
 	switch {
@@ -250,7 +245,7 @@ func lockToken(ctx context.Context, tx pgx.Tx, hash []byte) (heldToken, error) {
 	return held, nil
 }
 
-// checkUnknown tells a token that is unknown, or was pruned with its session meanwhile, from
+// checkUnknown distinguishes a token that is unknown, or was pruned with its session meanwhile, from
 // one whose session is locked: that is postgres.ErrLocked.
 func checkUnknown(ctx context.Context, tx pgx.Tx, hash []byte) error {
 	const sql = `SELECT EXISTS (SELECT FROM refresh_tokens WHERE hash = $1)`
@@ -292,8 +287,8 @@ func revokeSession(ctx context.Context, tx pgx.Tx, sessionID uuid.UUID) error {
 	return nil
 }
 
-// Revoke ends the session of a refresh token. It is nil also where there is
-// nothing to end: an unknown token, a revoked session (RFC 7009, section 2.2).
+// Revoke ends the session of a refresh token. It returns nil also for an unknown token and a revoked
+// session (RFC 7009, section 2.2).
 // postgres.ErrLocked where uses of the session's tokens keep it locked; nothing happened.
 func (s *Service) Revoke(ctx context.Context, refreshToken string) error {
 	hash := hashRefreshToken(refreshToken)

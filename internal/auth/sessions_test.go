@@ -53,12 +53,12 @@ func TestLogIn(t *testing.T) {
 	})
 }
 
-// An unknown email is told from a known one by the time it takes, unless its
+// An unknown email differs from a known one by the time it takes, unless its
 // password is compared with something: here with what can't be compared with.
 func TestLogIn_UnknownEmailTakesTheSameWork(t *testing.T) {
 	t.Parallel()
 	s := newService(t, testenv.Pool(t), newClock())
-	s.passwords.nobodys = "not a hash"
+	s.passwords.decoy = "not a hash"
 	for _, email := range []string{"bob@example.com", "bob"} {
 		if _, err := s.LogIn(t.Context(), email, testPassword); !errors.Is(err, argon2id.ErrInvalidHash) {
 			t.Errorf("%q: got %v: nothing was compared", email, err)
@@ -233,7 +233,7 @@ func count(t *testing.T, counter prometheus.Counter) float64 {
 	return metric.GetCounter().GetValue()
 }
 
-// Two who use one token at once both get a pair.
+// Two concurrent uses of one token both get a pair.
 func TestRefresh_TwoAtOnce(t *testing.T) {
 	t.Parallel()
 	s := newService(t, testenv.Pool(t), newClock())
@@ -252,7 +252,7 @@ func TestRefresh_TwoAtOnce(t *testing.T) {
 	}
 }
 
-// Of many who use one token at once, two get a pair, and lose it to the next.
+// Of many concurrent uses of one token, two get a pair, which the next use revokes.
 func TestRefresh_Concurrent(t *testing.T) {
 	t.Parallel()
 	const rounds, users = 5, 16

@@ -16,15 +16,15 @@ const (
 	// accessTokenLife is how long an access token can be used.
 	accessTokenLife = 15 * time.Minute
 
-	// accessTokenType keeps any other JWT that a key may sign from passing for an
-	// access token (RFC 8725, section 3.11; RFC 9068, section 2.1).
+	// accessTokenType distinguishes an access token from any other JWT that a key may sign (RFC
+	// 8725, section 3.11; RFC 9068, section 2.1).
 	accessTokenType = "at+jwt"
 
-	// maxClockSkew is how far behind the clock of the next Postgres may be, after
-	// a failover. nbf is put back by it; exp is exact.
+	// maxClockSkew is how far behind the clock of the next primary may be after a failover. nbf is
+	// earlier by it; exp is exact.
 	maxClockSkew = 30 * time.Second
 
-	// maxTokenLen bounds what is decoded before its signature is known, in bytes.
+	// maxTokenLen bounds, in bytes, what is decoded before the signature is checked.
 	maxTokenLen = 2048
 
 	minSecretLen = 32 // bytes, RFC 7518, section 3.2
@@ -80,7 +80,7 @@ func newSigner(cfg Config) (*signer, error) {
 	return s, nil
 }
 
-// checkKeys names every fault, and no secret.
+// checkKeys returns an error that names every fault, and no secret.
 func checkKeys(keys []Key) error {
 	var faults []error
 	if len(keys) == 0 {
@@ -92,7 +92,7 @@ func checkKeys(keys []Key) error {
 			faults = append(faults, fmt.Errorf("key %d has no id", i+1))
 		}
 		if seen[key.ID] {
-			faults = append(faults, fmt.Errorf("key id %q is there twice", key.ID))
+			faults = append(faults, fmt.Errorf("key id %q is repeated", key.ID))
 		}
 		if len(key.Secret) < minSecretLen {
 			faults = append(faults, fmt.Errorf("key %q has %d bytes, fewer than %d", key.ID, len(key.Secret), minSecretLen))
@@ -104,13 +104,12 @@ func checkKeys(keys []Key) error {
 	return errors.Join(faults...)
 }
 
-// isRepeated tells whether the secret is a placeholder: zeros, or another byte throughout.
+// isRepeated reports whether the secret is a placeholder: one byte repeated.
 func isRepeated(secret []byte) bool {
 	return len(secret) > 0 && bytes.Count(secret, secret[:1]) == len(secret)
 }
 
-// sign makes the access token of a session, good from now on, which is
-// Postgres's now.
+// sign makes the access token of a session, valid from now, by Postgres's clock.
 func (s *signer) sign(identity Identity, now time.Time) (string, error) {
 	token := jwt.NewWithClaims(signingMethod, &accessClaims{
 		Issuer:    s.issuer,
@@ -131,9 +130,8 @@ func (s *signer) sign(identity Identity, now time.Time) (string, error) {
 	return signed, nil
 }
 
-// verify reads an access token, if it is one of ours: whether its time has come
-// and not passed is for checkTime. It refuses, with a reason for the log, all
-// else.
+// verify returns the claims of an access token that one of the keys signed; checkTime checks its
+// time. For any other token it returns an error with the reason, for the log.
 func (s *signer) verify(accessToken string) (accessClaims, error) {
 	if len(accessToken) > maxTokenLen {
 		return accessClaims{}, errors.New("token too long")
@@ -153,9 +151,8 @@ func (s *signer) verify(accessToken string) (accessClaims, error) {
 	return claims, nil
 }
 
-// secret checks a token's header, and finds the secret that it names. A header
-// with anything more than ours is refused: RFC 7515, section 4.1.11, demands it
-// for crit, and jwt does not see to it.
+// secret checks a token's header and returns the secret that it names. It refuses a header with any
+// other field: RFC 7515, section 4.1.11, requires that for crit, and jwt does not check it.
 func (s *signer) secret(token *jwt.Token) (any, error) {
 	if token.Header["typ"] != accessTokenType {
 		return nil, errors.New("wrong typ")
@@ -171,9 +168,9 @@ func (s *signer) secret(token *jwt.Token) (any, error) {
 	return secret, nil
 }
 
-// accessClaims are what an access token says. The types are plain, where
-// jwt.RegisteredClaims allows for every form that RFC 7519 does: every request
-// decodes them, and this takes a third off BenchmarkVerify.
+// accessClaims are the claims of an access token. Their types are plain; jwt.RegisteredClaims allows
+// every form of RFC 7519. Every request decodes them, and plain types take a third off
+// BenchmarkVerify.
 type accessClaims struct {
 	Issuer    string    `json:"iss"`
 	Audience  string    `json:"aud"`
@@ -189,7 +186,7 @@ func (c *accessClaims) identity() Identity {
 	return Identity{UserID: c.UserID, SessionID: c.SessionID}
 }
 
-// checkTime refuses a token whose time has not come, or has passed.
+// checkTime returns an error for a token that is not valid yet, or has expired.
 func (c *accessClaims) checkTime(now time.Time) error {
 	switch at := now.Unix(); {
 	case at < c.NotBefore:
@@ -200,8 +197,8 @@ func (c *accessClaims) checkTime(now time.Time) error {
 	return nil
 }
 
-// Validate is called by jwt once the signature is good, and refuses a token
-// without the claims that jwt itself does not ask for.
+// Validate is called by jwt after the signature check. It refuses a token without the claims that
+// jwt itself does not require.
 func (c *accessClaims) Validate() error {
 	if c.UserID == uuid.Nil || c.SessionID == uuid.Nil || c.TokenID == "" {
 		return errors.New("sub, sid or jti missing")
@@ -212,8 +209,8 @@ func (c *accessClaims) Validate() error {
 	return nil
 }
 
-// The rest of jwt.ClaimsValidator: what jwt compares with s.parser's options.
-// It gets no times: it would compare them with the clock of this process.
+// The other methods of jwt.ClaimsValidator: jwt compares their results with s.parser's options. They
+// return no times: jwt would compare them with the clock of this process.
 
 func (c *accessClaims) GetIssuer() (string, error) { return c.Issuer, nil }
 

@@ -248,7 +248,7 @@ func FuzzVerifySigned(f *testing.F) {
 	})
 }
 
-// whatIsWrong tells why a token signed with k1 must not pass at the time now.
+// whatIsWrong returns why a token signed with k1 must not pass at the time now.
 // Names that encoding/json reads in any case are beyond it.
 func whatIsWrong(header, claims []byte, identity Identity, now int64) string {
 	var h, c object

@@ -19,30 +19,29 @@ import (
 // of RFC 5321, section 4.5.3.1.3 (RFC 3696, erratum 1690).
 const MaxEmailLen = 254
 
-// User is one who may log in.
+// User is a user that may log in.
 type User struct {
 	ID        uuid.UUID // a UUIDv7
 	Email     string    // as it was signed up with
 	CreatedAt time.Time
 }
 
-// Fault says what is wrong with one value of a client's.
+// Fault is a fault in a value that a client sent.
 type Fault struct {
 	Code   string // stable, snake_case
-	Detail string // for people; goes on from the name of the field
+	Detail string // for people; continues after the name of the field
 }
 
 func (f Fault) Error() string {
 	return f.Detail
 }
 
-// SignUp makes a user. ErrEmailTaken where the email is another's (emails
-// compare by emailKey), a Fault for one that CheckEmail or CheckPassword
-// refuses, ErrBusy for too many passwords at once.
+// SignUp makes a user. ErrEmailTaken where another user has the email (emails compare by emailKey),
+// a Fault where CheckEmail or CheckPassword refuses a value, ErrBusy where too many passwords are
+// being hashed.
 //
-// A crash before the commit leaves nothing, one after it leaves the user: a
-// client that has seen no answer and tries again meets ErrEmailTaken, and can
-// log in.
+// A crash before the commit leaves nothing, a crash after it leaves the user: a client without an
+// answer that tries again gets ErrEmailTaken, and can log in.
 func (s *Service) SignUp(ctx context.Context, email, password string) (User, error) {
 	if err := errors.Join(CheckEmail(email), CheckPassword(password)); err != nil {
 		return User{}, fmt.Errorf("sign up: %w", err)
@@ -61,9 +60,9 @@ func (s *Service) SignUp(ctx context.Context, email, password string) (User, err
 
 const userColumns = `id, email, created_at`
 
-// insertUser waits for another sign-up with the same email, with a connection in hand: for
-// one commit, since that transaction is this statement alone. The slots that passwords are
-// hashed in bound how many wait.
+// insertUser holds its connection while it waits for another sign-up with the same email: for one
+// commit, since that transaction has only this statement. The slots for hashing passwords bound
+// how many wait.
 func (s *Service) insertUser(ctx context.Context, email, hash string) (User, error) {
 	const sql = `
 		INSERT INTO users (id, email, password_hash, email_key) VALUES ($1, $2, $3, $4)
@@ -79,7 +78,7 @@ func (s *Service) insertUser(ctx context.Context, email, hash string) (User, err
 	return user, err
 }
 
-// User reads a user; ErrNotFound for one who is not there.
+// User reads a user; ErrNotFound where there is none.
 func (s *Service) User(ctx context.Context, id uuid.UUID) (User, error) {
 	const sql = `SELECT ` + userColumns + ` FROM users WHERE id = $1`
 	user, err := s.queryUser(ctx, sql, id)
@@ -97,8 +96,8 @@ func (s *Service) queryUser(ctx context.Context, sql string, args ...any) (User,
 	return pgx.CollectExactlyOneRow(rows, pgx.RowToStructByPos[User])
 }
 
-// CheckEmail answers a Fault unless email is a bare, plausible address (RFC
-// 5322, addr-spec). Whether mail arrives there is not asked.
+// CheckEmail returns a Fault unless email is a bare, plausible address (RFC 5322, addr-spec). It does
+// not check whether mail arrives there.
 func CheckEmail(email string) error {
 	switch {
 	case len(email) > MaxEmailLen:
@@ -109,9 +108,9 @@ func CheckEmail(email string) error {
 	return nil
 }
 
-// isAddress refuses also what Postgres's text can't hold: NUL, and bytes that are
-// not UTF-8. A display name, angle brackets, comments, quotes and white space
-// all make the address that is read differ from what was given.
+// isAddress also refuses what Postgres's text can't hold: NUL, and bytes that are not UTF-8. With a
+// display name, angle brackets, comments, quotes or white space the parsed address differs from
+// email.
 func isAddress(email string) bool {
 	if strings.ContainsFunc(email, isInvisible) {
 		return false
@@ -120,7 +119,7 @@ func isAddress(email string) bool {
 	return err == nil && address.Address == email
 }
 
-// isInvisible tells whether two emails that look the same may differ by r: a control or
+// isInvisible reports whether two emails that look the same may differ by r: a control or
 // format character (zero width, bidirectional), a variation selector or another one that
 // renderers ignore, a space, the blank of Braille, a character for private use or one that
 // Unicode has not assigned.
@@ -129,10 +128,10 @@ func isInvisible(r rune) bool {
 		unicode.In(r, unicode.Zs, unicode.Variation_Selector, unicode.Other_Default_Ignorable_Code_Point)
 }
 
-// emailKey is what emails compare by, the same for NFC and NFD and for every case: Unicode's
+// emailKey returns the key by which emails compare, the same for NFC and NFD and for every case: the
 // canonical decomposition (NFD, which any case of a letter shares) under simple case folding.
-// Neither depends on a locale. It is what users.email_key holds; a changed key would be
-// another user, so migrate the column with it.
+// Neither depends on a locale. users.email_key holds it, so a change of emailKey must migrate that
+// column.
 func emailKey(email string) string {
 	return strings.Map(foldRune, norm.NFD.String(email))
 }
