@@ -102,7 +102,7 @@ func (p *Process) Close() {
 	p.Pool.Close()
 }
 
-// ListenOps opens the operator's port. stopping is closed when the process is told to stop.
+// ListenOps opens the operator's port. Once ctx ends, its /readyz says that the process stops.
 func (p *Process) ListenOps(ctx context.Context, checks []ops.Check, extra map[string]http.Handler) (*ops.Server, error) {
 	return ops.Listen(ctx, ops.Config{
 		Addr: p.Config.OpsAddr, Token: p.Config.OpsToken, Hosts: p.Config.OpsHosts,

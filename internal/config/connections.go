@@ -7,18 +7,17 @@ import (
 )
 
 const (
-	// usualConnections bound the memory of idle connections, about 20 KiB each.
+	// usualConnections bounds the memory of idle connections, about 20 KiB each.
 	usualConnections = 4096
-	// spareFiles are the file descriptors kept for Postgres, Redis, the operator's
-	// port and the runtime: a quarter of the limit where that is more, half of a
-	// limit that is small.
+	// spareFiles is how many file descriptors stay for Postgres, Redis, the operator's port and
+	// the runtime: a quarter of the limit where that is more, half of a small limit.
 	spareFiles = 256
 	// addressShare is the part of all connections that one address may have.
 	addressShare = 4
 )
 
-// readConnections reads how many connections the API may hold, of all and of an address.
-// More than the limit of open files leaves would take those of Postgres.
+// readConnections reads how many connections the API may have, in total and from an address. More
+// than the limit of open files allows would take the file descriptors for Postgres.
 func readConnections(env *environment) (total, perAddress int) {
 	most := connectionsWithin(openFiles())
 	maxConnections := variable{
@@ -39,16 +38,16 @@ func readConnections(env *environment) (total, perAddress int) {
 	return total, perAddress
 }
 
-// openFiles is the soft limit; the runtime has raised it to the hard one.
+// openFiles returns the soft limit; the Go runtime has raised it to the hard limit.
 func openFiles() uint64 {
 	var limit syscall.Rlimit
 	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &limit); err != nil {
-		return 1024 // what systems commonly have at least
+		return 1024 // the usual minimum
 	}
 	return limit.Cur
 }
 
-// connectionsWithin is how many connections a limit of open files leaves room for.
+// connectionsWithin returns how many connections a limit of open files allows.
 func connectionsWithin(files uint64) int {
 	const unlimited = 1 << 24
 	files = min(files, unlimited)

@@ -109,7 +109,7 @@ func parseDatabaseURL(text string) (string, error) {
 	return text, err
 }
 
-// parseRedisURL keeps the parser's error to itself: it may hold the password.
+// parseRedisURL hides the parser's error, which may hold the password.
 func parseRedisURL(text string) (string, error) {
 	if !strings.HasPrefix(text, "redis://") && !strings.HasPrefix(text, "rediss://") {
 		return "", errors.New("its scheme is not one that this version takes")
@@ -120,23 +120,22 @@ func parseRedisURL(text string) (string, error) {
 	return text, nil
 }
 
-// parseKeys names keys by their place: what stands where the kid should be may
-// be a secret.
+// parseKeys names a faulty key by its number: what is in the place of its kid may be a secret.
 func parseKeys(text string) ([]Key, error) {
 	var keys []Key
 	var faults []string
-	places := map[string]int{} // of kids
+	numbers := map[string]int{} // by kid
 	for i, part := range strings.Split(text, ",") {
 		key, err := parseKey(part)
 		if err != nil {
 			faults = append(faults, fmt.Sprintf("key %d %v", i+1, err))
 			continue
 		}
-		if first, taken := places[key.ID]; taken {
+		if first, taken := numbers[key.ID]; taken {
 			faults = append(faults, fmt.Sprintf("key %d has the kid of key %d", i+1, first))
 			continue
 		}
-		places[key.ID] = i + 1
+		numbers[key.ID] = i + 1
 		keys = append(keys, key)
 	}
 	if len(faults) > 0 {
@@ -166,7 +165,7 @@ func parseKey(text string) (Key, error) {
 	return Key{ID: kid, Secret: secret}, nil
 }
 
-// decodeBase64 takes both alphabets of RFC 4648, padded or not.
+// decodeBase64 accepts both alphabets of RFC 4648, padded or not.
 func decodeBase64(text string) ([]byte, bool) {
 	encodings := []*base64.Encoding{
 		base64.StdEncoding, base64.RawStdEncoding, base64.URLEncoding, base64.RawURLEncoding,
@@ -181,8 +180,8 @@ func decodeBase64(text string) ([]byte, bool) {
 
 var hostForm = regexp.MustCompile(`^[A-Za-z0-9._-]*$`)
 
-// parseAddr takes what can be listened on: an empty host is every interface,
-// port 0 any free one.
+// parseAddr checks an address to listen on: an empty host means every interface, port 0 any free
+// port.
 func parseAddr(text string) (string, error) {
 	host, port, err := net.SplitHostPort(text)
 	if err != nil {
@@ -197,8 +196,8 @@ func parseAddr(text string) (string, error) {
 	return text, nil
 }
 
-// isLoopback tells whether nobody but this machine reaches addr. A name may
-// resolve to anything, save localhost (RFC 6761, section 6.3).
+// isLoopback reports whether only this machine reaches addr. Any name but localhost (RFC 6761,
+// section 6.3) may resolve to another address.
 func isLoopback(addr string) bool {
 	host, _, err := net.SplitHostPort(addr)
 	if err != nil {

@@ -8,12 +8,11 @@ import (
 	"strings"
 )
 
-// guardHost answers 421 to a request for a host that the port does not answer to. A
-// page of another site can make its own name resolve to 127.0.0.1 (DNS rebinding); the
-// browser then counts what it reads from this port as that site's own. A name that the
-// site does not own is out of its reach: those of loopback, and the listed ones. So is
-// any address, but without a token none other than loopback has a reason to be named.
-func guardHost(hasToken bool, hosts []string, next http.Handler) http.Handler {
+// requireHost answers 421 to a request for an unknown host name. A page of another site can make its
+// own name resolve to 127.0.0.1 (DNS rebinding); the browser then treats this port as a part of
+// that site. The site can't do so with a name that it does not own: loopback names, the listed
+// ones, and addresses. Without a token only loopback addresses are needed, so only they pass.
+func requireHost(hasToken bool, hosts []string, next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		host := hostname(r.Host)
 		addr, err := netip.ParseAddr(host)
@@ -29,7 +28,7 @@ func guardHost(hasToken bool, hosts []string, next http.Handler) http.Handler {
 	})
 }
 
-// hostname is a Host header without its port, brackets and last dot, in lower case.
+// hostname returns a Host header without its port, brackets and last dot, in lower case.
 func hostname(host string) string {
 	if name, _, err := net.SplitHostPort(host); err == nil {
 		host = name
@@ -37,8 +36,8 @@ func hostname(host string) string {
 	return strings.ToLower(strings.TrimSuffix(strings.Trim(host, "[]"), "."))
 }
 
-// refuseFrames keeps other sites from showing the port's pages in a frame, where a click
-// that is meant for them would delete a task. Old browsers know the first header alone.
+// refuseFrames keeps other sites from showing the port's pages in a frame, where a click meant for the
+// site would delete a task. Old browsers know only the first header.
 func refuseFrames(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("X-Frame-Options", "DENY")

@@ -8,7 +8,7 @@ import (
 // timeForm is RFC 3339 in UTC with microseconds, as everywhere in Passbook.
 const timeForm = "2006-01-02T15:04:05.000000Z"
 
-// NewLogger writes one line an entry, as JSON or as key=value text.
+// NewLogger returns a logger that writes one line an entry, as JSON or as key=value text.
 func NewLogger(w io.Writer, level slog.Level, json bool) *slog.Logger {
 	opts := &slog.HandlerOptions{Level: level, ReplaceAttr: formatTimes}
 	if json {

@@ -8,8 +8,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/collectors"
 )
 
-// NewRegistry has the figures of the Go runtime and of the process, and which
-// build it is.
+// NewRegistry returns a registry with the metrics of the Go runtime, the process and the build.
 func NewRegistry() *prometheus.Registry {
 	registry := prometheus.NewRegistry()
 	registry.MustRegister(
@@ -20,7 +19,7 @@ func NewRegistry() *prometheus.Registry {
 	return registry
 }
 
-// buildInfo is 1, its labels say the rest; empty where the build does not know.
+// buildInfo is always 1; its labels describe the build. A label is empty where it is unknown.
 func buildInfo() prometheus.Collector {
 	labels := prometheus.Labels{"version": "", "revision": "", "go_version": ""}
 	if info, ok := debug.ReadBuildInfo(); ok {
@@ -39,8 +38,7 @@ func buildInfo() prometheus.Collector {
 	return gauge
 }
 
-// RegisterPool shows how busy a pool of connections to Postgres is, under a name that
-// tells it from the process's others.
+// RegisterPool adds the metrics of a pool of connections to Postgres. The label pool is its name.
 func RegisterPool(registry prometheus.Registerer, name string, pool *pgxpool.Pool) {
 	prometheus.WrapRegistererWith(prometheus.Labels{"pool": name}, registry).MustRegister(poolCollector{pool})
 }

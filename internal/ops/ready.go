@@ -9,21 +9,20 @@ import (
 	"time"
 )
 
-// How long each check may take: whoever asks wants an answer, not the truth a
-// minute later; and what the process can do without must not make it seem slow.
+// How long a check may take. A load balancer needs an early answer. A dependency that the process can
+// do without must not delay it.
 const (
 	checkTimeout    = 2 * time.Second
 	optionalTimeout = 500 * time.Millisecond
 )
 
-// Check asks after one dependency.
+// Check is the check of one dependency.
 type Check struct {
 	Name     string
 	Required bool // without it the process is not ready
 
-	// Probe is nil where the dependency serves. It must return soon after its
-	// context ends, its timeout from its start at the latest. Several calls may
-	// run at once.
+	// Probe returns nil where the dependency serves. It must return soon after its context ends.
+	// Several calls may run at once.
 	Probe func(context.Context) error
 }
 
@@ -33,19 +32,18 @@ type Readiness struct {
 	Dependencies []Dependency `json:"dependencies"`
 }
 
-// ShuttingDown is the status of a process that was told to stop: it still answers, so
-// that load balancers have time to look away.
+// ShuttingDown is the status of a process that stops: it still answers requests, so that load
+// balancers have time to remove it.
 const ShuttingDown = "shutting_down"
 
-// Dependency is the state of one dependency. Why it is down goes to the log.
+// Dependency is the state of one dependency. The log has the reason why it is down.
 type Dependency struct {
 	Name     string `json:"name"`
 	Status   string `json:"status"` // "up" or "down"
 	Required bool   `json:"required"`
 }
 
-// Ready runs all checks at once and waits for them. What is wrong with those
-// that fail is logged.
+// Ready runs all checks at once and waits for them. It logs the errors of failed checks.
 func Ready(ctx context.Context, log *slog.Logger, checks []Check) Readiness {
 	readiness := Readiness{Status: "ok", Dependencies: make([]Dependency, len(checks))}
 	var group sync.WaitGroup
@@ -62,11 +60,11 @@ func Ready(ctx context.Context, log *slog.Logger, checks []Check) Readiness {
 }
 
 func (c Check) run(ctx context.Context, log *slog.Logger) Dependency {
-	patience := optionalTimeout
+	timeout := optionalTimeout
 	if c.Required {
-		patience = checkTimeout
+		timeout = checkTimeout
 	}
-	ctx, cancel := context.WithTimeout(ctx, patience)
+	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
 	dependency := Dependency{Name: c.Name, Status: "up", Required: c.Required}
 	if err := c.Probe(ctx); err != nil {
@@ -76,7 +74,7 @@ func (c Check) run(ctx context.Context, log *slog.Logger) Dependency {
 	return dependency
 }
 
-// HTTPStatus is 200 where the process is ready, else 503.
+// HTTPStatus returns 200 where the process is ready, else 503.
 func (r Readiness) HTTPStatus() int {
 	if r.Status == "ok" {
 		return http.StatusOK
@@ -108,5 +106,5 @@ func answerJSON(w http.ResponseWriter, status int, body any) {
 	w.Header().Set("Content-Type", "application/json")
 	w.Header().Set("Cache-Control", "no-store")
 	w.WriteHeader(status)
-	_ = json.NewEncoder(w).Encode(body) // a client that went away needs no answer
+	_ = json.NewEncoder(w).Encode(body) // fails where the client went away
 }

@@ -1,6 +1,6 @@
-// Package ops is the operator's side of a process: its log, its metrics, and
-// the port that shows them. Its promise: where a token is set, nothing but
-// health is shown without it, and health never tells why.
+// Package ops has what an operator uses of a process: its log, its metrics, and the port that shows
+// them. Its promise: where a token is set, only the health is shown without it, and the health never
+// includes a reason.
 package ops
 
 import (
@@ -17,26 +17,26 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 )
 
-// Bounds on what one caller of the operator's port may take. There is none on
-// reading a body: net/http would end a long profile with it.
+// Bounds on one request to the operator's port. Reading a body has no bound: net/http would end a
+// long profile at it.
 const (
 	headerTimeout  = 5 * time.Second
-	answerTimeout  = 30 * time.Second // pprof adds the seconds that it was asked for
+	answerTimeout  = 30 * time.Second // pprof adds the seconds of a profile
 	idleTimeout    = time.Minute
-	metricsTimeout = 10 * time.Second // some collectors ask Postgres or Redis
+	metricsTimeout = 10 * time.Second // some collectors query Postgres or Redis
 	maxHeader      = 16 << 10         // bytes
 	maxBody        = 1 << 20          // bytes
 	maxScrapes     = 4                // at once
 )
 
-// Config says what the operator's port shows, and to whom.
+// Config is what the operator's port shows, and which requests may see it.
 type Config struct {
 	Addr     string   // host:port; OPS_ADDR
-	Token    string   // asked for on everything but health; nobody is asked where it is empty
-	Hosts    []string // host names that are answered beside loopback ones; OPS_HOSTS
+	Token    string   // required for everything but health; empty for no token
+	Hosts    []string // host names that requests may use beside loopback ones; OPS_HOSTS
 	Registry *prometheus.Registry
 	Checks   []Check         // what /readyz asks
-	Stopping <-chan struct{} // closed when the process was told to stop; nil for never
+	Stopping <-chan struct{} // closed when the process begins to stop; nil for never
 	Log      *slog.Logger
 
 	// Extra handlers by path, such as "/queues": each serves its path and all
@@ -50,8 +50,7 @@ type Server struct {
 	listener net.Listener
 }
 
-// Listen opens the port, so that one that can't be had is an error now. Serve
-// must follow, or Shutdown.
+// Listen opens the port; an error where it is taken. Serve or Shutdown must follow.
 func Listen(ctx context.Context, cfg Config) (*Server, error) {
 	listener, err := new(net.ListenConfig).Listen(ctx, "tcp", cfg.Addr)
 	if err != nil {
@@ -70,7 +69,7 @@ func Listen(ctx context.Context, cfg Config) (*Server, error) {
 	}, nil
 }
 
-// Addr is where the port is, with the port that the system chose for port 0.
+// Addr returns the address, with the port that the system chose for port 0.
 func (s *Server) Addr() string {
 	return s.listener.Addr().String()
 }
@@ -83,8 +82,8 @@ func (s *Server) Serve() error {
 	return nil
 }
 
-// Shutdown closes the port, lets answers under way finish until ctx ends, and
-// cuts off the rest.
+// Shutdown closes the port. Answers in progress may finish until ctx ends; then Shutdown closes their
+// connections.
 func (s *Server) Shutdown(ctx context.Context) error {
 	defer s.listener.Close() //nolint:errcheck // Shutdown has closed it, unless Serve never ran
 	if err := s.http.Shutdown(ctx); err != nil {
@@ -97,13 +96,13 @@ func routes(cfg Config) http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /livez", answerLive)
 	mux.Handle("GET /readyz", readyHandler{checks: cfg.Checks, stopping: cfg.Stopping, log: cfg.Log})
-	mux.Handle("/", guardHost(cfg.Token != "", cfg.Hosts, refuseFrames(guard(cfg.Token, guardedRoutes(cfg)))))
+	mux.Handle("/", requireHost(cfg.Token != "", cfg.Hosts, refuseFrames(requireToken(cfg.Token, protectedRoutes(cfg)))))
 	return mux
 }
 
-// guardedRoutes also keep out what other sites' pages send from the operator's
-// browser: it adds the password by itself, and asynqmon deletes on request.
-func guardedRoutes(cfg Config) http.Handler {
+// protectedRoutes also refuses requests that pages of other sites make in the operator's browser: the
+// browser adds the password by itself, and asynqmon deletes tasks on request.
+func protectedRoutes(cfg Config) http.Handler {
 	mux := http.NewServeMux()
 	mux.Handle("GET /metrics", metricsHandler(cfg))
 	mux.HandleFunc("GET /debug/pprof/", pprof.Index)
@@ -119,8 +118,7 @@ func guardedRoutes(cfg Config) http.Handler {
 	return http.NewCrossOriginProtection().Handler(mux)
 }
 
-// metricsHandler shows what could be collected, also where a collector failed;
-// why it failed goes to the log.
+// metricsHandler shows what it could collect, also where a collector failed. It logs the reason.
 func metricsHandler(cfg Config) http.Handler {
 	return promhttp.HandlerFor(cfg.Registry, promhttp.HandlerOpts{
 		ErrorLog:            slog.NewLogLogger(cfg.Log.Handler(), slog.LevelWarn),

@@ -7,15 +7,15 @@ import (
 	"strings"
 )
 
-// guard lets through who brings the token, as a bearer token or, for browsers,
-// as the password of Basic authentication with any user name.
-func guard(token string, next http.Handler) http.Handler {
+// requireToken passes on requests with the token: as a bearer token or, for browsers, as the password
+// of Basic authentication with any user name. An empty token passes on every request.
+func requireToken(token string, next http.Handler) http.Handler {
 	if token == "" {
 		return next
 	}
 	want := sha256.Sum256([]byte(token))
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		// Hashes are of one length, so the comparison tells nothing of the token's.
+		// Hashes have one length, so the comparison does not reveal the token's length.
 		got := sha256.Sum256([]byte(givenToken(r)))
 		if subtle.ConstantTimeCompare(got[:], want[:]) == 1 {
 			next.ServeHTTP(w, r)
