@@ -9,15 +9,15 @@ import (
 	"github.com/passbook/passbook/internal/ledger"
 )
 
-// exportPage is how many transactions of an export are read at a time: a statement
-// that ends soon, also where each row comes from the disk.
+// exportPage is how many transactions an export reads with one statement: a statement that ends soon,
+// also where each row is read from disk.
 const exportPage = 1000
 
 var errTakenBack = errors.New("the history is shorter than when the export began")
 
-// Export is a part of a history that is read page by page. Between two pages it has
-// neither a connection nor a snapshot. It is of the moment at which it began all the
-// same: history is append-only and numbered without a gap, so that moment is a seq.
+// Export reads a part of a history page by page. Between two pages it holds neither a connection nor
+// a snapshot. It still shows the history as of its beginning: history is append-only and numbered
+// without a gap, so the last seq at the beginning is its end.
 type Export struct {
 	statements *Statements
 	page       Page
@@ -25,8 +25,8 @@ type Export struct {
 	done       bool
 }
 
-// Export begins to read all of a page, whose limit it ignores.
-// ledger.ErrAccountNotFound where the account is not there or another's.
+// Export begins to read all of a page. It ignores the page's limit.
+// ledger.ErrAccountNotFound where the user has no such account.
 func (s *Statements) Export(ctx context.Context, page Page) (*Export, error) {
 	last, err := s.lastSeq(ctx, page.Account)
 	if err != nil {
@@ -36,9 +36,9 @@ func (s *Statements) Export(ctx context.Context, page Page) (*Export, error) {
 	return &Export{statements: s, page: page, last: last}, nil
 }
 
-// Next reads the next transactions, at most exportPage; none at the end.
+// Next reads the next transactions, at most exportPage; it returns none at the end.
 func (e *Export) Next(ctx context.Context) ([]ledger.Transaction, error) {
-	for !e.done { // each page ends further on, and the history ends
+	for !e.done { // each page begins later, and the history is finite
 		transactions, err := e.statements.List(ctx, e.page)
 		if err != nil {
 			return nil, err
@@ -61,8 +61,8 @@ func (e *Export) Next(ctx context.Context) ([]ledger.Transaction, error) {
 	return nil, nil
 }
 
-// finish ends the export, unless a failover or a restore has taken back what was
-// there when it began: then a part would look like the whole.
+// finish ends the export. It returns errTakenBack where a failover or a restore has lost transactions
+// that were there when the export began: otherwise a part would look like the whole.
 func (e *Export) finish(ctx context.Context) error {
 	last, err := e.statements.lastSeq(ctx, e.page.Account)
 	if err == nil && last < e.last {

@@ -14,26 +14,25 @@ import (
 )
 
 const (
-	// replicaTime is how long a replica has to answer, or to begin an export. It
-	// leaves the primary the longer part of a request's time.
+	// replicaTime bounds the answer of a replica. The longer part of a request's time remains for
+	// the primary.
 	replicaTime = 600 * time.Millisecond
-	// replicaWait is for how long a replica that is behind is waited for.
+	// replicaWait bounds the wait for a replica that is behind.
 	replicaWait = 50 * time.Millisecond
-	// replicaPause is how often it is asked meanwhile.
+	// replicaPause is the time between two checks of that replica.
 	replicaPause = 5 * time.Millisecond
 )
 
 var (
 	errBehind = errors.New("the replica is behind")
-	errAstray = errors.New("the replica follows another primary, or did at its last checkpoint")
+	errAstray = errors.New("the replica has the history of another primary, or had at its last checkpoint")
 )
 
-// reading reads with a connection, which it has to release.
+// reading reads with a connection, and releases it.
 type reading[T any] func(context.Context, *pgxpool.Conn) (T, error)
 
-// read lets the replica answer if it can, and else the primary: also where the
-// replica fails, is silent, or ends a query that stands in the way of what it
-// replays.
+// read reads from the replica or, where the replica is behind, fails, is silent, or ends a query that
+// conflicts with its recovery, from the primary.
 func read[T any](ctx context.Context, s *Statements, account ledger.Owned, from reading[T]) (T, error) {
 	if s.replica != nil {
 		got, err := readReplica(ctx, s, account, from)
@@ -52,12 +51,12 @@ func readPool[T any](ctx context.Context, pool *pgxpool.Pool, from reading[T]) (
 	return from(ctx, conn)
 }
 
-// readReplica asks with one connection whether the replica has caught up and what
-// is to be read: behind its name there may be several servers.
+// readReplica checks with one connection that the replica has caught up, and reads with the same
+// connection: its name may stand for several servers.
 //
-// What a replica shows its primary has flushed, though perhaps not another standby. It is
-// confirmed as if it had been read from the primary: both are of one history, or it is not
-// read.
+// The primary has flushed what a replica shows, but perhaps not another standby. So the read is
+// confirmed as a read from the primary. Both have the same history; readReplica reads from no other
+// replica.
 func readReplica[T any](ctx context.Context, s *Statements, account ledger.Owned, from reading[T]) (got T, err error) {
 	asking, asked := postgres.WithShown(ctx)
 	last, err := s.lastSeq(asking, account)
@@ -80,7 +79,7 @@ func readReplica[T any](ctx context.Context, s *Statements, account ledger.Owned
 	return got, err
 }
 
-// lastSeq is the seq of the account's last transaction, as the primary has it.
+// lastSeq reads the seq of the account's last transaction from the primary.
 func (s *Statements) lastSeq(ctx context.Context, account ledger.Owned) (last int64, err error) {
 	const sql = `SELECT last_seq, xmin, ` + postgres.ShownSQL + ` FROM accounts WHERE user_id = $1 AND number = $2`
 	rows, _ := s.primary.Query(ctx, sql, account.UserID, account.Number) // CollectExactlyOneRow returns its error
@@ -94,10 +93,10 @@ func (s *Statements) lastSeq(ctx context.Context, account ledger.Owned) (last in
 	return last, nil
 }
 
-// catchUp waits until the replica has the account's history as far as last, the
-// primary's word when this request began: so a client who has seen a job finished
-// finds it. It compares the account's own position, not the log's: what others do
-// meanwhile is nothing to wait for. errAstray where the primary, in life, has another history.
+// catchUp waits until the replica has the account's history up to last, the primary's last seq when
+// this request began. So a client that has seen a finished job finds its transaction. catchUp
+// compares the account's seq, not the log position: it need not wait for other accounts. errAstray
+// where the primary, in life, has another history.
 func catchUp(ctx context.Context, replica *pgxpool.Conn, account ledger.Owned, last int64, life postgres.ServerLife) error {
 	const sql = `SELECT EXISTS (SELECT FROM accounts WHERE user_id = $1 AND number = $2 AND last_seq >= $3), ` + postgres.HistorySQL
 	for begun := time.Now(); time.Since(begun) < replicaWait; {

@@ -1,6 +1,5 @@
-// Package statement is the read side: the histories of accounts. Its promise:
-// a page costs what its rows cost, wherever in the history it lies and whatever
-// it is filtered by.
+// Package statement reads the histories of accounts. Its promise: the cost of a page depends on its
+// number of rows, and not on its position in the history or its filters.
 package statement
 
 import (
@@ -17,7 +16,7 @@ import (
 	"github.com/passbook/passbook/internal/postgres"
 )
 
-// ErrNotFound is returned for a transaction that is not there.
+// ErrNotFound is returned for a transaction that does not exist.
 var ErrNotFound = errors.New("transaction not found")
 
 // Statements reads histories.
@@ -25,33 +24,31 @@ type Statements struct {
 	primary, replica *pgxpool.Pool
 }
 
-// New reads the histories in the database behind primary, or in its replica
-// where that is not nil.
+// New reads from the database behind primary, or from its replica where that is not nil.
 func New(primary, replica *pgxpool.Pool) *Statements {
 	return &Statements{primary: primary, replica: replica}
 }
 
-// Page asks for a part of an account's history: at least as much of it is there as
-// was when this was asked.
+// Page selects a part of an account's history. The result has at least what was there when the read
+// began.
 type Page struct {
 	Account   ledger.Owned
-	Type      ledger.EntryType // all where empty
+	Type      ledger.EntryType // empty for all
 	From      time.Time        // inclusive; no bound where zero
 	To        time.Time        // exclusive; no bound where zero
 	Ascending bool             // by seq; else the newest first
-	After     int64            // the seq that the page before ended with, 0 for the first page
-	AfterTime time.Time        // its time, where known: for a page ByTime, and then in the place of After
-	Limit     int              // all where 0
+	After     int64            // the last seq of the previous page, 0 for the first page
+	AfterTime time.Time        // its time, where known; replaces After in a page ByTime
+	Limit     int              // 0 for all
 }
 
-// ByTime tells whether the page has a type or a time. Such a list is read in the
-// order of time, which is that of seq.
+// ByTime reports whether the page has a type or a time. Such a list is read in the order of time,
+// which is also the order of seq.
 func (p Page) ByTime() bool { return p.Type != "" || !p.From.IsZero() || !p.To.IsZero() }
 
 const columns = `seq, type, amount, balance_after, description, job_id, created_at, xmin, ` + postgres.ShownSQL
 
-// List reads a page of a history; ledger.ErrAccountNotFound where the account is not
-// there or another's.
+// List reads a page of a history; ledger.ErrAccountNotFound where the user has no such account.
 func (s *Statements) List(ctx context.Context, page Page) ([]ledger.Transaction, error) {
 	sql, args := page.Statement()
 	transactions, err := read(ctx, s, page.Account, func(ctx context.Context, conn *pgxpool.Conn) ([]ledger.Transaction, error) {
@@ -69,15 +66,15 @@ func (s *Statements) List(ctx context.Context, page Page) ([]ledger.Transaction,
 	return transactions, nil
 }
 
-// ownedSQL is the id of the account $2 of the user $1, read once a statement. No read
-// knows the id from an earlier one.
+// ownedSQL reads the id of the account $2 of the user $1, once a statement. No read uses an id from
+// an earlier read: each checks the owner itself.
 const ownedSQL = `WITH owned AS MATERIALIZED (SELECT id FROM accounts WHERE user_id = $1 AND number = $2) `
 
 // ofOwned finds the rows of that account.
 const ofOwned = `account_id = (SELECT id FROM owned)`
 
-// checkOwned tells an account that has nothing to show from one that is not the
-// caller's: ledger.ErrAccountNotFound.
+// checkOwned returns ledger.ErrAccountNotFound for an account that is not the caller's, and nil for
+// one that only has no rows.
 func checkOwned(ctx context.Context, conn interface {
 	QueryRow(ctx context.Context, sql string, args ...any) pgx.Row
 }, account ledger.Owned,
@@ -90,10 +87,9 @@ func checkOwned(ctx context.Context, conn interface {
 	return err
 }
 
-// Statement is what List asks Postgres. It walks the primary key from one end or,
-// ByTime, the index of the type's times; that of each type, merged, where it is for
-// all. Time rises with seq within an account, so nothing is read to be thrown away,
-// and nothing is sorted.
+// Statement returns the statement of List. It walks the primary key from one end or, for a page
+// ByTime, the index of the type's times; for all types it merges the walks of both indexes. Time
+// rises with seq within an account, so Postgres reads no row in vain and sorts nothing.
 func (p Page) Statement() (sql string, args []any) {
 	arg := func(value any) string {
 		args = append(args, value)
@@ -133,8 +129,8 @@ func (p Page) Statement() (sql string, args []any) {
 	case p.ByTime():
 		walk = "(" + walk + deposits + order + ") UNION ALL (" + walk + withdrawals + order + ")"
 	}
-	// Not told how many rows it is for, the planner takes it for a tenth of them. By
-	// an estimate it might read them all, to sort them.
+	// The planner does not see the limit, and assumes a tenth of the rows. With an estimate it
+	// might read all rows and sort them.
 	return ownedSQL + walk + order + " LIMIT (SELECT nullif(" + arg(int64(p.Limit)) + ", 0))", args
 }
 
@@ -144,13 +140,13 @@ const (
 	withdrawals = ` AND type = 'withdrawal'`
 )
 
-// TransactionSQL reads one entry by the primary key.
+// TransactionSQL reads one transaction by the primary key.
 //
 // $1 the user, $2 the account's number, $3 the seq.
 const TransactionSQL = ownedSQL + `SELECT ` + columns + ` FROM transactions WHERE ` + ofOwned + ` AND seq = $3`
 
-// Transaction reads one entry of a history; ErrNotFound where it has no such, and
-// ledger.ErrAccountNotFound where the account is not there or another's.
+// Transaction reads one transaction; ErrNotFound where the account has none with this seq, and
+// ledger.ErrAccountNotFound where the user has no such account.
 func (s *Statements) Transaction(ctx context.Context, account ledger.Owned, seq int64) (ledger.Transaction, error) {
 	transaction, err := read(ctx, s, account, func(ctx context.Context, conn *pgxpool.Conn) (ledger.Transaction, error) {
 		defer conn.Release()
@@ -173,16 +169,16 @@ func (s *Statements) Transaction(ctx context.Context, account ledger.Owned, seq 
 // Balance is what an account had at a time.
 type Balance struct {
 	Currency string // ISO 4217
-	Seq      int64  // of the last transaction until then, 0 before the first
+	Seq      int64  // of the last transaction by then, 0 before the first
 	Balance  int64  // minor units
 	At       time.Time
 }
 
-// BalanceSQL is one probe of each type's index. It says also whether what it read stays:
-// every later transaction of the account is stamped later than both last_at and
-// answered_until, so it does for a time until then. An answer for now is for that time, as
-// long as it is not older than a second. The account's row is never older than an entry that
-// is seen with it: once that row is durable, so is the entry.
+// BalanceSQL probes each type's index once. It also returns whether the balance is final: every
+// later transaction of the account gets a later time than both last_at and answered_until, so a
+// balance at a time up to these is. An answer for now is for the later of these, unless that is
+// older than a second. The account's row is never older than a transaction that is visible with
+// it: once the row is durable, so is the transaction.
 //
 // $1 the user, $2 the account's number, $3 the time; now where null.
 const BalanceSQL = `
@@ -205,14 +201,14 @@ const (
 // errOpen is returned for a time at which the account may still get transactions.
 var errOpen = errors.New("the history is still open at this time")
 
-// Balance reads what an account had after the last transaction at or before a time, to the
-// microsecond. For now, where at is zero, and for a time to come it answers for the time in
-// Balance.At. What it answers for a time stays. ledger.ErrAccountNotFound where the account
-// is not there or another's.
+// Balance reads the balance after the last transaction at or before a time, to the microsecond. For
+// now, where at is zero, and for a future time, Balance.At has the time of the answer. The balance
+// at a time never changes once returned. ledger.ErrAccountNotFound where the user has no such
+// account.
 //
-// Most answers stay as they are read. For the others, of a time after the account's last
-// transaction, closeUntil first writes that time: of an account whose balance is asked for
-// all the time, once a second.
+// Most balances are final as they are read. Otherwise the time is after the account's last
+// transaction, and closeUntil first writes that time: at most once a second for an account whose
+// current balance is read all the time.
 func (s *Statements) Balance(ctx context.Context, account ledger.Owned, at time.Time) (Balance, error) {
 	var balance Balance
 	var err error
@@ -232,7 +228,7 @@ func (s *Statements) Balance(ctx context.Context, account ledger.Owned, at time.
 	return balance, nil
 }
 
-// probe reads the balance at a time, or now where at is nil; errOpen where it may change.
+// probe reads the balance at a time, or now where at is nil; errOpen where it may still change.
 func probe(account ledger.Owned, at *time.Time) reading[Balance] {
 	return func(ctx context.Context, conn *pgxpool.Conn) (balance Balance, err error) {
 		defer conn.Release()
@@ -252,16 +248,16 @@ func probe(account ledger.Owned, at *time.Time) reading[Balance] {
 	}
 }
 
-// closeUntil sees to it that the account gets no more transactions at or before a time, or
-// before now where at is zero or to come, and answers which time that is. It waits for the
-// account's lock, as long as Postgres's lock_timeout lets it, and so for the end of an apply
-// that has stamped its transaction. One that comes later stamps its own later.
+// closeUntil ensures that the account gets no more transactions at or before a time, and returns that
+// time: at, or now where at is zero or in the future. It waits for the account's lock, up to
+// Postgres's lock_timeout, and so for the end of an apply that has set its transaction's time. A
+// later apply sets a later time.
 //
-// It waits with a connection in hand, and not as postgres.LockRetries does: an apply and
-// a close hold the lock for one short transaction each, and a request that only tried for
-// the lock of a busy account would wait for longer.
+// It holds a connection while it waits, unlike postgres.LockRetries: an apply and a close hold the
+// lock for one short transaction each, and a request that only tries the lock of a busy account
+// would wait longer.
 //
-// A crash after the commit leaves a time for which no balance was answered.
+// A crash after the commit leaves a closed time for which no balance was returned.
 func (s *Statements) closeUntil(ctx context.Context, account ledger.Owned, at time.Time) (time.Time, error) {
 	const sql = `SELECT close_history($1, $2, $3)`
 	var asked *time.Time
