@@ -137,6 +137,11 @@ $(API_TOOLS): .ci/api/package-lock.json
 lint-api: $(API_TOOLS) ## Check openapi.yaml with Redocly and Spectral; needs Node 20 or newer, and npm's registry the first time
 	$(API_TOOLS)/.bin/redocly lint --config .ci/api/redocly.yaml internal/api/openapi.yaml
 	$(API_TOOLS)/.bin/spectral lint --fail-severity hint --ruleset .ci/api/spectral.yaml internal/api/openapi.yaml
+	@cd internal/api/docs/swagger-ui && for file in *; do cmp $$file ../../../../$(API_TOOLS)/swagger-ui-dist/$$file || exit 1; done
+
+.PHONY: docs-assets
+docs-assets: $(API_TOOLS) ## Copy the files of /docs from the Swagger UI that .ci/api pins; needs the same
+	cd internal/api/docs/swagger-ui && for file in *; do cp ../../../../$(API_TOOLS)/swagger-ui-dist/$$file . || exit 1; done
 
 .PHONY: fmt
 fmt: ## Format every file

@@ -206,8 +206,12 @@ func (a *API) routes() ([]route, error) {
 	if err != nil {
 		return nil, err
 	}
+	docs, err := docsRoutes()
+	if err != nil {
+		return nil, err
+	}
 	const get, post = fiber.MethodGet, fiber.MethodPost
-	return []route{
+	return append(docs, []route{
 		{method: post, path: "/v1/users", open: true, noOutcome: true, handle: a.signUp},
 		{method: get, path: "/v1/users/me", noOutcome: true, handle: a.me},
 		{method: post, path: "/v1/sessions", open: true, noOutcome: true, handle: a.logIn},
@@ -237,7 +241,7 @@ func (a *API) routes() ([]route, error) {
 		{method: get, path: "/readyz", open: true, noOutcome: true, handle: a.readyz},
 		{method: get, path: "/openapi.yaml", open: true, noOutcome: true, handle: static("application/yaml", yaml)},
 		{method: get, path: "/openapi.json", open: true, noOutcome: true, handle: static(fiber.MIMEApplicationJSON, json)},
-	}, nil
+	}...), nil
 }
 
 // Keys of a request's locals, which handlers read.

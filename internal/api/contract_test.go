@@ -57,9 +57,12 @@ var theContract = sync.OnceValues(func() (*contract, error) {
 			config.WithStrictIgnorePaths("$.body.**"), // overlooks a $ref beside properties; the schemas themselves are closed
 			config.WithBodyDecoder("application/yaml", content.TextDecoder()),
 			config.WithBodyDecoder("text/csv", content.TextDecoder()),
+			config.WithBodyDecoder("text/html", content.TextDecoder()),
+			config.WithBodyDecoder("text/javascript", content.TextDecoder()),
+			config.WithBodyDecoder("text/css", content.TextDecoder()),
 			config.WithRejectUnsupportedBodyContent(), config.WithRejectUndeclaredRequestBody(),
 			config.WithStrictIgnoredHeaders(
-				"Accept", "Authorization", "Connection", "Content-Length", "Content-Type", "Date", "X-Request-Id"))...)
+				"Accept", "Authorization", "Connection", "Content-Length", "Content-Type", "Date", "Keep-Alive", "X-Request-Id"))...)
 	}
 	return &contract{model: &model.Model, validator: strict(), headers: strict(config.WithoutResponseBodyValidation())}, nil
 })

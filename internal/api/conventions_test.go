@@ -49,7 +49,7 @@ func TestRouteNotFound(t *testing.T) {
 	for _, c := range []client{s.anonymous(t), s.user(t)} {
 		for _, target := range []string{
 			"/", "/v1", "/v1/", "/v1/users", "/v1/users/", "/v1/accounts/", "/v1/accounts/1234/", "/V1/accounts", "/v1/Accounts", "/livez/",
-			"/v2/accounts", "/v1/accounts/1234/transactions/1/x", "/v1/accounts/1234/balance/", "/docs", "/v1//accounts", "/%00", "/metrics",
+			"/v2/accounts", "/v1/accounts/1234/transactions/1/x", "/v1/accounts/1234/balance/", "/docs/", "/docs/LICENSE", "/v1//accounts", "/%00", "/metrics",
 		} {
 			if target == "/v1/users" { // there, for another method
 				c.get(target).problem(http.StatusMethodNotAllowed, "method_not_allowed").wantHeader("Allow", "POST")

@@ -26,6 +26,11 @@ var noOutcome = map[string]string{
 	"GET /readyz":               "the process, and what it stands on",
 	"GET /openapi.yaml":         "the contract",
 	"GET /openapi.json":         "the contract",
+
+	"GET /docs":                      "the page that shows the contract",
+	"GET /docs/start.js":             "a file of that page",
+	"GET /docs/swagger-ui-bundle.js": "a file of that page",
+	"GET /docs/swagger-ui.css":       "a file of that page",
 }
 
 // outcomes are an account and what has become of its jobs, as requests name them.

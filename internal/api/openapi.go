@@ -1,6 +1,7 @@
 package api
 
 import (
+	"crypto/sha256"
 	_ "embed"
 	"fmt"
 
@@ -20,8 +21,17 @@ func openAPI() (asYAML, asJSON []byte, err error) {
 	return openAPIYAML, asJSON, nil
 }
 
+// static serves content that changes only with the build. A client that has it already
+// gets a 304.
 func static(contentType string, content []byte) func(*fiber.Ctx, *query) error {
+	etag := fmt.Sprintf(`"%x"`, sha256.Sum256(content))
 	return func(c *fiber.Ctx, _ *query) error {
+		c.Set(fiber.HeaderCacheControl, "no-cache") // which means: ask whether it has changed
+		c.Set(fiber.HeaderETag, etag)
+		if c.Get(fiber.HeaderIfNoneMatch) == etag {
+			c.Status(fiber.StatusNotModified)
+			return nil
+		}
 		c.Set(fiber.HeaderContentType, contentType)
 		return c.Send(content)
 	}
