@@ -1,25 +1,25 @@
 -- +goose Up
 
--- What an accept does, in steps whose plans Postgres keeps: to set up one statement for all of
--- them took longer than to run it (internal/bench/EXPERIMENTS.md).
+-- What an accept does, in small statements whose plans Postgres keeps. To set up one statement
+-- for the whole accept took longer than to run it (internal/bench/EXPERIMENTS.md).
 --
 -- accept_jobs checks the ownership, the key and the queue capacity of each request, and inserts
--- the jobs of those that pass. The requests are parallel arrays, sorted by user and key: two
--- calls that share keys lock them in the same order, so they can't deadlock. firsts has for each
--- request the number, from 1, of the first one with the same user and account number. capacities
--- has, for that first one, how many more queued jobs the account may have; where it is null,
--- accept_jobs counts the queued jobs, of which an account may have max_queued.
+-- the jobs of the requests that pass. The requests are parallel arrays, sorted by user and key:
+-- two calls that share keys insert them in the same order, so they can't deadlock. firsts gives
+-- for each request the number, from 1, of the first request with the same user and account
+-- number. capacities gives for that first request how many more queued jobs the account may
+-- have. Where it is null, accept_jobs counts the queued jobs; an account may have max_queued.
 --
 -- It returns a row for each request whose account is the user's: opened where the key has opened
--- an account, busy where another transaction has locked the key, and for the account's first
--- request the capacity before this call. A second row, with a position, stands for each job that
--- was inserted. A request that has no second row, and is not opened, busy or above the capacity,
--- has met its key in jobs or in the archive.
+-- an account, busy where another transaction holds the key's lock, and for the account's first
+-- request the capacity before this call. It returns a second row, with a position, for each job
+-- that it inserted. A request without a second row that is not opened, not busy and within the
+-- capacity has met its key in jobs or in the archive.
 --
 -- The locks keep the keys from opening an account meanwhile, and their jobs from moving to the
--- archive: a key names one thing, and no constraint spans the tables. A lock that is taken is not
--- waited for, or one key would delay its whole batch. Under READ COMMITTED each statement has a
--- snapshot of its own, so the checks see everything that was committed under these locks before.
+-- archive: a key names one thing, and no constraint spans the tables. accept_jobs does not wait
+-- for a lock, or one key would delay its whole batch. Under READ COMMITTED each statement has a
+-- snapshot of its own, so the checks see what was committed before the locks were granted.
 --
 -- It runs with its caller's rights: those of a serving role suffice (deploy/postgres/roles.sql).
 -- +goose StatementBegin
