@@ -19,6 +19,7 @@ import (
 func TestFewConnections(t *testing.T) {
 	t.Parallel()
 	const few = "30"
+	many := queuesOf(128) // each of its Asynq servers would need a connection of its own
 	client := connect(t, testenv.RedisServer(t).URL())
 	if err := client.ConfigSet(t.Context(), "maxclients", few).Err(); err != nil {
 		t.Fatal(err)
@@ -27,7 +28,7 @@ func TestFewConnections(t *testing.T) {
 	log := slog.New(slog.NewTextHandler(&logged, nil))
 	handled := make(chan uuid.UUID, 1)
 	server := NewServer(ServerConfig{
-		Redis: client, Queues: queuesOf(manyPartitions), Log: log, IsFailure: func(error) bool { return true },
+		Redis: client, Queues: many, Log: log, IsFailure: func(error) bool { return true },
 		Handler: func(_ context.Context, jobs []Notification) (_, _ []Notification, _ error) {
 			handled <- jobs[0].JobID
 			return nil, nil, nil
@@ -37,7 +38,7 @@ func TestFewConnections(t *testing.T) {
 	defer cancel()
 	var group errgroup.Group
 	group.Go(func() error { return server.Run(ctx) })
-	tasks := NewClient(client, queuesOf(manyPartitions), log, func() {})
+	tasks := NewClient(client, many, log, func() {})
 	for account := range int64(100) {
 		task := Task{AccountID: account, JobID: uuid.New()}
 		if err := tasks.Enqueue(t.Context(), task); err != nil {
