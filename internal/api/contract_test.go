@@ -67,7 +67,7 @@ var theContract = sync.OnceValues(func() (*contract, error) {
 	return &contract{model: &model.Model, validator: strict(), headers: strict(config.WithoutResponseBodyValidation())}, nil
 })
 
-// againstContract tells what is wrong with an answer, and with the request, if
+// againstContract returns what is wrong with an answer, and with the request, if
 // it was not refused. req is nil where what was sent may be no request.
 func againstContract(t *testing.T, req *http.Request, sent string, a answer) []string {
 	t.Helper()
@@ -92,7 +92,7 @@ func againstContract(t *testing.T, req *http.Request, sent string, a answer) []s
 	return faults
 }
 
-// knows tells whether the request's path and method are described; HEAD is
+// knows reports whether the request's path and method are described; HEAD is
 // where GET is.
 func (c *contract) knows(req *http.Request) bool {
 	if strings.HasSuffix(req.URL.Path, "/") || strings.Contains(req.URL.Path, "//") { // the validator overlooks it, routes don't

@@ -2,7 +2,7 @@ package api
 
 import "strings"
 
-// isCurrency tells whether code is an ISO 4217 code of a currency in use (list
+// isCurrency reports whether code is an ISO 4217 code of a currency in use (list
 // one, without funds, metals and the codes for tests).
 func isCurrency(code string) bool {
 	return len(code) == 3 && strings.Contains(currencies, " "+code+" ")

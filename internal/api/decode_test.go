@@ -193,7 +193,7 @@ func TestBodyTooLarge(t *testing.T) {
 }
 
 // parseBody takes what encoding/json and a few rules more take, each name once,
-// and nothing else; it loses nothing, and names each field that nobody reads.
+// and nothing else; it loses nothing, and names each field that no read has removed.
 func FuzzParseBody(f *testing.F) {
 	for _, seed := range []string{
 		`{}`, `{"amount":1,"description":"x"}`, `{"a":{"b":[1,{"c":null}]}}`, `{"a":1,"a":2}`, `{"a":{"b":1,"b":2}}`,
@@ -244,7 +244,7 @@ func FuzzParseBody(f *testing.F) {
 	})
 }
 
-// strictJSON tells whether data is one JSON value as we want it, by the
+// strictJSON reports whether data is one JSON value of the contract's form, by the
 // standard library, which is laxer in three points.
 func strictJSON(data []byte) bool {
 	if !json.Valid(data) || !utf8.Valid(data) || loneSurrogate.Match(pairs.ReplaceAll(data, []byte(" "))) {
@@ -262,7 +262,7 @@ var (
 	loneSurrogate = regexp.MustCompile(`(?i)\\u[d][89a-f][0-9a-f]{2}`)
 )
 
-// namesOnce reads a valid value and tells whether every name in it, at any
+// namesOnce reads a valid value and reports whether every name in it, at any
 // depth, stands once in its object.
 func namesOnce(decoder *json.Decoder) bool {
 	token, err := decoder.Token()

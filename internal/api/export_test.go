@@ -360,7 +360,7 @@ func TestExport_FailsOnTheWay(t *testing.T) {
 	testenv.Eventually(t, "room for exports", func() bool { return s.underWay() == 0 })
 }
 
-// Chunks are what tells a part from the whole; HTTP/1.0 has none.
+// Only chunks distinguish a part from the whole; HTTP/1.0 has none.
 func TestExport_NeedsChunks(t *testing.T) {
 	t.Parallel()
 	s := start(t)

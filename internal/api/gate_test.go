@@ -137,8 +137,8 @@ func each(t *testing.T, what string, c client, probes []probe, check func(probe,
 	})
 }
 
-// Of what is applied and not yet durable no route tells, with no header either; once it is
-// durable every route does, and what is known to be durable waits for nothing.
+// No route shows what is applied and not yet durable, nor does a header. Every route shows it once
+// it is durable, and what is known to be durable is shown without a wait.
 func TestGate_EveryRoute(t *testing.T) {
 	t.Parallel()
 	server := testenv.PostgresServer(t)

@@ -145,8 +145,8 @@ func TestIdempotencyKey_NotSpentByRefusals(t *testing.T) {
 	}
 }
 
-// A key that another request has locked is waited for by none: its requests hear so at
-// once, spend nothing, and keep no connection from the others.
+// No request waits for a key that another request has locked: it gets its answer at once, spends
+// nothing, and holds no connection.
 func TestIdempotencyKey_Locked(t *testing.T) {
 	t.Parallel()
 	const conns, openings = 4, 50

@@ -94,7 +94,7 @@ func TestListener_KeepsWhatIsInUse(t *testing.T) {
 	}
 }
 
-// A client who connects and closes leaves nothing behind.
+// The listener forgets a connection that its client closes.
 func TestListener_Forgets(t *testing.T) {
 	t.Parallel()
 	s := start(t)

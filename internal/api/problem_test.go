@@ -15,7 +15,7 @@ import (
 	"github.com/passbook/passbook/internal/test/testenv"
 )
 
-// Each code that openapi.yaml knows is answered, and no other.
+// The API answers with each code of openapi.yaml, and with no other.
 func TestEveryCode(t *testing.T) {
 	t.Parallel()
 	s := start(t, func(set *settings) { set.maxQueued = 1 })
@@ -95,7 +95,7 @@ func TestEveryCode(t *testing.T) {
 	}
 }
 
-// The client learns nothing of what broke, the log everything.
+// The answer to an internal error has no internal text; the log has all of it.
 func TestInternalError(t *testing.T) {
 	t.Parallel()
 	s := start(t)
@@ -145,8 +145,8 @@ func TestInternalError(t *testing.T) {
 // promptly is requestTimeout and what a loaded machine adds.
 const promptly = requestTimeout + time.Second
 
-// Without Postgres everything that needs it says so within two seconds, and
-// works again when it is back.
+// Without Postgres every request that needs it is answered 503 within two seconds, and succeeds again
+// when Postgres is back.
 func TestUnavailable(t *testing.T) {
 	t.Parallel()
 	postgres := testenv.PostgresServer(t)
@@ -193,7 +193,7 @@ func TestUnavailable(t *testing.T) {
 	}
 }
 
-// A Postgres that does not answer is as good as none.
+// A Postgres that does not answer in time counts as down.
 func TestUnavailable_WhenItTakesTooLong(t *testing.T) {
 	t.Parallel()
 	s := start(t)

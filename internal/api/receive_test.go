@@ -18,7 +18,7 @@ import (
 const bodyHead = "POST /v1/users HTTP/1.1\r\nHost: h\r\nContent-Type: application/json\r\n"
 
 // A body that is announced as too large is refused by its head alone, whatever the client
-// sends of it or waits for, and the client hears so before the connection ends.
+// sends of it or waits for, and the client gets the answer before the connection ends.
 func TestReceive_RefusesByAnnouncement(t *testing.T) {
 	t.Parallel()
 	s := start(t)
@@ -78,7 +78,8 @@ func TestReceive_TakesWhatFits(t *testing.T) {
 	}
 }
 
-// A body whose client leaves before its end is no request, although a part of it is one.
+// A body whose client closes the connection before its end is refused, although a part of it is a
+// valid body.
 func TestReceive_RefusesAPart(t *testing.T) {
 	t.Parallel()
 	s := start(t)
@@ -98,7 +99,7 @@ func TestReceive_RefusesAPart(t *testing.T) {
 	}
 }
 
-// Clients who announce all that they may, and send a byte, take little memory. It runs
+// Clients that announce the largest body, and send a byte, use little memory. The test runs
 // alone: the memory is the process's.
 func TestReceive_GrowsAsDataArrives(t *testing.T) { //nolint:paralleltest // see above
 	s := start(t, func(set *settings) {

@@ -20,14 +20,14 @@ import (
 	"github.com/passbook/passbook/internal/test/testenv"
 )
 
-// A request in flight when the server is told to stop is answered, and its
+// A request in flight when the server begins to stop is answered, and its
 // connection ends after the answer.
 func TestShutdown_AnswersWhatIsInFlight(t *testing.T) {
 	t.Parallel()
 	s := start(t)
 	c := s.user(t)
 	account := c.open(0)
-	c.get("/livez").want(http.StatusOK) // leaves an idle connection behind
+	c.get("/livez").want(http.StatusOK) // an idle connection remains
 
 	lock, err := s.pool.Begin(t.Context())
 	if err != nil {
@@ -77,7 +77,7 @@ func TestShutdown_AnswersWhatIsInFlight(t *testing.T) {
 	}
 	a.want(http.StatusAccepted)
 	if !res.Close {
-		t.Error("the client is not told that the connection ends")
+		t.Error("the answer does not say that the connection closes")
 	}
 	if rest, err := reader.ReadByte(); !errors.Is(err, io.EOF) {
 		t.Errorf("after the answer: %q, %v", rest, err)
@@ -103,7 +103,7 @@ func mustRequest(t *testing.T, c client, target string) *http.Request {
 	return req
 }
 
-// A server that is told to stop before it serves does not begin.
+// A server that is stopped before it serves does not begin.
 func TestShutdown_BeforeServe(t *testing.T) {
 	t.Parallel()
 	s := start(t)
@@ -124,8 +124,8 @@ func TestShutdown_BeforeServe(t *testing.T) {
 	}
 }
 
-// Once the process was told to stop, /readyz says so, and requests are answered as
-// before, over new connections too, each with the word that its connection ends.
+// During the shutdown delay /readyz says that the process stops. The API still answers requests, over
+// new connections too, and each answer closes its connection.
 func TestShutdown_Delay(t *testing.T) {
 	t.Parallel()
 	stopping := make(chan struct{})
@@ -146,9 +146,9 @@ func TestShutdown_Delay(t *testing.T) {
 	}
 }
 
-// What has arrived by half when the server is told to stop does not hold it up, and no
-// connection is reset: not one that is idle, nor one that has sent nothing, nor one with
-// more requests behind the last that is answered.
+// A request that has arrived in part when the server stops does not delay the stop. The server resets
+// no connection: neither an idle one, nor one that has sent nothing, nor one with more requests
+// behind the last answered one.
 func TestShutdown_ResetsNothing(t *testing.T) {
 	t.Parallel()
 	s := start(t, func(set *settings) {
@@ -198,8 +198,8 @@ func TestShutdown_ResetsNothing(t *testing.T) {
 	}
 }
 
-// A client that sends more than is answered hears the last answer and the end: closing a
-// connection with bytes unread would reset it.
+// A client that sends more requests than the server answers still gets the last answer and the end: a
+// close with unread bytes would reset the connection.
 func TestShutdown_ReadsWhatItDoesNotAnswer(t *testing.T) {
 	t.Parallel()
 	stopping := make(chan struct{})

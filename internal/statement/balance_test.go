@@ -202,7 +202,7 @@ func apply(t *testing.T, pool *pgxpool.Pool, job uuid.UUID) {
 	}
 }
 
-// isLocked tells whether a session in the test's database waits for a lock.
+// isLocked reports whether a session in the test's database waits for a lock.
 func isLocked(t *testing.T, pool *pgxpool.Pool) (waits bool) {
 	t.Helper()
 	const sql = `SELECT EXISTS (SELECT FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock')`

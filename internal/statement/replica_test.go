@@ -40,7 +40,7 @@ func connect(t *testing.T, url string) *pgxpool.Pool {
 	return pool
 }
 
-// account is as the primary tells of it now.
+// account returns the account as the primary has it now.
 func (r *replicated) account() ledger.Account {
 	r.t.Helper()
 	account, err := ledger.NewAccounts(r.primary).Account(r.t.Context(), r.user, r.number)
@@ -58,16 +58,16 @@ func (r *replicated) deposit(amount int64) {
 	}
 }
 
-// answerTime is enough for all that ask asks for.
+// answerTime is enough for all reads of ask.
 const answerTime = 10 * time.Second
 
-// told is what the account's history is said to be, by all that tell of it.
-type told struct {
+// answers are what each kind of read says of the account's history.
+type answers struct {
 	listed, exported []int64
 	last, balance    int64
 }
 
-func (r *replicated) ask(statements *statement.Statements) (got told, err error) {
+func (r *replicated) ask(statements *statement.Statements) (got answers, err error) {
 	r.t.Helper()
 	account := ledger.Owned{UserID: r.user, Number: r.number}
 	ctx, cancel := context.WithTimeout(r.t.Context(), answerTime) // one that hangs is wrong
@@ -75,7 +75,7 @@ func (r *replicated) ask(statements *statement.Statements) (got told, err error)
 	page := statement.Page{Account: account, Ascending: true, Limit: 10}
 	listed, err := statements.List(ctx, page)
 	if err != nil {
-		return told{}, err
+		return answers{}, err
 	}
 	for _, entry := range listed {
 		got.listed = append(got.listed, entry.Seq)
@@ -87,7 +87,7 @@ func (r *replicated) ask(statements *statement.Statements) (got told, err error)
 	return got, errors.Join(err, lastErr, balanceErr)
 }
 
-// wantSeqs demands the whole history at once.
+// wantSeqs fails the test unless each read shows the whole history at once.
 func (r *replicated) wantSeqs(statements *statement.Statements, want ...int64) {
 	r.t.Helper()
 	got, err := r.ask(statements)
@@ -96,8 +96,8 @@ func (r *replicated) wantSeqs(statements *statement.Statements, want ...int64) {
 	}
 }
 
-// comes waits for it: there is no primary that would answer for a replica that is
-// too slow today.
+// comes waits until each read shows the whole history: here no primary answers where the replica is
+// too slow.
 func (r *replicated) comes(statements *statement.Statements, want ...int64) {
 	r.t.Helper()
 	testenv.Eventually(r.t, "the replica's answers", func() bool {
@@ -109,7 +109,7 @@ func (r *replicated) comes(statements *statement.Statements, want ...int64) {
 	})
 }
 
-func (got told) is(want []int64) bool {
+func (got answers) is(want []int64) bool {
 	last := want[len(want)-1]
 	return slices.Equal(got.listed, want) && slices.Equal(got.exported, want) && got.last == last && got.balance == last
 }
@@ -135,7 +135,7 @@ func TestReplica(t *testing.T) {
 	r := &replicated{t: t, primary: connect(t, primary.URL()), replica: connect(t, standby.URL())}
 	r.user = ledgertest.User(t, r.primary)
 	r.number = ledgertest.Account(t, r.primary, r.user, 100).Number
-	// A primary that tells of accounts, and has no history.
+	// A primary that has accounts and no history.
 	ledgertest.Exec(t, r.primary, `CREATE SCHEMA accounts_alone CREATE VIEW accounts AS SELECT xmin, * FROM public.accounts`)
 	accountsAlone := connect(t, primary.URL()+"&search_path=accounts_alone")
 	var (
@@ -190,8 +190,8 @@ func TestReplica(t *testing.T) {
 	}
 }
 
-// A replica of another history, as one that a failover has left behind, tells nothing of
-// this one.
+// Nothing is read from a replica of another history, such as one that still follows the former
+// primary after a failover.
 func TestReplica_OfAnotherHistory(t *testing.T) {
 	t.Parallel()
 	primary := testenv.PostgresServer(t)
