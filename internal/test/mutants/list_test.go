@@ -1,18 +1,18 @@
 package mutants_test
 
-// mutation takes one of the guards of a promise away.
+// mutation removes a guard of a promise.
 type mutation struct {
 	name     string
 	promise  string // that it breaks
 	edits    []edit
-	checkers []string // what must fail then, each every time: arguments of go test
+	checkers []string // arguments of go test; each must then fail, every time
 }
 
-// edit replaces a text that stands exactly once in its file. Texts are short,
-// so that they outlive what changes around them.
+// edit replaces a text that stands exactly once in its file. The texts are short, so
+// that changes around them do not matter.
 type edit struct{ file, from, to string }
 
-// Where the guards are.
+// The files of the guards.
 const (
 	accept   = "internal/job/accept.go"
 	archive  = "internal/job/archive.go"
@@ -44,7 +44,7 @@ const (
 	replica  = "internal/statement/replica.go"
 )
 
-// The promises, as shared by several guards.
+// The promises.
 const (
 	durable    = "a 202 is durable"
 	once       = "a job finishes exactly once"
@@ -57,9 +57,9 @@ const (
 	stays      = "what a client was told never changes"
 )
 
-// mutations are all that some test must notice. An accident may make a mutant
-// harmless (a plan that happens to sort, an index that happens to refuse), so
-// each is written to do harm whenever its guard would have mattered.
+// mutations are the changes that a test must notice. By chance a mutant may do no harm (a
+// plan that happens to sort, an index that happens to refuse), so each mutation does harm
+// whenever its guard would have mattered.
 var mutations = []mutation{
 	{
 		"answer, then insert", durable,
@@ -122,7 +122,7 @@ var mutations = []mutation{
 		[]string{"-run=^TestApplyAfterAWait$ ./internal/ledger"},
 	},
 	{
-		"a task whose own job is done leaves older ones", disposable,
+		"a task whose own job is finished leaves older jobs", disposable,
 		[]edit{{applying, `position <= up_to LIMIT 1;
         IF NOT FOUND THEN`, `position <= up_to LIMIT 1;
         IF true THEN`}},
@@ -304,7 +304,7 @@ var mutations = []mutation{
 		[]string{"-run=^TestApplyCommitsAheadOfTheFlush$ ./internal/ledger"},
 	},
 	{
-		"an account's trouble holds up those that share its task", ownTrouble,
+		"an account's trouble holds up accounts that share its task", ownTrouble,
 		[]edit{{handler, `case oneErr != nil:`, `case oneErr != nil:
 			return nil, nil, oneErr`}},
 		[]string{"-run=^TestSharedTask$ ./internal/worker"},
@@ -377,7 +377,7 @@ var mutations = []mutation{
 		[]string{"-run=^TestSweepPassesADeadWorkersTask$ ./internal/worker"},
 	},
 	{
-		"a task in a worker's hands rings for certain", disposable,
+		"an active task is believed for ever", disposable,
 		[]edit{{stalled, `return !a.isLong(longActive)`, `return true`}},
 		[]string{"-run=^TestSweepPassesADeadWorkersTask$ ./internal/worker"},
 	},
@@ -474,7 +474,7 @@ var mutations = []mutation{
 		[]string{"-run=^TestSweepLeavesAPausedPartition$ ./internal/worker"},
 	},
 	{
-		"the ring names the first of a batch", disposable,
+		"the notification names the first job of a batch", disposable,
 		[]edit{{accept, `*row.Position > *last[row.AccountID].Position`, `*row.Position < *last[row.AccountID].Position`}},
 		[]string{"-run=^TestAcceptNotifiesForTheLast$ ./internal/job"},
 	},

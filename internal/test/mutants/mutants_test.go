@@ -172,7 +172,7 @@ func (g goTree) check(ctx context.Context, checker string, within time.Duration)
 	cmd.Stderr = &stderr
 	stdout, err := cmd.Output()
 	o := judge(bytes.NewReader(stdout))
-	if ended := new(exec.ExitError); err != nil && !errors.As(err, &ended) || ctx.Err() != nil {
+	if _, ended := errors.AsType[*exec.ExitError](err); err != nil && !ended || ctx.Err() != nil {
 		o = outcome{verdict: unstable, said: fmt.Sprint(err, ctx.Err())}
 	}
 	o.said += stderr.String()
