@@ -191,7 +191,7 @@ func bankModel(initial int64) porcupine.Model {
 		DescribeOperation: func(input, output any) string {
 			in, out := input.(asked), output.(answered)
 			if in.entry == "" {
-				return fmt.Sprintf("look: balance %d, seq %d", out.seen.balance, out.seen.seq)
+				return fmt.Sprintf("read: balance %d, seq %d", out.seen.balance, out.seen.seq)
 			}
 			return fmt.Sprintf("%s of %d: %s", in.entry, in.amount, out.outcome)
 		},
@@ -205,10 +205,10 @@ func bankModel(initial int64) porcupine.Model {
 // checkPorcupine asks whether there is an order of what happened to the account
 // that explains every answer. Twice: once with all jobs between their first try
 // and their 202, which is when their order is settled; and once with those that
-// moved the balance between their first try and the moment somebody saw them
-// finished, which is when they take effect, and the looks at the balance among
-// them. A rejected job changes nothing that a look could tell, and to guess
-// where it was among the effects takes for ever.
+// moved the balance between their first try and the moment a client saw them
+// finished, which is when they take effect, and the reads of the balance among
+// them. A rejected job changes nothing that a read could show, and to guess its
+// position among the effects takes for ever.
 func (c *chaos) checkPorcupine(b *book, jobs map[string]*ended) {
 	var accepts, effects []porcupine.Operation
 	for i, p := range b.orders {

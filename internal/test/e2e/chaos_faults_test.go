@@ -21,16 +21,16 @@ import (
 	"github.com/passbook/passbook/internal/queue"
 )
 
-// fault is one kind of trouble. strike brings it about, lasts as long as it is
-// told, and mends it.
+// fault is one kind of fault. inject injects it, waits as long as it should last, and
+// repairs it.
 type fault struct {
 	name              string
 	shortest, longest time.Duration
-	strike            func(r *rand.Rand, lasts time.Duration)
+	inject            func(r *rand.Rand, lasts time.Duration)
 }
 
-// strike is one fault at its time.
-type strike struct {
+// injection is one fault at its time.
+type injection struct {
 	fault     fault
 	at, lasts time.Duration
 	seed      uint64
@@ -39,8 +39,8 @@ type strike struct {
 // The shape of a schedule.
 const (
 	aloneShare = 0.6                     // of the time, one kind at a time; the rest all together
-	aloneRound = 6 * time.Second         // how long one kind has, at least, before there is a second round
-	together   = 1200 * time.Millisecond // between two strikes when all strike together
+	aloneRound = 6 * time.Second         // how long each kind lasts, at least, before there is a second round
+	together   = 1200 * time.Millisecond // between two injections when faults overlap
 	pastLease  = 33 * time.Second        // Asynq's lease is 30
 
 	// longRefusal is long enough for the sweep to apply jobs while Redis refuses, also
@@ -52,10 +52,10 @@ const (
 
 // plan draws a schedule: a long refusal of Redis, where there is time; each kind alone,
 // in rounds; then all together; and a worker that is frozen past Asynq's lease.
-func plan(seed uint64, total time.Duration, faults []fault) (strikes []strike) {
+func plan(seed uint64, total time.Duration, faults []fault) (injections []injection) {
 	r := rand.New(rand.NewPCG(seed, 0))
 	add := func(f fault, at, lasts time.Duration) {
-		strikes = append(strikes, strike{f, at, lasts, r.Uint64()})
+		injections = append(injections, injection{f, at, lasts, r.Uint64()})
 	}
 	alone, from := time.Duration(float64(total)*aloneShare), time.Duration(0)
 	refusing := slices.DeleteFunc(slices.Clone(faults), func(f fault) bool { return !f.refuses() })
@@ -80,8 +80,8 @@ func plan(seed uint64, total time.Duration, faults []fault) (strikes []strike) {
 			add(faults[i], min(alone, total-pastLease), pastLease)
 		}
 	}
-	slices.SortStableFunc(strikes, func(x, y strike) int { return cmp.Compare(x.at, y.at) })
-	return strikes
+	slices.SortStableFunc(injections, func(x, y injection) int { return cmp.Compare(x.at, y.at) })
+	return injections
 }
 
 func (f fault) drawn(r *rand.Rand) time.Duration {
@@ -129,18 +129,18 @@ func (c *chaos) faults() []fault {
 		{redisRefuses + ": read-only", s, 8 * s, c.redisReadOnly},
 		{redisRefuses + ": paused", s, 8 * s, c.redisPaused},
 		{redisRefuses + ": values of a wrong type", s, 8 * s, c.redisWrongTypes},
-		{redisRefuses + ": names of lost tasks", s, 8 * s, c.tickets(c.lost)},
+		{redisRefuses + ": names of lost tasks", s, 8 * s, c.tasks(c.lost)},
 
-		{"tickets doubled, and in other accounts' queues", 200 * ms, s, c.tickets(c.doubled)},
-		{"tickets reordered", 200 * ms, s, c.tickets(c.reordered)},
-		{"tickets delayed", 200 * ms, s, c.tickets(c.delayed)},
-		{"tickets forged, with another account's job", 200 * ms, s, c.tickets(c.swapped)},
-		{"tickets forged, of no job", 200 * ms, s, c.tickets(c.forged)},
+		{"tasks doubled, and in other accounts' queues", 200 * ms, s, c.tasks(c.doubled)},
+		{"tasks reordered", 200 * ms, s, c.tasks(c.reordered)},
+		{"tasks delayed", 200 * ms, s, c.tasks(c.delayed)},
+		{"tasks forged, with another account's job", 200 * ms, s, c.tasks(c.swapped)},
+		{"tasks forged, of no job", 200 * ms, s, c.tasks(c.forged)},
 	}
 	return slices.DeleteFunc(all, func(f fault) bool { return !strings.Contains(f.name, *chaosFaults) })
 }
 
-type striker = func(r *rand.Rand, lasts time.Duration)
+type injector = func(r *rand.Rand, lasts time.Duration)
 
 func (c *chaos) last(d time.Duration) {
 	timer := time.NewTimer(d)
@@ -151,7 +151,7 @@ func (c *chaos) last(d time.Duration) {
 func drawn(r *rand.Rand, members []*member) *member { return members[r.IntN(len(members))] }
 
 // ended ends a process by a signal, and starts the next in its place.
-func (c *chaos) ended(members []*member, by syscall.Signal) striker {
+func (c *chaos) ended(members []*member, by syscall.Signal) injector {
 	return func(r *rand.Rand, lasts time.Duration) {
 		m := drawn(r, members)
 		m.busy.Lock()
@@ -162,7 +162,7 @@ func (c *chaos) ended(members []*member, by syscall.Signal) striker {
 	}
 }
 
-func (c *chaos) frozen(members []*member) striker {
+func (c *chaos) frozen(members []*member) injector {
 	return func(r *rand.Rand, lasts time.Duration) {
 		m := drawn(r, members)
 		m.busy.Lock()
@@ -174,7 +174,7 @@ func (c *chaos) frozen(members []*member) striker {
 	}
 }
 
-// postgresCrashed is an immediate shutdown: no checkpoint, nobody is told.
+// postgresCrashed is an immediate shutdown: no checkpoint, no notice to clients.
 func (c *chaos) postgresCrashed(_ *rand.Rand, lasts time.Duration) {
 	c.postgresBusy.Lock()
 	defer c.postgresBusy.Unlock()
@@ -202,18 +202,18 @@ func toPostgres(m *member) *link { return m.postgres }
 func toRedis(m *member) *link    { return m.redis }
 
 // spoilt lets the links of some processes, sometimes of all, go bad.
-func (c *chaos) spoilt(which func(*member) *link, toxics []toxic) striker {
+func (c *chaos) spoilt(which func(*member) *link, toxics []toxic) injector {
 	return c.links(which, func(l *link) error { return l.spoil(toxics) })
 }
 
-func (c *chaos) refused(which func(*member) *link) striker {
+func (c *chaos) refused(which func(*member) *link) injector {
 	return c.links(which, func(l *link) error {
 		l.refuse()
 		return nil
 	})
 }
 
-func (c *chaos) links(which func(*member) *link, do func(*link) error) striker {
+func (c *chaos) links(which func(*member) *link, do func(*link) error) injector {
 	return func(r *rand.Rand, lasts time.Duration) {
 		members := c.all()
 		if r.IntN(3) > 0 {
@@ -231,7 +231,7 @@ func (c *chaos) links(which func(*member) *link, do func(*link) error) striker {
 		}
 		c.last(lasts)
 		for _, m := range members {
-			if err := which(m).mend(); err != nil {
+			if err := which(m).repair(); err != nil {
 				c.violation("mending: %v", err)
 			}
 		}
@@ -251,12 +251,12 @@ func (c *chaos) withRedis(do func(context.Context, redis.UniversalClient) error)
 	ctx, cancel := context.WithTimeout(c.t.Context(), tryTimeout)
 	defer cancel()
 	if err := do(ctx, client); err != nil {
-		c.load.count("strikes that missed a Redis in trouble")
+		c.load.count("injections that missed a Redis in trouble")
 	}
 }
 
 // redisAged crashes Redis and brings it back with the append-only file of a
-// while before: it knows tickets of jobs long done, and none of the new ones.
+// while before: it has tasks of jobs that are long finished, and no task of the new jobs.
 func (c *chaos) redisAged(_ *rand.Rand, lasts time.Duration) {
 	c.redisBusy.Lock()
 	defer c.redisBusy.Unlock()
@@ -295,8 +295,7 @@ func (c *chaos) redisFlushed(_ *rand.Rand, lasts time.Duration) {
 	c.last(lasts)
 }
 
-// redisSilent takes the bell away, for good: CONFIG REWRITE would keep it so
-// over a restart.
+// redisSilent turns keyspace events off, also over a restart, by CONFIG REWRITE.
 func (c *chaos) redisSilent(_ *rand.Rand, lasts time.Duration) {
 	if c.takesRedis() { // what another fault has set must not be kept
 		c.withRedis(func(ctx context.Context, r redis.UniversalClient) error {
@@ -315,7 +314,7 @@ func (c *chaos) redisSilent(_ *rand.Rand, lasts time.Duration) {
 func (c *chaos) takesRedis() bool {
 	taken := c.redisBusy.TryLock()
 	if !taken {
-		c.load.count("strikes that missed a Redis in trouble")
+		c.load.count("injections that missed a Redis in trouble")
 	}
 	return taken
 }
@@ -427,23 +426,23 @@ func (c *chaos) lost(ctx context.Context, _ *rand.Rand, client redis.UniversalCl
 	return eachKey(ctx, client, taskKeys, func(p redis.Pipeliner, key string) { p.Del(ctx, key) })
 }
 
-// finishesDuring checks that jobs which are accepted while a strike lasts finish
+// finishesDuring checks that jobs which are accepted while a fault lasts finish
 // while it lasts.
-func (c *chaos) finishesDuring(s strike) {
-	const settled = time.Second // what was in the workers' hands is finished by then
+func (c *chaos) finishesDuring(i injection) {
+	const settled = time.Second // the tasks that the workers had are finished by then
 	c.last(settled)
 	var since time.Time
 	err := c.system.pool.QueryRow(c.t.Context(), `SELECT clock_timestamp()`).Scan(&since)
-	c.last(s.lasts - 2*settled)
+	c.last(i.lasts - 2*settled)
 	finished := 0
 	if err == nil {
 		err = c.system.pool.QueryRow(c.t.Context(),
 			`SELECT count(*) FROM jobs WHERE status <> 'queued' AND created_at > $1`, since).Scan(&finished)
 	}
 	if err != nil || finished == 0 {
-		c.violation("no job that was accepted while %q for %v finished meanwhile: %v", s.fault.name, s.lasts, err)
+		c.violation("no job that was accepted while %q for %v finished meanwhile: %v", i.fault.name, i.lasts, err)
 	}
-	c.say("%d jobs were accepted and finished while %q", finished, s.fault.name)
+	c.say("%d jobs were accepted and finished while %q", finished, i.fault.name)
 }
 
 // redisBusyScript keeps Redis from everything else, and lets it answer BUSY.
@@ -463,8 +462,8 @@ func (c *chaos) redisBusyScript(_ *rand.Rand, lasts time.Duration) {
 	<-started
 }
 
-// tickets does something to tickets, again and again.
-func (c *chaos) tickets(do func(context.Context, *rand.Rand, redis.UniversalClient) error) striker {
+// tasks changes tasks, several times.
+func (c *chaos) tasks(do func(context.Context, *rand.Rand, redis.UniversalClient) error) injector {
 	return func(r *rand.Rand, lasts time.Duration) {
 		const times = 5
 		for range times {
@@ -497,20 +496,19 @@ func (c *chaos) someJobs(r *rand.Rand, n int) (ids []string) {
 	return ids
 }
 
-// ring writes a ticket as Passbook does, but under a name of its own and into
-// any queue.
-func ring(ctx context.Context, client redis.UniversalClient, partition int, payload string, opts ...asynq.Option) error {
+// enqueue enqueues a task as Passbook does, but under a name of its own and in any queue.
+func enqueue(ctx context.Context, client redis.UniversalClient, partition int, payload string, opts ...asynq.Option) error {
 	opts = append([]asynq.Option{asynq.Queue(queues.Name(partition)), asynq.TaskID(uuid.NewString())}, opts...)
 	_, err := asynq.NewClientFromRedisClient(client).EnqueueContext(ctx, asynq.NewTask("job:apply", []byte(payload)), opts...)
 	return err
 }
 
-// doubled writes tickets of jobs that have theirs, or had it, into any queue:
-// that of another account's, mostly.
+// doubled enqueues tasks of jobs that already have a task, or had one, in any queue,
+// mostly another account's.
 func (c *chaos) doubled(ctx context.Context, r *rand.Rand, client redis.UniversalClient) error {
 	for _, id := range c.someJobs(r, 10) {
 		for range 4 {
-			if err := ring(ctx, client, r.IntN(partitions), id); err != nil {
+			if err := enqueue(ctx, client, r.IntN(partitions), id); err != nil {
 				return err
 			}
 		}
@@ -518,12 +516,12 @@ func (c *chaos) doubled(ctx context.Context, r *rand.Rand, client redis.Universa
 	return nil
 }
 
-// swapped writes tickets that have one job's name and another one's payload:
-// the name is taken then.
+// swapped enqueues tasks with the name of one job and the payload of another. The name is
+// then in use.
 func (c *chaos) swapped(ctx context.Context, r *rand.Rand, client redis.UniversalClient) error {
 	ids := c.someJobs(r, 20)
 	for i, id := range ids {
-		err := ring(ctx, client, r.IntN(partitions), id, asynq.TaskID(ids[(i+1)%len(ids)]))
+		err := enqueue(ctx, client, r.IntN(partitions), id, asynq.TaskID(ids[(i+1)%len(ids)]))
 		if err != nil && !errors.Is(err, asynq.ErrTaskIDConflict) {
 			return err
 		}
@@ -531,17 +529,17 @@ func (c *chaos) swapped(ctx context.Context, r *rand.Rand, client redis.Universa
 	return nil
 }
 
-// forged writes tickets of jobs that there are not, and what is no ticket.
+// forged enqueues tasks of unknown jobs, and payloads that are no task.
 func (c *chaos) forged(ctx context.Context, r *rand.Rand, client redis.UniversalClient) error {
 	for _, payload := range []string{uuid.NewString(), uuid.Nil.String(), "", "{}", "'; DROP TABLE jobs; --", strings.Repeat("9", 36)} {
-		if err := ring(ctx, client, r.IntN(partitions), payload); err != nil {
+		if err := enqueue(ctx, client, r.IntN(partitions), payload); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// reorderScript turns a line of tickets round.
+// reorderScript reverses a pending list.
 var reorderScript = redis.NewScript(`
 	local ids = redis.call("LRANGE", KEYS[1], 0, -1)
 	redis.call("DEL", KEYS[1])
@@ -557,10 +555,10 @@ func (c *chaos) reordered(ctx context.Context, _ *rand.Rand, client redis.Univer
 	return nil
 }
 
-// delayScript moves a line of tickets to those that are due later.
+// delayScript moves a pending list to the scheduled tasks.
 //
-// KEYS[1] the line, KEYS[2] what is due later; ARGV[1] when, in Unix seconds,
-// ARGV[2] the prefix of the tickets' keys.
+// KEYS[1] the pending list, KEYS[2] the scheduled tasks; ARGV[1] when they are due, in
+// Unix seconds, ARGV[2] the prefix of the tasks' keys.
 var delayScript = redis.NewScript(`
 	local ids = redis.call("LRANGE", KEYS[1], 0, -1)
 	redis.call("DEL", KEYS[1])

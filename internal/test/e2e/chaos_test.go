@@ -19,7 +19,7 @@ import (
 )
 
 var (
-	chaosFor    = flag.Duration("chaos.for", time.Minute, "how long TestChaos strikes")
+	chaosFor    = flag.Duration("chaos.for", 20*time.Second, "how long TestChaos injections")
 	chaosSeed   = flag.Uint64("chaos.seed", 0, "repeats a schedule; 0 draws one")
 	chaosFaults = flag.String("chaos.faults", "", "only the faults whose names contain this")
 	chaosClocks = flag.Bool("chaos.clocks", false, "let an api's and two workers' clocks be wrong by an hour; the first time compiles Go itself, for minutes")
@@ -35,32 +35,32 @@ const (
 	crowd        = 6
 )
 
-// Under every fault that we can think of, one kind at a time and then all
-// together, clients place orders and look around. When all is mended and
-// drained, what they saw must be what a bank would have done: see check.
+// Clients send orders and read while every kind of fault is injected, first one kind at a
+// time, then all kinds together. After all faults are repaired and all jobs finished, the
+// answers must be those of a bank with a single thread: see check.
 func TestChaos(t *testing.T) {
 	c := newChaos(t)
-	strikes := plan(c.seed, *chaosFor, c.faults())
-	c.say("seed %d: %v, %d strikes of %d kinds", c.seed, *chaosFor, len(strikes), len(c.faults()))
+	injections := plan(c.seed, *chaosFor, c.faults())
+	c.say("seed %d: %v, %d injections of %d kinds", c.seed, *chaosFor, len(injections), len(c.faults()))
 	stopReports := c.report()
 	clients := c.load.start(c.seed)
-	var struck sync.WaitGroup
-	for _, s := range strikes {
+	var injecting sync.WaitGroup
+	for _, s := range injections {
 		c.load.pause(s.at - c.load.now())
-		struck.Go(func() { c.strike(s) })
+		injecting.Go(func() { c.inject(s) })
 	}
-	struck.Wait()
-	c.mend()
-	mended := time.Now()
+	injecting.Wait()
+	c.repair()
+	repaired := time.Now()
 	close(c.load.stop)
 	clients.Wait()
-	c.drain(mended)
+	c.drain(repaired)
 	stopReports()
 	c.check()
 	c.summary()
 }
 
-// chaos is a system with a network that can be spoilt, and its load.
+// chaos is a system whose network can have faults, and its load.
 type chaos struct {
 	t      *testing.T
 	seed   uint64
@@ -68,31 +68,31 @@ type chaos struct {
 	load   *chaosLoad
 
 	apis, workers []*member
-	postgresBusy  sync.Mutex // held by the fault that has Postgres in hand
+	postgresBusy  sync.Mutex // held by the fault that is injected into Postgres
 	redisBusy     sync.Mutex
 
-	mu      sync.Mutex // guards the rest
-	now     []string   // the faults that are on
-	struck  map[string]int
-	found   []string
-	rates   []int // orders accepted, for each line of the report
-	drained time.Duration
+	mu       sync.Mutex // guards the rest
+	now      []string   // the faults that are on
+	injected map[string]int
+	found    []string
+	rates    []int // orders accepted, for each line of the report
+	drained  time.Duration
 }
 
-// member is the place of a process: whatever is killed, the next one stands in
-// the same place.
+// member is one position in the system: when its process is killed, the next process
+// takes the position.
 type member struct {
 	name            string
 	n               int
-	busy            sync.Mutex // held by the fault that has the process in hand
+	busy            sync.Mutex // held by the fault that is injected into the process
 	postgres, redis *link
 	skew            time.Duration // by which its clock is wrong
-	leaving         atomic.Bool   // it has been told to end
+	leaving         atomic.Bool   // its process was asked to end
 }
 
 func newChaos(t *testing.T) *chaos {
 	t.Helper()
-	c := &chaos{t: t, seed: *chaosSeed, struck: map[string]int{}}
+	c := &chaos{t: t, seed: *chaosSeed, injected: map[string]int{}}
 	if c.seed == 0 {
 		c.seed = rand.Uint64()
 	}
@@ -178,8 +178,8 @@ func (c *chaos) process(m *member) *process {
 	return *c.place(m)
 }
 
-// begin starts the member's next process. One that ends though nobody told it
-// to is a fault of ours.
+// begin starts the member's next process. A process that ends without being asked to is a
+// violation.
 func (c *chaos) begin(m *member) {
 	p := beginVariant(c.t, c.system.build, m.name, append(c.system.envOf(m.name, m.n), skewEnv(m.skew)))
 	c.system.mu.Lock()
@@ -216,28 +216,27 @@ func (c *chaos) violation(format string, args ...any) {
 	c.found = append(c.found, fmt.Sprintf(format, args...))
 }
 
-// strike lets one fault happen.
-func (c *chaos) strike(s strike) {
+// inject injects one fault.
+func (c *chaos) inject(i injection) {
 	c.mu.Lock()
-	c.struck[s.fault.name]++
-	c.now = append(c.now, s.fault.name)
+	c.injected[i.fault.name]++
+	c.now = append(c.now, i.fault.name)
 	c.mu.Unlock()
 	var watching sync.WaitGroup
-	if s.fault.refuses() && s.lasts >= longRefusal {
-		watching.Go(func() { c.finishesDuring(s) })
+	if i.fault.refuses() && i.lasts >= longRefusal {
+		watching.Go(func() { c.finishesDuring(i) })
 	}
-	s.fault.strike(rand.New(rand.NewPCG(s.seed, 1)), s.lasts)
+	i.fault.inject(rand.New(rand.NewPCG(i.seed, 1)), i.lasts)
 	watching.Wait()
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if i := slices.Index(c.now, s.fault.name); i >= 0 {
-		c.now = slices.Delete(c.now, i, i+1)
+	if at := slices.Index(c.now, i.fault.name); at >= 0 {
+		c.now = slices.Delete(c.now, at, at+1)
 	}
 }
 
-// mend makes sure that nothing is broken any more: each fault has mended what
-// it broke, so this only waits.
-func (c *chaos) mend() {
+// repair waits until every process is ready: each fault has already been repaired.
+func (c *chaos) repair() {
 	c.t.Helper()
 	c.ready()
 	c.system.pool.Reset()
@@ -246,7 +245,7 @@ func (c *chaos) mend() {
 const drainWait = 90 * time.Second
 
 // drain waits until no job is queued, and notes how long that took.
-func (c *chaos) drain(mended time.Time) {
+func (c *chaos) drain(repaired time.Time) {
 	c.t.Helper()
 	deadline := time.After(drainWait)
 	tick := time.NewTicker(tryPause)
@@ -255,11 +254,11 @@ func (c *chaos) drain(mended time.Time) {
 		select {
 		case <-tick.C:
 		case <-deadline:
-			c.violation("%d jobs are still queued %v after all was mended", c.system.queued(), drainWait)
+			c.violation("%d jobs are still queued %v after all was repaired", c.system.queued(), drainWait)
 			return
 		}
 	}
-	c.drained = time.Since(mended)
+	c.drained = time.Since(repaired)
 }
 
 // start starts the clients; they end when the load stops.
@@ -288,8 +287,7 @@ func (l *chaosLoad) start(seed uint64) *sync.WaitGroup {
 
 const reportEvery = 2 * time.Second
 
-// report shows how the run goes on, a line every reportEvery, until it is told
-// to stop.
+// report writes a line every reportEvery until stop.
 func (c *chaos) report() (stop func()) {
 	done, ended := make(chan struct{}), make(chan struct{})
 	go func() {
@@ -315,8 +313,8 @@ func (c *chaos) say(format string, args ...any) {
 	fmt.Fprintf(c.t.Output(), format+"\n", args...)
 }
 
-// line is how things stand: when, what was accepted in all and since the last
-// line, what was refused and what was not answered, and what strikes now.
+// line says how many orders were accepted, in all and since the last line, how many were
+// refused or unanswered, and which faults are injected now.
 func (c *chaos) line() string {
 	accepted, refused, silent := c.load.tally(acceptedOrder), c.load.tally(refused503), c.load.tally(noAnswer)
 	c.mu.Lock()
@@ -330,21 +328,21 @@ func (c *chaos) line() string {
 		c.load.now().Seconds(), accepted, accepted-last, refused, silent, len(c.found), strings.Join(c.now, ", "))
 }
 
-// summary says what struck, what was tried and what was found.
+// summary lists the injected faults, the tries and the violations.
 func (c *chaos) summary() {
 	c.t.Helper()
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.say("\nstruck:")
-	for _, name := range slices.Sorted(maps.Keys(c.struck)) {
-		c.say("%5d  %s", c.struck[name], name)
+	c.say("\ninjected:")
+	for _, name := range slices.Sorted(maps.Keys(c.injected)) {
+		c.say("%5d  %s", c.injected[name], name)
 	}
 	c.say("tried:")
 	for _, what := range slices.Sorted(maps.Keys(c.load.tries)) {
 		c.say("%7d  %s", c.load.tries[what], what)
 	}
 	c.say("accepted, every %v:\n  %s", reportEvery, bars(c.rates))
-	c.say("everything was applied %v after the last fault was mended", c.drained.Round(time.Millisecond))
+	c.say("everything was applied %v after the last fault was repaired", c.drained.Round(time.Millisecond))
 	again := fmt.Sprintf("the same schedule again: make chaos SEED=%d MINUTES=%g", c.seed, chaosFor.Minutes())
 	if len(c.found) == 0 {
 		c.say("found nothing wrong; %s", again)
@@ -372,7 +370,7 @@ func bars(numbers []int) string {
 	return drawn.String()
 }
 
-// end ends a process that was told to: kill -9, or SIGTERM in order.
+// end ends a process: kill -9, or SIGTERM in order.
 func (c *chaos) end(m *member, in syscall.Signal) {
 	const stopWait = 30 * time.Second
 	p := c.process(m)
@@ -381,7 +379,7 @@ func (c *chaos) end(m *member, in syscall.Signal) {
 	select {
 	case <-p.done:
 		if in == syscall.SIGTERM && p.err != nil && p.isReady() { // before, it may not have learnt to stop yet
-			c.violation("%s, told to stop, ended with %v\n%s", m, p.err, p.log())
+			c.violation("%s, asked to stop, ended with %v\n%s", m, p.err, p.log())
 		}
 	case <-time.After(stopWait):
 		c.violation("%s does not stop\n%s", m, p.log())

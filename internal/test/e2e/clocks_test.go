@@ -16,9 +16,9 @@ import (
 )
 
 // An api an hour ahead beside one that is right; a worker ahead, one behind, one
-// that is right. Clients use both apis with one token, tickets are lost and a
-// worker dies in the middle: every outcome is a single thread's, in the usual
-// time, and every time that anybody is told is Postgres's.
+// that is right. Clients use both apis with one token, tasks are lost and a worker dies
+// in the middle: every outcome is that of a single thread, in the usual time, and every
+// time in an answer is Postgres's.
 //
 // It is not part of `make test`: programs with another clock are compiled from
 // the standard library up, which takes minutes.
@@ -54,13 +54,13 @@ func TestClocksApart(t *testing.T) {
 			for i := range accounts {
 				number := c.open(initial).Number
 				clients.Go(func() (err error) {
-					results[i], err = sendInTurn(c, i, number, initial, orders, func() {
+					results[i], err = sendSequentially(c, i, number, initial, orders, func() {
 						if sent.Add(1) == accounts*orders/3 {
 							strike()
 						}
 					})
 					if err != nil {
-						strike() // or nobody would hear of it
+						strike() // or the test would wait for it
 					}
 					return err
 				})
@@ -87,14 +87,14 @@ func TestClocksApart(t *testing.T) {
 }
 
 // Jobs whose account is locked are applied in time once it is not, although the
-// worker that put their tickets off was an hour ahead and is dead.
+// worker that delayed their tasks was an hour ahead and is dead.
 func TestClocksApart_PutOffByTheDead(t *testing.T) {
 	s := newSystem(t, variant{}, 0, 0)
 	s.apis = append(s.apis, startSkewed(t, s, "api", 0))
 	s.workers = append(s.workers, startSkewed(t, s, "worker", time.Hour))
 	c := newClient(t, s)
 	_, release := queueBehindLock(t, s, c, 1)
-	testenv.Eventually(t, "tickets that are put off when the worker dies", func() bool {
+	testenv.Eventually(t, "tasks that are delayed when the worker dies", func() bool {
 		thaw := testenv.Freeze(t, s.workers[0].cmd.Process.Pid)
 		if putOff(t, s) > 0 {
 			return true
@@ -113,7 +113,7 @@ func TestClocksApart_PutOffByTheDead(t *testing.T) {
 	s.verify()
 }
 
-// putOff counts the tickets that wait for another try.
+// putOff counts the tasks that wait for another attempt.
 func putOff(t *testing.T, s *system) (n int64) {
 	t.Helper()
 	opt, err := redis.ParseURL(s.redis.URL())

@@ -17,79 +17,79 @@ import (
 	"github.com/passbook/passbook/internal/test/testenv"
 )
 
-// armed is the build whose programs can be told where to die. All of a scene are
-// of it, told or not.
+// armed is the build with failpoints. All programs of an environment are of this build,
+// whether a failpoint is set or not.
 var armed = variant{flags: []string{"-tags=failpoints"}, plain: true}
 
-// unsaid stands where the number of tickets may be one or the other.
-const unsaid = -1
+// anyNumber is where the number of tasks may differ between runs.
+const anyNumber = -1
 
-// crashRow says where a process dies and what must be there when it has: before
-// anybody else has done anything.
+// crashRow says where a process dies and what must be there right after, before another
+// process does anything.
 type crashRow struct {
 	point   failpoint.Point
-	pass    int               // which passing of it kills; 0 is the first
-	program string            // the one that dies
-	lead    func(*crashScene) // up to its death
-	jobs    string            // in Postgres, in the order of their accepts
-	tickets int               // in Redis, those in dead hands too
-	sweep   bool              // nobody but the sweep is going to ring
+	pass    int                     // which passing of it kills; 0 is the first
+	program string                  // the one that dies
+	lead    func(*crashEnvironment) // up to its death
+	jobs    string                  // in Postgres, in the order of their accepts
+	tasks   int                     // in Redis, those of the dead worker too
+	sweep   bool                    // only the sweep enqueues the account again
 }
 
-// turn is how many jobs a ticket may apply.
-const turn = 64
+// taskJobs is how many jobs a worker applies of one task.
+const taskJobs = 64
 
 var crashes = []crashRow{
 	{point: failpoint.OpenUncommitted, program: "api", lead: opening(0), jobs: "none"},
 	{point: failpoint.OpenCommitted, program: "api", lead: opening(1), jobs: "none"},
 
-	{point: failpoint.AcceptCollected, program: "api", lead: thirdOrder, jobs: "2 queued", tickets: 2},
-	{point: failpoint.AcceptCommitted, program: "api", lead: thirdOrder, jobs: "3 queued", tickets: 2, sweep: true},
-	{point: failpoint.AcceptNotified, program: "api", lead: thirdOrder, jobs: "3 queued", tickets: unsaid, sweep: true},
-	{point: failpoint.ResponseUnwritten, program: "api", lead: thirdOrder, jobs: "3 queued", tickets: unsaid, sweep: true},
-	{point: failpoint.NotificationsCollected, program: "api", lead: thirdOrder, jobs: "3 queued", tickets: 2, sweep: true},
-	{point: failpoint.NotificationsWritten, program: "api", lead: thirdOrder, jobs: "3 queued", tickets: 3},
+	{point: failpoint.AcceptCollected, program: "api", lead: thirdOrder, jobs: "2 queued", tasks: 2},
+	{point: failpoint.AcceptCommitted, program: "api", lead: thirdOrder, jobs: "3 queued", tasks: 2, sweep: true},
+	{point: failpoint.AcceptNotified, program: "api", lead: thirdOrder, jobs: "3 queued", tasks: anyNumber, sweep: true},
+	{point: failpoint.ResponseUnwritten, program: "api", lead: thirdOrder, jobs: "3 queued", tasks: anyNumber, sweep: true},
+	{point: failpoint.NotificationsCollected, program: "api", lead: thirdOrder, jobs: "3 queued", tasks: 2, sweep: true},
+	{point: failpoint.NotificationsWritten, program: "api", lead: thirdOrder, jobs: "3 queued", tasks: 3},
 
-	{point: failpoint.NotificationsTaken, program: "worker", lead: notified, jobs: "3 queued", tickets: 1, sweep: true},
-	{point: failpoint.TaskReceived, program: "worker", lead: threeTickets, jobs: "3 queued", tickets: 3},
-	{point: failpoint.ApplySent, program: "worker", lead: commitAlone, jobs: "1 succeeded, 2 queued", tickets: 3},
-	{point: failpoint.ApplySent, pass: 2, program: "worker", lead: halfBatch, jobs: "2 succeeded, 3 queued", tickets: 1, sweep: true},
-	{point: failpoint.ApplySent, program: "worker", lead: heldNeighbour, jobs: "3 succeeded, 2 queued", tickets: 1, sweep: true},
-	{point: failpoint.ApplySynced, program: "worker", lead: threeTickets, jobs: "1 succeeded, 2 queued", tickets: 3},
-	{point: failpoint.ApplySynced, pass: 2, program: "worker", lead: oneTicket(5), jobs: "5 succeeded", tickets: 1},
-	{point: failpoint.ApplySynced, pass: 9, program: "worker", lead: heardInPart, jobs: "10 succeeded, 10 queued", tickets: 1, sweep: true},
-	{point: failpoint.ApplyUnflushed, program: "worker", lead: lastRefused, jobs: "3 succeeded, 2 queued", tickets: 1, sweep: true},
-	{point: failpoint.ApplyCommitted, program: "worker", lead: threeTickets, jobs: "1 succeeded, 2 queued", tickets: 3},
-	{point: failpoint.ApplyCommitted, pass: 2, program: "worker", lead: oneTicket(5), jobs: "5 succeeded", tickets: 1},
+	{point: failpoint.NotificationsTaken, program: "worker", lead: notified, jobs: "3 queued", tasks: 1, sweep: true},
+	{point: failpoint.TaskReceived, program: "worker", lead: threeTasks, jobs: "3 queued", tasks: 3},
+	{point: failpoint.ApplySent, program: "worker", lead: commitAlone, jobs: "1 succeeded, 2 queued", tasks: 3},
+	{point: failpoint.ApplySent, pass: 2, program: "worker", lead: halfBatch, jobs: "2 succeeded, 3 queued", tasks: 1, sweep: true},
+	{point: failpoint.ApplySent, program: "worker", lead: heldNeighbour, jobs: "3 succeeded, 2 queued", tasks: 1, sweep: true},
+	{point: failpoint.ApplySynced, program: "worker", lead: threeTasks, jobs: "1 succeeded, 2 queued", tasks: 3},
+	{point: failpoint.ApplySynced, pass: 2, program: "worker", lead: oneTask(5), jobs: "5 succeeded", tasks: 1},
+	{point: failpoint.ApplySynced, pass: 9, program: "worker", lead: heardInPart, jobs: "10 succeeded, 10 queued", tasks: 1, sweep: true},
+	{point: failpoint.ApplyUnflushed, program: "worker", lead: lastRefused, jobs: "3 succeeded, 2 queued", tasks: 1, sweep: true},
+	{point: failpoint.ApplyCommitted, program: "worker", lead: threeTasks, jobs: "1 succeeded, 2 queued", tasks: 3},
+	{point: failpoint.ApplyCommitted, pass: 2, program: "worker", lead: oneTask(5), jobs: "5 succeeded", tasks: 1},
 
-	{point: failpoint.AttemptLocked, program: "worker", lead: refused(4), jobs: "1 queued after 4 attempts, 2 queued", tickets: 3},
-	{point: failpoint.AttemptCounted, program: "worker", lead: refused(4), jobs: "1 queued after 4 attempts, 2 queued", tickets: 3},
-	{point: failpoint.AttemptMade, program: "worker", lead: refused(3), jobs: "1 queued after 3 attempts, 2 queued", tickets: 3},
-	{point: failpoint.AttemptMade, program: "worker", lead: refused(4), jobs: "1 queued after 4 attempts, 2 queued", tickets: 3},
-	{point: failpoint.AttemptFailed, program: "worker", lead: refused(4), jobs: "1 queued after 4 attempts, 2 queued", tickets: 3},
-	{point: failpoint.AttemptCommitted, program: "worker", lead: refused(3), jobs: "1 queued after 4 attempts, 2 queued", tickets: 3},
-	{point: failpoint.AttemptCommitted, program: "worker", lead: refused(4), jobs: "1 failed after 5 attempts, 2 queued", tickets: 3},
+	{point: failpoint.AttemptLocked, program: "worker", lead: refused(4), jobs: "1 queued after 4 attempts, 2 queued", tasks: 3},
+	{point: failpoint.AttemptCounted, program: "worker", lead: refused(4), jobs: "1 queued after 4 attempts, 2 queued", tasks: 3},
+	{point: failpoint.AttemptMade, program: "worker", lead: refused(3), jobs: "1 queued after 3 attempts, 2 queued", tasks: 3},
+	{point: failpoint.AttemptMade, program: "worker", lead: refused(4), jobs: "1 queued after 4 attempts, 2 queued", tasks: 3},
+	{point: failpoint.AttemptFailed, program: "worker", lead: refused(4), jobs: "1 queued after 4 attempts, 2 queued", tasks: 3},
+	{point: failpoint.AttemptCommitted, program: "worker", lead: refused(3), jobs: "1 queued after 4 attempts, 2 queued", tasks: 3},
+	{point: failpoint.AttemptCommitted, program: "worker", lead: refused(4), jobs: "1 failed after 5 attempts, 2 queued", tasks: 3},
 
-	{point: failpoint.TaskHandled, program: "worker", lead: threeTickets, jobs: "1 succeeded, 2 queued", tickets: 3},
-	{point: failpoint.RemainingUnwritten, program: "worker", lead: oneTicket(turn + 2), jobs: "64 succeeded, 2 queued", tickets: 1, sweep: true},
-	{point: failpoint.RemainingUnwritten, program: "worker", lead: sharedTicket(turn + 3), jobs: "62 succeeded, 5 queued, 2 succeeded", tickets: 1, sweep: true},
-	{point: failpoint.RemainingWritten, program: "worker", lead: oneTicket(turn + 2), jobs: "64 succeeded, 2 queued", tickets: 2},
-	{point: failpoint.RemainingWritten, program: "worker", lead: sharedTicket(turn + 3), jobs: "62 succeeded, 5 queued, 2 succeeded", tickets: 2},
-	{point: failpoint.SweepTaskUnwritten, program: "worker", lead: noTicket, jobs: "3 queued", sweep: true},
-	{point: failpoint.SweepTaskWritten, program: "worker", lead: noTicket, jobs: "3 queued", tickets: 1, sweep: true},
+	{point: failpoint.TaskHandled, program: "worker", lead: threeTasks, jobs: "1 succeeded, 2 queued", tasks: 3},
+	{point: failpoint.RemainingUnwritten, program: "worker", lead: oneTask(taskJobs + 2), jobs: "64 succeeded, 2 queued", tasks: 1, sweep: true},
+	{point: failpoint.RemainingUnwritten, program: "worker", lead: sharedTask(taskJobs + 3), jobs: "62 succeeded, 5 queued, 2 succeeded", tasks: 1, sweep: true},
+	{point: failpoint.RemainingWritten, program: "worker", lead: oneTask(taskJobs + 2), jobs: "64 succeeded, 2 queued", tasks: 2},
+	{point: failpoint.RemainingWritten, program: "worker", lead: sharedTask(taskJobs + 3), jobs: "62 succeeded, 5 queued, 2 succeeded", tasks: 2},
+	{point: failpoint.SweepTaskUnwritten, program: "worker", lead: noTask, jobs: "3 queued", sweep: true},
+	{point: failpoint.SweepTaskWritten, program: "worker", lead: noTask, jobs: "3 queued", tasks: 1, sweep: true},
 	{point: failpoint.DirectUnapplied, program: "worker", lead: refusedTasks, jobs: "3 queued", sweep: true},
 	{point: failpoint.DirectApplied, program: "worker", lead: refusedTasks, jobs: "3 succeeded"},
 }
 
-// A process dies between two steps. What it left is finished by others: each key
-// names one job, each job ends once, in order, as a single thread makes it end.
+// A process dies between two steps, and others finish its work: each key names one job,
+// and each job ends once, in order, as if a single thread had applied it.
 func TestCrashPoints(t *testing.T) {
 	for _, row := range crashes {
 		t.Run(row.at(), func(t *testing.T) {
 			t.Parallel()
-			sc := newCrashScene(t, row)
+			sc := newCrashEnvironment(t, row)
 			row.lead(sc)
-			sc.left(row.jobs, row.tickets)
+			sc.left(row.jobs, row.tasks)
 			sc.askAgain()
 			sc.openGate()
 			if !row.sweep {
@@ -120,7 +120,7 @@ func TestEveryCrashPointHasARow(t *testing.T) {
 	}
 }
 
-// A build without the tag has no name of it to arm, and no point.
+// A build without the tag contains neither the variable nor the points.
 func TestCrashPointsAreNotInProductionBuilds(t *testing.T) {
 	t.Parallel()
 	names := []string{failpoint.Variable}
@@ -155,21 +155,21 @@ func TestCrashPointsAreNotInProductionBuilds(t *testing.T) {
 	}
 }
 
-// What it takes to lead a process to its point. Each returns when it is dead.
+// The functions that bring a process to its point. Each returns when the process is dead.
 
-// thirdOrder is an API's: two orders are queued and rung for, the third is the
-// one.
-func thirdOrder(sc *crashScene) {
+// thirdOrder is for an API: two orders are queued and have tasks, and the API dies during
+// the third.
+func thirdOrder(sc *crashEnvironment) {
 	sc.sendOrders(2)
 	dying := sc.arm()
 	sc.sendUnheard(dying)
 	sc.died(dying)
 }
 
-// opening is an API's: a client opens an account. So many of it are there then,
-// and the same key opens one, or is answered with it.
-func opening(left int) func(*crashScene) {
-	return func(sc *crashScene) {
+// opening is for an API: a client opens an account. Then left accounts are there, and the
+// same key opens one account or is answered with it.
+func opening(left int) func(*crashEnvironment) {
+	return func(sc *crashEnvironment) {
 		dying := sc.arm()
 		if answer, err := sc.open("http://" + dying.addr); err == nil {
 			sc.t.Errorf("an opening was answered with %s by an API that died before", answer)
@@ -192,25 +192,25 @@ func opening(left int) func(*crashScene) {
 	}
 }
 
-// threeTickets is a worker's: three orders are queued, each with its ticket, as sweeps
-// write them.
-func threeTickets(sc *crashScene) {
+// threeTasks is for a worker: three orders are queued, each with a task, as sweeps
+// enqueue them.
+func threeTasks(sc *crashEnvironment) {
 	sc.sendOrders(3)
 	sc.enqueueEach()
 	sc.died(sc.arm())
 }
 
-// notified is a worker's: three orders are queued, the first with a task, the others
-// notified of while that is pending.
-func notified(sc *crashScene) {
+// notified is for a worker: three orders are queued, the first with a task, the others
+// with notifications that came while the task was pending.
+func notified(sc *crashEnvironment) {
 	sc.sendOrders(3)
 	sc.died(sc.arm())
 }
 
-// oneTicket is a worker's: n orders are queued, with one ticket for the last, as
-// the sweep writes it.
-func oneTicket(n int) func(*crashScene) {
-	return func(sc *crashScene) {
+// oneTask is for a worker: n orders are queued, with one task for the last, as the sweep
+// enqueues it.
+func oneTask(n int) func(*crashEnvironment) {
+	return func(sc *crashEnvironment) {
 		sc.sendOrders(n)
 		flushAll(sc.t, sc.system)
 		sc.enqueueLast()
@@ -218,10 +218,10 @@ func oneTicket(n int) func(*crashScene) {
 	}
 }
 
-// sharedTicket is a worker's: n orders of the account and one of each of two
-// neighbours are queued, with one ticket for the three accounts.
-func sharedTicket(n int) func(*crashScene) {
-	return func(sc *crashScene) {
+// sharedTask is for a worker: n orders of the account and one order of each of two
+// neighbours are queued, with one task for the three accounts.
+func sharedTask(n int) func(*crashEnvironment) {
+	return func(sc *crashEnvironment) {
 		sc.sendOrders(n)
 		sc.sendNeighbour()
 		sc.sendNeighbour()
@@ -231,32 +231,32 @@ func sharedTicket(n int) func(*crashScene) {
 	}
 }
 
-// lastRefused is a worker's: of the accounts that share a ticket the neighbours' jobs are
-// refused, so that no transaction of the batch has flushed for the first account's.
-func lastRefused(sc *crashScene) {
+// lastRefused is for a worker: of the accounts that share a task, Postgres refuses the
+// neighbours' jobs, so no transaction of the batch has flushed for the first account.
+func lastRefused(sc *crashEnvironment) {
 	sc.exec(fmt.Sprintf(`ALTER TABLE transactions ADD CONSTRAINT unlucky CHECK (amount <> %d)`, neighbourly))
-	sharedTicket(3)(sc)
+	sharedTask(3)(sc)
 	sc.exec(`ALTER TABLE transactions DROP CONSTRAINT unlucky`)
 }
 
-// heldNeighbour is a worker's: it has sent for the accounts that share a ticket, and
-// Postgres has committed the first one's and is held at the second.
-func heldNeighbour(sc *crashScene) {
+// heldNeighbour is for a worker: it has sent the batch of the accounts that share a task.
+// Postgres has committed the first account's and is held at the second.
+func heldNeighbour(sc *crashEnvironment) {
 	sc.closeGate(fmt.Sprintf(`BEFORE INSERT ON transactions FOR EACH ROW WHEN (NEW.amount = %d)`, neighbourly))
-	sharedTicket(3)(sc)
+	sharedTask(3)(sc)
 	sc.held(1)
 }
 
-// noTicket is a worker's: three orders are queued, and Redis knows of none.
-func noTicket(sc *crashScene) {
+// noTask is for a worker: three orders are queued, and Redis has no task for them.
+func noTask(sc *crashEnvironment) {
 	sc.sendOrders(3)
 	flushAll(sc.t, sc.system)
 	sc.died(sc.arm())
 }
 
-// refusedTasks is a worker's: three orders are queued, and Redis takes no task of
+// refusedTasks is for a worker: three orders are queued, and Redis refuses every task of
 // their account from then on.
-func refusedTasks(sc *crashScene) {
+func refusedTasks(sc *crashEnvironment) {
 	sc.sendOrders(3)
 	flushAll(sc.t, sc.system)
 	sc.withRedis(func(r *redis.Client) error {
@@ -266,9 +266,9 @@ func refusedTasks(sc *crashScene) {
 	sc.died(sc.arm())
 }
 
-// commitAlone is a worker's: it has sent an apply, which waits inside Postgres.
-// When it is dead and the wait over, Postgres commits for nobody.
-func commitAlone(sc *crashScene) {
+// commitAlone is for a worker: it has sent an apply, which waits inside Postgres. Postgres
+// commits it after the worker has died.
+func commitAlone(sc *crashEnvironment) {
 	sc.sendOrders(3)
 	sc.enqueueEach()
 	sc.closeGate(lockHeld)
@@ -279,31 +279,30 @@ func commitAlone(sc *crashScene) {
 	sc.becomes("1 succeeded, 2 queued")
 }
 
-// halfBatch is a worker's: of five orders the first is applied by itself, the
-// rest in one batch, of which Postgres has committed the first and is held at
-// the second.
-func halfBatch(sc *crashScene) {
+// halfBatch is for a worker: of five orders it applies the first alone and the others in
+// one batch, of which Postgres has committed the first and is held at the second.
+func halfBatch(sc *crashEnvironment) {
 	sc.closeGate(`BEFORE INSERT ON transactions FOR EACH ROW WHEN (NEW.seq = 4)`)
-	oneTicket(5)(sc)
+	oneTask(5)(sc)
 	sc.held(1)
 }
 
-// heardInPart is a worker's: of the batch behind the first of twenty orders it has
-// heard of eight, and Postgres is held at the tenth.
-func heardInPart(sc *crashScene) {
+// heardInPart is for a worker: of the batch behind the first of twenty orders it has
+// received eight results, and Postgres is held at the tenth.
+func heardInPart(sc *crashEnvironment) {
 	sc.closeGate(`BEFORE INSERT ON transactions FOR EACH ROW WHEN (NEW.seq = 12)`)
-	oneTicket(20)(sc)
+	oneTask(20)(sc)
 	sc.held(1)
 }
 
-// refused is a worker's: three orders are queued, of which Postgres refuses the
-// first, and has so many times.
-func refused(attempts int) func(*crashScene) {
-	return func(sc *crashScene) {
+// refused is for a worker: three orders are queued. Postgres refuses the first, and has
+// refused it so many times.
+func refused(attempts int) func(*crashEnvironment) {
+	return func(sc *crashEnvironment) {
 		sc.refuse = 13
 		sc.exec(fmt.Sprintf(`ALTER TABLE transactions ADD CONSTRAINT unlucky CHECK (amount <> %d)`, sc.refuse))
 		sc.send("deposits", sc.refuse)
-		sc.ticketed(1)
+		sc.awaitTasks(1)
 		sc.exec(fmt.Sprintf(`UPDATE jobs SET attempts = %d`, attempts))
 		sc.sendOrders(2)
 		sc.enqueueEach()
@@ -311,18 +310,18 @@ func refused(attempts int) func(*crashScene) {
 	}
 }
 
-// arm starts the row's program, told to die at the row's point.
-func (sc *crashScene) arm() *process {
+// arm starts the row's program, armed to die at the row's point.
+func (sc *crashEnvironment) arm() *process {
 	sc.t.Helper()
 	env := append(sc.env(), failpoint.Variable+"="+sc.row.at())
-	if sc.row.program == "api" { // passes no point before it is asked
+	if sc.row.program == "api" { // reaches no point before a request
 		return startVariant(sc.t, armed, "api", env)
 	}
 	return beginVariant(sc.t, armed, "worker", env)
 }
 
-// died waits for the process's death, by its own hand at the row's point.
-func (sc *crashScene) died(dying *process) {
+// died waits until the process has killed itself at the row's point.
+func (sc *crashEnvironment) died(dying *process) {
 	sc.t.Helper()
 	err := dying.wait()
 	exit, exited := errors.AsType[*exec.ExitError](err)

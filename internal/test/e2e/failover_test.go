@@ -45,8 +45,8 @@ func eitherURL(t *testing.T, first, second *local.Postgres) string {
 }
 
 // The primary dies under load, an operator's tool promotes the standby, and
-// nobody tells the processes: no accepted job is lost, none is done twice, and
-// what clients hear in between is 503.
+// the processes get no notice: no accepted job is lost or applied twice, and meanwhile
+// clients get 503.
 func TestFailover(t *testing.T) {
 	t.Parallel()
 	tests := []struct {
@@ -66,7 +66,7 @@ func TestFailover(t *testing.T) {
 			s, standby := newReplicatedSystem(t, 2, 2)
 			c := newClient(t, s)
 			extra := c.open(0)
-			var w witness
+			var w responseCheck
 			c.watch = w.see
 			clientsAtWork := startLoad(c, clients)
 			w.awaitAccepted(t, some)
@@ -114,8 +114,8 @@ func (s *system) finish(c *client, o order) {
 }
 
 // With the standby away, a job or an account may be committed on the primary
-// alone, where everybody can see it. It must not be answered for, neither to who
-// asked nor to who asks again: a failover takes it back.
+// alone, where every session can see it. No answer may show it, neither to the first
+// request nor to a retry: a failover takes it back.
 func TestStandbyAway(t *testing.T) {
 	t.Parallel()
 	s, standby := newReplicatedSystem(t, 1, 1)
@@ -131,7 +131,7 @@ func TestStandbyAway(t *testing.T) {
 		{"Deposit", "/v1/accounts/" + a.Number + "/deposits", map[string]any{"amount": 5}},
 		{"Account", "/v1/accounts", map[string]any{"number": "AWAY-0001"}},
 	}
-	var w witness
+	var w responseCheck
 	c.watch = w.see
 	for _, test := range tests {
 		for try := range 2 {

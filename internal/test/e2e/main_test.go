@@ -13,7 +13,7 @@ import (
 func TestMain(m *testing.M) {
 	testenv.Main(m,
 		goleak.IgnoreAnyFunction("github.com/passbook/passbook/internal/test/e2e_test.launch"),
-		// Toxiproxy leaves a toxic behind that waits to hand on what nobody takes any more, or the reader before it.
+		// Toxiproxy leaves a toxic behind that waits for a reader that is gone, or the reader before it.
 		goleak.IgnoreAnyFunction("github.com/Shopify/toxiproxy/v2/toxics.(*ToxicStub).Run"),
 		goleak.IgnoreAnyFunction("github.com/Shopify/toxiproxy/v2.(*ToxicLink).read"),
 	)

@@ -12,18 +12,18 @@ import (
 	"golang.org/x/sync/errgroup"
 )
 
-// Each account has one client, who sends one order at a time, to one API and
-// the other in turn, without waiting for outcomes: then every outcome must be
-// what a single thread makes of the orders in their order. Whatever strikes in
-// between: an answer that did not come is asked for again with the same key.
+// Each account has one client, which sends one order at a time to the APIs in turn,
+// without waiting for outcomes. Every outcome must be what a single thread makes of the
+// orders in their order, whichever process dies. A client without an answer sends the
+// order again with the same key.
 func TestSequentialClients(t *testing.T) {
 	tests := []struct {
 		name             string
 		accounts, orders int
-		strike           func(*testing.T, *system)
+		inject           func(*testing.T, *system)
 	}{
-		{"Undisturbed", 12, 300, func(*testing.T, *system) {}},
-		{"EverythingKilled", 8, 150, func(t *testing.T, s *system) {
+		{"Undisturbed", 12, 100, func(*testing.T, *system) {}},
+		{"EverythingKilled", 8, 100, func(t *testing.T, s *system) {
 			t.Helper()
 			crashRedis(t, s)
 			s.crashWorker(0)
@@ -49,7 +49,7 @@ func TestSequentialClients(t *testing.T) {
 				const initial = 500
 				a := c.open(initial)
 				clients.Go(func() (err error) {
-					results[i], err = sendInTurn(c, i, a.Number, initial, test.orders, func() {
+					results[i], err = sendSequentially(c, i, a.Number, initial, test.orders, func() {
 						if sent.Add(1) == int64(test.accounts*test.orders/3) {
 							close(midway)
 						}
@@ -58,7 +58,7 @@ func TestSequentialClients(t *testing.T) {
 				})
 			}
 			<-midway
-			test.strike(t, s)
+			test.inject(t, s)
 			if err := clients.Wait(); err != nil {
 				t.Fatal(err)
 			}
@@ -78,9 +78,9 @@ type sentOrder struct {
 	want string
 }
 
-// sendInTurn sends n random orders on one account, one after the other.
-func sendInTurn(c *client, client int, number string, balance int64, n int, sent func()) ([]*sentOrder, error) {
-	t := takeTurns(c, client, number, balance)
+// sendSequentially sends n random orders on one account, one after the other.
+func sendSequentially(c *client, client int, number string, balance int64, n int, sent func()) ([]*sentOrder, error) {
+	t := newSequentialClient(c, client, number, balance)
 	for range n {
 		if err := t.next(); err != nil {
 			return nil, err
@@ -90,19 +90,19 @@ func sendInTurn(c *client, client int, number string, balance int64, n int, sent
 	return t.orders, nil
 }
 
-// turns are one client's orders on one account, one at a time, and the single
-// thread's view of the account.
-type turns struct {
+// sequentialClient sends orders on one account, one at a time, and knows what a single
+// thread makes of them.
+type sequentialClient struct {
 	c            *client
-	client       int // a number of its own: its orders, and whom it asks first
+	client       int // a number of its own: it seeds the orders and chooses the first API
 	number       string
 	balance, seq int64
 	random       *rand.Rand
 	orders       []*sentOrder
 }
 
-func takeTurns(c *client, client int, number string, balance int64) *turns {
-	return &turns{
+func newSequentialClient(c *client, client int, number string, balance int64) *sequentialClient {
+	return &sequentialClient{
 		c: c, client: client, number: number, balance: balance,
 		seq:    1, // the initial deposit
 		random: rand.New(rand.NewPCG(uint64(client), 42)),
@@ -110,10 +110,10 @@ func takeTurns(c *client, client int, number string, balance int64) *turns {
 }
 
 // next sends a random order until it is accepted.
-func (t *turns) next() (err error) {
+func (t *sequentialClient) next() (err error) {
 	i := len(t.orders)
 	o := &sentOrder{order: order{
-		account: t.number, entry: "deposits", amount: 1 + t.random.Int64N(400), key: fmt.Sprintf("turn-%s-%d", t.number, i),
+		account: t.number, entry: "deposits", amount: 1 + t.random.Int64N(400), key: fmt.Sprintf("order-%s-%d", t.number, i),
 	}}
 	if t.random.IntN(2) == 0 {
 		o.entry = "withdrawals"
@@ -126,7 +126,7 @@ func (t *turns) next() (err error) {
 	return nil
 }
 
-func (t *turns) predict(o order) string {
+func (t *sequentialClient) predict(o order) string {
 	switch {
 	case o.entry == "withdrawals" && t.balance < o.amount:
 		return "rejected insufficient_funds"
@@ -139,8 +139,8 @@ func (t *turns) predict(o order) string {
 	return fmt.Sprintf("succeeded seq %d balance %d", t.seq, t.balance)
 }
 
-// compare holds every outcome against the model's, and the account against its
-// history; a key sent once more must answer with the job that it made.
+// compare compares every outcome with the model's, and the account with its history. A
+// key that is sent once more must answer with its job.
 func compare(c *client, orders []*sentOrder) {
 	c.t.Helper()
 	number := orders[0].account
@@ -208,7 +208,7 @@ func TestOneKeyAtOnce(t *testing.T) {
 	s := newSystem(t, variant{}, 2, 1)
 	c := newClient(t, s)
 	a := c.open(0)
-	const rounds = 200
+	const rounds = 100
 	for round := range rounds {
 		o := order{account: a.Number, entry: "deposits", amount: 1, key: fmt.Sprint("same-", round)}
 		var (
@@ -258,7 +258,7 @@ func TestStopInOrder(t *testing.T) {
 					account: a.Number, entry: "deposits", amount: 1, key: fmt.Sprintf("stop-%d-%d", connection, i),
 				})
 				switch {
-				case err != nil: // it takes no more connections
+				case err != nil: // the API takes no more connections
 					return nil //nolint:nilerr // that is how the loop ends
 				case status != http.StatusAccepted:
 					return fmt.Errorf("status %d, want 202 or no connection", status)

@@ -96,8 +96,8 @@ var (
 	blackhole       = []toxic{{"timeout", "upstream", `{"timeout": 0}`}, {"timeout", "downstream", `{"timeout": 0}`}}
 )
 
-// spoil makes the link go bad in some ways; mend ends them all. Connections
-// that a spoilt link has swallowed something of are cut when it is mended.
+// spoil adds faults to the link; repair ends them all. If a fault has swallowed bytes of
+// a connection, repair closes the connection.
 func (l *link) spoil(toxics []toxic) error {
 	for _, toxic := range toxics {
 		_, err := l.proxy.Toxics.AddToxicJson(strings.NewReader(fmt.Sprintf(`{"type": %q, "stream": %q, "attributes": %s}`,
@@ -109,13 +109,13 @@ func (l *link) spoil(toxics []toxic) error {
 	return nil
 }
 
-// mend puts a new proxy in the old one's place: to take a toxic out of
-// connections that nobody reads from any more takes Toxiproxy seconds each.
-func (l *link) mend() error {
+// repair replaces the proxy: Toxiproxy takes seconds to remove a toxic from each
+// connection from which no client reads any more.
+func (l *link) repair() error {
 	l.proxy.Stop()
 	l.proxy = newProxy(l.proxy.Name, l.proxy.Listen, l.proxy.Upstream)
 	if err := l.listen(); err != nil {
-		return fmt.Errorf("mend %s: %w", l.proxy.Name, err)
+		return fmt.Errorf("repair %s: %w", l.proxy.Name, err)
 	}
 	return nil
 }

@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/redis/go-redis/v9"
 
 	"github.com/passbook/passbook/internal/ledger/ledgertest"
@@ -57,7 +58,6 @@ func TestOperating(t *testing.T) {
 	s, admin := newServedSystem(t, 1, 1)
 	c := newClient(t, s)
 	a := c.open(100)
-	apiOps, workerOps := "http://"+s.apis[0].opsAddr, "http://"+s.workers[0].opsAddr
 	if _, err := admin.Exec(t.Context(), `ALTER TABLE transactions ADD CONSTRAINT unlucky CHECK (amount <> 13)`); err != nil {
 		t.Fatal(err)
 	}
@@ -83,6 +83,19 @@ func TestOperating(t *testing.T) {
 		}
 	}
 
+	checkOps(t, s)
+	t.Run("Archive", func(t *testing.T) {
+		checkArchiveArguments(t, s)
+		checkArchive(t, s, admin, c, orders, ids)
+	})
+	t.Run("Replay", func(t *testing.T) { checkReplay(t, s, admin, c, ids[2]) })
+	s.verify()
+}
+
+// checkOps checks health, metrics and profiles on the operator's ports.
+func checkOps(t *testing.T, s *system) {
+	t.Helper()
+	apiOps, workerOps := "http://"+s.apis[0].opsAddr, "http://"+s.workers[0].opsAddr
 	for _, url := range []string{apiOps, workerOps, s.api(0)} {
 		for _, path := range []string{"/livez", "/readyz"} {
 			if status, body := get(t, url+path); status != http.StatusOK {
@@ -112,75 +125,84 @@ func TestOperating(t *testing.T) {
 	if status, _ := get(t, workerOps+"/debug/pprof/"); status != http.StatusOK {
 		t.Errorf("pprof: %d", status)
 	}
+}
 
-	t.Run("Archive", func(t *testing.T) {
-		yesterday := time.Now().AddDate(0, 0, -1).Format(time.DateOnly)
-		for _, test := range []struct {
-			args []string
-			well bool
-			want string
-		}{
-			{[]string{"-before", "2020-01-01"}, true, "0 jobs archived"},
-			{[]string{"-before", yesterday}, false, "less than 30 days ago"},
-			{[]string{"-before", "soon"}, false, "neither a date"},
-			{nil, false, "usage"},
-		} {
-			archive := begin(t, "worker", s.env(), append([]string{"archive"}, test.args...)...)
-			if err := archive.wait(); (err == nil) != test.well || !strings.Contains(archive.log(), test.want) {
-				t.Errorf("%v: %v, want %q:\n%s", test.args, err, test.want, archive.log())
-			}
+// checkArchiveArguments checks what archive refuses, and that it leaves young jobs alone.
+func checkArchiveArguments(t *testing.T, s *system) {
+	t.Helper()
+	yesterday := time.Now().AddDate(0, 0, -1).Format(time.DateOnly)
+	for _, test := range []struct {
+		args []string
+		well bool
+		want string
+	}{
+		{[]string{"-before", "2020-01-01"}, true, "0 jobs archived"},
+		{[]string{"-before", yesterday}, false, "less than 30 days ago"},
+		{[]string{"-before", "soon"}, false, "neither a date"},
+		{nil, false, "usage"},
+	} {
+		archive := begin(t, "worker", s.env(), append([]string{"archive"}, test.args...)...)
+		if err := archive.wait(); (err == nil) != test.well || !strings.Contains(archive.log(), test.want) {
+			t.Errorf("%v: %v, want %q:\n%s", test.args, err, test.want, archive.log())
 		}
-		if _, err := admin.Exec(t.Context(), ledgertest.UnguardedSQL(ageSQL)); err != nil {
-			t.Fatal(err)
-		}
-		for i := range ids {
-			ids[i] = agedPrefix + ids[i][len(agedPrefix):]
-		}
-		var before, after [3]jobAnswer
-		read := func(answers *[3]jobAnswer) {
-			for i, id := range ids {
-				c.must(http.StatusOK, http.MethodGet, "/v1/jobs/"+id, nil, &answers[i])
-			}
-		}
-		read(&before)
-		archive := begin(t, "worker", s.env(), "archive", "-before", time.Now().AddDate(0, 0, -31).Format(time.DateOnly))
-		if err := archive.wait(); err != nil || !strings.Contains(archive.log(), "2 jobs archived") {
-			t.Errorf("%v, want 2 jobs archived:\n%s", err, archive.log())
-		}
-		if read(&after); !reflect.DeepEqual(after, before) {
-			t.Errorf("the jobs read as %+v, before as %+v", after, before)
-		}
-		for i, o := range orders {
-			if again, err := c.settle(0, o); err != nil || again.ID != ids[i] {
-				t.Errorf("key %s answers with %s, %v; want job %s", o.key, again.ID, err, ids[i])
-			}
-		}
-		verify := begin(t, "worker", s.env(), "verify")
-		if err := verify.wait(); err != nil || !strings.Contains(verify.log(), "3 jobs") {
-			t.Errorf("%v, want 3 jobs verified:\n%s", err, verify.log())
-		}
-	})
+	}
+}
 
-	t.Run("Replay", func(t *testing.T) {
-		if _, err := admin.Exec(t.Context(), `ALTER TABLE transactions DROP CONSTRAINT unlucky`); err != nil {
-			t.Fatal(err)
+// checkArchive archives the two finished jobs: they read as before, and their keys answer
+// with them. It changes ids to those of the jobs made older.
+func checkArchive(t *testing.T, s *system, admin *pgxpool.Pool, c *client, orders []order, ids []string) {
+	t.Helper()
+	if _, err := admin.Exec(t.Context(), ledgertest.UnguardedSQL(ageSQL)); err != nil {
+		t.Fatal(err)
+	}
+	for i := range ids {
+		ids[i] = agedPrefix + ids[i][len(agedPrefix):]
+	}
+	var before, after [3]jobAnswer
+	read := func(answers *[3]jobAnswer) {
+		for i, id := range ids {
+			c.must(http.StatusOK, http.MethodGet, "/v1/jobs/"+id, nil, &answers[i])
 		}
-		replay := begin(t, "worker", s.env(), "replay", ids[2])
-		if err := replay.wait(); err != nil {
-			t.Fatalf("%v\n%s", err, replay.log())
+	}
+	read(&before)
+	archive := begin(t, "worker", s.env(), "archive", "-before", time.Now().AddDate(0, 0, -31).Format(time.DateOnly))
+	if err := archive.wait(); err != nil || !strings.Contains(archive.log(), "2 jobs archived") {
+		t.Errorf("%v, want 2 jobs archived:\n%s", err, archive.log())
+	}
+	if read(&after); !reflect.DeepEqual(after, before) {
+		t.Errorf("the jobs read as %+v, before as %+v", after, before)
+	}
+	for i, o := range orders {
+		if again, err := c.settle(0, o); err != nil || again.ID != ids[i] {
+			t.Errorf("key %s answers with %s, %v; want job %s", o.key, again.ID, err, ids[i])
 		}
-		s.drained()
-		var job jobAnswer
-		c.must(http.StatusOK, http.MethodGet, "/v1/jobs/"+ids[2], nil, &job)
-		if want := "succeeded seq 3 balance 118"; job.outcome() != want {
-			t.Errorf("the replayed job: %s, want %s", job.outcome(), want)
-		}
-		again := begin(t, "worker", s.env(), "replay", ids[2])
-		if err := again.wait(); err == nil || !strings.Contains(again.log(), "not a failed job") {
-			t.Errorf("replay of a succeeded job: %v\n%s", err, again.log())
-		}
-	})
-	s.verify()
+	}
+	verify := begin(t, "worker", s.env(), "verify")
+	if err := verify.wait(); err != nil || !strings.Contains(verify.log(), "3 jobs") {
+		t.Errorf("%v, want 3 jobs verified:\n%s", err, verify.log())
+	}
+}
+
+// checkReplay replays a failed job whose cause is gone.
+func checkReplay(t *testing.T, s *system, admin *pgxpool.Pool, c *client, id string) {
+	t.Helper()
+	if _, err := admin.Exec(t.Context(), `ALTER TABLE transactions DROP CONSTRAINT unlucky`); err != nil {
+		t.Fatal(err)
+	}
+	replay := begin(t, "worker", s.env(), "replay", id)
+	if err := replay.wait(); err != nil {
+		t.Fatalf("%v\n%s", err, replay.log())
+	}
+	s.drained()
+	var job jobAnswer
+	c.must(http.StatusOK, http.MethodGet, "/v1/jobs/"+id, nil, &job)
+	if want := "succeeded seq 3 balance 118"; job.outcome() != want {
+		t.Errorf("the replayed job: %s, want %s", job.outcome(), want)
+	}
+	again := begin(t, "worker", s.env(), "replay", id)
+	if err := again.wait(); err == nil || !strings.Contains(again.log(), "not a failed job") {
+		t.Errorf("replay of a succeeded job: %v\n%s", err, again.log())
+	}
 }
 
 // agedPrefix begins the ids of jobs that were accepted in 2022.

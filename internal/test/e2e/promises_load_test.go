@@ -31,34 +31,34 @@ const (
 )
 
 // round is clients at work, from a fresh user with fresh accounts until all that they were
-// told is checked.
+// read is checked.
 type round struct {
 	t        *testing.T
 	s        *system
 	c        *client
-	told     *told
-	accounts []*toldAccount
+	record   *record
+	accounts []*roundAccount
 
 	stop       chan struct{}
 	ended      func() error              // stops the clients and returns the first trouble of one
 	only       atomic.Pointer[readRoute] // the only one that readers use; nil is all
 	sending    sync.RWMutex              // a client sends under RLock; Lock pauses them all
 	exporting  sync.Mutex                // held by the reader that has the user's one export
-	room       chan struct{}             // holds one for each job, from before its accept until a reader saw it finished
-	unfinished chan toldOrder            // accepted jobs, for the readers
+	slots      chan struct{}             // holds one for each job, from before its accept until a reader saw it finished
+	unfinished chan roundOrder           // accepted jobs, for the readers
 	group      errgroup.Group
 }
 
-// toldAccount is an account and the orders of each of its clients, each in the order in
+// roundAccount is an account and the orders of each of its clients, each in the order in
 // which the client sent them: the next one after the 202 of the one before.
-type toldAccount struct {
+type roundAccount struct {
 	number string
 	mu     sync.Mutex // guards orders
-	orders [][]toldOrder
+	orders [][]roundOrder
 }
 
-// toldOrder is an order and the job that its 202 named.
-type toldOrder struct {
+// roundOrder is an order and the job that its 202 named.
+type roundOrder struct {
 	order
 	job            string
 	sent, accepted time.Time // first try sent; 202 arrived
@@ -67,8 +67,8 @@ type toldOrder struct {
 func newRound(t *testing.T, s *system) *round {
 	t.Helper()
 	r := &round{
-		t: t, s: s, c: newClient(t, s), told: newTold(), stop: make(chan struct{}),
-		room: make(chan struct{}, maxUnfinished), unfinished: make(chan toldOrder, maxUnfinished),
+		t: t, s: s, c: newClient(t, s), record: newRecord(), stop: make(chan struct{}),
+		slots: make(chan struct{}, maxUnfinished), unfinished: make(chan roundOrder, maxUnfinished),
 	}
 	r.ended = sync.OnceValue(func() error {
 		close(r.stop)
@@ -79,7 +79,7 @@ func newRound(t *testing.T, s *system) *round {
 		if n >= ownAccounts {
 			clients = sharers
 		}
-		a := &toldAccount{number: r.c.open(firstBalance).Number, orders: make([][]toldOrder, clients)}
+		a := &roundAccount{number: r.c.open(firstBalance).Number, orders: make([][]roundOrder, clients)}
 		r.accounts = append(r.accounts, a)
 		for client := range clients {
 			r.group.Go(func() error { return r.send(a, client) })
@@ -106,10 +106,10 @@ func (r *round) stopped() bool {
 }
 
 // send sends one order after the other, while there is room.
-func (r *round) send(a *toldAccount, client int) error {
+func (r *round) send(a *roundAccount, client int) error {
 	for n := 0; ; n++ {
 		select {
-		case r.room <- struct{}{}:
+		case r.slots <- struct{}{}:
 		case <-r.stop:
 			return nil
 		}
@@ -118,7 +118,7 @@ func (r *round) send(a *toldAccount, client int) error {
 			o.entry = "withdrawals"
 		}
 		r.sending.RLock()
-		since := r.told.known("a 202")
+		since := r.record.known("a 202")
 		body, err := r.c.settled(n, o)
 		r.sending.RUnlock()
 		var job jobAnswer
@@ -128,9 +128,9 @@ func (r *round) send(a *toldAccount, client int) error {
 		if err != nil {
 			return err
 		}
-		r.told.job(since, body)
-		accepted := toldOrder{o, job.ID, since.at, time.Now()}
-		r.unfinished <- accepted // there is room
+		r.record.job(since, body)
+		accepted := roundOrder{o, job.ID, since.at, time.Now()}
+		r.unfinished <- accepted // a slot is free
 		a.mu.Lock()
 		a.orders[client] = append(a.orders[client], accepted)
 		a.mu.Unlock()
@@ -140,7 +140,7 @@ func (r *round) send(a *toldAccount, client int) error {
 // errUnanswered is of a request that may be sent again: no answer, or a 503.
 var errUnanswered = errors.New("no answer")
 
-// get reads a path, and returns errUnanswered where that is to be tried again.
+// get reads a path. It returns errUnanswered if the caller should try again.
 func (r *round) get(api int, path, accept string) (status int, body []byte, err error) {
 	req, err := http.NewRequestWithContext(r.t.Context(), http.MethodGet, r.s.api(api)+path, http.NoBody)
 	if err != nil {
@@ -167,10 +167,10 @@ func (r *round) getJSON(api int, path string, answer any) error {
 	return json.Unmarshal(body, answer)
 }
 
-// readRoute is one way to be told an outcome.
+// readRoute is one way to read an outcome.
 type readRoute struct {
 	name string
-	read func(r *round, since known, api int, a *toldAccount) error
+	read func(r *round, since known, api int, a *roundAccount) error
 }
 
 var readRoutes = []readRoute{
@@ -186,8 +186,8 @@ var readRoutes = []readRoute{
 	{"answers to keys sent again", (*round).replay},
 }
 
-// read uses one route after the other, every second time that of a job; or always the one
-// that it is told to use. Some write to the log, and so save what the others told.
+// read uses the routes in random order, every second time the route of a job, or always
+// r.only. Some routes write to the log, which flushes what the others have shown.
 func (r *round) read(api int) error {
 	for n := api; !r.stopped(); n++ {
 		route := r.only.Load()
@@ -196,7 +196,7 @@ func (r *round) read(api int) error {
 		} else if route == nil {
 			route = &readRoutes[rand.IntN(len(readRoutes))]
 		}
-		if err := route.read(r, r.told.known(route.name), n/2, r.accounts[rand.IntN(len(r.accounts))]); err != nil && !errors.Is(err, errUnanswered) {
+		if err := route.read(r, r.record.known(route.name), n/2, r.accounts[rand.IntN(len(r.accounts))]); err != nil && !errors.Is(err, errUnanswered) {
 			return err
 		}
 	}
@@ -210,7 +210,7 @@ func (r *round) readEverything() {
 	for _, route := range readRoutes {
 		for n, a := range r.accounts[ownAccounts:] {
 			group.Go(func() error {
-				if err := route.read(r, r.told.known(route.name), n, a); !errors.Is(err, errUnanswered) {
+				if err := route.read(r, r.record.known(route.name), n, a); !errors.Is(err, errUnanswered) {
 					return err
 				}
 				return nil
@@ -223,22 +223,22 @@ func (r *round) readEverything() {
 }
 
 // readJob reads an accepted job that no reader has seen finished.
-func (r *round) readJob(since known, api int, a *toldAccount) error {
-	return r.poll(func(o toldOrder) (finished bool, err error) {
+func (r *round) readJob(since known, api int, a *roundAccount) error {
+	return r.poll(func(o roundOrder) (finished bool, err error) {
 		var body json.RawMessage
 		err = r.getJSON(api, "/v1/jobs/"+o.job, &body)
-		return err == nil && r.told.job(since, body), err
+		return err == nil && r.record.job(since, body), err
 	}, func() error { return r.readJobs(since, api, a) })
 }
 
 // poll takes an unfinished job and reads it; where it stays unfinished another reader will.
 // Where there is none it calls otherwise.
-func (r *round) poll(read func(toldOrder) (finished bool, err error), otherwise func() error) error {
+func (r *round) poll(read func(roundOrder) (finished bool, err error), otherwise func() error) error {
 	select {
 	case o := <-r.unfinished:
 		finished, err := read(o)
 		if finished {
-			<-r.room
+			<-r.slots
 		} else {
 			r.unfinished <- o
 		}
@@ -249,7 +249,7 @@ func (r *round) poll(read func(toldOrder) (finished bool, err error), otherwise 
 }
 
 // readJobs reads an account's last jobs, or its last ones of a status.
-func (r *round) readJobs(since known, api int, a *toldAccount) error {
+func (r *round) readJobs(since known, api int, a *roundAccount) error {
 	filters := []string{"", "&status=queued", "&status=succeeded", "&status=rejected"}
 	path := "/v1/accounts/" + a.number + "/jobs?limit=100" + filters[rand.IntN(len(filters))]
 	var jobs page[json.RawMessage]
@@ -257,25 +257,25 @@ func (r *round) readJobs(since known, api int, a *toldAccount) error {
 		return err
 	}
 	for _, job := range jobs.Data {
-		r.told.job(since, job)
+		r.record.job(since, job)
 	}
 	return nil
 }
 
-func (r *round) readHistory(since known, api int, a *toldAccount) error {
+func (r *round) readHistory(since known, api int, a *roundAccount) error {
 	var history page[toldTransaction]
 	if err := r.getJSON(api, "/v1/accounts/"+a.number+"/transactions?limit=100", &history); err != nil {
 		return err
 	}
 	for _, x := range history.Data {
-		r.told.transaction(since, a.number, x.Seq, x.BalanceAfter, x.line())
+		r.record.transaction(since, a.number, x.Seq, x.BalanceAfter, x.line())
 	}
-	r.told.reaches(since, a.number, history.Data[0].Seq)
+	r.record.reaches(since, a.number, history.Data[0].Seq)
 	return nil
 }
 
 // readTransaction reads the transaction after the last one that is known, or that one.
-func (r *round) readTransaction(since known, api int, a *toldAccount) error {
+func (r *round) readTransaction(since known, api int, a *roundAccount) error {
 	seq := max(1, since.latest[a.number]+int64(rand.IntN(2)))
 	path := fmt.Sprintf("/v1/accounts/%s/transactions/%d", a.number, seq)
 	status, body, err := r.get(api, path, "application/json")
@@ -284,7 +284,7 @@ func (r *round) readTransaction(since known, api int, a *toldAccount) error {
 	case err != nil:
 		return err
 	case status == http.StatusNotFound:
-		r.told.reaches(since, a.number, seq-1)
+		r.record.reaches(since, a.number, seq-1)
 		return nil
 	case status != http.StatusOK:
 		return fmt.Errorf("%s: %d %s", path, status, body)
@@ -292,45 +292,45 @@ func (r *round) readTransaction(since known, api int, a *toldAccount) error {
 	if err := json.Unmarshal(body, &x); err != nil {
 		return err
 	}
-	r.told.transaction(since, a.number, x.Seq, x.BalanceAfter, x.line())
+	r.record.transaction(since, a.number, x.Seq, x.BalanceAfter, x.line())
 	return nil
 }
 
-func (r *round) readAccount(since known, api int, a *toldAccount) error {
+func (r *round) readAccount(since known, api int, a *roundAccount) error {
 	var got account
 	if err := r.getJSON(api, "/v1/accounts/"+a.number, &got); err != nil {
 		return err
 	}
-	r.told.balance(since, a.number, got.LastSeq, got.Balance)
+	r.record.balance(since, a.number, got.LastSeq, got.Balance)
 	return nil
 }
 
-func (r *round) readAccounts(since known, api int, _ *toldAccount) error {
+func (r *round) readAccounts(since known, api int, _ *roundAccount) error {
 	var list page[account]
 	if err := r.getJSON(api, "/v1/accounts?limit=100", &list); err != nil {
 		return err
 	}
 	for _, got := range list.Data {
-		r.told.balance(since, got.Number, got.LastSeq, got.Balance)
+		r.record.balance(since, got.Number, got.LastSeq, got.Balance)
 	}
 	return nil
 }
 
-func (r *round) readBalance(since known, api int, a *toldAccount) error {
+func (r *round) readBalance(since known, api int, a *roundAccount) error {
 	var m moment
 	if err := r.getJSON(api, "/v1/accounts/"+a.number+"/balance", &m); err != nil {
 		return err
 	}
-	r.told.balance(since, a.number, m.Seq, m.Balance)
-	r.told.moment(since, m, rand.IntN)
+	r.record.balance(since, a.number, m.Seq, m.Balance)
+	r.record.moment(since, m, rand.IntN)
 	return nil
 }
 
-func (r *round) readBalanceAt(since known, api int, a *toldAccount) error {
+func (r *round) readBalanceAt(since known, api int, a *roundAccount) error {
 	const back = 50 * time.Millisecond
 	m, err := r.balanceAt(api, a.number, time.Now().Add(-rand.N(back)))
 	if err == nil {
-		r.told.moment(since, m, rand.IntN)
+		r.record.moment(since, m, rand.IntN)
 	}
 	return err
 }
@@ -340,7 +340,7 @@ func (r *round) balanceAt(api int, number string, at time.Time) (m moment, err e
 }
 
 // replay sends an order again: an unfinished one, or one of an account's last.
-func (r *round) replay(since known, api int, a *toldAccount) error {
+func (r *round) replay(since known, api int, a *roundAccount) error {
 	recent := func() error {
 		client := rand.IntN(len(a.orders))
 		a.mu.Lock()
@@ -355,10 +355,10 @@ func (r *round) replay(since known, api int, a *toldAccount) error {
 	if rand.IntN(2) == 0 {
 		return recent()
 	}
-	return r.poll(func(o toldOrder) (bool, error) { return r.sendAgain(since, api, o) }, recent)
+	return r.poll(func(o roundOrder) (bool, error) { return r.sendAgain(since, api, o) }, recent)
 }
 
-func (r *round) sendAgain(since known, api int, o toldOrder) (finished bool, err error) {
+func (r *round) sendAgain(since known, api int, o roundOrder) (finished bool, err error) {
 	status, body, err := r.c.send(r.t.Context(), api, o.order)
 	switch {
 	case err != nil || status == http.StatusServiceUnavailable:
@@ -366,13 +366,13 @@ func (r *round) sendAgain(since known, api int, o toldOrder) (finished bool, err
 	case status != http.StatusOK && status != http.StatusAccepted:
 		return false, fmt.Errorf("key %s once more: %d %s", o.key, status, body)
 	case !bytes.Contains(body, []byte(o.job)):
-		r.told.change("key %s made job %s and now answers %s", o.key, o.job, body)
+		r.record.change("key %s made job %s and now answers %s", o.key, o.job, body)
 	}
-	return r.told.job(since, body), nil
+	return r.record.job(since, body), nil
 }
 
 // readExport reads one export at a time, as a user may.
-func (r *round) readExport(since known, api int, a *toldAccount) error {
+func (r *round) readExport(since known, api int, a *roundAccount) error {
 	r.exporting.Lock()
 	defer r.exporting.Unlock()
 	path := "/v1/accounts/" + a.number + "/transactions?order=asc"
@@ -391,7 +391,7 @@ func (r *round) readExport(since known, api int, a *toldAccount) error {
 		fields, err := lines.Read()
 		switch {
 		case errors.Is(err, io.EOF):
-			r.told.reaches(since, a.number, last)
+			r.record.reaches(since, a.number, last)
 			return nil
 		case err != nil:
 			return err
@@ -402,11 +402,11 @@ func (r *round) readExport(since known, api int, a *toldAccount) error {
 		if _, err := fmt.Sscan(fields[0]+" "+fields[3], &last, &balance); err != nil {
 			return err
 		}
-		r.told.transaction(since, a.number, last, balance, strings.Join(fields, ","))
+		r.record.transaction(since, a.number, last, balance, strings.Join(fields, ","))
 	}
 }
 
-// end stops the clients and holds all that they were told against what there is now.
+// end stops the clients and compares all that they have read with what there is now.
 func (r *round) end() {
 	r.t.Helper()
 	if err := r.ended(); err != nil {
@@ -417,36 +417,36 @@ func (r *round) end() {
 		r.checkAccount(a)
 	}
 	r.checkMoments()
-	_, _, changed := r.told.count()
-	for _, change := range r.told.changes {
+	_, _, changed := r.record.count()
+	for _, change := range r.record.changes {
 		r.t.Error(change)
 	}
-	if more := changed - len(r.told.changes); more > 0 {
+	if more := changed - len(r.record.changes); more > 0 {
 		r.t.Errorf("and %d more", more)
 	}
 }
 
 // checkAccount reads everything of an account once more: each 202 has its job, finished
 // once, in the order of acceptance.
-func (r *round) checkAccount(a *toldAccount) {
+func (r *round) checkAccount(a *roundAccount) {
 	r.t.Helper()
-	since := r.told.known("the check")
+	since := r.record.known("the check")
 	jobs := map[string]jobAnswer{}
 	for _, body := range all[json.RawMessage](r.c, "/v1/accounts/"+a.number+"/jobs") {
 		var job jobAnswer
 		if err := json.Unmarshal(body, &job); err != nil {
 			r.t.Fatal(err)
 		}
-		if !r.told.job(since, body) {
-			r.told.change("job %s is not finished: %s", job.ID, body)
+		if !r.record.job(since, body) {
+			r.record.change("job %s is not finished: %s", job.ID, body)
 		}
 		jobs[job.ID] = job
 	}
 	for _, x := range all[toldTransaction](r.c, "/v1/accounts/"+a.number+"/transactions") {
-		r.told.transaction(since, a.number, x.Seq, x.BalanceAfter, x.line())
+		r.record.transaction(since, a.number, x.Seq, x.BalanceAfter, x.line())
 	}
 	byJob := r.c.checkHistory(a.number)
-	r.told.balance(since, a.number, int64(len(byJob)+1), r.c.account(a.number).Balance)
+	r.record.balance(since, a.number, int64(len(byJob)+1), r.c.account(a.number).Balance)
 	if err := r.readExport(since, 0, a); err != nil {
 		r.t.Errorf("export of %s: %v", a.number, err)
 	}
@@ -460,7 +460,7 @@ func (r *round) checkAccount(a *toldAccount) {
 
 // checkOutcomes checks that each order's job is there, as its transaction says and, where
 // the account has one client, as a single thread would have done it.
-func (r *round) checkOutcomes(a *toldAccount, orders []toldOrder, jobs map[string]jobAnswer, byJob map[string]transaction) {
+func (r *round) checkOutcomes(a *roundAccount, orders []roundOrder, jobs map[string]jobAnswer, byJob map[string]transaction) {
 	r.t.Helper()
 	bank := newBank(firstBalance)
 	for _, o := range orders {
@@ -485,11 +485,11 @@ func (r *round) checkOutcomes(a *toldAccount, orders []toldOrder, jobs map[strin
 
 // checkRealTime checks that what was sent after another order's 202 took effect after it,
 // whichever clients sent them.
-func (r *round) checkRealTime(a *toldAccount, orders []toldOrder, byJob map[string]transaction) {
+func (r *round) checkRealTime(a *roundAccount, orders []roundOrder, byJob map[string]transaction) {
 	r.t.Helper()
-	moved := slices.DeleteFunc(orders, func(o toldOrder) bool { return byJob[o.job].Seq == 0 })
-	bySent := slices.SortedFunc(slices.Values(moved), func(x, y toldOrder) int { return x.sent.Compare(y.sent) })
-	byAccepted := slices.SortedFunc(slices.Values(moved), func(x, y toldOrder) int { return x.accepted.Compare(y.accepted) })
+	moved := slices.DeleteFunc(orders, func(o roundOrder) bool { return byJob[o.job].Seq == 0 })
+	bySent := slices.SortedFunc(slices.Values(moved), func(x, y roundOrder) int { return x.sent.Compare(y.sent) })
+	byAccepted := slices.SortedFunc(slices.Values(moved), func(x, y roundOrder) int { return x.accepted.Compare(y.accepted) })
 	last, next := int64(0), 0
 	for _, o := range bySent {
 		for ; byAccepted[next].accepted.Before(o.sent); next++ { // an order's own 202 comes after it was sent
@@ -508,11 +508,11 @@ func (r *round) checkMoments() {
 	const atOnce = 8
 	var group errgroup.Group
 	group.SetLimit(atOnce)
-	for n, m := range r.told.moments {
+	for n, m := range r.record.moments {
 		group.Go(func() error {
 			now, err := r.balanceAt(n, m.Number, m.At)
 			if err == nil && (now.Seq != m.Seq || now.Balance != m.Balance || !now.At.Equal(m.At)) {
-				r.told.change("the balance at a time was told as %+v and is now %+v", m, now)
+				r.record.change("the balance at a time was read as %+v and is now %+v", m, now)
 			}
 			return err
 		})

@@ -26,15 +26,15 @@ var (
 
 // Bounds of a round, and of what leads to a crash.
 const (
-	crashesARound = 10  // what clients were told is remembered for so many crashes
+	crashesARound = 10  // the record is kept for so many crashes
 	newsUnderLoad = 300 // before a crash, at most
 	newsOfBacklog = 20
 	backlog       = 400 // jobs that are queued before a crash over a backlog
 )
 
-// What a client was told never changes. Postgres crashes again and again, in the middle of
-// batches, while clients send orders and others read all that can be read, as fast as they
-// can. In the end everything that any of them was told must read the same.
+// An answer never changes. Postgres crashes again and again, in the middle of batches,
+// while clients send orders and other clients read everything, as fast as they can. In the
+// end everything that a client has read must read the same.
 func TestPromises(t *testing.T) {
 	t.Parallel()
 	s := newFragileSystem(t)
@@ -45,7 +45,7 @@ func TestPromises(t *testing.T) {
 			crash := drawnCrash(n)
 			r.crash(crash)
 			var answers, news int
-			answers, news, changed = r.told.count()
+			answers, news, changed = r.record.count()
 			t.Logf("%4.0fs crash %d of %d, %s: %d answers since the round began, %d of them news, %d changed",
 				time.Since(started).Seconds(), n+1, *promisesCrashes, crash, answers, news, changed)
 		}
@@ -80,8 +80,8 @@ func promisesEnv(string, int) []string {
 	return []string{"RATE_LIMIT_PER_MINUTE=0", "QUEUE_PARTITIONS=2"}
 }
 
-// A failover loses what the workers committed and the standby never got. The primary shows
-// it, and no client is told.
+// A failover loses what the workers committed and the standby never got. No answer shows
+// it, although every session of the primary sees it.
 func TestPromisesFailover(t *testing.T) {
 	t.Parallel()
 	const some = 100
@@ -242,7 +242,7 @@ func runs(pid int) bool {
 	return err == nil && found && state[0] != 'Z' && state[0] != 'X'
 }
 
-// crash crashes Postgres when clients have just been told some news, and starts it again.
+// crash crashes Postgres when clients have just read some news, and starts it again.
 func (r *round) crash(c postgresCrash) {
 	r.t.Helper()
 	goOn, most := func() {}, newsUnderLoad
@@ -259,12 +259,12 @@ func (r *round) crash(c postgresCrash) {
 	r.s.pool.Reset()
 }
 
-// awaitNews waits until clients are told n more news.
+// awaitNews waits until clients have read n more news.
 func (r *round) awaitNews(n int) {
 	r.t.Helper()
-	_, before, _ := r.told.count()
-	testenv.Eventually(r.t, fmt.Sprintf("%d more news are told", n), func() bool {
-		_, news, changed := r.told.count()
+	_, before, _ := r.record.count()
+	testenv.Eventually(r.t, fmt.Sprintf("%d more news are read", n), func() bool {
+		_, news, changed := r.record.count()
 		return news >= before+n || changed > 0
 	})
 }

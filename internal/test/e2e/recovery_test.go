@@ -39,13 +39,12 @@ const (
 	refusalBound = 2 * time.Second        // of a 503, without Postgres
 )
 
-// frozenFor is how long what is frozen stays so: longer than any one call to it
-// is waited for.
+// frozenFor is how long a process stays frozen: longer than any caller waits for it.
 const frozenFor = 7 * time.Second
 
-var strict = flag.Bool("recovery.strict", false, "hold the recoveries to their bounds exactly, as befits a machine that does nothing else")
+var strict = flag.Bool("recovery.strict", false, "hold the recoveries to their exact bounds, on a machine that does nothing else")
 
-// besideOthers lets a test run beside others, unless it is strict about time.
+// besideOthers lets a test run in parallel, unless it is strict about time.
 func besideOthers(t *testing.T) {
 	t.Helper()
 	if !*strict {
@@ -74,16 +73,15 @@ func measured(t *testing.T, what string, took, bound time.Duration) {
 	}
 }
 
-// Faults that take tickets with them: jobs are queued, tickets in workers' hands
-// and in line, all held up by a lock on their accounts, when the fault strikes.
-// The time runs from when the fault is over; where others go on in a worker's
-// place, from the strike.
+// Faults that lose tasks: when a fault is injected, jobs are queued and their tasks are
+// active or pending, because a lock on their accounts holds them up. The time runs from
+// the end of the fault; if other workers take over, from the injection.
 func TestRecovery(t *testing.T) {
 	besideOthers(t)
 	tests := []struct {
 		name    string
 		workers int
-		strike  func(*testing.T, *system)
+		inject  func(*testing.T, *system)
 		bound   time.Duration
 	}{
 		{"WorkerKilledWhileOthersLive", 3, func(_ *testing.T, s *system) { s.workers[0].kill() }, afterWorker},
@@ -104,7 +102,7 @@ func TestRecovery(t *testing.T) {
 			s := newDurableSystem(t, 1, test.workers)
 			c := newClient(t, s)
 			numbers, release := queueBehindLock(t, s, c, queuedEach)
-			test.strike(t, s)
+			test.inject(t, s)
 			release()
 			over := time.Now()
 			s.drained()
@@ -124,7 +122,8 @@ const (
 	queuedEach     = 25
 )
 
-// queueBehindLock has some jobs of each account accepted whose accounts stay locked until release.
+// queueBehindLock has jobs of each account accepted while the accounts are locked, until
+// release.
 func queueBehindLock(t *testing.T, s *system, c *client, each int) (numbers []string, release func()) {
 	t.Helper()
 	for range queuedAccounts {
@@ -134,7 +133,7 @@ func queueBehindLock(t *testing.T, s *system, c *client, each int) (numbers []st
 	if err != nil {
 		t.Fatal(err)
 	}
-	// A Postgres that crashed has let go by itself, and says so with an error.
+	// A crashed Postgres has released the locks itself; then this is an error.
 	release = sync.OnceFunc(func() { _ = tx.Rollback(context.WithoutCancel(t.Context())) })
 	t.Cleanup(release)
 	if _, err := tx.Exec(t.Context(), `SELECT FROM accounts FOR UPDATE`); err != nil {
@@ -166,7 +165,7 @@ func TestRecoveryWithoutRedis(t *testing.T) {
 	besideOthers(t)
 	tests := []struct {
 		name string
-		fail func(*testing.T, *system) (mend func())
+		fail func(*testing.T, *system) (repair func())
 	}{
 		{"Refuses", func(t *testing.T, s *system) func() {
 			t.Helper()
@@ -205,13 +204,13 @@ func TestRecoveryWithoutRedis(t *testing.T) {
 			}
 			warm(t, c, numbers)
 			s.drained()
-			mend := test.fail(t, s)
+			repair := test.fail(t, s)
 			took := acceptAll(t, c, numbers)
 			accepted := time.Now()
 			measured(t, "202 p99", took[len(took)*99/100], acceptP99)
 			s.drained()
 			measured(t, "all finished while it lasts", time.Since(accepted), whileRedisRefuses)
-			mend()
+			repair()
 			over := time.Now()
 			if _, err := c.settle(0, order{numbers[0], "deposits", 1, "after"}); err != nil {
 				t.Error(err)
@@ -289,14 +288,14 @@ func acceptAll(t *testing.T, c *client, numbers []string) (took []time.Duration)
 	return took
 }
 
-// Without Postgres nothing is promised: whatever is asked, the answer is a 503
-// that says when to try again, and it comes soon. Where only the connections
-// that are there hang, new ones may serve; the answers come soon all the same.
+// Without Postgres every answer is a 503 that says when to try again, and it comes soon.
+// If only the open connections hang, new connections may serve; the answers still come
+// soon.
 func TestRecoveryWithoutPostgres(t *testing.T) {
 	besideOthers(t)
 	tests := []struct {
 		name   string
-		fail   func(*testing.T, *system) (mend func())
+		fail   func(*testing.T, *system) (repair func())
 		serves bool // to new connections
 	}{
 		{"Refuses", func(t *testing.T, s *system) func() {
@@ -326,13 +325,13 @@ func TestRecoveryWithoutPostgres(t *testing.T) {
 			warm(t, c, []string{a.Number})
 			unseen := newClient(t, s) // only the first api has met its session
 			theirs := unseen.open(0)
-			mend := test.fail(t, s)
+			repair := test.fail(t, s)
 			var worst time.Duration
 			for round := range 3 {
 				worst = max(worst, refusals(t, c, unseen, a.Number, theirs.Number, round, test.serves))
 			}
 			measured(t, "slowest answer", worst, refusalBound)
-			mend()
+			repair()
 			over := time.Now()
 			if _, err := c.settle(0, order{a.Number, "deposits", 1, "after"}); err != nil {
 				t.Error(err)

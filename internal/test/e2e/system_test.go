@@ -18,7 +18,7 @@ import (
 type system struct {
 	t           testing.TB
 	postgres    *local.Postgres
-	databaseURL string // where everybody finds Postgres; where empty, that of postgres
+	databaseURL string // where all processes find Postgres; empty for postgres's own
 	replicaURL  string // where APIs find histories; where empty, in Postgres
 	redis       *local.Redis
 	pool        *pgxpool.Pool // past the API, for what the API does not tell

@@ -24,14 +24,13 @@ var repository = filepath.Join("..", "..", "..")
 // bound on a request, and what a loaded machine adds.
 const slowestAnswer = 3 * time.Second
 
-// The programs of the commit in upgrade_from are replaced by this build's, one
-// process after another, on one database and under load: both builds work side
-// by side in every combination, and no client sees an error but a 503 that says
-// when to try again.
+// This build replaces the build of the commit in upgrade_from, one process after another,
+// on one database and under load. Both builds work side by side in every combination, and
+// clients see no error but a 503 that says when to try again.
 func TestRollingUpgrade(t *testing.T) {
 	t.Parallel()
 	u := newUpgrade(t)
-	var w witness
+	var w responseCheck
 	u.c.watch = w.see
 	const clients = 4
 	clientsAtWork := startLoad(u.c, clients)
@@ -54,7 +53,7 @@ func TestRollingUpgrade(t *testing.T) {
 		t.Logf("%s: %v", step.name, time.Since(started).Round(time.Millisecond))
 	}
 	clientsAtWork.stop()
-	u.checkTickets()
+	u.checkTasks()
 	w.check(t, slowestAnswer)
 }
 
@@ -70,7 +69,7 @@ type upgrade struct {
 func newUpgrade(t *testing.T) *upgrade {
 	t.Helper()
 	old := variant{source: oldSource(t), plain: true}
-	for _, build := range []variant{old, {}} { // before anybody is at work
+	for _, build := range []variant{old, {}} { // before the load begins
 		if _, err := build.build(); err != nil {
 			t.Fatal(err)
 		}
@@ -217,7 +216,7 @@ func (c *client) with(token string) *client {
 
 // awaitDone waits until the processes that are there now have accepted jobs, each
 // API some of them, and these are done.
-func (u *upgrade) awaitDone(step string, w *witness) {
+func (u *upgrade) awaitDone(step string, w *responseCheck) {
 	u.t.Helper()
 	const some = 60
 	u.balancer.resetServed()
@@ -239,9 +238,9 @@ func (u *upgrade) awaitDone(step string, w *witness) {
 	}
 }
 
-// checkTickets looks for tickets that a worker did not understand: Asynq
-// archives them.
-func (u *upgrade) checkTickets() {
+// checkTasks fails the test if a worker did not understand a task: Asynq archives such a
+// task.
+func (u *upgrade) checkTasks() {
 	u.t.Helper()
 	opt, err := redis.ParseURL(u.redis.URL())
 	if err != nil {
@@ -251,7 +250,7 @@ func (u *upgrade) checkTickets() {
 	defer r.Close() //nolint:errcheck // nothing is pending on it
 	keys, err := r.Keys(u.t.Context(), "asynq:{*}:archived").Result()
 	if err != nil || len(keys) > 0 {
-		u.t.Errorf("bad tickets in %v, %v", keys, err)
+		u.t.Errorf("bad tasks in %v, %v", keys, err)
 	}
 }
 

@@ -28,9 +28,9 @@ const openingDeposit = 500
 // crashPartitions are few: there is one account, and there are many workers.
 const crashPartitions = 2
 
-// crashScene is what happens in: a system with one API and no worker, one
-// account, and what a single thread makes of the orders so far.
-type crashScene struct {
+// crashEnvironment is a system with one API and no worker, one account, and the outcomes
+// of the orders so far if a single thread applied them.
+type crashEnvironment struct {
 	t *testing.T
 	*system
 	c   *client
@@ -41,21 +41,21 @@ type crashScene struct {
 	seq        int64 // of the account's last transaction
 	refuse     int64 // the amount that Postgres refuses
 	orders     []*sentOrder
-	unanswered *sentOrder // of a process that died over it
+	unanswered *sentOrder // whose process died before it answered
 	gate       pgx.Tx     // keeps the gate closed
 }
 
-// newCrashScene sets the scene on a database of its own.
-func newCrashScene(t *testing.T, row crashRow) *crashScene {
+// newCrashEnvironment sets up an environment on a database of its own.
+func newCrashEnvironment(t *testing.T, row crashRow) *crashEnvironment {
 	t.Helper()
-	return setCrashScene(t, &system{t: t, databaseURL: testenv.Postgres(t)}, row)
+	return setUpCrash(t, &system{t: t, databaseURL: testenv.Postgres(t)}, row)
 }
 
-func setCrashScene(t *testing.T, s *system, row crashRow) *crashScene {
+func setUpCrash(t *testing.T, s *system, row crashRow) *crashEnvironment {
 	t.Helper()
 	s.redis = testenv.RedisServer(t)
 	s.pool = s.connect()
-	sc := &crashScene{t: t, system: s, row: row, balance: openingDeposit, seq: 1}
+	sc := &crashEnvironment{t: t, system: s, row: row, balance: openingDeposit, seq: 1}
 	s.apis = []*process{startVariant(t, armed, "api", sc.env())}
 	sc.c = newCrashClient(t, s)
 	t.Cleanup(sc.openGate)
@@ -63,15 +63,15 @@ func setCrashScene(t *testing.T, s *system, row crashRow) *crashScene {
 	return sc
 }
 
-func (sc *crashScene) env() []string {
+func (sc *crashEnvironment) env() []string {
 	return append(sc.system.env(), fmt.Sprint("QUEUE_PARTITIONS=", crashPartitions))
 }
 
-// crashUser is the user of every scene, in each database the same: passwords are
-// slow to hash, and there are many scenes.
+// crashUser is the same user in every environment: hashing a password is slow, and there
+// are many environments.
 var crashUser struct {
 	sync.Mutex
-	token    string // guarded by it, as is what it says
+	token    string // guarded by the mutex, as is identity
 	identity auth.Identity
 }
 
@@ -110,8 +110,8 @@ func signUpCrashUser(t *testing.T, s *system) {
 	crashUser.token = tokens.AccessToken
 }
 
-// next adds an order to the account's, with what must come of it.
-func (sc *crashScene) next(entry string, amount int64) *sentOrder {
+// next adds an order of the account, with the outcome that it must have.
+func (sc *crashEnvironment) next(entry string, amount int64) *sentOrder {
 	o := &sentOrder{order: order{account: sc.number, entry: entry, amount: amount, key: fmt.Sprint("crash-", len(sc.orders))}}
 	sc.orders = append(sc.orders, o)
 	switch {
@@ -131,8 +131,8 @@ func (sc *crashScene) next(entry string, amount int64) *sentOrder {
 	return o
 }
 
-// send sends an order to the API that nothing happens to.
-func (sc *crashScene) send(entry string, amount int64) {
+// send sends an order to the API that is not killed.
+func (sc *crashEnvironment) send(entry string, amount int64) {
 	sc.t.Helper()
 	o := sc.next(entry, amount)
 	var err error
@@ -141,10 +141,10 @@ func (sc *crashScene) send(entry string, amount int64) {
 	}
 }
 
-// sendOrders sends n orders, one after the other, that all succeed, while nobody
-// works. Each has its ticket before the next is sent: rings of one account that
-// wait together become one.
-func (sc *crashScene) sendOrders(n int) {
+// sendOrders sends n orders, one after another, that all succeed, while no worker runs.
+// It awaits the task of each order before it sends the next: the notifier merges
+// notifications of one account that wait together.
+func (sc *crashEnvironment) sendOrders(n int) {
 	sc.t.Helper()
 	for i := range n {
 		if i%2 == 0 {
@@ -152,15 +152,15 @@ func (sc *crashScene) sendOrders(n int) {
 		} else {
 			sc.send("withdrawals", int64(50+i))
 		}
-		sc.ticketed(len(sc.orders))
+		sc.awaitTasks(len(sc.orders))
 	}
 }
 
-// neighbourly is what each neighbour of the account is sent.
+// neighbourly is the amount of each neighbour's order.
 const neighbourly = 77
 
 // sendNeighbour sends the only order of an account of the same partition.
-func (sc *crashScene) sendNeighbour() {
+func (sc *crashEnvironment) sendNeighbour() {
 	sc.t.Helper()
 	own := sc.partition(sc.number)
 	number := sc.c.open(openingDeposit).Number
@@ -176,11 +176,11 @@ func (sc *crashScene) sendNeighbour() {
 	if o.job, err = sc.c.settle(0, o.order); err != nil {
 		sc.t.Fatal(err)
 	}
-	sc.ticketed(len(sc.orders))
+	sc.awaitTasks(len(sc.orders))
 }
 
 // followUp sends orders that must take effect after all that were before.
-func (sc *crashScene) followUp() {
+func (sc *crashEnvironment) followUp() {
 	sc.t.Helper()
 	sc.send("deposits", 11)
 	sc.send("withdrawals", 1_000_000)
@@ -189,7 +189,7 @@ func (sc *crashScene) followUp() {
 
 // sendUnheard sends an order to a process that dies over it. Where its answer
 // comes all the same, that counts.
-func (sc *crashScene) sendUnheard(dying *process) {
+func (sc *crashEnvironment) sendUnheard(dying *process) {
 	sc.t.Helper()
 	sc.unanswered = sc.next("deposits", 31)
 	o := sc.unanswered.order
@@ -208,7 +208,7 @@ func (sc *crashScene) sendUnheard(dying *process) {
 
 // askAgain sends the unanswered order once more, to another API: it is answered
 // with the job that was committed or answered before, where there is one.
-func (sc *crashScene) askAgain() {
+func (sc *crashEnvironment) askAgain() {
 	sc.t.Helper()
 	if sc.unanswered == nil {
 		return
@@ -231,7 +231,7 @@ func (sc *crashScene) askAgain() {
 }
 
 // open opens an account under a key, and answers with its number.
-func (sc *crashScene) open(api string) (number string, err error) {
+func (sc *crashEnvironment) open(api string) (number string, err error) {
 	status, answer, err := sc.c.ask(sc.t.Context(), api, http.MethodPost, "/v1/accounts", "opening",
 		map[string]any{"initial_deposit": openingDeposit})
 	if err != nil {
@@ -244,7 +244,7 @@ func (sc *crashScene) open(api string) (number string, err error) {
 	return opened.Number, nil
 }
 
-func (sc *crashScene) numbersOpened() []string {
+func (sc *crashEnvironment) numbersOpened() []string {
 	sc.t.Helper()
 	rows, _ := sc.pool.Query(sc.t.Context(), `SELECT number FROM accounts WHERE open_key = 'opening'`) // CollectRows returns its error
 	numbers, err := pgx.CollectRows(rows, pgx.RowTo[string])
@@ -254,25 +254,25 @@ func (sc *crashScene) numbersOpened() []string {
 	return numbers
 }
 
-// left checks what is in Postgres and in Redis.
-func (sc *crashScene) left(jobs string, tickets int) {
+// left checks the jobs in Postgres and the tasks in Redis.
+func (sc *crashEnvironment) left(jobs string, tasks int) {
 	sc.t.Helper()
 	if got := sc.jobs(); got != jobs {
 		sc.t.Errorf("left %s, want %s", got, jobs)
 	}
-	if got := sc.tickets(); tickets != unsaid && got != tickets {
-		sc.t.Errorf("left %d tickets, want %d", got, tickets)
+	if got := sc.tasks(); tasks != anyNumber && got != tasks {
+		sc.t.Errorf("left %d tasks, want %d", got, tasks)
 	}
 }
 
 // becomes waits until that is what is in Postgres.
-func (sc *crashScene) becomes(jobs string) {
+func (sc *crashEnvironment) becomes(jobs string) {
 	sc.t.Helper()
 	testenv.Eventually(sc.t, jobs, func() bool { return sc.jobs() == jobs })
 }
 
 // jobs says how all jobs stand, in the order of their accepts.
-func (sc *crashScene) jobs() string {
+func (sc *crashEnvironment) jobs() string {
 	sc.t.Helper()
 	const sql = `SELECT status || CASE WHEN attempts > 0 THEN ' after ' || attempts || ' attempts' ELSE '' END FROM jobs ORDER BY position`
 	rows, _ := sc.pool.Query(sc.t.Context(), sql) // CollectRows returns its error
@@ -293,8 +293,8 @@ func (sc *crashScene) jobs() string {
 	return strings.Join(runs, ", ")
 }
 
-// tickets counts those in Redis: in line, or in somebody's hands.
-func (sc *crashScene) tickets() (n int) {
+// tasks counts the tasks in Redis, pending or active, and the notifications.
+func (sc *crashEnvironment) tasks() (n int) {
 	sc.t.Helper()
 	sc.withRedis(func(r *redis.Client) error {
 		keys, err := r.Keys(sc.t.Context(), "asynq:{"+queues.Prefix+":tx:*}:t:*").Result()
@@ -308,28 +308,28 @@ func (sc *crashScene) tickets() (n int) {
 	return n
 }
 
-// ticketed waits until there are so many tickets.
-func (sc *crashScene) ticketed(n int) {
+// awaitTasks waits until there are n tasks.
+func (sc *crashEnvironment) awaitTasks(n int) {
 	sc.t.Helper()
-	testenv.Eventually(sc.t, fmt.Sprint(n, " tickets"), func() bool { return sc.tickets() == n })
+	testenv.Eventually(sc.t, fmt.Sprint(n, " tasks"), func() bool { return sc.tasks() == n })
 }
 
-// enqueueLast writes a ticket for the newest job.
-func (sc *crashScene) enqueueLast() {
+// enqueueLast enqueues a task for the newest job.
+func (sc *crashEnvironment) enqueueLast() {
 	sc.t.Helper()
 	last := sc.orders[len(sc.orders)-1]
-	ticket := queue.Task{JobID: uuid.MustParse(last.job.ID), AccountID: sc.accountID(last.account)}
-	sc.withTickets(func(tickets *queue.Client) error { return tickets.Enqueue(sc.t.Context(), ticket) })
+	task := queue.Task{JobID: uuid.MustParse(last.job.ID), AccountID: sc.accountID(last.account)}
+	sc.withQueue(func(client *queue.Client) error { return client.Enqueue(sc.t.Context(), task) })
 }
 
-// enqueueEach has each order's account have a ticket for each order, as sweeps write them.
-func (sc *crashScene) enqueueEach() {
+// enqueueEach enqueues a task for each order, as sweeps do.
+func (sc *crashEnvironment) enqueueEach() {
 	sc.t.Helper()
 	flushAll(sc.t, sc.system)
-	sc.withTickets(func(tickets *queue.Client) error {
+	sc.withQueue(func(client *queue.Client) error {
 		for _, o := range sc.orders {
-			ticket := queue.Task{JobID: uuid.MustParse(o.job.ID), AccountID: sc.accountID(o.account)}
-			if err := tickets.Enqueue(sc.t.Context(), ticket); err != nil {
+			task := queue.Task{JobID: uuid.MustParse(o.job.ID), AccountID: sc.accountID(o.account)}
+			if err := client.Enqueue(sc.t.Context(), task); err != nil {
 				return err
 			}
 		}
@@ -337,9 +337,9 @@ func (sc *crashScene) enqueueEach() {
 	})
 }
 
-// enqueueShared writes one ticket for the newest job of each account, as an API
-// does that is rung for all of them together.
-func (sc *crashScene) enqueueShared() {
+// enqueueShared enqueues one task for the newest jobs of all accounts, as an API does that
+// is notified of them together.
+func (sc *crashEnvironment) enqueueShared() {
 	sc.t.Helper()
 	now, cancel := context.WithCancel(sc.t.Context())
 	cancel()
@@ -347,23 +347,23 @@ func (sc *crashScene) enqueueShared() {
 	for _, o := range sc.orders {
 		ids = append(ids, sc.accountID(o.account))
 	}
-	sc.withTickets(func(tickets *queue.Client) error {
+	sc.withQueue(func(client *queue.Client) error {
 		for i, o := range sc.orders {
-			tickets.Notify(ids[i], int64(i), uuid.MustParse(o.job.ID), 1)
+			client.Notify(ids[i], int64(i), uuid.MustParse(o.job.ID), 1)
 		}
-		return tickets.Run(now) // what is there already
+		return client.Run(now) // what is there already
 	})
-	sc.ticketed(1)
+	sc.awaitTasks(1)
 }
 
-func (sc *crashScene) withTickets(do func(*queue.Client) error) {
+func (sc *crashEnvironment) withQueue(do func(*queue.Client) error) {
 	sc.t.Helper()
 	sc.withRedis(func(r *redis.Client) error {
 		return do(queue.NewClient(r, queue.Queues{Prefix: queues.Prefix, Partitions: crashPartitions}, slog.New(slog.DiscardHandler), func() {}))
 	})
 }
 
-func (sc *crashScene) accountID(number string) (id int64) {
+func (sc *crashEnvironment) accountID(number string) (id int64) {
 	sc.t.Helper()
 	if err := sc.pool.QueryRow(sc.t.Context(), `SELECT id FROM accounts WHERE number = $1`, number).Scan(&id); err != nil {
 		sc.t.Fatal(err)
@@ -371,12 +371,12 @@ func (sc *crashScene) accountID(number string) (id int64) {
 	return id
 }
 
-func (sc *crashScene) partition(number string) int {
+func (sc *crashEnvironment) partition(number string) int {
 	sc.t.Helper()
 	return queue.Partition(sc.accountID(number), crashPartitions)
 }
 
-func (sc *crashScene) withRedis(do func(*redis.Client) error) {
+func (sc *crashEnvironment) withRedis(do func(*redis.Client) error) {
 	sc.t.Helper()
 	opt, err := redis.ParseURL(sc.redis.URL())
 	if err != nil {
@@ -389,7 +389,7 @@ func (sc *crashScene) withRedis(do func(*redis.Client) error) {
 	}
 }
 
-func (sc *crashScene) exec(sql string) {
+func (sc *crashEnvironment) exec(sql string) {
 	sc.t.Helper()
 	ledgertest.Exec(sc.t, sc.pool, sql)
 }
@@ -402,9 +402,9 @@ const (
 )
 
 // closeGate holds every statement that comes to the trigger until openGate.
-func (sc *crashScene) closeGate(trigger string) {
+func (sc *crashEnvironment) closeGate(trigger string) {
 	sc.t.Helper()
-	// No lock_timeout: it is a long step that is played, not a wait for others.
+	// No lock_timeout: the gate stands for a long step, not for a wait.
 	sc.exec(`CREATE FUNCTION gate() RETURNS trigger LANGUAGE plpgsql SET lock_timeout = 0 AS $$
 		BEGIN
 			PERFORM pg_advisory_xact_lock_shared(1, 1);
@@ -424,8 +424,8 @@ func (sc *crashScene) closeGate(trigger string) {
 	}
 }
 
-// openGate lets go what the gate holds, where there is one.
-func (sc *crashScene) openGate() {
+// openGate releases the held statements, if there is a gate.
+func (sc *crashEnvironment) openGate() {
 	if sc.gate != nil {
 		_ = sc.gate.Rollback(context.WithoutCancel(sc.t.Context())) // done, or gone with its server
 		sc.gate = nil
@@ -433,7 +433,7 @@ func (sc *crashScene) openGate() {
 }
 
 // held waits until so many statements are held, at the gate or by one that is.
-func (sc *crashScene) held(n int) {
+func (sc *crashEnvironment) held(n int) {
 	sc.t.Helper()
 	const sql = `SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()`
 	testenv.Eventually(sc.t, fmt.Sprint(n, " statements held in Postgres"), func() bool {
@@ -445,8 +445,8 @@ func (sc *crashScene) held(n int) {
 	})
 }
 
-// check holds everything against the model.
-func (sc *crashScene) check() {
+// check compares everything with the model.
+func (sc *crashEnvironment) check() {
 	sc.t.Helper()
 	byAccount := map[string][]*sentOrder{}
 	for _, o := range sc.orders {

@@ -16,17 +16,17 @@ const (
 	maxChanges = 20   // changed answers with their texts; the rest are counted
 )
 
-// told is what the clients of a round were told, and every answer that contradicted an
-// earlier one. It holds a few hundred bytes for each job, until the round ends.
-type told struct {
+// record is the outcomes that the clients of a round have read, and every answer that
+// contradicted an earlier answer. It holds a few hundred bytes a job until the round ends.
+type record struct {
 	mu       sync.Mutex // guards the rest
-	jobs     map[string]toldJob
-	history  map[seqOf]toldBy[string] // a transaction, as a line of CSV
-	balances map[seqOf]toldBy[int64]  // the balance after that transaction
-	latest   map[string]int64         // the highest seq of each account
+	jobs     map[string]recordedJob
+	history  map[seqOf]recorded[string] // a transaction, as a line of CSV
+	balances map[seqOf]recorded[int64]  // the balance after that transaction
+	latest   map[string]int64           // the highest seq of each account
 	moments  []moment
 	answers  int
-	news     int // answers that told a higher seq of an account than any before
+	news     int // answers that showed a higher seq of an account than any answer before
 	changed  int
 	changes  []string // the first maxChanges of them
 }
@@ -36,15 +36,15 @@ type seqOf struct {
 	seq     int64
 }
 
-// toldBy is what a route told first.
-type toldBy[T any] struct {
+// recorded is what was read first, and by which route.
+type recorded[T any] struct {
 	what  T
 	route string
 }
 
-// toldJob is a finished job as a client was first told, and when its answer arrived.
-type toldJob struct {
-	toldBy[string]
+// recordedJob is a finished job as a client read it first, and when that answer arrived.
+type recordedJob struct {
+	recorded[string]
 	at time.Time
 }
 
@@ -80,31 +80,31 @@ func (x toldTransaction) line() string {
 	return fmt.Sprintf("%d,%s,%d,%d,%s,%s,%s", x.Seq, x.Type, x.Amount, x.BalanceAfter, x.Description, job, x.CreatedAt)
 }
 
-func newTold() *told {
-	return &told{jobs: map[string]toldJob{}, history: map[seqOf]toldBy[string]{}, balances: map[seqOf]toldBy[int64]{}, latest: map[string]int64{}}
+func newRecord() *record {
+	return &record{jobs: map[string]recordedJob{}, history: map[seqOf]recorded[string]{}, balances: map[seqOf]recorded[int64]{}, latest: map[string]int64{}}
 }
 
-func (d *told) known(route string) known {
+func (d *record) known(route string) known {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	return known{route, time.Now(), maps.Clone(d.latest)}
 }
 
-func (d *told) change(format string, args ...any) {
+func (d *record) change(format string, args ...any) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.changeLocked(format, args...)
 }
 
-func (d *told) changeLocked(format string, args ...any) {
+func (d *record) changeLocked(format string, args ...any) {
 	if d.changed++; len(d.changes) < maxChanges {
 		d.changes = append(d.changes, fmt.Sprintf(format, args...))
 	}
 }
 
 // job notes a job as it was read, and returns whether it is finished. A finished job
-// stays as it was first told, byte for byte.
-func (d *told) job(since known, body []byte) bool {
+// stays as it was first read, byte for byte.
+func (d *record) job(since known, body []byte) bool {
 	var job struct {
 		jobAnswer
 		Account string `json:"account"`
@@ -118,12 +118,12 @@ func (d *told) job(since known, body []byte) bool {
 	case err != nil || job.ID == "":
 		d.changeLocked("no job: %s", body)
 	case job.Status == "queued" && isTold && before.at.Before(since.at):
-		d.changeLocked("job %s is queued again in %s, and was told in %s as %s", job.ID, since.route, before.route, before.what)
+		d.changeLocked("job %s is queued again in %s, and was read in %s as %s", job.ID, since.route, before.route, before.what)
 	case job.Status == "queued":
 	case isTold && before.what != string(body):
-		d.changeLocked("job %s was told in %s as %s and is now %s", job.ID, before.route, before.what, body)
+		d.changeLocked("job %s was read in %s as %s and is now %s", job.ID, before.route, before.what, body)
 	case !isTold:
-		d.jobs[job.ID] = toldJob{toldBy[string]{string(body), since.route}, time.Now()}
+		d.jobs[job.ID] = recordedJob{recorded[string]{string(body), since.route}, time.Now()}
 		if job.Transaction != nil {
 			d.noteBalance(since, job.Account, job.Transaction.Seq, job.Transaction.BalanceAfter)
 		}
@@ -132,7 +132,7 @@ func (d *told) job(since known, body []byte) bool {
 }
 
 // transaction notes a transaction, from wherever it was read.
-func (d *told) transaction(since known, account string, seq, balanceAfter int64, line string) {
+func (d *record) transaction(since known, account string, seq, balanceAfter int64, line string) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.answers++
@@ -140,26 +140,26 @@ func (d *told) transaction(since known, account string, seq, balanceAfter int64,
 	before, isTold := d.history[at]
 	switch {
 	case !isTold:
-		d.history[at] = toldBy[string]{line, since.route}
+		d.history[at] = recorded[string]{line, since.route}
 		d.noteBalance(since, account, seq, balanceAfter)
 	case before.what != line:
-		d.changeLocked("account %s: transaction %s was told in %s as %s", account, line, before.route, before.what)
+		d.changeLocked("account %s: transaction %s was read in %s as %s", account, line, before.route, before.what)
 	}
 }
 
 // reaches notes that an answer went up to an account's transaction seq: an earlier answer
 // must not have gone further.
-func (d *told) reaches(since known, account string, seq int64) {
+func (d *record) reaches(since known, account string, seq int64) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if was := since.latest[account]; seq < was {
-		d.changeLocked("account %s ends at transaction %d in %s, and %d was told before in %s",
+		d.changeLocked("account %s ends at transaction %d in %s, and %d was read before in %s",
 			account, seq, since.route, was, d.balances[seqOf{account, was}].route)
 	}
 }
 
 // balance notes an account's balance after its last transaction.
-func (d *told) balance(since known, account string, seq, balance int64) {
+func (d *record) balance(since known, account string, seq, balance int64) {
 	d.reaches(since, account, seq)
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -167,25 +167,25 @@ func (d *told) balance(since known, account string, seq, balance int64) {
 	d.noteBalance(since, account, seq, balance)
 }
 
-func (d *told) noteBalance(since known, account string, seq, balance int64) {
+func (d *record) noteBalance(since known, account string, seq, balance int64) {
 	at := seqOf{account, seq}
 	before, isTold := d.balances[at]
 	switch {
 	case !isTold:
-		d.balances[at] = toldBy[int64]{balance, since.route}
+		d.balances[at] = recorded[int64]{balance, since.route}
 		if seq > d.latest[account] {
 			d.latest[account] = seq
 			d.news++
 		}
 	case before.what != balance:
-		d.changeLocked("account %s: the balance after transaction %d was told in %s as %d and is now %d",
+		d.changeLocked("account %s: the balance after transaction %d was read in %s as %d and is now %d",
 			account, seq, before.route, before.what, balance)
 	}
 }
 
 // moment keeps a balance at a time, to be asked for again; n draws the one that it replaces
 // where there are maxMoments.
-func (d *told) moment(since known, m moment, n func(int) int) {
+func (d *record) moment(since known, m moment, n func(int) int) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.answers++
@@ -199,14 +199,14 @@ func (d *told) moment(since known, m moment, n func(int) int) {
 
 // count returns how many answers were noted, how many of them were news, and how many
 // contradict an earlier one.
-func (d *told) count() (answers, news, changed int) {
+func (d *record) count() (answers, news, changed int) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	return d.answers, d.news, d.changed
 }
 
 // Each way in which an answer can take back an earlier one is noticed.
-func TestTold(t *testing.T) {
+func TestRecord(t *testing.T) {
 	t.Parallel()
 	const (
 		queued   = `{"id":"j","account":"A","status":"queued"}`
@@ -215,29 +215,29 @@ func TestTold(t *testing.T) {
 	)
 	for _, test := range []struct {
 		name   string
-		answer func(d *told, since known)
+		answer func(d *record, since known)
 		want   string
 	}{
-		{"OK", func(d *told, since known) {
+		{"OK", func(d *record, since known) {
 			d.job(since, []byte(finished))
 			d.balance(d.known("a test"), "A", 3, 9)
 			d.transaction(since, "A", 2, 7, "2,x")
 		}, ""},
-		{"QueuedAgain", func(d *told, _ known) { d.job(d.known("a test"), []byte(queued)) }, "queued again"},
-		{"QueuedAsAskedBefore", func(d *told, since known) { d.job(since, []byte(queued)) }, ""},
-		{"AnotherTime", func(d *told, since known) { d.job(since, []byte(strings.Replace(finished, `"1"`, `"2"`, 1))) }, "is now"},
-		{"AnotherOutcome", func(d *told, since known) { d.job(since, []byte(rejected)) }, "is now"},
-		{"AnotherTransaction", func(d *told, since known) { d.transaction(since, "A", 1, 5, "1,y") }, "in a test as 1,x"},
-		{"AnotherBalance", func(d *told, since known) { d.balance(since, "A", 2, 8) }, "after transaction 2"},
-		{"AnotherBalanceAtATime", func(d *told, since known) { d.moment(since, moment{Number: "A", Seq: 2, Balance: 8}, nil) }, "after transaction 2"},
-		{"SeqGoesBack", func(d *told, _ known) { d.balance(d.known("a test"), "A", 1, 5) }, "ends at transaction 1"},
-		{"SeqAsAskedBefore", func(d *told, since known) { d.balance(since, "A", 1, 5) }, ""},
-		{"HistoryGoesBack", func(d *told, _ known) { d.reaches(d.known("a test"), "A", 1) }, "ends at transaction 1"},
-		{"NoJob", func(d *told, since known) { d.job(since, []byte(`{}`)) }, "no job"},
+		{"QueuedAgain", func(d *record, _ known) { d.job(d.known("a test"), []byte(queued)) }, "queued again"},
+		{"QueuedAsAskedBefore", func(d *record, since known) { d.job(since, []byte(queued)) }, ""},
+		{"AnotherTime", func(d *record, since known) { d.job(since, []byte(strings.Replace(finished, `"1"`, `"2"`, 1))) }, "is now"},
+		{"AnotherOutcome", func(d *record, since known) { d.job(since, []byte(rejected)) }, "is now"},
+		{"AnotherTransaction", func(d *record, since known) { d.transaction(since, "A", 1, 5, "1,y") }, "in a test as 1,x"},
+		{"AnotherBalance", func(d *record, since known) { d.balance(since, "A", 2, 8) }, "after transaction 2"},
+		{"AnotherBalanceAtATime", func(d *record, since known) { d.moment(since, moment{Number: "A", Seq: 2, Balance: 8}, nil) }, "after transaction 2"},
+		{"SeqGoesBack", func(d *record, _ known) { d.balance(d.known("a test"), "A", 1, 5) }, "ends at transaction 1"},
+		{"SeqAsAskedBefore", func(d *record, since known) { d.balance(since, "A", 1, 5) }, ""},
+		{"HistoryGoesBack", func(d *record, _ known) { d.reaches(d.known("a test"), "A", 1) }, "ends at transaction 1"},
+		{"NoJob", func(d *record, since known) { d.job(since, []byte(`{}`)) }, "no job"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
-			d := newTold()
+			d := newRecord()
 			before := d.known("a test")
 			d.transaction(before, "A", 1, 5, "1,x")
 			d.job(before, []byte(finished))

@@ -14,17 +14,17 @@ import (
 	"github.com/passbook/passbook/internal/test/testenv"
 )
 
-// witness sees every answer and keeps what no client may see: anything but a
-// success, or a 503 that says when to try again.
-type witness struct {
+// responseCheck sees every answer of a load. It keeps the first answer that is wrong:
+// anything but a success, or a 503 that says when to try again.
+type responseCheck struct {
 	mu       sync.Mutex // guards the rest
 	accepted int        // 202s
 	refused  int        // 503s
 	slowest  time.Duration
-	unseemly string // the first answer that no client may see
+	wrong    string // the first wrong answer
 }
 
-func (w *witness) see(saw seen) {
+func (w *responseCheck) see(saw seen) {
 	var problem struct {
 		Code string `json:"code"`
 	}
@@ -38,19 +38,19 @@ func (w *witness) see(saw seen) {
 	case saw.err == nil && saw.status == http.StatusServiceUnavailable && saw.header.Get("Retry-After") != "" &&
 		json.Unmarshal(saw.body, &problem) == nil && problem.Code == "unavailable":
 		w.refused++
-	case w.unseemly == "":
-		w.unseemly = fmt.Sprintf("%s: %d %s %v", saw.method, saw.status, saw.body, saw.err)
+	case w.wrong == "":
+		w.wrong = fmt.Sprintf("%s: %d %s %v", saw.method, saw.status, saw.body, saw.err)
 	}
 }
 
-func (w *witness) count() (accepted, refused int) {
+func (w *responseCheck) count() (accepted, refused int) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return w.accepted, w.refused
 }
 
 // awaitAccepted waits for n more.
-func (w *witness) awaitAccepted(t testing.TB, n int) {
+func (w *responseCheck) awaitAccepted(t testing.TB, n int) {
 	t.Helper()
 	from, _ := w.count()
 	w.await(t, fmt.Sprintf("%d accepted jobs", n), func() bool {
@@ -59,7 +59,7 @@ func (w *witness) awaitAccepted(t testing.TB, n int) {
 	})
 }
 
-func (w *witness) awaitRefused(t testing.TB, n int) {
+func (w *responseCheck) awaitRefused(t testing.TB, n int) {
 	t.Helper()
 	_, from := w.count()
 	w.await(t, fmt.Sprintf("%d refusals", n), func() bool {
@@ -68,29 +68,28 @@ func (w *witness) awaitRefused(t testing.TB, n int) {
 	})
 }
 
-// await gives up at the first answer that no client may see.
-func (w *witness) await(t testing.TB, what string, holds func() bool) {
+// await fails the test at the first wrong answer.
+func (w *responseCheck) await(t testing.TB, what string, holds func() bool) {
 	t.Helper()
 	testenv.Eventually(t, what, func() bool { return w.fault() != "" || holds() })
 	if fault := w.fault(); fault != "" {
-		t.Fatalf("no client may see %s", fault)
+		t.Fatalf("a client got %s", fault)
 	}
 }
 
-func (w *witness) fault() string {
+func (w *responseCheck) fault() string {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	return w.unseemly
+	return w.wrong
 }
 
-// check fails the test for what it saw, and for an answer that took longer than
-// bound.
-func (w *witness) check(t testing.TB, bound time.Duration) {
+// check fails the test for a wrong answer, and for an answer that took longer than bound.
+func (w *responseCheck) check(t testing.TB, bound time.Duration) {
 	t.Helper()
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if w.unseemly != "" {
-		t.Errorf("no client may see %s", w.unseemly)
+	if w.wrong != "" {
+		t.Errorf("a client got %s", w.wrong)
 	}
 	if w.slowest > bound {
 		t.Errorf("an answer took %v, want %v at most", w.slowest, bound)
@@ -98,12 +97,12 @@ func (w *witness) check(t testing.TB, bound time.Duration) {
 	t.Logf("%d accepted, %d times 503, the slowest answer after %v", w.accepted, w.refused, w.slowest)
 }
 
-// load is sequential clients at work, an account each, until they are stopped.
+// load is sequential clients, with an account each, that send orders until stop.
 type load struct {
-	c       *client
-	turns   []*turns
-	stopped atomic.Bool
-	group   errgroup.Group
+	c                *client
+	sequentialClient []*sequentialClient
+	stopped          atomic.Bool
+	group            errgroup.Group
 }
 
 func startLoad(c *client, accounts int) *load {
@@ -111,23 +110,23 @@ func startLoad(c *client, accounts int) *load {
 	const initial = 500
 	l := &load{c: c}
 	for i := range accounts {
-		l.turns = append(l.turns, takeTurns(c, i, c.open(initial).Number, initial))
+		l.sequentialClient = append(l.sequentialClient, newSequentialClient(c, i, c.open(initial).Number, initial))
 	}
-	for _, turns := range l.turns {
+	for _, sequentialClient := range l.sequentialClient {
 		l.group.Go(func() error {
 			for !l.stopped.Load() {
-				if err := turns.next(); err != nil {
+				if err := sequentialClient.next(); err != nil {
 					return err
 				}
 			}
 			return nil
 		})
 	}
-	c.t.Cleanup(func() { l.stopped.Store(true); _ = l.group.Wait() }) // else stop has said it
+	c.t.Cleanup(func() { l.stopped.Store(true); _ = l.group.Wait() }) // stop has reported an error
 	return l
 }
 
-// stop ends the load and holds all that came of it against the model.
+// stop ends the load and compares every outcome with the model.
 func (l *load) stop() {
 	l.c.t.Helper()
 	l.stopped.Store(true)
@@ -135,8 +134,8 @@ func (l *load) stop() {
 		l.c.t.Fatal(err)
 	}
 	l.c.system.drained()
-	for _, turns := range l.turns {
-		compare(l.c, turns.orders)
+	for _, sequentialClient := range l.sequentialClient {
+		compare(l.c, sequentialClient.orders)
 	}
 	l.c.system.verify()
 }

@@ -8,42 +8,42 @@ import (
 	"github.com/passbook/passbook/internal/test/testenv"
 )
 
-// strikeRow says at which step inside Postgres a statement is held, and what
-// strikes then.
-type strikeRow struct {
+// heldRow says at which step inside Postgres a statement is held, and which fault is
+// injected then.
+type heldRow struct {
 	name      string
 	gate      string
-	strike    func(*crashScene, *process)
+	inject    func(*crashEnvironment, *process)
 	ownServer bool // it is Postgres that dies
 }
 
-// An API's insert is struck between its writes and its commit. The client does
-// not hear what became of it and asks again, also while it is still held: the
-// key makes one job.
-func TestStruckInsideAnAccept(t *testing.T) {
+// A fault is injected while an API's insert is held between its writes and its commit. The
+// client gets no answer and sends the request again, also while the insert is still held:
+// the key makes one job.
+func TestFaultInsideAnAccept(t *testing.T) {
 	t.Parallel()
-	for _, row := range []strikeRow{
+	for _, row := range []heldRow{
 		{"APIKilled", insertDone, killed, false},
 		{"BackendTerminated", insertDone, terminated, false},
 		{"PostgresCrashes", insertDone, postgresCrashed, true},
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			t.Parallel()
-			sc := newStruckScene(t, row)
+			sc := newHeldEnvironment(t, row)
 			sc.sendOrders(2)
 			sc.closeGate(row.gate)
-			struck := startVariant(t, armed, "api", sc.env())
+			faulty := startVariant(t, armed, "api", sc.env())
 			sc.mu.Lock()
-			sc.apis = append(sc.apis, struck)
+			sc.apis = append(sc.apis, faulty)
 			sc.mu.Unlock()
 			o := sc.next("deposits", 31)
 			var asking errgroup.Group
 			asking.Go(func() (err error) {
-				o.job, err = sc.c.settle(1, o.order) // that one first, then in turn
+				o.job, err = sc.c.settle(1, o.order) // the faulty API first, then each in turn
 				return err
 			})
 			sc.held(1)
-			row.strike(sc, struck)
+			row.inject(sc, faulty)
 			sc.openGate()
 			if err := asking.Wait(); err != nil {
 				t.Fatal(err)
@@ -56,11 +56,11 @@ func TestStruckInsideAnAccept(t *testing.T) {
 	}
 }
 
-// A worker's apply is struck when the account is locked and nothing written, or
-// all written and nothing committed.
-func TestStruckInsideAnApply(t *testing.T) {
+// A fault is injected while a worker's apply is held: the account is locked and nothing
+// written, or everything is written and nothing committed.
+func TestFaultInsideAnApply(t *testing.T) {
 	t.Parallel()
-	for _, row := range []strikeRow{
+	for _, row := range []heldRow{
 		{"LockedWorkerKilled", lockHeld, killed, false},
 		{"LockedBackendTerminated", lockHeld, terminated, false},
 		{"WrittenWorkerKilled", applyDone, killed, false},
@@ -69,12 +69,12 @@ func TestStruckInsideAnApply(t *testing.T) {
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			t.Parallel()
-			sc := newStruckScene(t, row)
+			sc := newHeldEnvironment(t, row)
 			sc.sendOrders(3)
 			sc.closeGate(row.gate)
-			struck := startVariant(t, armed, "worker", sc.env())
+			faulty := startVariant(t, armed, "worker", sc.env())
 			sc.held(1)
-			row.strike(sc, struck)
+			row.inject(sc, faulty)
 			if got := sc.jobs(); !row.ownServer && got != "3 queued" { // with the server the gate is gone
 				t.Errorf("%s while the first is held, want 3 queued", got)
 			}
@@ -86,33 +86,33 @@ func TestStruckInsideAnApply(t *testing.T) {
 	}
 }
 
-func newStruckScene(t *testing.T, row strikeRow) *crashScene {
+func newHeldEnvironment(t *testing.T, row heldRow) *crashEnvironment {
 	t.Helper()
 	if !row.ownServer {
-		return newCrashScene(t, crashRow{})
+		return newCrashEnvironment(t, crashRow{})
 	}
-	return setCrashScene(t, &system{t: t, postgres: testenv.PostgresServer(t)}, crashRow{})
+	return setUpCrash(t, &system{t: t, postgres: testenv.PostgresServer(t)}, crashRow{})
 }
 
-// killed kills the process and has somebody else want the same, while Postgres
-// still holds what the dead one sent: the client asks again at another API,
-// another worker takes the next ticket.
-func killed(sc *crashScene, struck *process) {
+// killed kills the process while Postgres still holds its statement. Another process
+// waits for the same rows: the client sends its request to another API, or another
+// worker receives the next task.
+func killed(sc *crashEnvironment, faulty *process) {
 	sc.t.Helper()
-	struck.kill()
-	if struck.name == "worker" {
+	faulty.kill()
+	if faulty.name == "worker" {
 		sc.workers = append(sc.workers, startVariant(sc.t, armed, "worker", sc.env()))
 	}
 	sc.held(2)
 }
 
-// terminated ends the backend; the process lives and must mend it.
-func terminated(sc *crashScene, _ *process) {
+// terminated ends the backend; the process lives and must recover.
+func terminated(sc *crashEnvironment, _ *process) {
 	sc.t.Helper()
 	sc.exec(`SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()`)
 }
 
-func postgresCrashed(sc *crashScene, _ *process) {
+func postgresCrashed(sc *crashEnvironment, _ *process) {
 	sc.t.Helper()
 	crashPostgres(sc.t, sc.system)
 }
