@@ -80,7 +80,7 @@ install() {
 		# shellcheck disable=SC2086 # a list
 		sudo sh "$0" --apt $missing
 	else
-		give_up "neither root nor sudo. Let somebody run: apt-get install$missing"
+		give_up "neither root nor sudo. Have an administrator run: apt-get install$missing"
 	fi || give_up "it could not be installed. By hand: apt-get install$missing"
 	case "$missing" in *postgresql*)
 		has_postgres || give_up "the system's own Postgres is too old. See apt.postgresql.org for Postgres $oldest_postgres or newer, or set DATABASE_URL" ;;

@@ -110,7 +110,7 @@ func TestOwnerKilled_HalfMadeDatabase(t *testing.T) {
 	mustStart(t, postgresKind(), filepath.Join(dir, "postgres"), nil)
 }
 
-// The machine died while initdb worked, so nobody cleaned up after it.
+// The machine died while initdb worked, so no process cleaned up after it.
 func TestStart_AfterHalfMadeDatabase(t *testing.T) {
 	t.Parallel()
 	dir := filepath.Join(dataDir(t), "postgres")

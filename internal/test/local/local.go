@@ -208,8 +208,8 @@ func (e *startError) Unwrap() error { return e.cause }
 // passing returns whether the next attempt may succeed: another process has taken the
 // port, or the last processes of a killed server have not ended yet.
 func passing(err error) bool {
-	var failed *startError
-	return errors.As(err, &failed) &&
+	failed, ok := errors.AsType[*startError](err)
+	return ok &&
 		(strings.Contains(failed.said, "Address already in use") || strings.Contains(failed.said, "is still in use"))
 }
 

@@ -356,7 +356,7 @@ func TestRestart_WaitsForItsPort(t *testing.T) {
 }
 
 // A folder in a place that only root enters is what a clone under /root is.
-// Whoever is not root enters his own, and nothing moves.
+// A user other than root keeps the servers under its own name, and nothing moves.
 func TestStart_WhereOnlyRootGoes(t *testing.T) {
 	t.Parallel()
 	for name, k := range kinds() {

@@ -108,8 +108,7 @@ func (pg *Postgres) url(port int) string {
 func (pg *Postgres) ping(ctx context.Context, port int) error {
 	conn, err := pgx.Connect(ctx, pg.url(port))
 	if err != nil {
-		var refused *pgconn.PgError
-		if errors.As(err, &refused) && refused.Code == "28P01" { // invalid_password
+		if refused, ok := errors.AsType[*pgconn.PgError](err); ok && refused.Code == "28P01" { // invalid_password
 			return fmt.Errorf("%w: %w", errRefused, err)
 		}
 		return err
@@ -208,7 +207,7 @@ func (pg *Postgres) run(ctx context.Context, command []string) error {
 
 // clear removes what stands in the folder under a name that begins so. What
 // doesn't go, because an initdb that is just being stopped still writes to it,
-// is left for the next start: it is in nobody's way.
+// stays for the next start to clear.
 func (f *folder) clear(prefix string) {
 	entries, _ := fs.ReadDir(f.root.FS(), ".")
 	for _, entry := range entries {

@@ -12,16 +12,14 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
-// standbyName is what a standby calls itself to its primary, who has one.
+// standbyName is what a standby calls itself to its primary, which has one standby.
 const standbyName = "standby"
 
-// StartStandby starts a server that follows primary, and returns when primary
-// acknowledges no commit any more that the standby has not written down: from
-// then on a promoted standby has all that the primary ever said yes to, and a
-// primary whose standby is gone says yes to nothing.
+// StartStandby starts a server that follows primary. It returns once every commit of the
+// primary waits for the standby: from then on a promoted standby has all that the primary
+// acknowledged, and a primary without its standby acknowledges nothing.
 //
-// The folder must be new: what is in it is the primary's data. A primary has one
-// standby.
+// The folder must be new. A primary has one standby.
 func StartStandby(ctx context.Context, primary *Postgres, cfg PostgresConfig) (*Postgres, error) {
 	pg, err := newPostgres(ctx, cfg)
 	if err != nil {
@@ -40,7 +38,7 @@ func StartStandby(ctx context.Context, primary *Postgres, cfg PostgresConfig) (*
 	return pg, nil
 }
 
-// Promote makes a standby take writes. It waits for nobody then, and its old
+// Promote makes a standby take writes. Its commits then wait for no other server, and its old
 // primary must not run any more.
 func (pg *Postgres) Promote(ctx context.Context) error {
 	conn, err := pgx.Connect(ctx, pg.URL())

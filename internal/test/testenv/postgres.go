@@ -16,7 +16,7 @@ import (
 )
 
 const (
-	template     = "migrated" // the database that each test's is a copy of
+	template     = "migrated" // the database that each test's database is a copy of
 	poolConns    = 16
 	templateWait = 2 * time.Minute // to make the data that every server copies, once a machine
 )
@@ -31,7 +31,7 @@ type sharedPostgres struct {
 	made   int   // databases so far, for their names
 }
 
-// Postgres is the URL of a database of the test's own, with the whole schema,
+// Postgres is the URL of a database of the test's own, with the whole schema. It is
 // dropped when the test ends.
 func Postgres(t testing.TB) string {
 	t.Helper()
@@ -65,15 +65,15 @@ func Pool(t testing.TB) *pgxpool.Pool {
 	return pool
 }
 
-// PostgresServer is a server of the test's own, to be crashed and restarted at
-// will. Its one database has the whole schema.
+// PostgresServer is a server of the test's own, which the test may crash and restart. Its
+// database has the whole schema.
 func PostgresServer(t testing.TB) *local.Postgres {
 	t.Helper()
 	return PostgresServerWith(t, nil)
 }
 
-// PostgresServerWith is the same with settings of its own; one that is empty is left to
-// the server's files, where ALTER SYSTEM reaches it.
+// PostgresServerWith is the same with settings of its own. An empty setting is left to the
+// server's files, where ALTER SYSTEM changes it.
 func PostgresServerWith(t testing.TB, settings map[string]string) *local.Postgres {
 	t.Helper()
 	return startPostgres(t, settings, withSchema)
@@ -99,8 +99,8 @@ func startPostgres(t testing.TB, settings map[string]string, template func() (st
 	return server
 }
 
-// PostgresStandby is a standby of the test's own server: every commit there
-// waits for it.
+// PostgresStandby is a standby of the test's own server. Every commit of that server waits
+// for it.
 func PostgresStandby(t testing.TB, primary *local.Postgres) *local.Postgres {
 	t.Helper()
 	standby, err := local.StartStandby(t.Context(), primary, local.PostgresConfig{})
@@ -203,7 +203,7 @@ func execute(ctx context.Context, databaseURL, statement string) error {
 func withDatabase(databaseURL, name string) string {
 	u, err := url.Parse(databaseURL)
 	if err != nil {
-		panic(err) // our own URL
+		panic(err) // a URL of package local
 	}
 	u.Path = "/" + name
 	return u.String()

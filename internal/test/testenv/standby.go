@@ -8,8 +8,8 @@ import (
 )
 
 // AwayStandby has every commit on a server of the test's own wait for a standby that never
-// answers, but for those with synchronous_commit off: they are visible, and nothing that
-// waits until they are durable goes on before back.
+// answers, until back. Commits with synchronous_commit off do not wait: they are visible,
+// but not confirmed before back.
 func AwayStandby(t testing.TB, serverURL string) (back func()) {
 	t.Helper()
 	setStandbys(t, serverURL, `'away'`, true)
@@ -19,7 +19,7 @@ func AwayStandby(t testing.TB, serverURL string) (back func()) {
 	}
 }
 
-// setStandbys returns when commits follow the setting: the server is told of it through two
+// setStandbys returns when commits follow the setting, which reaches the server through two
 // other processes.
 func setStandbys(t testing.TB, serverURL, names string, wait bool) {
 	t.Helper()
@@ -41,8 +41,8 @@ func setStandbys(t testing.TB, serverURL, names string, wait bool) {
 	Eventually(t, "commits to follow synchronous_standby_names", func() bool { return commitWaits(ctx, t, conns) == wait })
 }
 
-// commitWaits tells whether a commit of the first connection waits for a standby. It ends
-// the wait.
+// commitWaits returns whether a commit of the first connection waits for a standby. It
+// ends the wait.
 func commitWaits(ctx context.Context, t testing.TB, conns [2]*pgx.Conn) (waits bool) {
 	t.Helper()
 	ended := make(chan error, 1)
