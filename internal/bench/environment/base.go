@@ -201,7 +201,7 @@ func (b *Base) OpenDatabase(ctx context.Context, database string, conns int32) (
 func (b *Base) DatabaseURL(database string) string {
 	u, err := url.Parse(b.Postgres.URL())
 	if err != nil {
-		panic(err) // our own URL
+		panic(err) // a URL of package local
 	}
 	u.Path = "/" + database
 	return u.String()
