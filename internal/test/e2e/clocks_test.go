@@ -47,7 +47,7 @@ func TestClocksApart(t *testing.T) {
 			var (
 				sent    atomic.Int64
 				midway  = make(chan struct{})
-				strike  = sync.OnceFunc(func() { close(midway) })
+				reached = sync.OnceFunc(func() { close(midway) })
 				clients errgroup.Group
 				results [accounts][]*sentOrder
 			)
@@ -56,11 +56,11 @@ func TestClocksApart(t *testing.T) {
 				clients.Go(func() (err error) {
 					results[i], err = sendSequentially(c, i, number, initial, orders, func() {
 						if sent.Add(1) == accounts*orders/3 {
-							strike()
+							reached()
 						}
 					})
 					if err != nil {
-						strike() // or the test would wait for it
+						reached() // or the test would wait for it
 					}
 					return err
 				})
