@@ -147,7 +147,7 @@ func (s *Server) process(ctx context.Context, task *asynq.Task) error {
 		return fmt.Errorf("%w: %w", err, asynq.SkipRetry)
 	}
 	queue, _ := asynq.GetQueueName(ctx)
-	notified, pending := s.take(ctx, queue, maxBatch-len(named), stayAwake)
+	notified, more := s.take(ctx, queue, maxBatch-len(named), stayAwake)
 	batch := slices.Concat(named, notified)
 	for end, batches := time.Now().Add(s.longestTask), 1; len(batch) > 0; batches++ {
 		err = s.handle(ctx, queue, batch, named)
@@ -155,7 +155,7 @@ func (s *Server) process(ctx context.Context, task *asynq.Task) error {
 			err = cmp.Or(err, s.enqueueNotified(ctx, queue))
 			break
 		}
-		batch, pending = s.next(ctx, queue, pending)
+		batch, more = s.next(ctx, queue, more)
 		named = nil
 	}
 	if attempts, _ := asynq.GetRetryCount(ctx); errors.Is(err, ErrUnknownJob) && attempts >= maxUnknownAttempts {
@@ -204,20 +204,19 @@ const (
 	// longestTask is when a task takes no more notifications, so that the tasks behind it are
 	// handled, and a pause of the partition has its effect.
 	longestTask = 2 * time.Second
-	// linger is how long a task waits for more notifications. For a notification that a
-	// lingering task takes, Redis and the worker spend a quarter of what a task of its own
-	// costs. It is well within awakeFor.
+	// linger is how long a task waits for more notifications: a task of its own for each would
+	// cost Redis and the worker more. It is well within awakeFor.
 	linger = 500 * time.Millisecond
 )
 
-// next takes the partition's next notifications. Unless other tasks are pending it waits for
-// linger where there are none. An empty batch means that the worker takes no more.
-func (s *Server) next(ctx context.Context, queue string, pending bool) (batch []Notification, stillPending bool) {
+// next takes the partition's next notifications. Where there was no more to do, it waits for
+// some for linger. An empty batch means that the worker takes no more.
+func (s *Server) next(ctx context.Context, queue string, more bool) (batch []Notification, stillMore bool) {
 	idle := time.NewTimer(s.linger)
 	defer idle.Stop()
-	for !pending && s.waiting.awaitNotified(ctx, queue, idle.C) {
-		if batch, pending = s.take(ctx, queue, maxBatch, stayAwake); len(batch) > 0 {
-			return batch, pending
+	for !more && s.waiting.awaitNotified(ctx, queue, idle.C) {
+		if batch, more = s.take(ctx, queue, maxBatch, stayAwake); len(batch) > 0 {
+			return batch, more
 		}
 	}
 	return s.take(ctx, queue, maxBatch, sleepIfNone)
@@ -228,7 +227,8 @@ func (s *Server) next(ctx context.Context, queue string, pending bool) (batch []
 //
 // KEYS[1] the notifications, KEYS[2] the key that exists while a worker is awake, KEYS[3] the
 // pending list; ARGV[1] how many to take at most, ARGV[2] stayAwake, sleep or sleepIfNone,
-// ARGV[3] awakeFor in milliseconds. Returns how many tasks are pending, and the notifications.
+// ARGV[3] awakeFor in milliseconds. Returns how many tasks are pending and notifications left,
+// and the notifications taken.
 var takeScript = redis.NewScript(`
 local taken = redis.call("LPOP", KEYS[1], ARGV[1])
 if ARGV[2] == "awake" or ARGV[2] == "" and taken then
@@ -237,7 +237,7 @@ else
 	redis.call("DEL", KEYS[2])
 end
 taken = taken or {}
-table.insert(taken, 1, tostring(redis.call("LLEN", KEYS[3])))
+table.insert(taken, 1, tostring(redis.call("LLEN", KEYS[1]) + redis.call("LLEN", KEYS[3])))
 return taken`)
 
 // What a worker is after it has taken notifications.
@@ -252,18 +252,18 @@ const (
 const awakeFor = 2 * time.Second
 
 // take takes up to n of a partition's notifications, the oldest first, and returns whether
-// tasks are pending. It takes none where Redis does not answer, and skips malformed ones: the
-// sweep finds the jobs.
+// there is more to do: tasks are pending, or notifications left. It takes none where Redis does
+// not answer, and skips malformed ones: the sweep finds the jobs.
 //
 // After a kill the notifications are lost, and the sweep finds the jobs, too.
-func (s *Server) take(ctx context.Context, queue string, n int, then string) (taken []Notification, pending bool) {
+func (s *Server) take(ctx context.Context, queue string, n int, then string) (taken []Notification, more bool) {
 	keys := []string{notifiedOf(queue), awakeOf(queue), keysOf(queue) + "pending"}
 	answer, err := takeScript.Run(ctx, s.cfg.Redis, keys, n, then, awakeFor.Milliseconds()).StringSlice()
 	if err != nil {
 		s.cfg.Log.Warn("could not take notifications", "queue", queue, "error", err)
 		return nil, true
 	}
-	pending = answer[0] != "0"
+	more = answer[0] != "0"
 	for _, text := range answer[1:] {
 		one, err := parseNotification(text)
 		if err != nil {
@@ -273,7 +273,7 @@ func (s *Server) take(ctx context.Context, queue string, n int, then string) (ta
 		taken = append(taken, one)
 	}
 	failpoint.Hit(failpoint.NotificationsTaken)
-	return taken, pending
+	return taken, more
 }
 
 // enqueueNotified writes a task for the remaining notifications, if there are any.

@@ -60,6 +60,30 @@ func TestTaskTakesNotifications(t *testing.T) {
 	}
 }
 
+// A task does not linger where notifications are left.
+func TestTaskTakesABacklog(t *testing.T) {
+	t.Parallel()
+	client := connect(t, testenv.Redis(t))
+	w := newWriter(NewClient(client, queues, slog.New(slog.DiscardHandler), func() { t.Error("a notification was dropped") }))
+	const partition, batches = 2, 3
+	var some []Notification
+	for n := range int64(batches * maxBatch) {
+		some = append(some, Notification{JobID: uuid.New(), AccountID: 1, Position: n + 1, Jobs: 1})
+	}
+	w.write(t.Context(), map[int][]Notification{partition: some[:1]})
+	w.write(t.Context(), map[int][]Notification{partition: some[1:]})
+	handled := make(chan int)
+	serve(t, client, func(_ context.Context, jobs []Notification) (_, _ []Notification, _ error) {
+		handled <- len(jobs)
+		return nil, nil, nil
+	}, func(s *Server) { s.linger, s.longestTask = time.Hour, time.Hour })
+	for n := range batches {
+		if got := receive(t, handled); got != maxBatch {
+			t.Errorf("batch %d has %d jobs, want %d", n, got, maxBatch)
+		}
+	}
+}
+
 // A task lingers: it handles notifications that arrive soon after its batches, and ends at
 // once where another task is pending.
 func TestTaskLingers(t *testing.T) {

@@ -326,8 +326,13 @@ var mutations = []mutation{
 	},
 	{
 		"a task leaves what came while it was in hand", disposable,
-		[]edit{{serving, `batch, pending = s.next(ctx, queue, pending)`, `batch, pending = nil, !pending`}},
+		[]edit{{serving, `batch, more = s.next(ctx, queue, more)`, `batch, more = nil, !more`}},
 		[]string{"-run=^TestTaskTakesNotifications$ ./internal/queue"},
+	},
+	{
+		"a task lingers though notifications are left", disposable,
+		[]edit{{serving, `redis.call("LLEN", KEYS[1]) + redis.call("LLEN", KEYS[3])`, `redis.call("LLEN", KEYS[3])`}},
+		[]string{"-run=^TestTaskTakesABacklog$ ./internal/queue"},
 	},
 	{
 		"a worker sleeps and does not say so", disposable,
