@@ -147,12 +147,17 @@ CREATE POLICY accounts_open ON accounts FOR INSERT WITH CHECK (true); -- empty: 
 CREATE POLICY accounts_lock ON accounts FOR UPDATE USING (true) WITH CHECK (false);
 ALTER TABLE accounts ENABLE ROW LEVEL SECURITY;
 
--- What was asked, and how far it got.
+-- A job is in one state, and one row states it:
 --
---              ┌──────────▶ succeeded
---   queued ────┼──────────▶ rejected
---     ▲        └──────────▶ failed
---     └──── replay ───────────┘
+--   queue ──────┬──────────▶ transactions   succeeded
+--     ▲         ├──────────▶ rejections     rejected
+--     │         └──────────▶ failures       failed
+--     └──── replay ────────────┘
+--
+-- jobs holds what was asked, and is never rewritten. A trigger of jobs puts each new job into
+-- the queue. The triggers of the three outcomes take it out, and refuse an outcome whose job
+-- is not queued. A replay deletes the failure, whose trigger puts the job back. No other
+-- statement inserts or deletes rows of the queue. The view job_states shows all of a job.
 --
 -- Positions are drawn at insert, from one sequence. It must not cache: a cached
 -- range is its connection's own, and a later job could draw a lower position.
@@ -169,44 +174,20 @@ CREATE TABLE jobs (
     user_id         uuid        NOT NULL,
     amount          amount      NOT NULL,
     created_at      timestamptz NOT NULL DEFAULT statement_timestamp(),
-    finished_at     timestamptz,
-    seq             bigint,                        -- of the transaction it became
-    balance_after   balance,
     type            entry_type  NOT NULL,
-    status          job_status  NOT NULL DEFAULT 'queued',
-    attempts        smallint    NOT NULL DEFAULT 0,
     idempotency_key text        NOT NULL COLLATE "C",
-    description     text,
-    failure         text                           -- why it was rejected or failed: the code
-) WITH (autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_cost_delay = 0);
+    description     text
+) WITH (autovacuum_vacuum_insert_scale_factor = 0.05, autovacuum_analyze_scale_factor = 0.05);
 -- A key is an answer for good.
 CREATE UNIQUE INDEX jobs_key ON jobs (user_id, idempotency_key);
--- An account's oldest queued job, and the sweep; its finished jobs by status. Together they
--- hold each job once. A position is that of one job of its account within each index, so
--- that no list loses a job between two pages; across them and the archive `worker verify`
--- looks, and processes do not start where the sequence would give a position again.
-CREATE UNIQUE INDEX jobs_queue ON jobs (account_id, position) WHERE status = 'queued';
-CREATE UNIQUE INDEX jobs_ended ON jobs (account_id, status, position) WHERE status <> 'queued';
--- To count the failed jobs, which are few.
-CREATE INDEX jobs_failed ON jobs (position) WHERE status = 'failed';
 
 CREATE TRIGGER jobs_are_kept BEFORE TRUNCATE ON jobs
     FOR EACH STATEMENT EXECUTE FUNCTION refuse('a key is an answer for good');
-CREATE TRIGGER jobs_terms
-    BEFORE UPDATE OF id, position, account_id, user_id, amount, created_at, type, idempotency_key, description ON jobs
-    FOR EACH ROW WHEN ((NEW.id, NEW.position, NEW.account_id, NEW.user_id, NEW.amount, NEW.created_at, NEW.type,
-                        NEW.idempotency_key, NEW.description)
-        IS DISTINCT FROM (OLD.id, OLD.position, OLD.account_id, OLD.user_id, OLD.amount, OLD.created_at, OLD.type,
-                          OLD.idempotency_key, OLD.description))
-    EXECUTE FUNCTION refuse('what was asked never changes');
-
+-- The rules of a new job stand in a function, not in the trigger's condition: Postgres reads a
+-- condition anew for every statement.
 -- +goose StatementBegin
 CREATE FUNCTION hold_new_job() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
-    IF NEW.status OPERATOR(pg_catalog.<>) 'queued' OR NEW.attempts OPERATOR(pg_catalog.<>) 0
-        OR NEW.finished_at IS NOT NULL OR NEW.seq IS NOT NULL OR NEW.balance_after IS NOT NULL OR NEW.failure IS NOT NULL THEN
-        RAISE EXCEPTION '% on %: a job starts queued', TG_OP, TG_TABLE_NAME USING ERRCODE = 'integrity_constraint_violation';
-    END IF;
     IF pg_catalog.length(NEW.idempotency_key) OPERATOR(pg_catalog.=) 0 OR pg_catalog.length(NEW.idempotency_key) OPERATOR(pg_catalog.>) 255
         OR NEW.idempotency_key OPERATOR(pg_catalog.~) '[^!-~]' OR pg_catalog.length(NEW.description) OPERATOR(pg_catalog.>) 140 THEN
         RAISE EXCEPTION '% on %: a key is of 1 to 255 visible characters, a description of 140 at most', TG_OP, TG_TABLE_NAME USING ERRCODE = 'integrity_constraint_violation';
@@ -216,27 +197,8 @@ END
 $$;
 -- +goose StatementEnd
 CREATE TRIGGER jobs_form BEFORE INSERT ON jobs FOR EACH ROW EXECUTE FUNCTION hold_new_job();
-
--- +goose StatementBegin
-CREATE FUNCTION hold_job() RETURNS trigger LANGUAGE plpgsql AS $$
-BEGIN
-    IF NOT (OLD.status OPERATOR(pg_catalog.=) 'queued' OR OLD.status OPERATOR(pg_catalog.=) 'failed' AND NEW.status OPERATOR(pg_catalog.=) 'queued') THEN
-        RAISE EXCEPTION '% on %: a finished job never changes', TG_OP, TG_TABLE_NAME USING ERRCODE = 'integrity_constraint_violation';
-    END IF;
-    IF NOT (NEW.attempts OPERATOR(pg_catalog.>=) 0 AND CASE
-        WHEN NEW.status OPERATOR(pg_catalog.=) 'queued' THEN
-            NEW.finished_at IS NULL AND NEW.seq IS NULL AND NEW.balance_after IS NULL AND NEW.failure IS NULL
-        WHEN NEW.status OPERATOR(pg_catalog.=) 'succeeded' THEN
-            NEW.finished_at IS NOT NULL AND NEW.seq IS NOT NULL AND NEW.balance_after IS NOT NULL AND NEW.failure IS NULL
-        ELSE NEW.finished_at IS NOT NULL AND NEW.failure IS NOT NULL AND NEW.seq IS NULL AND NEW.balance_after IS NULL
-    END) THEN
-        RAISE EXCEPTION '% on %: a job has what belongs to its status, and nothing else', TG_OP, TG_TABLE_NAME USING ERRCODE = 'integrity_constraint_violation';
-    END IF;
-    RETURN NEW;
-END
-$$;
--- +goose StatementEnd
-CREATE TRIGGER jobs_states BEFORE UPDATE ON jobs FOR EACH ROW EXECUTE FUNCTION hold_job();
+CREATE TRIGGER jobs_terms BEFORE UPDATE ON jobs
+    FOR EACH STATEMENT EXECUTE FUNCTION refuse('what was asked never changes');
 
 -- A transaction that inserts jobs has its id before it draws a position: accounts.done_to
 -- stands on that (00002_apply_job.sql).
@@ -251,38 +213,214 @@ $$;
 -- +goose StatementEnd
 CREATE TRIGGER jobs_take_transaction_id BEFORE INSERT ON jobs FOR EACH STATEMENT EXECUTE FUNCTION take_transaction_id();
 
--- A replayed job is queued again at its old position. A replay takes the failure away;
--- most applies don't name that column, so they need not look.
 -- +goose StatementBegin
-CREATE FUNCTION lower_done_to() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $$
+CREATE FUNCTION enqueue_jobs() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $$
 BEGIN
-    UPDATE accounts SET done_to = least(done_to, NEW.position - 1) WHERE id = NEW.account_id;
+    INSERT INTO queue (account_id, position, job_id) SELECT account_id, position, id FROM accepted;
     RETURN NULL;
 END
 $$;
 -- +goose StatementEnd
-CREATE TRIGGER jobs_replayed AFTER UPDATE OF failure ON jobs
-    FOR EACH ROW WHEN (NEW.status = 'queued' AND OLD.status = 'failed') EXECUTE FUNCTION lower_done_to();
+CREATE TRIGGER jobs_enqueue AFTER INSERT ON jobs REFERENCING NEW TABLE AS accepted
+    FOR EACH STATEMENT EXECUTE FUNCTION enqueue_jobs();
 
 CREATE POLICY jobs_read ON jobs FOR SELECT USING (true);
-CREATE POLICY jobs_accept ON jobs FOR INSERT WITH CHECK (true); -- queued: jobs_form
-CREATE POLICY jobs_fail ON jobs FOR UPDATE USING (true) WITH CHECK (status <> 'succeeded');
+CREATE POLICY jobs_accept ON jobs FOR INSERT WITH CHECK (true); -- queued: jobs_enqueue
 ALTER TABLE jobs ENABLE ROW LEVEL SECURITY;
+
+-- The queued jobs. The primary key finds an account's oldest one, and serves the sweep. A
+-- row lives for milliseconds, so the table is mostly dead rows: vacuum takes them early,
+-- and keeps the pages, because to give them back takes a lock that stops everything.
+CREATE TABLE queue (
+    account_id bigint   NOT NULL,
+    position   bigint   NOT NULL,
+    job_id     uuid     NOT NULL,
+    attempts   smallint NOT NULL DEFAULT 0,
+    PRIMARY KEY (account_id, position)
+) WITH (autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_insert_scale_factor = 0.02, autovacuum_vacuum_cost_delay = 0, vacuum_truncate = false);
+
+-- Only a trigger of another table inserts or deletes rows: this one then runs at depth 2.
+-- +goose StatementBegin
+CREATE FUNCTION hold_queue() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    IF pg_catalog.pg_trigger_depth() OPERATOR(pg_catalog.<) 2 THEN
+        RAISE EXCEPTION '% on %: a job enters the queue by its accept or replay and leaves it by its outcome', TG_OP, TG_TABLE_NAME
+            USING ERRCODE = 'integrity_constraint_violation';
+    END IF;
+    RETURN NULL;
+END
+$$;
+-- +goose StatementEnd
+CREATE TRIGGER queue_rows BEFORE INSERT OR DELETE ON queue FOR EACH STATEMENT EXECUTE FUNCTION hold_queue();
+CREATE TRIGGER queue_attempts BEFORE UPDATE OF attempts ON queue
+    FOR EACH ROW WHEN (NOT (NEW.attempts >= 0)) EXECUTE FUNCTION refuse('attempts are counted from 0');
+CREATE TRIGGER queue_is_kept BEFORE TRUNCATE ON queue
+    FOR EACH STATEMENT EXECUTE FUNCTION refuse('a job leaves the queue by its outcome');
+CREATE TRIGGER queue_terms BEFORE UPDATE OF account_id, position, job_id ON queue
+    FOR EACH STATEMENT EXECUTE FUNCTION refuse('what was asked never changes');
+
+ALTER TABLE queue ENABLE ALWAYS TRIGGER queue_attempts, ENABLE ALWAYS TRIGGER queue_is_kept, ENABLE ALWAYS TRIGGER queue_rows,
+    ENABLE ALWAYS TRIGGER queue_terms;
+
+CREATE POLICY queue_read ON queue FOR SELECT USING (true);
+CREATE POLICY queue_count ON queue FOR UPDATE USING (true); -- attempts alone: queue_terms
+ALTER TABLE queue ENABLE ROW LEVEL SECURITY;
+
+-- The jobs that a rule of the bank has rejected. failure is the rule's code.
+CREATE TABLE rejections (
+    account_id  bigint      NOT NULL,
+    position    bigint      NOT NULL,
+    job_id      uuid        NOT NULL,
+    finished_at timestamptz NOT NULL,
+    failure     text        NOT NULL,
+    PRIMARY KEY (account_id, position)
+) WITH (autovacuum_vacuum_insert_scale_factor = 0.05, autovacuum_analyze_scale_factor = 0.05);
+
+-- The jobs that could not be applied: few, and they wait for an operator's replay.
+CREATE TABLE failures (
+    account_id  bigint      NOT NULL,
+    position    bigint      NOT NULL,
+    job_id      uuid        NOT NULL,
+    finished_at timestamptz NOT NULL,
+    failure     text        NOT NULL,
+    PRIMARY KEY (account_id, position)
+);
+
+-- A job that is rejected or failed leaves the queue. The role that writes a failure has no
+-- right to delete there: the function runs as its owner.
+-- +goose StatementBegin
+CREATE FUNCTION dequeue_job() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $$
+BEGIN
+    DELETE FROM queue WHERE account_id = NEW.account_id AND position = NEW.position AND job_id = NEW.job_id;
+    IF NOT FOUND THEN
+        RAISE EXCEPTION '% on %: its job is not queued', TG_OP, TG_TABLE_NAME USING ERRCODE = 'integrity_constraint_violation';
+    END IF;
+    RETURN NEW;
+END
+$$;
+-- +goose StatementEnd
+CREATE TRIGGER rejections_dequeue BEFORE INSERT ON rejections FOR EACH ROW EXECUTE FUNCTION dequeue_job();
+CREATE TRIGGER failures_dequeue BEFORE INSERT ON failures FOR EACH ROW EXECUTE FUNCTION dequeue_job();
+
+CREATE TRIGGER rejections_are_kept BEFORE UPDATE OR TRUNCATE ON rejections
+    FOR EACH STATEMENT EXECUTE FUNCTION refuse('a finished job never changes');
+CREATE TRIGGER failures_are_kept BEFORE UPDATE OR TRUNCATE ON failures
+    FOR EACH STATEMENT EXECUTE FUNCTION refuse('a failed job changes by its replay');
+
+-- A replayed job is queued again at its old position.
+-- +goose StatementBegin
+CREATE FUNCTION replay_job() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $$
+BEGIN
+    INSERT INTO queue (account_id, position, job_id) VALUES (OLD.account_id, OLD.position, OLD.job_id);
+    UPDATE accounts SET done_to = least(done_to, OLD.position - 1) WHERE id = OLD.account_id;
+    RETURN NULL;
+END
+$$;
+-- +goose StatementEnd
+CREATE TRIGGER failures_replay AFTER DELETE ON failures FOR EACH ROW EXECUTE FUNCTION replay_job();
+
+CREATE POLICY rejections_read ON rejections FOR SELECT USING (true);
+ALTER TABLE rejections ENABLE ROW LEVEL SECURITY;
+CREATE POLICY failures_read ON failures FOR SELECT USING (true);
+CREATE POLICY failures_fail ON failures FOR INSERT WITH CHECK (true); -- a queued job: failures_dequeue
+CREATE POLICY failures_replay ON failures FOR DELETE USING (true);    -- it is queued again: failures_replay
+ALTER TABLE failures ENABLE ROW LEVEL SECURITY;
+
+ALTER TABLE failures ENABLE ALWAYS TRIGGER failures_are_kept, ENABLE ALWAYS TRIGGER failures_dequeue, ENABLE ALWAYS TRIGGER failures_replay;
+
+-- History, append-only. created_at rises strictly within an account, so that a range of time
+-- is a range of seq: the indexes hold that within a type; across types apply_job does, and
+-- `worker verify` looks.
+--
+-- History is vacuumed to freeze it and analyzed for its plans' sake, a twentieth at a time:
+-- at the defaults, a fifth and a tenth, the work of months comes at once.
+CREATE TABLE transactions (
+    account_id    bigint      NOT NULL,
+    seq           bigint      NOT NULL,
+    amount        amount      NOT NULL,
+    balance_after balance     NOT NULL,
+    created_at    timestamptz NOT NULL,
+    job_id        uuid,                            -- null for an initial deposit
+    position      bigint,                          -- of the job
+    type          entry_type  NOT NULL,
+    description   text,
+    PRIMARY KEY (account_id, seq)
+) WITH (autovacuum_vacuum_insert_scale_factor = 0.05, autovacuum_analyze_scale_factor = 0.05);
+-- A job becomes one transaction, whatever the code does. The index also lists an account's
+-- jobs that succeeded. Initial deposits, which have no job, are left out.
+CREATE UNIQUE INDEX transactions_jobs ON transactions (account_id, position) WHERE position IS NOT NULL;
+-- A type's transactions by their time. An index for all times beside them would cost every
+-- apply an entry: a read of both types merges these two.
+CREATE UNIQUE INDEX transactions_deposit_times ON transactions (account_id, created_at) WHERE type = 'deposit';
+CREATE UNIQUE INDEX transactions_withdrawal_times ON transactions (account_id, created_at) WHERE type = 'withdrawal';
+
+CREATE TRIGGER transactions_append_only BEFORE UPDATE OR DELETE OR TRUNCATE ON transactions
+    FOR EACH STATEMENT EXECUTE FUNCTION refuse('history is append-only');
+
+-- A job that succeeds leaves the queue. Every apply runs this function, so it has no SET
+-- clause (see the end of this file) and names the schema of the queue instead.
+-- +goose StatementBegin
+DO $do$
+BEGIN
+    EXECUTE format($function$
+CREATE FUNCTION hold_transaction() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    IF NEW.job_id IS NOT NULL THEN
+        DELETE FROM %1$s.queue WHERE account_id OPERATOR(pg_catalog.=) NEW.account_id AND position OPERATOR(pg_catalog.=) NEW.position
+            AND job_id OPERATOR(pg_catalog.=) NEW.job_id;
+        IF NOT FOUND THEN
+            RAISE EXCEPTION '%% on %%: its job is not queued', TG_OP, TG_TABLE_NAME USING ERRCODE = 'integrity_constraint_violation';
+        END IF;
+    ELSIF NOT (NEW.position IS NULL AND NEW.seq OPERATOR(pg_catalog.=) 1 AND NEW.type OPERATOR(pg_catalog.=) 'deposit') THEN
+        RAISE EXCEPTION '%% on %%: a transaction has its job, but for an initial deposit', TG_OP, TG_TABLE_NAME USING ERRCODE = 'integrity_constraint_violation';
+    END IF;
+    IF NOT (NEW.seq OPERATOR(pg_catalog.>=) 1) THEN
+        RAISE EXCEPTION '%% on %%: a history begins with transaction 1', TG_OP, TG_TABLE_NAME USING ERRCODE = 'integrity_constraint_violation';
+    END IF;
+    -- What the row says of the balance before it can't be negative either.
+    IF NOT (NEW.type OPERATOR(pg_catalog.=) 'withdrawal' OR NEW.balance_after OPERATOR(pg_catalog.>=) NEW.amount) THEN
+        RAISE EXCEPTION '%% on %%: no balance was ever negative', TG_OP, TG_TABLE_NAME USING ERRCODE = 'integrity_constraint_violation';
+    END IF;
+    RETURN NEW;
+END
+$$
+$function$, (SELECT relnamespace::regnamespace FROM pg_class WHERE oid = 'queue'::regclass));
+END
+$do$;
+-- +goose StatementEnd
+CREATE TRIGGER transactions_rules BEFORE INSERT ON transactions FOR EACH ROW EXECUTE FUNCTION hold_transaction();
+
+ALTER TABLE transactions ENABLE ALWAYS TRIGGER transactions_append_only, ENABLE ALWAYS TRIGGER transactions_rules;
+
+CREATE POLICY transactions_read ON transactions FOR SELECT USING (true);
+ALTER TABLE transactions ENABLE ROW LEVEL SECURITY;
 
 -- Where finished jobs go after years, with their keys: a key is an answer for good.
 -- `worker archive` moves them; what moves is never looked for by an apply. The table and its
 -- indexes may be moved to another, slower tablespace (ALTER TABLE archived_jobs SET
 -- TABLESPACE …), but not away: each accept looks for its key here.
 --
--- The columns are those of jobs, in their order: a migration that adds one to jobs adds it
--- here too, and replaces refuse_unless_archived and archive_jobs.
+-- A row holds all that job_states shows of its job. The transaction of a job that succeeded
+-- stays in the history; the rejection of one that was rejected is deleted.
 CREATE TABLE archived_jobs (
-    LIKE jobs,
-    PRIMARY KEY (id),
-    CHECK (status IN ('succeeded', 'rejected'))    -- what never changes any more
+    id              uuid        PRIMARY KEY,
+    position        bigint      NOT NULL,
+    account_id      bigint      NOT NULL,
+    user_id         uuid        NOT NULL,
+    amount          amount      NOT NULL,
+    created_at      timestamptz NOT NULL,
+    finished_at     timestamptz NOT NULL,
+    seq             bigint,                        -- of the transaction it became
+    balance_after   balance,
+    type            entry_type  NOT NULL,
+    status          job_status  NOT NULL CHECK (status IN ('succeeded', 'rejected')), -- what never changes any more
+    idempotency_key text        NOT NULL COLLATE "C",
+    description     text,
+    failure         text                           -- why it was rejected: the code
 );
 CREATE UNIQUE INDEX archived_jobs_key ON archived_jobs (user_id, idempotency_key);
-CREATE UNIQUE INDEX archived_jobs_ended ON archived_jobs (account_id, status, position);
+-- An account's archived jobs that were rejected. Those that succeeded are listed by their transactions.
+CREATE UNIQUE INDEX archived_jobs_rejected ON archived_jobs (account_id, position) WHERE status = 'rejected';
 
 CREATE TRIGGER archived_jobs_append_only BEFORE UPDATE OR DELETE OR TRUNCATE ON archived_jobs
     FOR EACH STATEMENT EXECUTE FUNCTION refuse('a key is an answer for good');
@@ -291,22 +429,48 @@ ALTER TABLE archived_jobs ENABLE ALWAYS TRIGGER archived_jobs_append_only;
 CREATE POLICY archived_jobs_read ON archived_jobs FOR SELECT USING (true);
 ALTER TABLE archived_jobs ENABLE ROW LEVEL SECURITY;
 
--- A job leaves jobs only when it stands in archived_jobs, to the letter. The columns are
--- named, as in every statement that reads the two tables together (internal/job/job.go): one
--- that is added while processes run may stand in another place in the other table.
+-- job_states shows each job that is not archived with its state. finished_by is the xmin of the
+-- row that states its outcome, null while it is queued: what postgres.Showing asks for.
+CREATE VIEW job_states WITH (security_invoker = true) AS
+SELECT job.id, job.position, job.account_id, job.user_id, job.amount, job.created_at,
+    coalesce(entry.created_at, rejection.finished_at, failure.finished_at) AS finished_at,
+    entry.seq, entry.balance_after, job.type,
+    CASE WHEN entry.job_id IS NOT NULL THEN 'succeeded' WHEN rejection.job_id IS NOT NULL THEN 'rejected'
+        WHEN failure.job_id IS NOT NULL THEN 'failed' ELSE 'queued' END::job_status AS status,
+    job.idempotency_key, job.description, coalesce(rejection.failure, failure.failure) AS failure,
+    coalesce(queue.attempts, 0) AS attempts, job.xmin AS accepted_by,
+    coalesce(entry.xmin, rejection.xmin, failure.xmin) AS finished_by
+FROM jobs job
+    LEFT JOIN transactions entry ON entry.account_id = job.account_id AND entry.position = job.position
+    LEFT JOIN rejections rejection ON rejection.account_id = job.account_id AND rejection.position = job.position
+    LEFT JOIN failures failure ON failure.account_id = job.account_id AND failure.position = job.position
+    LEFT JOIN queue ON queue.account_id = job.account_id AND queue.position = job.position;
+
+-- A job leaves jobs only when it stands in archived_jobs, to the letter, and its rejection
+-- after it. The columns are named, as in every statement that reads the two tables together
+-- (internal/job/job.go): one that is added while processes run may stand in another place in
+-- the other table.
 -- +goose StatementBegin
 CREATE FUNCTION refuse_unless_archived() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
-    IF NOT EXISTS (SELECT FROM archived_jobs archived WHERE archived.id = OLD.id AND
+    IF NOT EXISTS (SELECT FROM archived_jobs archived JOIN job_states job USING (id) WHERE id = OLD.id AND
         (archived.position, archived.account_id, archived.user_id, archived.amount, archived.created_at, archived.finished_at,
-         archived.seq, archived.balance_after, archived.type, archived.status, archived.attempts, archived.idempotency_key,
+         archived.seq, archived.balance_after, archived.type, archived.status, archived.idempotency_key,
          archived.description, archived.failure)
         IS NOT DISTINCT FROM
-        (OLD.position, OLD.account_id, OLD.user_id, OLD.amount, OLD.created_at, OLD.finished_at,
-         OLD.seq, OLD.balance_after, OLD.type, OLD.status, OLD.attempts, OLD.idempotency_key,
-         OLD.description, OLD.failure))
+        (job.position, job.account_id, job.user_id, job.amount, job.created_at, job.finished_at,
+         job.seq, job.balance_after, job.type, job.status, job.idempotency_key,
+         job.description, job.failure))
     THEN
         RAISE EXCEPTION '% on %: a key is an answer for good', TG_OP, TG_TABLE_NAME USING ERRCODE = 'integrity_constraint_violation';
+    END IF;
+    RETURN OLD;
+END
+$$;
+CREATE FUNCTION refuse_unless_moved() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    IF EXISTS (SELECT FROM jobs WHERE id = OLD.job_id) OR NOT EXISTS (SELECT FROM archived_jobs WHERE id = OLD.job_id) THEN
+        RAISE EXCEPTION '% on %: a finished job never changes', TG_OP, TG_TABLE_NAME USING ERRCODE = 'integrity_constraint_violation';
     END IF;
     RETURN OLD;
 END
@@ -314,6 +478,8 @@ $$;
 -- +goose StatementEnd
 CREATE TRIGGER jobs_leave_archived BEFORE DELETE ON jobs
     FOR EACH ROW EXECUTE FUNCTION refuse_unless_archived();
+CREATE TRIGGER rejections_leave_archived BEFORE DELETE ON rejections
+    FOR EACH ROW EXECUTE FUNCTION refuse_unless_moved();
 
 -- An archived job's key or id makes no second job, whichever statement inserts it: the row
 -- is left out, as ON CONFLICT DO NOTHING leaves out that of a key in jobs.
@@ -335,60 +501,11 @@ $$;
 -- +goose StatementEnd
 CREATE TRIGGER jobs_skip_archived BEFORE INSERT ON jobs FOR EACH ROW EXECUTE FUNCTION skip_archived();
 
-ALTER TABLE jobs ENABLE ALWAYS TRIGGER jobs_are_kept, ENABLE ALWAYS TRIGGER jobs_form, ENABLE ALWAYS TRIGGER jobs_leave_archived,
-    ENABLE ALWAYS TRIGGER jobs_replayed, ENABLE ALWAYS TRIGGER jobs_skip_archived,
-    ENABLE ALWAYS TRIGGER jobs_states, ENABLE ALWAYS TRIGGER jobs_take_transaction_id, ENABLE ALWAYS TRIGGER jobs_terms;
-
--- History, append-only. created_at rises strictly within an account, so that a range of time
--- is a range of seq: the indexes hold that within a type; across types apply_job does, and
--- `worker verify` looks.
---
--- History is vacuumed to freeze it and analyzed for its plans' sake, a twentieth at a time:
--- at the defaults, a fifth and a tenth, the work of months comes at once.
-CREATE TABLE transactions (
-    account_id    bigint      NOT NULL,
-    seq           bigint      NOT NULL,
-    amount        amount      NOT NULL,
-    balance_after balance     NOT NULL,
-    created_at    timestamptz NOT NULL,
-    job_id        uuid,                            -- null for an initial deposit
-    type          entry_type  NOT NULL,
-    description   text,
-    PRIMARY KEY (account_id, seq)
-) WITH (autovacuum_vacuum_insert_scale_factor = 0.05, autovacuum_analyze_scale_factor = 0.05);
--- A job is posted once, whatever the code does. Initial deposits, which have no job, are left
--- out: nulls stand at an index's end, so no posting would be the last entry, and Postgres
--- would leave each full page half empty, not at nine tenths.
-CREATE UNIQUE INDEX transactions_posting ON transactions (job_id) WHERE job_id IS NOT NULL;
--- A type's transactions by their time. An index for all times beside them would cost every
--- apply an entry: a read of both types merges these two.
-CREATE UNIQUE INDEX transactions_deposit_times ON transactions (account_id, created_at) WHERE type = 'deposit';
-CREATE UNIQUE INDEX transactions_withdrawal_times ON transactions (account_id, created_at) WHERE type = 'withdrawal';
-
-CREATE TRIGGER transactions_append_only BEFORE UPDATE OR DELETE OR TRUNCATE ON transactions
-    FOR EACH STATEMENT EXECUTE FUNCTION refuse('history is append-only');
-
--- +goose StatementBegin
-CREATE FUNCTION hold_transaction() RETURNS trigger LANGUAGE plpgsql AS $$
-BEGIN
-    IF NOT (NEW.seq OPERATOR(pg_catalog.>=) 1
-        AND (NEW.job_id IS NOT NULL OR NEW.seq OPERATOR(pg_catalog.=) 1 AND NEW.type OPERATOR(pg_catalog.=) 'deposit')) THEN
-        RAISE EXCEPTION '% on %: a posting has its job, but for an initial deposit', TG_OP, TG_TABLE_NAME USING ERRCODE = 'integrity_constraint_violation';
-    END IF;
-    -- What the row says of the balance before it can't be negative either.
-    IF NOT (NEW.type OPERATOR(pg_catalog.=) 'withdrawal' OR NEW.balance_after OPERATOR(pg_catalog.>=) NEW.amount) THEN
-        RAISE EXCEPTION '% on %: no balance was ever negative', TG_OP, TG_TABLE_NAME USING ERRCODE = 'integrity_constraint_violation';
-    END IF;
-    RETURN NEW;
-END
-$$;
--- +goose StatementEnd
-CREATE TRIGGER transactions_rules BEFORE INSERT ON transactions FOR EACH ROW EXECUTE FUNCTION hold_transaction();
-
-ALTER TABLE transactions ENABLE ALWAYS TRIGGER transactions_append_only, ENABLE ALWAYS TRIGGER transactions_rules;
-
-CREATE POLICY transactions_read ON transactions FOR SELECT USING (true);
-ALTER TABLE transactions ENABLE ROW LEVEL SECURITY;
+ALTER TABLE jobs ENABLE ALWAYS TRIGGER jobs_are_kept, ENABLE ALWAYS TRIGGER jobs_enqueue, ENABLE ALWAYS TRIGGER jobs_form,
+    ENABLE ALWAYS TRIGGER jobs_leave_archived, ENABLE ALWAYS TRIGGER jobs_skip_archived, ENABLE ALWAYS TRIGGER jobs_take_transaction_id,
+    ENABLE ALWAYS TRIGGER jobs_terms;
+ALTER TABLE rejections ENABLE ALWAYS TRIGGER rejections_are_kept, ENABLE ALWAYS TRIGGER rejections_dequeue,
+    ENABLE ALWAYS TRIGGER rejections_leave_archived;
 
 -- A balance moves with its history, and a job to the archive, in functions that do it as a
 -- whole. They run as their owner, so that a role that serves needs no right to write
@@ -439,18 +556,21 @@ DECLARE
     moved bigint;
 BEGIN
     INSERT INTO archived_jobs (id, position, account_id, user_id, amount, created_at, finished_at, seq, balance_after,
-        type, status, attempts, idempotency_key, description, failure)
+        type, status, idempotency_key, description, failure)
     SELECT id, position, account_id, user_id, amount, created_at, finished_at, seq, balance_after,
-        type, status, attempts, idempotency_key, description, failure
-    FROM jobs WHERE id = ANY (ids);
+        type, status, idempotency_key, description, failure
+    FROM job_states WHERE id = ANY (ids);
     DELETE FROM jobs WHERE id = ANY (ids); -- jobs_leave_archived looks whether each stands in the archive
     GET DIAGNOSTICS moved = ROW_COUNT;
+    DELETE FROM rejections USING archived_jobs archived
+    WHERE archived.id = ANY (ids) AND archived.status = 'rejected'
+        AND rejections.account_id = archived.account_id AND rejections.position = archived.position;
     RETURN moved;
 END
 $$;
 -- +goose StatementEnd
 
-REVOKE EXECUTE ON FUNCTION archive_jobs, close_history, deposit_initial, lower_done_to FROM PUBLIC;
+REVOKE EXECUTE ON FUNCTION archive_jobs, close_history, deposit_initial, dequeue_job, enqueue_jobs, replay_job FROM PUBLIC;
 
 -- The functions find the tables that stand in the schema of jobs, and the operators of
 -- Postgres, whatever search_path and whatever temporary tables the session has: with an
@@ -458,16 +578,16 @@ REVOKE EXECUTE ON FUNCTION archive_jobs, close_history, deposit_initial, lower_d
 -- schema: DATABASE_URL may choose another one than public.
 --
 -- The clause costs 2 % of an apply for each function that has it. The functions that an apply
--- or an accept calls for its rows (hold_…, take_transaction_id) name no table, and say of which
--- schema their operators and functions are instead.
+-- or an accept calls for its rows (hold_…, take_transaction_id) say instead of which schema
+-- their operators, functions and tables are.
 -- +goose StatementBegin
 DO $$
 DECLARE
     ours     text := (SELECT relnamespace::regnamespace FROM pg_class WHERE oid = 'jobs'::regclass);
     function regproc;
 BEGIN
-    FOREACH function IN ARRAY ARRAY['archive_jobs', 'close_history', 'deposit_initial', 'lower_done_to', 'refuse',
-        'refuse_unless_archived', 'skip_archived']::regproc[] LOOP
+    FOREACH function IN ARRAY ARRAY['archive_jobs', 'close_history', 'deposit_initial', 'dequeue_job', 'enqueue_jobs',
+        'refuse', 'refuse_unless_archived', 'refuse_unless_moved', 'replay_job', 'skip_archived']::regproc[] LOOP
         EXECUTE format('ALTER FUNCTION %s SET search_path = pg_catalog, %s, pg_temp', function, ours);
     END LOOP;
 END

@@ -3,25 +3,25 @@
 -- What an apply does, in steps whose plans Postgres keeps: it goes through some small ones
 -- sooner than through a single one for all (internal/bench/EXPERIMENTS.md).
 --
--- apply_job applies the oldest queued job of the ticket's account, if that is the
--- ticket's or an older one: it locks the account, decides, finishes the job, moves the
--- balance and writes the history. All times come from Postgres's clock; created_at never
--- goes back within an account, nor to a time for which a balance was answered, even where
--- that clock does.
+-- apply_job applies the oldest queued job of an account, up to a job that the caller names: it
+-- locks the account, decides, moves the balance and writes the history, whose trigger takes
+-- the job out of the queue. All times come from Postgres's clock; created_at never goes back
+-- within an account, nor to a time for which a balance was answered, even where that clock
+-- does.
 --
 -- The account's lock holds every other apply of it off until the transaction ends; NO
 -- KEY, so nothing that only refers to the account has to wait. Under READ COMMITTED each
--- statement sees what was committed before it began. So what stands behind the lock sees
--- all that any apply of the account has done, and a job that is queued then stays so: only
--- who has the lock changes it. A job that is not seen is none that must come before one
--- that is: that was committed before the other was sent.
+-- statement sees what was committed before it began. So a statement that runs with the lock
+-- held sees all that any apply of the account has done, and a job that is queued then stays
+-- so: only a transaction that has the lock changes it. A job that the statement does not see
+-- need not come before one that it sees, which was committed before the other was sent.
 --
 -- https://www.postgresql.org/docs/current/transaction-iso.html#XACT-READ-COMMITTED
 --
--- It answers with the job, and with how many jobs are queued behind it then, up to the
--- ticket's: 0 where it was the ticket's own; else counted as far as count_to, and null
--- where that is 0. Where no job up to the ticket's was queued, it answers with no job and 0
--- behind, and where the ticket's is unknown with nulls alone.
+-- It answers with the job, and with how many jobs are queued behind it then, up to the named
+-- one: 0 where it is the named job itself; else counted as far as count_to, and null where
+-- that is 0. Where no job up to the named one was queued, it answers with no job and 0
+-- behind, and where the named job is unknown with nulls alone.
 --
 -- The search for the oldest queued job begins above done_to, because the index of the queue
 -- keeps an entry of each job that has finished since the oldest snapshot began: while one is
@@ -32,7 +32,7 @@
 -- position (jobs_take_transaction_id), so each with an id from S on draws positions above P.
 -- Once all below S have ended, a search sees all jobs at or below P that there will ever be:
 -- what is below the job that it finds, and not above P, is done. A replay lowers done_to
--- (lower_done_to). For a ticket at or below done_to the search begins at the start. After a
+-- (replay_job). For a named job at or below done_to the search begins at the start. After a
 -- restore into a server with lower ids, S would not be reached for long: it is noted anew.
 --
 -- It runs as the tables' owner, for roles that were granted it, and in the schema of jobs
@@ -41,18 +41,20 @@
 -- Where flush is false its commit need not wait until it is flushed: a later transaction of
 -- the batch flushes for it (internal/ledger/apply.go).
 -- +goose StatementBegin
-CREATE FUNCTION apply_job(ticket uuid, max_balance bigint, count_to bigint, flush boolean DEFAULT true,
+CREATE FUNCTION apply_job(up_to_job uuid, max_balance bigint, count_to bigint, flush boolean DEFAULT true,
     OUT job uuid, OUT kind entry_type, OUT outcome job_status, OUT accepted timestamptz, OUT finished timestamptz, OUT behind bigint)
 LANGUAGE plpgsql SECURITY DEFINER AS $$
 DECLARE
     account  bigint;
-    up_to    bigint;      -- the ticket's position
-    state    job_status;  -- of the ticket's job
+    up_to    bigint;      -- the named job's position
+    queued   boolean;     -- the named job is
     total    bigint;      -- the balance, and then what it would become
     next_seq bigint;
     last     timestamptz; -- what the next transaction is later than
+    entry    entry_type;  -- of the job
     sum      bigint;
     words    text;
+    asked    timestamptz;
     done     bigint;      -- where the search begins
     at       bigint;      -- the job's position
     settled  bigint;      -- what becomes done_to, once
@@ -62,13 +64,16 @@ BEGIN
     IF current_setting('transaction_read_only') = 'on' THEN -- a standby, which may not know all yet
         RAISE EXCEPTION 'apply_job can do nothing here' USING ERRCODE = 'read_only_sql_transaction';
     END IF;
-    SELECT account_id, position, status INTO account, up_to, state FROM jobs WHERE id = ticket;
+    SELECT account_id, position, type, amount, description, created_at,
+        EXISTS (SELECT FROM queue WHERE queue.account_id = jobs.account_id AND queue.position = jobs.position)
+    INTO account, up_to, entry, sum, words, asked, queued
+    FROM jobs WHERE id = up_to_job;
     IF NOT FOUND THEN
         RETURN;
     END IF;
-    IF state <> 'queued' THEN -- all may be done: no lock to wait for, nothing to flush
+    IF NOT queued THEN -- all may be done: no lock to wait for, nothing to flush
         SELECT done_to INTO done FROM accounts WHERE id = account;
-        PERFORM FROM jobs WHERE account_id = account AND status = 'queued' AND position > coalesce(done, 0) AND position <= up_to LIMIT 1;
+        PERFORM FROM queue WHERE account_id = account AND position > coalesce(done, 0) AND position <= up_to LIMIT 1;
         IF NOT FOUND THEN
             behind := 0;
             RETURN;
@@ -80,14 +85,17 @@ BEGIN
     IF NOT FOUND THEN -- as a bad restore may leave it
         RAISE EXCEPTION 'account % is not there', account USING ERRCODE = 'foreign_key_violation';
     END IF;
-    SELECT id, position, type, amount, description, created_at, pg_current_snapshot() INTO job, at, kind, sum, words, accepted, seen
-    FROM jobs
-    WHERE account_id = account AND status = 'queued' AND position > done AND position <= up_to
+    SELECT job_id, position, pg_current_snapshot() INTO job, at, seen
+    FROM queue
+    WHERE account_id = account AND position > done AND position <= up_to
     ORDER BY position
     LIMIT 1;
     IF NOT FOUND THEN
         behind := 0;
         RETURN;
+    END IF;
+    IF job <> up_to_job THEN
+        SELECT type, amount, description, created_at INTO STRICT entry, sum, words, asked FROM jobs WHERE id = job;
     END IF;
 
     IF NOT flush THEN
@@ -101,29 +109,29 @@ BEGIN
         settled := at;
         settler := pg_snapshot_xmax(seen);
     END IF;
-    finished := greatest(clock_timestamp(), accepted, last + interval '1 microsecond');
-    total := total + CASE kind WHEN 'deposit' THEN sum ELSE -sum END;
+    kind := entry;
+    accepted := asked;
+    finished := greatest(clock_timestamp(), asked, last + interval '1 microsecond');
+    total := total + CASE entry WHEN 'deposit' THEN sum ELSE -sum END;
     IF total BETWEEN 0 AND max_balance THEN
         outcome := 'succeeded';
-        UPDATE jobs SET status = 'succeeded', seq = next_seq, balance_after = total, finished_at = finished WHERE id = job;
         UPDATE accounts SET balance = total, last_seq = next_seq, last_at = finished,
             done_to = done, settling = settled, settling_xid = settler
         WHERE id = account;
-        INSERT INTO transactions (account_id, seq, type, amount, balance_after, description, job_id, created_at)
-        VALUES (account, next_seq, kind, sum, total, words, job, finished);
+        INSERT INTO transactions (account_id, seq, type, amount, balance_after, description, job_id, position, created_at)
+        VALUES (account, next_seq, entry, sum, total, words, job, at, finished);
     ELSE
         outcome := 'rejected';
-        UPDATE jobs SET status = 'rejected', finished_at = finished,
-            failure = CASE WHEN total < 0 THEN 'insufficient_funds' ELSE 'balance_limit_exceeded' END
-        WHERE id = job;
+        INSERT INTO rejections (account_id, position, job_id, finished_at, failure)
+        VALUES (account, at, job, finished, CASE WHEN total < 0 THEN 'insufficient_funds' ELSE 'balance_limit_exceeded' END);
         UPDATE accounts SET done_to = done, settling = settled, settling_xid = settler WHERE id = account;
     END IF;
 
-    IF job = ticket THEN
+    IF job = up_to_job THEN
         behind := 0;
     ELSIF count_to > 0 THEN
         SELECT count(*) INTO behind
-        FROM (SELECT FROM jobs WHERE account_id = account AND status = 'queued' AND position > at AND position <= up_to LIMIT count_to) line;
+        FROM (SELECT FROM queue WHERE account_id = account AND position > at AND position <= up_to LIMIT count_to) counted;
     END IF;
 END
 $$;

@@ -42,7 +42,7 @@ BEGIN
             EXISTS (SELECT FROM accounts WHERE user_id = users[request.n] AND open_key = keys[request.n]),
             CASE WHEN request.n = request.first THEN coalesce(capacities[request.n], max_queued - (
                 SELECT count(*)
-                FROM (SELECT FROM jobs WHERE account_id = owned.id AND status = 'queued' AND position > owned.done_to LIMIT max_queued) queued
+                FROM (SELECT FROM queue WHERE account_id = owned.id AND position > owned.done_to LIMIT max_queued) queued
             )) END
         FROM unnest(firsts) WITH ORDINALITY request (first, n)
         JOIN accounts owned ON owned.number = numbers[request.n] AND owned.user_id = users[request.n]

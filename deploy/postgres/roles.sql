@@ -60,8 +60,10 @@ BEGIN
     GRANT INSERT (user_id, number, currency, open_key, open_request, last_at, created_at), UPDATE (created_at) ON public.accounts TO passbook_serving;
     GRANT USAGE ON SEQUENCE public.job_positions TO passbook_serving;
     GRANT INSERT (id, account_id, user_id, type, amount, idempotency_key, description) ON public.jobs TO passbook_serving;
-    -- To count an attempt, to end a job failed and to replay it; to succeed it takes more.
-    GRANT UPDATE (status, attempts, failure, finished_at) ON public.jobs TO passbook_serving;
+    -- To count an attempt, to end a job failed, and to replay it. Triggers move the job out of
+    -- the queue and back.
+    GRANT UPDATE (attempts) ON public.queue TO passbook_serving;
+    GRANT INSERT (account_id, position, job_id, finished_at, failure), DELETE ON public.failures TO passbook_serving;
 
     -- What moves a balance with its history, a job to the archive, and the time until which
     -- balances were answered.

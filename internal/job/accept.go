@@ -349,7 +349,7 @@ func (r *request) job(row acceptedRow) Job {
 const repeatedSQL = `SELECT job.user_id, job.idempotency_key, ` + columns + `, job.writer, ` + postgres.ShownSQL + `
 	FROM unnest($1::uuid[], $2::text[]) AS request (user_id, key)
 	CROSS JOIN LATERAL (
-		SELECT ` + stored + `, xmin AS writer FROM jobs WHERE user_id = request.user_id AND idempotency_key = request.key UNION ALL
+		SELECT ` + stored + `, coalesce(finished_by, accepted_by) AS writer FROM job_states WHERE user_id = request.user_id AND idempotency_key = request.key UNION ALL
 		SELECT ` + stored + `, xmin FROM archived_jobs WHERE user_id = request.user_id AND idempotency_key = request.key LIMIT 1
 	) job
 	JOIN accounts account ON account.id = job.account_id`

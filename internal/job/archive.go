@@ -89,7 +89,7 @@ func Archive(ctx context.Context, pool *pgxpool.Pool, before time.Time, progress
 // move.
 const stepSQL = `
 	SELECT id, user_id, idempotency_key, status IN ('succeeded', 'rejected') AND finished_at < $3
-	FROM jobs WHERE id > $1 AND id < $2 ORDER BY id LIMIT $4`
+	FROM job_states WHERE id > $1 AND id < $2 ORDER BY id LIMIT $4`
 
 // takeSQL locks the keys of the jobs that move, so that no insert of one of them is
 // under way. An accept of one of them meanwhile is refused by accept_jobs; asked again after

@@ -30,23 +30,23 @@ func NewBacklog(pool *pgxpool.Pool) *Backlog {
 }
 
 // The index entries of jobs that finished since the oldest snapshot began stay in
-// jobs_queue for as long as that snapshot is held. For a scan that meets one, Postgres
-// reads the job to learn that it is finished. So each statement names a position
+// the queue for as long as that snapshot is held. For a scan that meets one, Postgres
+// reads the row to learn that it is gone. So each statement names a position
 // where it can: entries before that are passed over in the index, some hundred a page.
 
-// headsSQL probes jobs_queue once an account, however long the account's queue.
+// headsSQL probes the queue once an account, however long the account's queue.
 //
 // $1 the account id to go on after, $2 the position above which jobs are looked for, $3 how
 // many accounts.
 const headsSQL = `
 	WITH RECURSIVE heads AS (
-		(SELECT account_id, id, position, created_at FROM jobs
-			WHERE status = 'queued' AND account_id > $1 AND position > $2 ORDER BY account_id, position LIMIT 1)
+		(SELECT account_id, job_id, position FROM queue
+			WHERE account_id > $1 AND position > $2 ORDER BY account_id, position LIMIT 1)
 		UNION ALL
-		SELECT next.* FROM heads, LATERAL (SELECT account_id, id, position, created_at FROM jobs
-			WHERE status = 'queued' AND account_id > heads.account_id AND position > $2 ORDER BY account_id, position LIMIT 1) next
+		SELECT next.* FROM heads, LATERAL (SELECT account_id, job_id, position FROM queue
+			WHERE account_id > heads.account_id AND position > $2 ORDER BY account_id, position LIMIT 1) next
 	)
-	SELECT account_id, id, position, clock_timestamp() - created_at FROM heads LIMIT $3`
+	SELECT heads.account_id, job_id, heads.position, clock_timestamp() - created_at FROM heads JOIN jobs ON id = job_id LIMIT $3`
 
 // Heads reads the oldest queued job above a position of up to limit accounts, in the
 // order of the accounts' ids, after the account with the id after.
@@ -63,9 +63,9 @@ func (b *Backlog) Heads(ctx context.Context, after, above int64, limit int) ([]H
 // oldest queued ones, as arrays.
 const nextHeadsSQL = `
 	SELECT next.* FROM unnest($1::bigint[], $2::bigint[]) known (account_id, position),
-		LATERAL (SELECT account_id, id, position, clock_timestamp() - created_at FROM jobs
-			WHERE account_id = known.account_id AND status = 'queued' AND position >= known.position
-			ORDER BY position LIMIT 1) next`
+		LATERAL (SELECT queue.account_id, job_id, queue.position, clock_timestamp() - created_at FROM queue JOIN jobs ON id = job_id
+			WHERE queue.account_id = known.account_id AND queue.position >= known.position
+			ORDER BY queue.position LIMIT 1) next`
 
 // NextHeads reads what became of heads that were read before: the oldest queued job of
 // each of their accounts that has one. It misses one that was replayed meanwhile.
@@ -96,7 +96,7 @@ func (b *Backlog) Newest(ctx context.Context) (position int64, err error) {
 
 // lastSQL: $1 the account's id, $2 the position of its oldest queued job.
 const lastSQL = `
-	SELECT id FROM jobs WHERE account_id = $1 AND status = 'queued' AND position >= $2
+	SELECT job_id FROM queue WHERE account_id = $1 AND position >= $2
 	ORDER BY position DESC LIMIT 1`
 
 // Last is the newest queued job of the head's account; ErrNotFound where there is none.
@@ -119,9 +119,9 @@ func (b *Backlog) Last(ctx context.Context, head Head) (id uuid.UUID, err error)
 // $1 the accounts' ids, $2 the positions of their oldest queued jobs, as arrays.
 const unlockedSQL = `
 	WITH unlocked AS (SELECT id FROM accounts WHERE id = ANY ($1) FOR NO KEY UPDATE SKIP LOCKED)
-	SELECT newest.id
+	SELECT newest.job_id
 	FROM unnest($1::bigint[], $2::bigint[]) head (account_id, position),
-		LATERAL (SELECT id FROM jobs WHERE account_id = head.account_id AND status = 'queued' AND position >= head.position
+		LATERAL (SELECT job_id FROM queue WHERE account_id = head.account_id AND position >= head.position
 			ORDER BY position DESC LIMIT 1) newest
 	WHERE head.account_id IN (SELECT id FROM unlocked)
 		OR NOT EXISTS (SELECT FROM accounts WHERE id = head.account_id)`

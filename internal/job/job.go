@@ -63,16 +63,16 @@ type Job struct {
 const columns = `job.id, job.position, account.number, job.type, job.amount, account.currency, job.description,
 	job.status, job.failure, job.seq, job.balance_after, job.created_at, job.finished_at`
 
-// stored are the columns of jobs and of archived_jobs. Every statement that puts the two
+// stored are the columns of job_states and of archived_jobs. Every statement that puts the two
 // tables together names them, so that it goes on while an operator or a migration adds a
 // column to one table and then to the other. archive_jobs and refuse_unless_archived name
 // them too.
 const stored = `id, position, account_id, user_id, amount, created_at, finished_at, seq, balance_after, type, status,
-	attempts, idempotency_key, description, failure`
+	idempotency_key, description, failure`
 
 // shownColumns end a read, as postgres.Showing wants it. A queued job needs no confirmation:
 // its accept was flushed before a client could see it.
-const shownColumns = `, CASE job.status WHEN 'queued' THEN NULL ELSE job.writer END, ` + postgres.ShownSQL
+const shownColumns = `, job.finished_by, ` + postgres.ShownSQL
 
 // Reader reads jobs.
 type Reader struct {
@@ -89,8 +89,8 @@ func NewReader(pool *pgxpool.Pool) *Reader {
 //
 // $1 the job's id, $2 the caller.
 const (
-	readSQL         = selectSQL + `(SELECT ` + stored + `, xmin AS writer FROM jobs WHERE id = $1) job ` + ownedSQL
-	readArchivedSQL = selectSQL + `(SELECT ` + stored + `, xmin AS writer FROM archived_jobs WHERE id = $1) job ` + ownedSQL
+	readSQL         = selectSQL + `(SELECT ` + stored + `, finished_by FROM job_states WHERE id = $1) job ` + ownedSQL
+	readArchivedSQL = selectSQL + `(SELECT ` + stored + `, xmin AS finished_by FROM archived_jobs WHERE id = $1) job ` + ownedSQL
 
 	selectSQL = `SELECT ` + columns + shownColumns + ` FROM `
 	ownedSQL  = `JOIN accounts account ON account.id = job.account_id AND account.user_id IS NOT DISTINCT FROM job.user_id

@@ -61,10 +61,10 @@ func (r *Reader) checkOwned(ctx context.Context, account ledger.Owned) error {
 	return nil
 }
 
-// listSQL reads each status from its own stretch of an index, in order, and
-// merges the stretches: an index of its own for the unfiltered list would cost
-// every accept and every apply an entry. The statuses stand in the text because
-// the planner must see which partial index they belong to.
+// listSQL reads each status from its own stretch of an index, in order, merges the
+// stretches, and reads what was asked of the jobs that are left: an index of its own for the
+// unfiltered list would cost every accept an entry. A job that succeeded is found by its
+// transaction, also where it is archived.
 //
 // The account is found by its owner and number in this statement, once.
 //
@@ -74,22 +74,40 @@ func listSQL(statuses []Status, ascending bool) string {
 	if ascending {
 		beyond, order = ">", "ASC"
 	}
-	var stretches []string
+	var merged []string
 	for _, status := range statuses {
-		for _, table := range tablesOf(status) {
-			stretches = append(stretches, fmt.Sprintf(`(SELECT %s, xmin AS writer FROM %s WHERE account_id = (SELECT id FROM owned) AND status = '%s' AND position %s $3
-				ORDER BY position %s LIMIT $4)`, stored, table, status, beyond, order))
+		for _, from := range stretches[status] {
+			merged = append(merged, fmt.Sprintf(`(SELECT %s WHERE account_id = (SELECT id FROM owned) AND position %s $3 %s
+				ORDER BY position %s LIMIT $4)`, from.columns, beyond, from.also, order))
 		}
 	}
 	return fmt.Sprintf(`WITH owned AS MATERIALIZED (SELECT id, number, currency FROM accounts WHERE user_id = $1 AND number = $2)
-		SELECT %s FROM owned account, (SELECT * FROM (%s) merged ORDER BY position %s LIMIT $4) job
-		ORDER BY job.position %[3]s`, columns+shownColumns, strings.Join(stretches, " UNION ALL "), order)
+		SELECT job.id, job.position, account.number, asked.type, asked.amount, account.currency, asked.description,
+			job.status, job.failure, job.seq, job.balance_after, asked.created_at, job.finished_at`+shownColumns+`
+		FROM owned account, (SELECT * FROM (%s) merged ORDER BY position %s LIMIT $4) job, LATERAL (
+			SELECT type, amount, description, created_at FROM jobs WHERE id = job.id UNION ALL
+			SELECT type, amount, description, created_at FROM archived_jobs WHERE id = job.id LIMIT 1
+		) asked
+		ORDER BY job.position %[2]s`, strings.Join(merged, " UNION ALL "), order)
 }
 
-// tablesOf are the tables where jobs of a status stand.
-func tablesOf(status Status) []string {
-	if status == Succeeded || status == Rejected {
-		return []string{"jobs", "archived_jobs"}
-	}
-	return []string{"jobs"}
+// stretch is where an account's jobs of a status stand in the order of their positions.
+type stretch struct {
+	columns string // and the table
+	also    string // what makes a row one of them
+}
+
+var stretches = map[Status][]stretch{
+	Queued: {{columns: `job_id AS id, position, 'queued'::job_status AS status, NULL::text AS failure, NULL::bigint AS seq, NULL::bigint AS balance_after,
+		NULL::timestamptz AS finished_at, NULL::xid AS finished_by FROM queue`}},
+	Succeeded: {{columns: `job_id AS id, position, 'succeeded'::job_status AS status, NULL::text AS failure, seq, balance_after,
+		created_at AS finished_at, xmin AS finished_by FROM transactions`}},
+	Rejected: {
+		{columns: `job_id AS id, position, 'rejected'::job_status AS status, failure, NULL::bigint AS seq, NULL::bigint AS balance_after,
+			finished_at, xmin AS finished_by FROM rejections`},
+		{columns: `id, position, status, failure, NULL::bigint AS seq, NULL::bigint AS balance_after,
+			finished_at, xmin AS finished_by FROM archived_jobs`, also: `AND status = 'rejected'`},
+	},
+	Failed: {{columns: `job_id AS id, position, 'failed'::job_status AS status, failure, NULL::bigint AS seq, NULL::bigint AS balance_after,
+		finished_at, xmin AS finished_by FROM failures`}},
 }

@@ -533,32 +533,32 @@ const retrySQL = `
 	SELECT job, kind, outcome, accepted, finished FROM apply_job($1, $2, 0) WHERE job IS NOT NULL`
 
 // countSQL counts an attempt of the account's oldest queued job, if that is the ticket's or
-// an older one: one step into jobs_queue.
+// an older one: one step into the queue.
 //
 // $1 the ticket's job. One row, the counted job and its attempts so far; none where no job
 // up to the ticket's is queued.
 const countSQL = `
-	UPDATE jobs SET attempts = jobs.attempts + 1
+	UPDATE queue SET attempts = queue.attempts + 1
 	FROM jobs ticket LEFT JOIN accounts account ON account.id = ticket.account_id, LATERAL (
-			SELECT id FROM jobs
-			WHERE account_id = ticket.account_id AND status = 'queued' AND position <= ticket.position
+			SELECT account_id, position FROM queue
+			WHERE account_id = ticket.account_id AND position <= ticket.position
 				AND position > CASE WHEN ticket.position > account.done_to THEN account.done_to ELSE 0 END
 			ORDER BY position
 			LIMIT 1
 	) oldest
-	WHERE ticket.id = $1 AND jobs.id = oldest.id
-	RETURNING jobs.id, jobs.attempts`
+	WHERE ticket.id = $1 AND queue.account_id = oldest.account_id AND queue.position = oldest.position
+	RETURNING queue.job_id, queue.attempts`
 
 // failSQL ends a queued job failed. Money does not move.
 //
 // $1 the job. One row, the job.
 const failSQL = `
-	UPDATE jobs SET
-		status = 'failed',
-		failure = 'internal_error',
-		finished_at = greatest(clock_timestamp(), created_at)
-	WHERE id = $1 AND status = 'queued'
-	RETURNING id, type, status, created_at, finished_at`
+	WITH failed AS (
+		INSERT INTO failures (account_id, position, job_id, finished_at, failure)
+		SELECT account_id, position, id, greatest(clock_timestamp(), created_at), 'internal_error' FROM jobs WHERE id = $1
+		RETURNING job_id, finished_at
+	)
+	SELECT id, type, 'failed', created_at, failed.finished_at FROM failed JOIN jobs ON id = job_id WHERE id = $1`
 
 func queryApplied(ctx context.Context, tx pgx.Tx, sql string, args ...any) ([]Applied, error) {
 	rows, _ := tx.Query(ctx, sql, args...) // CollectRows returns its error
@@ -572,8 +572,8 @@ var ErrNotFailed = errors.New("not a failed job")
 // decision, once the reason is mended. All of them, or none and ErrNotFailed.
 func (a *Applier) Replay(ctx context.Context, ids []uuid.UUID) error {
 	const sql = `
-		UPDATE jobs SET status = 'queued', failure = NULL, finished_at = NULL, attempts = 0
-		WHERE id = $1 AND status = 'failed'`
+		DELETE FROM failures USING jobs job
+		WHERE job.id = $1 AND failures.account_id = job.account_id AND failures.position = job.position`
 	return postgres.InTx(ctx, a.pool, func(tx pgx.Tx) error {
 		for _, id := range ids {
 			tag, err := tx.Exec(ctx, sql, id)

@@ -30,7 +30,7 @@ type finished struct {
 
 func readJob(t testing.TB, pool *pgxpool.Pool, id uuid.UUID) (f finished) {
 	t.Helper()
-	err := pool.QueryRow(t.Context(), `SELECT status, seq, balance_after, failure, attempts FROM jobs WHERE id = $1`, id).
+	err := pool.QueryRow(t.Context(), `SELECT status, seq, balance_after, failure, attempts FROM job_states WHERE id = $1`, id).
 		Scan(&f.Status, &f.Seq, &f.BalanceAfter, &f.Failure, &f.Attempts)
 	if err != nil {
 		t.Fatalf("read job %s: %v", id, err)
@@ -628,7 +628,7 @@ func awaitWaiting(t *testing.T, pool *pgxpool.Pool) {
 // attempts counts those that Postgres refused.
 func attempts(t testing.TB, pool *pgxpool.Pool) (n int) {
 	t.Helper()
-	if err := pool.QueryRow(t.Context(), `SELECT coalesce(sum(attempts), 0) FROM jobs`).Scan(&n); err != nil {
+	if err := pool.QueryRow(t.Context(), `SELECT coalesce(sum(attempts), 0) FROM queue`).Scan(&n); err != nil {
 		t.Fatal(err)
 	}
 	return n
@@ -786,12 +786,12 @@ func TestApplyFailsTheJobThatWasTried(t *testing.T) {
 	ledgertest.Exec(t, pool, fmt.Sprintf(`
 		CREATE FUNCTION wait_at_last() RETURNS trigger LANGUAGE plpgsql AS $$
 		BEGIN
-			IF (SELECT attempts FROM jobs WHERE id = NEW.job_id) = %d THEN
+			IF (SELECT attempts FROM queue WHERE job_id = NEW.job_id) = %d THEN
 				PERFORM pg_advisory_xact_lock(13);
 			END IF;
 			RETURN NEW;
 		END $$;
-		CREATE TRIGGER wait_at_last BEFORE INSERT ON transactions FOR EACH ROW EXECUTE FUNCTION wait_at_last();`, ledger.MaxAttempts))
+		CREATE TRIGGER a_wait_at_last BEFORE INSERT ON transactions FOR EACH ROW EXECUTE FUNCTION wait_at_last();`, ledger.MaxAttempts))
 	var applied []ledger.Applied
 	var group errgroup.Group
 	group.Go(func() (err error) {
@@ -802,7 +802,7 @@ func TestApplyFailsTheJobThatWasTried(t *testing.T) {
 	var replaying errgroup.Group
 	replaying.Go(func() error { return applier.Replay(t.Context(), []uuid.UUID{older}) })
 	testenv.Eventually(t, "the replay to wait for the account", func() (waits bool) {
-		const sql = `SELECT EXISTS (SELECT FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock' AND query LIKE '%SET status = ''queued''%')`
+		const sql = `SELECT EXISTS (SELECT FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock' AND query LIKE '%DELETE FROM failures%')`
 		return pool.QueryRow(t.Context(), sql).Scan(&waits) == nil && waits
 	})
 	if err := holder.Rollback(t.Context()); err != nil {

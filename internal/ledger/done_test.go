@@ -56,7 +56,7 @@ func entriesOfApply(t *testing.T, pool *pgxpool.Pool, job uuid.UUID) (n int) {
 	}
 	defer tx.Rollback(t.Context()) //nolint:errcheck // nothing is to be kept
 	read := func() (n int) {
-		if err := tx.QueryRow(t.Context(), `SELECT pg_stat_get_xact_tuples_returned('jobs_queue'::regclass)`).Scan(&n); err != nil {
+		if err := tx.QueryRow(t.Context(), `SELECT pg_stat_get_xact_tuples_returned('queue_pkey'::regclass)`).Scan(&n); err != nil {
 			t.Fatal(err)
 		}
 		return n

@@ -11,9 +11,9 @@ var Statements = map[string]struct {
 	Steps int
 	Done  bool
 }{
-	"apply": {SQL: applySQL, Args: []any{MaxAmount, maxCounted, true}, Steps: 2},
-	"done":  {SQL: applySQL, Args: []any{MaxAmount, maxCounted, true}, Steps: 1, Done: true},
+	"apply": {SQL: applySQL, Args: []any{MaxAmount, maxCounted, true}, Steps: 4},
+	"done":  {SQL: applySQL, Args: []any{MaxAmount, maxCounted, true}, Steps: 2, Done: true},
 	"lock":  {SQL: lockSQL},
-	"count": {SQL: countSQL, Steps: 1},
-	"fail":  {SQL: failSQL},
+	"count": {SQL: countSQL, Steps: 2},
+	"fail":  {SQL: failSQL, Steps: 1},
 }

@@ -11,7 +11,7 @@ const MaxFailedCounted = 1000
 // CountFailed counts the failed jobs, which wait for an operator, MaxFailedCounted at most:
 // also those whose end no worker has heard of.
 func (a *Applier) CountFailed(ctx context.Context) (n int, err error) {
-	const sql = `SELECT count(*) FROM (SELECT FROM jobs WHERE status = 'failed' LIMIT $1) failed` // in jobs_failed
+	const sql = `SELECT count(*) FROM (SELECT FROM failures LIMIT $1) failed`
 	if err := a.pool.QueryRow(ctx, sql, MaxFailedCounted).Scan(&n); err != nil {
 		return 0, fmt.Errorf("count failed jobs: %w", err)
 	}

@@ -111,7 +111,7 @@ func waiting(t *testing.T, pool *pgxpool.Pool) (n int) {
 
 func countSucceeded(t *testing.T, pool *pgxpool.Pool) (n int) {
 	t.Helper()
-	if err := pool.QueryRow(t.Context(), `SELECT count(*) FROM jobs WHERE status = 'succeeded'`).Scan(&n); err != nil {
+	if err := pool.QueryRow(t.Context(), `SELECT count(*) FROM job_states WHERE status = 'succeeded'`).Scan(&n); err != nil {
 		t.Fatal(err)
 	}
 	return n

@@ -51,7 +51,7 @@ func checkPlans(t *testing.T, url string) {
 		t.Run(name, func(t *testing.T) {
 			pool, plans := explaining(t, url)
 			var ticket uuid.UUID
-			if err := pool.QueryRow(t.Context(), `SELECT id FROM jobs WHERE (status <> 'queued') = $1 ORDER BY position DESC LIMIT 1`, statement.Done).Scan(&ticket); err != nil {
+			if err := pool.QueryRow(t.Context(), `SELECT id FROM job_states WHERE (status <> 'queued') = $1 ORDER BY position DESC LIMIT 1`, statement.Done).Scan(&ticket); err != nil {
 				t.Fatal(err)
 			}
 			tx, err := pool.Begin(t.Context())
@@ -108,7 +108,7 @@ func checkPlan(t *testing.T, plan string, wantSteps int) {
 	steps := 0
 	lines := strings.Split(plan, "\n")
 	for i, line := range lines {
-		if !strings.Contains(line, "using jobs_queue") {
+		if !strings.Contains(line, "using queue_pkey") {
 			continue
 		}
 		steps++

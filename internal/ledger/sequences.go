@@ -36,9 +36,10 @@ const (
 		SELECT 'accounts_id_seq', last_value + is_called::int, greatest(
 			(SELECT max(id) FROM accounts),
 			(SELECT max(account_id) FROM transactions),
-			(SELECT max(account_id) FROM jobs WHERE status = 'queued'),
-			(SELECT max(account_id) FROM jobs WHERE status <> 'queued'),
-			(SELECT max(account_id) FROM archived_jobs), 0)
+			(SELECT max(account_id) FROM queue),
+			(SELECT max(account_id) FROM rejections),
+			(SELECT max(account_id) FROM failures),
+			(SELECT max(account_id) FROM archived_jobs WHERE status = 'rejected'), 0)
 		FROM accounts_id_seq`
 
 	// $1 newestJobs, $2 checkedQueued.
@@ -47,7 +48,7 @@ const (
 		SELECT 'job_positions', last_value + is_called::int, greatest(
 			(SELECT max(position) FROM (SELECT position FROM jobs ORDER BY id DESC LIMIT $1) newest),
 			(SELECT max(position) FROM (SELECT position FROM archived_jobs ORDER BY id DESC LIMIT $1) newest),
-			(SELECT max(position) FROM (SELECT position FROM jobs WHERE status = 'queued' LIMIT $2) queued), 0)
+			(SELECT max(position) FROM (SELECT position FROM queue LIMIT $2) queued), 0)
 		FROM job_positions`
 
 	sequencesSQL = accountIDsSQL + `

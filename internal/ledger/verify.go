@@ -148,28 +148,40 @@ func (r *replay) end(mismatch func(string, ...any)) {
 	}
 }
 
-// jobColumns are those that jobsSQL compares, by name: jobs and archived_jobs may have more.
-const jobColumns = `id, account_id, seq, type, amount, balance_after, finished_at, description, status`
+// jobColumns are those that jobsSQL compares.
+const jobColumns = `id, account_id, position, type, amount, description, status, seq, balance_after, finished_at`
 
-// jobsSQL pairs jobs, archived or not, and transactions and lets through the
-// pairs that do not say the same: one transaction a succeeded job, none for the
-// others, and none without its account. A job and a key stand in one table.
+// jobsSQL holds the jobs, archived or not, against the rows that state what became of them, and
+// lets through what does not agree: each job is in one state, what it shows is what its
+// transaction says, and each of those rows has its job. A job and a key stand in one table.
 const jobsSQL = `
+	WITH states AS (
+		SELECT job_id, account_id, position, 'queued' AS status FROM queue UNION ALL
+		SELECT job_id, account_id, position, 'succeeded' FROM transactions WHERE job_id IS NOT NULL UNION ALL
+		SELECT job_id, account_id, position, 'rejected' FROM rejections UNION ALL
+		SELECT job_id, account_id, position, 'failed' FROM failures UNION ALL
+		SELECT id, account_id, position, 'rejected' FROM archived_jobs WHERE status = 'rejected'
+	), placed AS (
+		SELECT id, account_id, position FROM jobs UNION ALL SELECT id, account_id, position FROM archived_jobs
+	)
 	SELECT subject, fault FROM (
-		SELECT 'job ' || coalesce(job.id, entry.job_id) AS subject,
+		SELECT 'job ' || coalesce(job.id, state.job_id) AS subject,
 			CASE
-				WHEN job.id IS NULL THEN 'has a transaction but does not exist'
-				WHEN job.status = 'succeeded' AND entry.job_id IS NULL THEN 'succeeded without a transaction'
-				WHEN job.status <> 'succeeded' AND entry.job_id IS NOT NULL THEN 'has a transaction though it is ' || job.status
-				WHEN job.status = 'succeeded' AND
-					(job.account_id, job.seq, job.type, job.amount, job.balance_after, job.finished_at, coalesce(job.description, ''))
-					IS DISTINCT FROM
-					(entry.account_id, entry.seq, entry.type, entry.amount, entry.balance_after, entry.created_at, coalesce(entry.description, ''))
-					THEN 'and its transaction say different things'
+				WHEN job.id IS NULL THEN 'is ' || state.status || ' but does not exist'
+				WHEN state.job_id IS NULL THEN 'is neither queued nor finished'
+				WHEN (job.account_id, job.position) <> (state.account_id, state.position) THEN 'is ' || state.status || ' at another position'
 				WHEN NOT EXISTS (SELECT FROM accounts WHERE accounts.id = job.account_id) THEN 'belongs to no account'
 			END AS fault
-		FROM (SELECT ` + jobColumns + ` FROM jobs UNION ALL SELECT ` + jobColumns + ` FROM archived_jobs) job
-			FULL JOIN (SELECT * FROM transactions WHERE job_id IS NOT NULL) entry ON entry.job_id = job.id
+		FROM placed job FULL JOIN states state ON state.job_id = job.id
+		UNION ALL
+		SELECT 'job ' || job_id, 'is ' || string_agg(status, ' and ' ORDER BY status) FROM states GROUP BY job_id HAVING count(*) > 1
+		UNION ALL
+		SELECT 'job ' || id, 'and its transaction say different things'
+		FROM (SELECT ` + jobColumns + ` FROM job_states WHERE status = 'succeeded' UNION ALL
+			SELECT ` + jobColumns + ` FROM archived_jobs WHERE status = 'succeeded') job JOIN transactions entry ON entry.job_id = job.id
+		WHERE (job.account_id, job.seq, job.type, job.amount, job.balance_after, job.finished_at, job.description)
+			IS DISTINCT FROM
+			(entry.account_id, entry.seq, entry.type, entry.amount, entry.balance_after, entry.created_at, entry.description)
 		UNION ALL
 		SELECT 'transaction ' || seq || ' of the account with id ' || account_id, 'belongs to no account'
 		FROM transactions WHERE NOT EXISTS (SELECT FROM accounts WHERE accounts.id = account_id)
@@ -179,8 +191,7 @@ const jobsSQL = `
 		SELECT 'job ' || jobs.id, 'has the key of an archived one' FROM jobs JOIN archived_jobs USING (user_id, idempotency_key)
 		UNION ALL
 		SELECT 'position ' || position || ' of the account with id ' || account_id, 'is that of ' || count(*) || ' jobs'
-		FROM (SELECT account_id, position FROM jobs UNION ALL SELECT account_id, position FROM archived_jobs) placed
-		GROUP BY account_id, position HAVING count(*) > 1
+		FROM placed GROUP BY account_id, position HAVING count(*) > 1
 	) pairs
 	WHERE fault IS NOT NULL`
 

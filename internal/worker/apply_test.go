@@ -98,7 +98,7 @@ func TestPostgresDown(t *testing.T) {
 		s.inOrder(account, order[account.Number])
 	}
 	var attempts int
-	if err := s.pool.QueryRow(t.Context(), `SELECT coalesce(sum(attempts), 0) FROM jobs`).Scan(&attempts); err != nil {
+	if err := s.pool.QueryRow(t.Context(), `SELECT coalesce(sum(attempts), 0) FROM queue`).Scan(&attempts); err != nil {
 		t.Fatal(err)
 	}
 	if attempts != 0 {
@@ -227,7 +227,7 @@ func TestSharedTask(t *testing.T) {
 		t.Errorf("after the first batch %v remain and %v are troubled, %v; want %v, %v and a refusal", remaining, troubled, err, long.jobs[149], task[:3])
 	}
 	left := map[int64]int{}
-	rows, err := s.pool.Query(t.Context(), `SELECT account_id, count(*) FROM jobs WHERE status = 'queued' GROUP BY account_id`)
+	rows, err := s.pool.Query(t.Context(), `SELECT account_id, count(*) FROM queue GROUP BY account_id`)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -129,7 +129,7 @@ func (s *system) accountIn(partition int) ledger.Account {
 
 func (s *system) count(status job.Status) (n int) {
 	s.t.Helper()
-	if err := s.pool.QueryRow(s.t.Context(), `SELECT count(*) FROM jobs WHERE status = $1`, string(status)).Scan(&n); err != nil {
+	if err := s.pool.QueryRow(s.t.Context(), `SELECT count(*) FROM job_states WHERE status = $1`, string(status)).Scan(&n); err != nil {
 		s.t.Fatal(err)
 	}
 	return n

@@ -137,8 +137,8 @@ func (e *Environment) start(ctx context.Context, t Topology) (err error) {
 }
 
 func (e *Environment) startPeer(ctx context.Context) error {
-	// The peer inserts finished jobs, which Passbook's rules forbid; check enables the rule again.
-	if _, err := e.Pool.Exec(ctx, `ALTER TABLE jobs DISABLE TRIGGER jobs_form`); err != nil {
+	// The peer's jobs are never queued, which Passbook's rules forbid; check enables the rules again.
+	if _, err := e.Pool.Exec(ctx, `ALTER TABLE jobs DISABLE TRIGGER jobs_enqueue; ALTER TABLE transactions DISABLE TRIGGER transactions_rules`); err != nil {
 		return err
 	}
 	const noRedis = "redis://127.0.0.1:1" // the peer reads the api's variables, but uses no Redis
@@ -191,7 +191,7 @@ func (e *Environment) close(ctx context.Context) (Peaks, error) {
 func (e *Environment) check(ctx context.Context) error {
 	const sql = `
 		SELECT count(*), count(*) FILTER (WHERE status = 'succeeded'), count(entry.job_id)
-		FROM jobs LEFT JOIN transactions entry ON entry.job_id = jobs.id`
+		FROM job_states LEFT JOIN transactions entry ON entry.job_id = job_states.id`
 	pool, err := e.OpenDatabase(ctx, e.Database, 1)
 	if err != nil {
 		return err
@@ -207,7 +207,7 @@ func (e *Environment) check(ctx context.Context) error {
 	if e.kept {
 		return nil
 	}
-	if _, err := pool.Exec(ctx, `ALTER TABLE jobs ENABLE ALWAYS TRIGGER jobs_form`); err != nil {
+	if _, err := pool.Exec(ctx, `ALTER TABLE jobs ENABLE ALWAYS TRIGGER jobs_enqueue; ALTER TABLE transactions ENABLE ALWAYS TRIGGER transactions_rules`); err != nil {
 		return fmt.Errorf("check: %w", err)
 	}
 	var wrong []string

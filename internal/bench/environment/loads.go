@@ -153,7 +153,7 @@ const (
 )
 
 func (e *Environment) awaitFinished(ctx context.Context, every time.Duration) error {
-	const sql = `SELECT EXISTS (SELECT FROM jobs WHERE status = 'queued')`
+	const sql = `SELECT EXISTS (SELECT FROM queue)`
 	tick := time.NewTicker(every)
 	defer tick.Stop()
 	for {
@@ -179,7 +179,7 @@ func (e *Environment) Finishes(ctx context.Context, but int) (q report.Quantiles
 		SELECT percentile_cont(0.50) WITHIN GROUP (ORDER BY ms), percentile_cont(0.99) WITHIN GROUP (ORDER BY ms)
 		FROM (
 			SELECT extract(epoch FROM finished_at - job.created_at)::float8 * 1000 AS ms
-			FROM jobs job JOIN accounts account ON account.id = job.account_id
+			FROM job_states job JOIN accounts account ON account.id = job.account_id
 			WHERE account.number >= $1 AND job.created_at >= $2
 		) finished`
 	err = e.Pool.QueryRow(ctx, sql, load.AccountNumber(but), e.began).Scan(&q.P50, &q.P99)

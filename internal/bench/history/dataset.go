@@ -125,7 +125,7 @@ func (b *dataset) signUp(ctx context.Context, base *environment.Base) error {
 	return err
 }
 
-const copySQL = `COPY transactions (account_id, seq, amount, balance_after, created_at, job_id, type, description) FROM STDIN (FORMAT binary)`
+const copySQL = `COPY transactions (account_id, seq, amount, balance_after, created_at, job_id, position, type, description) FROM STDIN (FORMAT binary)`
 
 func (b *dataset) copyTransactions(ctx context.Context, base *environment.Base, conn *pgx.Conn) error {
 	var indexes []index
@@ -136,7 +136,15 @@ func (b *dataset) copyTransactions(ctx context.Context, base *environment.Base, 
 		}
 	}
 	rows := newRowSource(b, base.Say)
+	const begin = `ALTER TABLE transactions DISABLE TRIGGER transactions_rules` // there are no jobs
+	const end = `ALTER TABLE transactions ENABLE ALWAYS TRIGGER transactions_rules; SELECT setval('job_positions', $1)`
+	if _, err := conn.Exec(ctx, begin); err != nil {
+		return err
+	}
 	if _, err := conn.PgConn().CopyFrom(ctx, rows, copySQL); err != nil {
+		return err
+	}
+	if _, err := conn.Exec(ctx, end, pgx.QueryExecModeSimpleProtocol, b.rows); err != nil {
 		return err
 	}
 	return buildIndexes(ctx, base, conn, indexes)
@@ -306,17 +314,20 @@ func (r *rowSource) withdraws(n int) bool {
 
 func (r *rowSource) write(account int64, a *datasetAccount, amount int64, entry ledger.EntryType) {
 	row := r.ready.AvailableBuffer()
-	row = binary.BigEndian.AppendUint16(row, 8) // fields
+	row = binary.BigEndian.AppendUint16(row, 9) // fields
 	for _, v := range []int64{account, a.seq, amount, a.balance, postgresMicros(a.at)} {
 		row = binary.BigEndian.AppendUint32(row, 8)
 		row = binary.BigEndian.AppendUint64(row, uint64(v)) //nolint:gosec // the bits
 	}
 	if a.seq == 1 { // an initial deposit has no job
 		row = binary.BigEndian.AppendUint32(row, null)
+		row = binary.BigEndian.AppendUint32(row, null)
 	} else {
 		id := r.jobID(a.at)
 		row = binary.BigEndian.AppendUint32(row, uint32(len(id)))
 		row = append(row, id[:]...)
+		row = binary.BigEndian.AppendUint32(row, 8)
+		row = binary.BigEndian.AppendUint64(row, uint64(r.made)) //nolint:gosec // the position: it is not negative
 	}
 	row = appendText(row, string(entry))
 	if r.random.IntN(2) == 0 {

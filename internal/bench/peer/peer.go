@@ -250,12 +250,11 @@ func (p *peer) write(ctx context.Context, conn *pgxpool.Conn, request transfer, 
 	const (
 		moveSQL = `UPDATE accounts SET balance = $2, last_seq = $3, last_at = $4 WHERE id = $1`
 		postSQL = `
-			INSERT INTO transactions (account_id, seq, type, amount, balance_after, description, job_id, created_at)
-			VALUES ($1, $2, $3, $4, $5, $6, $7, $8)`
+			INSERT INTO transactions (account_id, seq, type, amount, balance_after, description, job_id, position, created_at)
+			VALUES ($1, $2, $3, $4, $5, $6, $7, currval('job_positions'), $8)`
 		jobSQL = `
-			INSERT INTO jobs (id, account_id, user_id, idempotency_key, type, amount, description, status, seq, balance_after,
-				created_at, finished_at)
-			VALUES ($1, $2, $3, $4, $5, $6, $7, 'succeeded', $8, $9, $10, $10)`
+			INSERT INTO jobs (id, account_id, user_id, idempotency_key, type, amount, description, created_at)
+			VALUES ($1, $2, $3, $4, $5, $6, $7, $8)`
 	)
 	after := a.balance + request.Amount
 	if request.entry == ledger.Withdrawal {
@@ -271,8 +270,8 @@ func (p *peer) write(ctx context.Context, conn *pgxpool.Conn, request transfer, 
 	seq := a.lastSeq + 1
 	var batch pgx.Batch
 	batch.Queue(moveSQL, a.id, after, seq, a.at)
+	batch.Queue(jobSQL, id, a.id, request.user, request.key, request.entry, request.Amount, request.Description, a.at)
 	batch.Queue(postSQL, a.id, seq, request.entry, request.Amount, after, request.Description, id, a.at)
-	batch.Queue(jobSQL, id, a.id, request.user, request.key, request.entry, request.Amount, request.Description, seq, after, a.at)
 	if !p.apart {
 		batch.Queue("COMMIT")
 	}
@@ -292,7 +291,7 @@ func (p *peer) replayed(ctx context.Context, conn *pgxpool.Conn, request transfe
 	const sql = `
 		SELECT job.id, account.number, job.type, job.amount, account.currency, job.description, job.status,
 			job.seq, job.balance_after, job.created_at, job.finished_at
-		FROM jobs job JOIN accounts account ON account.id = job.account_id
+		FROM job_states job JOIN accounts account ON account.id = job.account_id
 		WHERE job.user_id = $1 AND job.idempotency_key = $2`
 	j.Transaction = &transaction{}
 	err = conn.QueryRow(ctx, sql, request.user, request.key).Scan(&j.ID, &j.Account, &j.Type, &j.Amount, &j.Currency, &j.Description,

@@ -57,6 +57,11 @@ func Job(t testing.TB, pool *pgxpool.Pool, account ledger.Account, entry ledger.
 	return id
 }
 
+// ToArchive copies jobs to the archive; a WHERE clause may follow. In a test that goes past
+// the rules the jobs and their rejections stay, unless it deletes them.
+const ToArchive = `INSERT INTO archived_jobs SELECT id, position, account_id, user_id, amount, created_at, finished_at, seq,
+	balance_after, type, status, idempotency_key, description, failure FROM job_states`
+
 // Exec runs a statement that must work.
 func Exec(t testing.TB, pool *pgxpool.Pool, sql string, args ...any) {
 	t.Helper()
@@ -76,7 +81,7 @@ func Unguarded(t testing.TB, pool *pgxpool.Pool, sql string) {
 func UnguardedSQL(sql string) string {
 	const all = `DO $$ DECLARE guard record; BEGIN
 		FOR guard IN SELECT tgrelid::regclass AS owner, tgname AS name FROM pg_trigger
-			WHERE tgrelid = ANY ('{accounts,jobs,archived_jobs,transactions}'::regclass[]) AND NOT tgisinternal
+			WHERE tgrelid = ANY ('{accounts,jobs,queue,rejections,failures,archived_jobs,transactions}'::regclass[]) AND NOT tgisinternal
 		LOOP
 			EXECUTE format('ALTER TABLE %s %s TRIGGER %I', guard.owner, '~', guard.name);
 		END LOOP;

@@ -123,7 +123,7 @@ func (s *system) replace(processes []*process, n int, name string) {
 func (s *system) verify() {
 	s.t.Helper()
 	var attempts int
-	if err := s.pool.QueryRow(s.t.Context(), `SELECT coalesce(sum(attempts), 0) FROM jobs`).Scan(&attempts); err != nil {
+	if err := s.pool.QueryRow(s.t.Context(), `SELECT coalesce(sum(attempts), 0) FROM queue`).Scan(&attempts); err != nil {
 		s.t.Fatal(err)
 	}
 	if attempts > 0 {
@@ -154,7 +154,7 @@ func (s *system) drained() {
 
 func (s *system) queued() (n int) {
 	s.t.Helper()
-	if err := s.pool.QueryRow(s.t.Context(), `SELECT count(*) FROM jobs WHERE status = 'queued'`).Scan(&n); err != nil {
+	if err := s.pool.QueryRow(s.t.Context(), `SELECT count(*) FROM queue`).Scan(&n); err != nil {
 		s.t.Fatal(err)
 	}
 	return n
