@@ -281,6 +281,7 @@ CREATE TABLE failures (
     account_id  bigint      NOT NULL,
     position    bigint      NOT NULL,
     job_id      uuid        NOT NULL,
+    attempts    smallint    NOT NULL DEFAULT 0,
     finished_at timestamptz NOT NULL,
     failure     text        NOT NULL,
     PRIMARY KEY (account_id, position)
@@ -438,7 +439,7 @@ SELECT job.id, job.position, job.account_id, job.user_id, job.amount, job.create
     CASE WHEN entry.job_id IS NOT NULL THEN 'succeeded' WHEN rejection.job_id IS NOT NULL THEN 'rejected'
         WHEN failure.job_id IS NOT NULL THEN 'failed' ELSE 'queued' END::job_status AS status,
     job.idempotency_key, job.description, coalesce(rejection.failure, failure.failure) AS failure,
-    coalesce(queue.attempts, 0) AS attempts, job.xmin AS accepted_by,
+    coalesce(queue.attempts, failure.attempts, 0) AS attempts, job.xmin AS accepted_by,
     coalesce(entry.xmin, rejection.xmin, failure.xmin) AS finished_by
 FROM jobs job
     LEFT JOIN transactions entry ON entry.account_id = job.account_id AND entry.position = job.position

@@ -63,7 +63,7 @@ BEGIN
     -- To count an attempt, to end a job failed, and to replay it. Triggers move the job out of
     -- the queue and back.
     GRANT UPDATE (attempts) ON public.queue TO passbook_serving;
-    GRANT INSERT (account_id, position, job_id, finished_at, failure), DELETE ON public.failures TO passbook_serving;
+    GRANT INSERT (account_id, position, job_id, attempts, finished_at, failure), DELETE ON public.failures TO passbook_serving;
 
     -- What moves a balance with its history, a job to the archive, and the time until which
     -- balances were answered.

@@ -124,7 +124,7 @@ func TestArchive(t *testing.T) {
 	settle(ask(ledger.Withdrawal, 7, nil))
 	middle := jobs[len(jobs)-1].ID
 	var border time.Time
-	if err := pool.QueryRow(t.Context(), `SELECT finished_at FROM jobs WHERE id = $1`, middle).Scan(&border); err != nil {
+	if err := pool.QueryRow(t.Context(), `SELECT finished_at FROM job_states WHERE id = $1`, middle).Scan(&border); err != nil {
 		t.Fatal(err)
 	}
 	settle(ask(ledger.Deposit, 8, &text))
@@ -233,7 +233,7 @@ func rejected(t testing.TB, pool *pgxpool.Pool, account ledger.Account, n int) {
 		INSERT INTO jobs (id, account_id, user_id, type, amount, idempotency_key)
 		SELECT ('00000000-0000-7000-8000-' || lpad(n::text, 12, '0'))::uuid, id, user_id, 'deposit', 100, 'key' || n
 		FROM accounts, generate_series(1, $2) n WHERE id = $1`, account.ID, n)
-	ledgertest.Exec(t, pool, `UPDATE jobs SET status = 'rejected', failure = 'balance_limit_exceeded', finished_at = now()`)
+	ledgertest.Exec(t, pool, `INSERT INTO rejections SELECT account_id, position, job_id, now(), 'balance_limit_exceeded' FROM queue`)
 }
 
 // A key that comes back at the very moment at which its job is archived, to any
@@ -474,9 +474,8 @@ func TestArchivePlans(t *testing.T) {
 	account := ledgertest.Account(t, pool, user, 0)
 	const jobs = 20_000
 	rejected(t, pool, account, jobs)
-	ledgertest.Exec(t, pool, `INSERT INTO archived_jobs SELECT * FROM jobs WHERE position % 2 = 0`)
-	ledgertest.Exec(t, pool, `DELETE FROM jobs WHERE position % 2 = 0`)
-	ledgertest.Exec(t, pool, `VACUUM ANALYZE jobs, archived_jobs`)
+	ledgertest.Exec(t, pool, `SELECT archive_jobs(array_agg(id)) FROM jobs WHERE position % 2 = 0`)
+	ledgertest.Exec(t, pool, `VACUUM ANALYZE jobs, rejections, archived_jobs`)
 	t.Run("move", func(t *testing.T) {
 		// A connection of its own: the figures have what a session did and has not reported yet.
 		conn, err := pgx.Connect(t.Context(), pool.Config().ConnString())

@@ -43,7 +43,7 @@ func TestBacklogUnderASnapshot(t *testing.T) {
 	}
 	accept(`true`, each)
 	accept(`number = '100000000050'`, each*accounts) // the hot one
-	ledgertest.Exec(t, pool, `UPDATE jobs SET status = 'rejected', failure = 'insufficient_funds', finished_at = clock_timestamp()`)
+	ledgertest.Exec(t, pool, rejectSQL)
 	backlog := job.NewBacklog(pool)
 	finished, err := backlog.Newest(t.Context())
 	if err != nil || finished != 2*accounts*each {
@@ -59,7 +59,7 @@ func TestBacklogUnderASnapshot(t *testing.T) {
 	if err != nil || len(next) != 2 || next[0].JobID != heads[0].JobID || next[1].JobID != heads[1].JobID {
 		t.Errorf("the next heads are %v, %v, want %v", next, err, heads)
 	}
-	ledgertest.Exec(t, pool, `UPDATE jobs SET status = 'rejected', failure = 'insufficient_funds', finished_at = clock_timestamp() WHERE id = $1`, heads[0].JobID)
+	ledgertest.Exec(t, pool, rejectSQL+` WHERE job_id = $1`, heads[0].JobID)
 	if next, err = backlog.NextHeads(t.Context(), heads); err != nil || len(next) != 2 || next[0].Position <= heads[0].Position {
 		t.Errorf("after the first is finished the next heads are %v, %v", next, err)
 	}
@@ -71,6 +71,8 @@ func TestBacklogUnderASnapshot(t *testing.T) {
 		}
 	}
 }
+
+const rejectSQL = `INSERT INTO rejections SELECT account_id, position, job_id, clock_timestamp(), 'insufficient_funds' FROM queue`
 
 func pagesRead(t *testing.T, pool *pgxpool.Pool, statement job.Statement) int {
 	t.Helper()

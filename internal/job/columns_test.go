@@ -128,7 +128,7 @@ func (c *client) read(t *testing.T, when string) {
 func TestColumnsAreNamed(t *testing.T) {
 	t.Parallel()
 	pool := testenv.Pool(t)
-	const sql = `SELECT attname FROM pg_attribute WHERE attrelid = 'jobs'::regclass AND attnum > 0 AND NOT attisdropped
+	const sql = `SELECT attname FROM pg_attribute WHERE attrelid = ANY ('{jobs,archived_jobs}'::regclass[]) AND attnum > 0 AND NOT attisdropped
 		EXCEPT SELECT trim(regexp_split_to_table($1, ','), E' \n\t')`
 	rows, _ := pool.Query(t.Context(), sql, job.Stored) // CollectRows returns its error
 	missing, err := pgx.CollectRows(rows, pgx.RowTo[string])
@@ -136,9 +136,9 @@ func TestColumnsAreNamed(t *testing.T) {
 		t.Errorf("jobs has %v, which no statement moves to the archive; %v", missing, err)
 	}
 	const bodySQL = `SELECT proname || ' lacks ' || attname FROM pg_attribute, pg_proc
-		WHERE attrelid = 'jobs'::regclass AND attnum > 0 AND NOT attisdropped
+		WHERE attrelid = 'archived_jobs'::regclass AND attnum > 0 AND NOT attisdropped
 		AND (proname = 'archive_jobs' AND regexp_count(prosrc, '\m' || attname || '\M') < 2
-			OR proname = 'refuse_unless_archived' AND NOT (prosrc ~ ('archived\.' || attname || '\M') AND prosrc ~ ('OLD\.' || attname || '\M')))`
+			OR proname = 'refuse_unless_archived' AND attname <> 'id' AND NOT (prosrc ~ ('archived\.' || attname || '\M') AND prosrc ~ ('job\.' || attname || '\M')))`
 	rows, _ = pool.Query(t.Context(), bodySQL) // CollectRows returns its error
 	missing, err = pgx.CollectRows(rows, pgx.RowTo[string])
 	if err != nil || len(missing) > 0 {

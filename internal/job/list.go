@@ -98,16 +98,16 @@ type stretch struct {
 }
 
 var stretches = map[Status][]stretch{
-	Queued: {{columns: `job_id AS id, position, 'queued'::job_status AS status, NULL::text AS failure, NULL::bigint AS seq, NULL::bigint AS balance_after,
+	Queued: {{columns: `job_id AS id, position, 'queued'::job_status AS status, NULL::text AS failure, NULL::bigint AS seq, NULL::balance AS balance_after,
 		NULL::timestamptz AS finished_at, NULL::xid AS finished_by FROM queue`}},
 	Succeeded: {{columns: `job_id AS id, position, 'succeeded'::job_status AS status, NULL::text AS failure, seq, balance_after,
 		created_at AS finished_at, xmin AS finished_by FROM transactions`}},
 	Rejected: {
-		{columns: `job_id AS id, position, 'rejected'::job_status AS status, failure, NULL::bigint AS seq, NULL::bigint AS balance_after,
+		{columns: `job_id AS id, position, 'rejected'::job_status AS status, failure, NULL::bigint AS seq, NULL::balance AS balance_after,
 			finished_at, xmin AS finished_by FROM rejections`},
-		{columns: `id, position, status, failure, NULL::bigint AS seq, NULL::bigint AS balance_after,
+		{columns: `id, position, status, failure, NULL::bigint AS seq, NULL::balance AS balance_after,
 			finished_at, xmin AS finished_by FROM archived_jobs`, also: `AND status = 'rejected'`},
 	},
-	Failed: {{columns: `job_id AS id, position, 'failed'::job_status AS status, failure, NULL::bigint AS seq, NULL::bigint AS balance_after,
+	Failed: {{columns: `job_id AS id, position, 'failed'::job_status AS status, failure, NULL::bigint AS seq, NULL::balance AS balance_after,
 		finished_at, xmin AS finished_by FROM failures`}},
 }

@@ -43,8 +43,8 @@ func TestGuardsAreKnown(t *testing.T) {
 	}
 }
 
-// Every function of the schema has its search_path fixed, but those that name no table and
-// say of which schema their operators are.
+// Every function of the schema has its search_path fixed, but those that say of which schema
+// their tables and operators are.
 func TestFunctionsFixTheirSearchPath(t *testing.T) {
 	t.Parallel()
 	pool := testenv.Pool(t)
@@ -55,7 +55,7 @@ func TestFunctionsFixTheirSearchPath(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if want := []string{"hold_balance", "hold_job", "hold_new_job", "hold_transaction", "take_transaction_id"}; !slices.Equal(loose, want) { // migrations/00001_schema.sql says why
+	if want := []string{"hold_balance", "hold_new_job", "hold_queue", "hold_transaction", "take_transaction_id"}; !slices.Equal(loose, want) { // migrations/00001_schema.sql says why
 		t.Errorf("%q have no search_path of their own, want %q", loose, want)
 	}
 }
@@ -65,8 +65,8 @@ func TestVerifyFindsGuards(t *testing.T) {
 	t.Parallel()
 	pool := testenv.Pool(t)
 	for _, test := range []struct{ sql, want string }{
-		{`ALTER TABLE jobs DISABLE TRIGGER jobs_states`, "trigger jobs_states on jobs does not always fire"},
-		{`ALTER TABLE jobs ENABLE ALWAYS TRIGGER jobs_states; ALTER TABLE transactions ENABLE TRIGGER USER`, "trigger transactions_append_only on transactions does not always fire"},
+		{`ALTER TABLE queue DISABLE TRIGGER queue_rows`, "trigger queue_rows on queue does not always fire"},
+		{`ALTER TABLE queue ENABLE ALWAYS TRIGGER queue_rows; ALTER TABLE transactions ENABLE TRIGGER USER`, "trigger transactions_append_only on transactions does not always fire"},
 		{`ALTER TABLE transactions ENABLE REPLICA TRIGGER transactions_rules`, "trigger transactions_rules on transactions does not always fire"},
 		{`DROP TRIGGER accounts_move ON accounts`, "trigger accounts_move on accounts is missing"},
 	} {
@@ -90,18 +90,25 @@ func mismatches(t *testing.T, pool *pgxpool.Pool) string {
 // says that it replicates, and not where its own tables and operators come first.
 func TestGuardsHoldInEverySession(t *testing.T) {
 	t.Parallel()
-	const temporary = `CREATE TEMP TABLE jobs (LIKE public.jobs); CREATE TEMP TABLE archived_jobs (LIKE public.jobs);
+	toArchive := func(schema string) string {
+		return strings.Replace(strings.Replace(ledgertest.ToArchive, "archived_jobs", schema+".archived_jobs", 1), "job_states", "public.job_states", 1) + " WHERE status <> 'queued'; "
+	}
+	const queued = `.queue SELECT account_id, position, job_id FROM public.transactions WHERE position IS NOT NULL; `
+	temporary := `CREATE TEMP TABLE jobs (LIKE public.jobs); CREATE TEMP TABLE archived_jobs (LIKE public.archived_jobs);
 		CREATE TEMP TABLE accounts (LIKE public.accounts); CREATE TEMP TABLE transactions (LIKE public.transactions);
-		INSERT INTO pg_temp.archived_jobs SELECT * FROM public.jobs; `
+		CREATE TEMP TABLE queue (LIKE public.queue INCLUDING DEFAULTS); CREATE TEMP TABLE rejections (LIKE public.rejections);
+		INSERT INTO pg_temp` + queued + toArchive("pg_temp")
 	for name, session := range map[string]string{
 		"Replica":         `SET session_replication_role = replica`,
 		"TemporaryTables": temporary,
 		"TemporaryFirst":  temporary + `SET search_path = pg_temp, public`,
-		"OwnSchema": `CREATE SCHEMA own; CREATE TABLE own.archived_jobs (LIKE public.jobs); CREATE TABLE own.jobs (LIKE public.jobs);
-			INSERT INTO own.archived_jobs SELECT * FROM public.jobs; SET search_path = own, public`,
+		"OwnSchema": `CREATE SCHEMA own; CREATE TABLE own.archived_jobs (LIKE public.archived_jobs); CREATE TABLE own.jobs (LIKE public.jobs);
+			CREATE TABLE own.queue (LIKE public.queue INCLUDING DEFAULTS); INSERT INTO own` + queued + toArchive("own") + `SET search_path = own, public`,
 		"OwnOperator": `CREATE SCHEMA own;
-			CREATE FUNCTION own.yes(public.job_status, public.job_status) RETURNS boolean LANGUAGE sql AS 'SELECT true';
-			CREATE OPERATOR own.= (LEFTARG = public.job_status, RIGHTARG = public.job_status, FUNCTION = own.yes);
+			CREATE FUNCTION own.yes(uuid, uuid) RETURNS boolean LANGUAGE sql AS 'SELECT true';
+			CREATE OPERATOR own.= (LEFTARG = uuid, RIGHTARG = uuid, FUNCTION = own.yes);
+			CREATE FUNCTION own.no(int, int) RETURNS boolean LANGUAGE sql AS 'SELECT false';
+			CREATE OPERATOR own.< (LEFTARG = int, RIGHTARG = int, FUNCTION = own.no);
 			SET search_path = own, pg_catalog, public`,
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -110,7 +117,7 @@ func TestGuardsHoldInEverySession(t *testing.T) {
 			account := ledgertest.Account(t, pool, ledgertest.User(t, pool), 100)
 			archived := ledgertest.Job(t, pool, account, ledger.Deposit, 1)
 			apply(t, pool, archived)
-			ledgertest.Exec(t, pool, `INSERT INTO archived_jobs SELECT * FROM jobs; DELETE FROM jobs`)
+			ledgertest.Exec(t, pool, ledgertest.ToArchive+`; DELETE FROM jobs`)
 			apply(t, pool, ledgertest.Job(t, pool, account, ledger.Deposit, 2))
 			queued := ledgertest.Job(t, pool, account, ledger.Deposit, 3)
 			conn, err := pgx.Connect(t.Context(), pool.Config().ConnString())
@@ -126,7 +133,15 @@ func TestGuardsHoldInEverySession(t *testing.T) {
 				`DELETE FROM public.transactions`,
 				`UPDATE public.transactions SET amount = 7`,
 				`UPDATE public.accounts SET balance = 7`,
-				`UPDATE public.jobs SET status = 'queued', seq = NULL, balance_after = NULL, finished_at = NULL WHERE seq IS NOT NULL`,
+				`UPDATE public.jobs SET amount = 7`,
+				`DELETE FROM public.queue`,
+				`INSERT INTO public.queue (account_id, position, job_id) SELECT account_id, position, job_id FROM public.transactions WHERE position IS NOT NULL`,
+				`INSERT INTO public.failures (account_id, position, job_id, finished_at, failure)
+					SELECT account_id, position, job_id, now(), 'x' FROM public.transactions WHERE position IS NOT NULL`,
+				`INSERT INTO public.transactions (account_id, seq, type, amount, balance_after, job_id, position, created_at)
+					SELECT account_id, 99, type, amount, balance_after, job_id, position, now() FROM public.transactions WHERE position IS NOT NULL`,
+				`INSERT INTO public.transactions (account_id, seq, type, amount, balance_after, job_id, position, created_at)
+					SELECT account_id, 99, 'deposit', 3, 999, gen_random_uuid(), position, now() FROM public.queue`,
 				`TRUNCATE public.archived_jobs`,
 			} {
 				if tag, err := conn.Exec(t.Context(), sql); err == nil {
@@ -156,15 +171,18 @@ func TestRoleWithEveryGrant(t *testing.T) {
 	account := ledgertest.Account(t, pool, ledgertest.User(t, pool), 100)
 	apply(t, pool, ledgertest.Job(t, pool, account, ledger.Deposit, 5))
 	ledgertest.Job(t, pool, account, ledger.Deposit, 6)
-	const post = `INSERT INTO transactions (account_id, seq, type, amount, balance_after, job_id, created_at)
-		SELECT account_id, 3, type, amount, 111, id, now() FROM jobs WHERE status = 'queued'`
+	const post = `INSERT INTO transactions (account_id, seq, type, amount, balance_after, job_id, position, created_at)
+		SELECT account_id, 3, type, amount, 111, id, position, now() FROM job_states WHERE status = 'queued'`
 	const move = `UPDATE accounts SET balance = 111, last_seq = 3, last_at = now()`
 	for _, sql := range []string{
 		move, post, move + "; " + post, `UPDATE accounts SET created_at = created_at`, `DELETE FROM accounts`,
 		`INSERT INTO accounts (user_id, number, currency, balance, last_seq, last_at, created_at) SELECT user_id, '1234', 'KRW', 5, 1, now(), now() FROM accounts`,
 		`UPDATE transactions SET amount = 7`, `DELETE FROM transactions`, `TRUNCATE transactions`,
-		`UPDATE jobs SET status = 'succeeded', seq = 3, balance_after = 111, finished_at = now() WHERE status = 'queued'`,
-		`INSERT INTO archived_jobs SELECT * FROM jobs WHERE status = 'succeeded'`,
+		`DELETE FROM queue`, `UPDATE queue SET position = 0`, `TRUNCATE queue`,
+		`INSERT INTO queue SELECT account_id, position, job_id FROM transactions WHERE position IS NOT NULL`,
+		`INSERT INTO rejections SELECT account_id, position, job_id, now(), 'x' FROM queue`,
+		`INSERT INTO failures SELECT account_id, position, job_id, 0, now(), 'x' FROM transactions WHERE position IS NOT NULL`,
+		`UPDATE jobs SET amount = 7`, ledgertest.ToArchive + ` WHERE status = 'succeeded'`,
 		`SELECT apply_job(id, 0, 0) FROM jobs`, `SELECT deposit_initial(id, 5) FROM accounts`, `SELECT archive_jobs(array_agg(id)) FROM jobs`,
 	} {
 		t.Run(sql, func(t *testing.T) {
@@ -175,9 +193,9 @@ func TestRoleWithEveryGrant(t *testing.T) {
 	}
 	for _, sql := range []string{ // which a role that serves needs
 		`SELECT FROM accounts FOR NO KEY UPDATE`,
-		`UPDATE jobs SET attempts = attempts + 1 WHERE status = 'queued'`,
-		`UPDATE jobs SET status = 'failed', failure = 'internal_error', finished_at = now() WHERE status = 'queued'`,
-		`UPDATE jobs SET status = 'queued', failure = NULL, finished_at = NULL WHERE status = 'failed'`,
+		`UPDATE queue SET attempts = attempts + 1`,
+		`INSERT INTO failures SELECT account_id, position, job_id, 5, now(), 'internal_error' FROM queue`,
+		`DELETE FROM failures`,
 	} {
 		if tag, err := pool.Exec(t.Context(), `SET LOCAL ROLE lavish; `+sql); err != nil || tag.RowsAffected() != 1 {
 			t.Errorf("%s: %s, %v; want one row", sql, tag, err)

@@ -554,8 +554,10 @@ const countSQL = `
 // $1 the job. One row, the job.
 const failSQL = `
 	WITH failed AS (
-		INSERT INTO failures (account_id, position, job_id, finished_at, failure)
-		SELECT account_id, position, id, greatest(clock_timestamp(), created_at), 'internal_error' FROM jobs WHERE id = $1
+		INSERT INTO failures (account_id, position, job_id, attempts, finished_at, failure)
+		SELECT account_id, position, job_id, attempts, greatest(clock_timestamp(), created_at), 'internal_error'
+		FROM jobs JOIN queue USING (account_id, position)
+		WHERE id = $1
 		RETURNING job_id, finished_at
 	)
 	SELECT id, type, 'failed', created_at, failed.finished_at FROM failed JOIN jobs ON id = job_id WHERE id = $1`

@@ -143,6 +143,7 @@ func TestApplySharedBesideTrouble(t *testing.T) {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
 			pool := testenv.Pool(t)
+			ledgertest.CountAttempts(t, pool)
 			user := ledgertest.User(t, pool)
 			var tickets []uuid.UUID
 			for i := range 5 {
@@ -180,7 +181,7 @@ func TestApplySharedBesideTrouble(t *testing.T) {
 			if len(applied) != 4*3 || len(rest) > 0 || !slices.Equal(troubled, one(tickets[2:3])) {
 				t.Errorf("applied %d, %d need another turn, in trouble are %v; want 12, none, and %s", len(applied), len(rest), troubled, tickets[2])
 			}
-			if n := attempts(t, pool); n != 0 {
+			if n := ledgertest.Attempts(t, pool); n != 0 {
 				t.Errorf("%d attempts are counted; Apply counts them", n)
 			}
 			if after := backend(t, single); after != before {
@@ -404,6 +405,7 @@ func TestApplyNothingBehindTheTicket(t *testing.T) {
 func TestApplyConcurrently(t *testing.T) {
 	t.Parallel()
 	pool := testenv.Pool(t)
+	ledgertest.CountAttempts(t, pool)
 	user := ledgertest.User(t, pool)
 	const accounts, jobs = 3, 120
 	var (
@@ -443,7 +445,7 @@ func TestApplyConcurrently(t *testing.T) {
 	if err := group.Wait(); err != nil {
 		t.Fatal(err)
 	}
-	if n := attempts(t, pool); n != 0 {
+	if n := ledgertest.Attempts(t, pool); n != 0 {
 		t.Errorf("Postgres refused %d attempts: somebody applied without the account's lock", n)
 	}
 	for a := range accounts {
@@ -482,6 +484,7 @@ func TestApplyAfterAWait(t *testing.T) {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
 			pool := testenv.Pool(t)
+			ledgertest.CountAttempts(t, pool)
 			account := ledgertest.Account(t, pool, ledgertest.User(t, pool), 50)
 			ids := []uuid.UUID{
 				ledgertest.Job(t, pool, account, test.first, 100),
@@ -514,7 +517,7 @@ func TestApplyAfterAWait(t *testing.T) {
 					t.Errorf("job %d is %s, want %s", i, got, want)
 				}
 			}
-			if n := attempts(t, pool); n != 0 {
+			if n := ledgertest.Attempts(t, pool); n != 0 {
 				t.Errorf("Postgres refused %d attempts", n)
 			}
 			ledgertest.Check(t, pool)
@@ -527,6 +530,7 @@ func TestApplyAfterAWait(t *testing.T) {
 func TestApplyAfterAnUnseenJob(t *testing.T) {
 	t.Parallel()
 	pool := testenv.Pool(t)
+	ledgertest.CountAttempts(t, pool)
 	account := ledgertest.Account(t, pool, ledgertest.User(t, pool), 50)
 	begin := func() pgx.Tx {
 		tx, err := pool.Begin(t.Context())
@@ -572,7 +576,7 @@ func TestApplyAfterAnUnseenJob(t *testing.T) {
 			t.Errorf("job is %s, want %s", got, want)
 		}
 	}
-	if n := attempts(t, pool); n != 0 {
+	if n := ledgertest.Attempts(t, pool); n != 0 {
 		t.Errorf("Postgres refused %d attempts", n)
 	}
 	ledgertest.Check(t, pool)
@@ -623,15 +627,6 @@ func awaitWaiting(t *testing.T, pool *pgxpool.Pool) {
 		err := pool.QueryRow(t.Context(), sql).Scan(&waits)
 		return err == nil && waits
 	})
-}
-
-// attempts counts those that Postgres refused.
-func attempts(t testing.TB, pool *pgxpool.Pool) (n int) {
-	t.Helper()
-	if err := pool.QueryRow(t.Context(), `SELECT coalesce(sum(attempts), 0) FROM queue`).Scan(&n); err != nil {
-		t.Fatal(err)
-	}
-	return n
 }
 
 // model is the bank with a single thread.

@@ -61,6 +61,7 @@ func TestApplyAnswersOnlyWhatIsCommitted(t *testing.T) {
 func TestApplyTimeNeverGoesBack(t *testing.T) {
 	t.Parallel()
 	pool := testenv.Pool(t)
+	ledgertest.CountAttempts(t, pool)
 	account := ledgertest.Account(t, pool, ledgertest.User(t, pool), 0)
 	var last string
 	for _, clock := range []string{"1 hour", "0", "-1 hour", "1 day", "0"} {
@@ -77,7 +78,7 @@ func TestApplyTimeNeverGoesBack(t *testing.T) {
 			}
 		}
 	}
-	if n := attempts(t, pool); n != 0 {
+	if n := ledgertest.Attempts(t, pool); n != 0 {
 		t.Errorf("Postgres refused %d attempts", n)
 	}
 	ledgertest.Check(t, pool)
@@ -98,6 +99,6 @@ func TestOpenWithAJobsKey(t *testing.T) {
 	}
 	open("live")
 	apply(t, pool, id)
-	ledgertest.Exec(t, pool, `INSERT INTO archived_jobs SELECT * FROM jobs; DELETE FROM jobs`)
+	ledgertest.Exec(t, pool, ledgertest.ToArchive+`; DELETE FROM jobs`)
 	open("archived")
 }

@@ -466,7 +466,7 @@ func (b *bank) ApplyCancelled(rt *rapid.T) {
 		return
 	}
 	applied, err := b.impatient.apply(b.t, ticket.id, patience)
-	const doneSQL = `SELECT count(*) FROM jobs WHERE account_id = $1 AND status <> 'queued'`
+	const doneSQL = `SELECT count(*) FROM job_states WHERE account_id = $1 AND status <> 'queued'`
 	var done int
 	if err := b.pool.QueryRow(b.t.Context(), doneSQL, a.id).Scan(&done); err != nil {
 		rt.Fatal(err)
@@ -545,22 +545,25 @@ func (b *bank) Replay(rt *rapid.T) {
 // crimes are attempts on the ledger, past its code. $1 is the account; each is
 // refused, if there is what it changes.
 var crimes = map[string]struct{ sql, needs string }{
-	"ChangeHistory":     {`UPDATE transactions SET amount = amount + 1 WHERE account_id = $1`, ""},
-	"DeleteHistory":     {`DELETE FROM transactions WHERE account_id = $1`, ""},
-	"DeleteQueued":      {`DELETE FROM jobs WHERE account_id = $1 AND status = 'queued'`, "queued"},
-	"DeleteFinished":    {`DELETE FROM jobs WHERE account_id = $1 AND status <> 'queued'`, "succeeded"},
-	"NegativeBalance":   {`UPDATE accounts SET balance = -1, last_seq = last_seq + 1, last_at = last_at + interval '1 hour' WHERE id = $1`, ""},
-	"BalanceByItself":   {`UPDATE accounts SET balance = 12345 WHERE id = $1`, ""},
-	"TimeGoesBack":      {`UPDATE accounts SET last_seq = last_seq + 1, last_at = last_at - interval '1 s' WHERE id = $1`, ""},
-	"PostTwice":         {`INSERT INTO transactions SELECT account_id, seq + 1000, amount, balance_after, created_at + interval '1 day', job_id, type FROM transactions WHERE account_id = $1 AND job_id IS NOT NULL LIMIT 1`, "succeeded"},
-	"PostAgainInPlace":  {`INSERT INTO transactions SELECT account_id, seq, amount, balance_after, created_at + interval '1 day', gen_random_uuid(), type FROM transactions WHERE account_id = $1 AND job_id IS NOT NULL`, "succeeded"},
-	"RequeueSucceeded":  {`UPDATE jobs SET status = 'queued', seq = NULL, balance_after = NULL, finished_at = NULL WHERE account_id = $1 AND status = 'succeeded'`, "succeeded"},
-	"FailSucceeded":     {`UPDATE jobs SET status = 'failed', failure = 'internal_error', seq = NULL, balance_after = NULL WHERE account_id = $1 AND status = 'succeeded'`, "succeeded"},
-	"RequeueRejected":   {`UPDATE jobs SET status = 'queued', failure = NULL, finished_at = NULL WHERE account_id = $1 AND status = 'rejected'`, "rejected"},
-	"RejectFailed":      {`UPDATE jobs SET status = 'rejected' WHERE account_id = $1 AND status = 'failed'`, "failed"},
-	"ChangeWhatIsAsked": {`UPDATE jobs SET amount = 99999 WHERE account_id = $1 AND status = 'queued'`, "queued"},
-	"JumpTheQueue":      {`UPDATE jobs SET position = -position WHERE account_id = $1 AND status = 'queued'`, "queued"},
-	"SucceedByItself":   {`UPDATE jobs SET status = 'succeeded', finished_at = now() WHERE account_id = $1 AND status = 'queued'`, "queued"},
+	"ChangeHistory":   {`UPDATE transactions SET amount = amount + 1 WHERE account_id = $1`, ""},
+	"DeleteHistory":   {`DELETE FROM transactions WHERE account_id = $1`, ""},
+	"DeleteQueued":    {`DELETE FROM jobs WHERE id IN (SELECT job_id FROM queue WHERE account_id = $1)`, "queued"},
+	"DeleteFinished":  {`DELETE FROM jobs WHERE id IN (SELECT job_id FROM transactions WHERE account_id = $1)`, "succeeded"},
+	"Dequeue":         {`DELETE FROM queue WHERE account_id = $1`, "queued"},
+	"NegativeBalance": {`UPDATE accounts SET balance = -1, last_seq = last_seq + 1, last_at = last_at + interval '1 hour' WHERE id = $1`, ""},
+	"BalanceByItself": {`UPDATE accounts SET balance = 12345 WHERE id = $1`, ""},
+	"TimeGoesBack":    {`UPDATE accounts SET last_seq = last_seq + 1, last_at = last_at - interval '1 s' WHERE id = $1`, ""},
+	"PostTwice": {`INSERT INTO transactions (account_id, seq, amount, balance_after, created_at, job_id, position, type)
+		SELECT account_id, seq + 1000, amount, balance_after, created_at + interval '1 day', job_id, position, type FROM transactions WHERE account_id = $1 AND job_id IS NOT NULL LIMIT 1`, "succeeded"},
+	"PostAgainInPlace": {`INSERT INTO transactions (account_id, seq, amount, balance_after, created_at, job_id, position, type)
+		SELECT account_id, seq, amount, balance_after, created_at + interval '1 day', gen_random_uuid(), position, type FROM transactions WHERE account_id = $1 AND job_id IS NOT NULL`, "succeeded"},
+	"RequeueSucceeded":  {`INSERT INTO queue SELECT account_id, position, job_id FROM transactions WHERE account_id = $1 AND job_id IS NOT NULL`, "succeeded"},
+	"FailSucceeded":     {`INSERT INTO failures SELECT account_id, position, job_id, 5, now(), 'internal_error' FROM transactions WHERE account_id = $1 AND job_id IS NOT NULL`, "succeeded"},
+	"RequeueRejected":   {`DELETE FROM rejections WHERE account_id = $1`, "rejected"},
+	"RejectFailed":      {`INSERT INTO rejections SELECT account_id, position, job_id, finished_at, failure FROM failures WHERE account_id = $1`, "failed"},
+	"ChangeWhatIsAsked": {`UPDATE jobs SET amount = 99999 WHERE id IN (SELECT job_id FROM queue WHERE account_id = $1)`, "queued"},
+	"JumpTheQueue":      {`UPDATE queue SET position = -position WHERE account_id = $1`, "queued"},
+	"ForgetAttempts":    {`UPDATE queue SET attempts = -1 WHERE account_id = $1`, "queued"},
 }
 
 // Crime tries to break the database's own rules.
@@ -587,8 +590,9 @@ const readSQL = `
 		(SELECT string_agg(format('%s %s %s is %s attempts %s%s', id, type, amount, concat_ws(' ',
 				status, 'seq', coalesce(seq::text, '-'), 'balance', coalesce(balance_after::text, '-'), 'failure', coalesce(failure, '-')),
 				attempts, CASE WHEN finished_at < created_at THEN ' before it was accepted' END), E'\n' ORDER BY position)
-			FROM (SELECT * FROM jobs WHERE account_id = $1 AND status = 'queued' UNION ALL
-				SELECT * FROM jobs WHERE account_id = $1 AND status <> 'queued') either_index),
+			FROM (SELECT job_id FROM queue WHERE account_id = $1 UNION ALL SELECT job_id FROM transactions WHERE account_id = $1 UNION ALL
+				SELECT job_id FROM rejections WHERE account_id = $1 UNION ALL SELECT job_id FROM failures WHERE account_id = $1) states
+			JOIN job_states ON id = job_id),
 		(SELECT string_agg(format('%s: %s %s makes %s', seq, type, amount, balance_after), E'\n' ORDER BY created_at)
 			FROM transactions WHERE account_id = $1))
 	FROM accounts WHERE id = $1`
@@ -689,14 +693,14 @@ func (a *modelAccount) finish(j *modelJob) {
 	failure := a.verdict(j)
 	switch {
 	case failure != "":
-		j.outcome = "rejected seq - balance - failure " + failure
+		j.outcome, j.attempts = "rejected seq - balance - failure "+failure, 0
 	case a.refuses(j):
 		if j.attempts++; j.attempts == ledger.MaxAttempts {
 			j.outcome = "failed seq - balance - failure " + ledger.InternalError
 		}
 	default:
 		a.post(j.entry, j.amount)
-		j.outcome = fmt.Sprintf("succeeded seq %d balance %d failure -", len(a.history), a.balance)
+		j.outcome, j.attempts = fmt.Sprintf("succeeded seq %d balance %d failure -", len(a.history), a.balance), 0
 	}
 }
 

@@ -20,14 +20,20 @@ func TestDatabaseRefuses(t *testing.T) {
 	apply(t, pool, rejected)
 	ledgertest.Job(t, pool, account, ledger.Deposit, 6)
 
-	const post = `INSERT INTO transactions (account_id, seq, type, amount, balance_after, job_id, created_at) `
+	const post = `INSERT INTO transactions (account_id, seq, type, amount, balance_after, job_id, position, created_at) `
+	const reject = `INSERT INTO rejections (account_id, position, job_id, finished_at, failure) `
+	const fail = `INSERT INTO failures (account_id, position, job_id, finished_at, failure) `
+	const enqueue = `INSERT INTO queue (account_id, position, job_id) `
+	finished := func(insert, state, want string) string {
+		return insert + `SELECT account_id, position, job_id, ` + want + ` FROM ` + state + ` WHERE position IS NOT NULL`
+	}
 	keyed := func(key string) string {
 		return `INSERT INTO jobs (id, account_id, user_id, type, amount, idempotency_key) SELECT gen_random_uuid(), id, user_id, 'deposit', 1, ` + key + ` FROM accounts`
 	}
 	numbered := func(number string) string {
 		return `INSERT INTO accounts (user_id, number, currency, last_at, created_at) SELECT user_id, ` + number + `, currency, now(), now() FROM accounts`
 	}
-	const toArchive = `INSERT INTO archived_jobs SELECT * FROM jobs WHERE status = 'succeeded'; `
+	const toArchive = ledgertest.ToArchive + ` WHERE status = 'succeeded'; `
 	altered := func(column, value string) string {
 		return ledgertest.UnguardedSQL(`UPDATE archived_jobs SET ` + column + ` = ` + value)
 	}
@@ -42,51 +48,62 @@ func TestDatabaseRefuses(t *testing.T) {
 		{"AccountRenamed", `UPDATE accounts SET number = 'other'`, "keeps its terms"},
 		{"NumberTwice", `INSERT INTO accounts (user_id, number, currency, last_at, created_at) SELECT user_id, number, currency, now(), now() FROM accounts`, "accounts_number"},
 
-		{"JobPostedTwice", post + `SELECT account_id, 99, type, amount, 500, id, now() FROM jobs WHERE status = 'succeeded'`, "transactions_posting"},
-		{"SeqTwice", post + `SELECT account_id, 1, type, amount, 500, id, now() FROM jobs WHERE status = 'queued'`, "transactions_pkey"},
-		{"SameTimeTwice", post + `SELECT job.account_id, 99, job.type, job.amount, 500, job.id, entry.created_at FROM jobs job, transactions entry WHERE job.status = 'queued' AND entry.seq = 1`, "transactions_deposit_times"},
-		{"PostingWithoutJob", post + `SELECT id, 99, 'deposit', 1, 500, NULL, now() FROM accounts`, "a posting has its job"},
-		{"PostingBeforeTheFirst", post + `SELECT account_id, 0, type, amount, 500, id, now() FROM jobs WHERE status = 'queued'`, "a posting has its job"},
-		{"InitialWithdrawal", post + `SELECT id, 1, 'withdrawal', 1, 500, NULL, now() FROM accounts`, "a posting has its job"},
-		{"NegativeBefore", post + `SELECT account_id, 99, 'deposit', 100, 99, id, now() FROM jobs WHERE status = 'queued'`, "no balance was ever negative"},
-		{"ZeroAmount", post + `SELECT account_id, 99, type, 0, 500, id, now() FROM jobs WHERE status = 'queued'`, "amount_check"},
+		{"JobPostedTwice", post + `SELECT account_id, 99, type, amount, 500, id, position, now() FROM job_states WHERE status = 'succeeded'`, "its job is not queued"},
+		{"RejectedJobPosted", post + `SELECT account_id, 99, type, 1, 500, id, position, now() FROM job_states WHERE status = 'rejected'`, "its job is not queued"},
+		{"PostedAtAnotherPosition", post + `SELECT account_id, 99, type, amount, 500, id, position + 1, now() FROM job_states WHERE status = 'queued'`, "its job is not queued"},
+		{"PostedAsAnotherJob", post + `SELECT account_id, 99, type, amount, 500, gen_random_uuid(), position, now() FROM job_states WHERE status = 'queued'`, "its job is not queued"},
+		{"PostedAtNoPosition", post + `SELECT account_id, 99, type, amount, 500, id, NULL, now() FROM job_states WHERE status = 'queued'`, "its job is not queued"},
+		{"SeqTwice", post + `SELECT account_id, 1, type, amount, 500, id, position, now() FROM job_states WHERE status = 'queued'`, "transactions_pkey"},
+		{"SameTimeTwice", post + `SELECT job.account_id, 99, job.type, job.amount, 500, job.id, job.position, entry.created_at FROM job_states job, transactions entry WHERE job.status = 'queued' AND entry.seq = 1`, "transactions_deposit_times"},
+		{"PostingWithoutJob", post + `SELECT id, 99, 'deposit', 1, 500, NULL, NULL, now() FROM accounts`, "a transaction has its job"},
+		{"InitialDepositAtAPosition", post + `SELECT id, 1, 'deposit', 1, 500, NULL, 99, now() FROM accounts`, "a transaction has its job"},
+		{"PostingBeforeTheFirst", post + `SELECT account_id, 0, type, amount, 500, id, position, now() FROM job_states WHERE status = 'queued'`, "a history begins with transaction 1"},
+		{"InitialWithdrawal", post + `SELECT id, 1, 'withdrawal', 1, 500, NULL, NULL, now() FROM accounts`, "a transaction has its job"},
+		{"NegativeBefore", post + `SELECT account_id, 99, 'deposit', 100, 99, id, position, now() FROM job_states WHERE status = 'queued'`, "no balance was ever negative"},
+		{"ZeroAmount", post + `SELECT account_id, 99, type, 0, 500, id, position, now() FROM job_states WHERE status = 'queued'`, "amount_check"},
 		{"HistoryChanged", `UPDATE transactions SET amount = amount + 1`, "append-only"},
 		{"HistoryDeleted", `DELETE FROM transactions`, "append-only"},
 		{"HistoryTruncated", `TRUNCATE transactions`, "append-only"},
 
-		{"SucceededJobQueuedAgain", `UPDATE jobs SET status = 'queued', seq = NULL, balance_after = NULL, finished_at = NULL WHERE status = 'succeeded'`, "never changes"},
-		{"RejectedJobQueuedAgain", `UPDATE jobs SET status = 'queued', failure = NULL, finished_at = NULL WHERE status = 'rejected'`, "never changes"},
-		{"SucceededJobFailed", `UPDATE jobs SET status = 'failed', failure = 'x', seq = NULL, balance_after = NULL WHERE status = 'succeeded'`, "never changes"},
-		{"FinishedJobRewritten", `UPDATE jobs SET balance_after = 1 WHERE status = 'succeeded'`, "never changes"},
-		{"SucceededWithoutTransaction", `UPDATE jobs SET status = 'succeeded', finished_at = now() WHERE status = 'queued'`, "what belongs to its status"},
-		{"SucceededWithAReason", `UPDATE jobs SET status = 'succeeded', finished_at = now(), seq = 9, balance_after = 9, failure = 'x' WHERE status = 'queued'`, "what belongs to its status"},
-		{"SucceededAtNoTime", `UPDATE jobs SET status = 'succeeded', seq = 9, balance_after = 9 WHERE status = 'queued'`, "what belongs to its status"},
-		{"RejectedWithoutReason", `UPDATE jobs SET status = 'rejected', finished_at = now() WHERE status = 'queued'`, "what belongs to its status"},
-		{"RejectedWithATransaction", `UPDATE jobs SET status = 'rejected', finished_at = now(), failure = 'x', seq = 9 WHERE status = 'queued'`, "what belongs to its status"},
-		{"FailedAtNoTime", `UPDATE jobs SET status = 'failed', failure = 'x' WHERE status = 'queued'`, "what belongs to its status"},
-		{"QueuedWithATime", `UPDATE jobs SET finished_at = now() WHERE status = 'queued'`, "what belongs to its status"},
-		{"QueuedWithABalance", `UPDATE jobs SET balance_after = 9 WHERE status = 'queued'`, "what belongs to its status"},
-		{"AttemptsBelowNone", `UPDATE jobs SET attempts = -1 WHERE status = 'queued'`, "what belongs to its status"},
-		{"AmountChanged", `UPDATE jobs SET amount = 7 WHERE status = 'queued'`, "what was asked never changes"},
-		{"PositionChanged", `UPDATE jobs SET position = 0 WHERE status = 'queued'`, "what was asked never changes"},
+		{"SucceededJobQueuedAgain", enqueue + `SELECT account_id, position, job_id FROM transactions WHERE position IS NOT NULL`, "by its accept or replay"},
+		{"RejectedJobQueuedAgain", `DELETE FROM rejections`, "never changes"},
+		{"SucceededJobRejected", finished(reject, "transactions", `now(), 'x'`), "its job is not queued"},
+		{"SucceededJobFailed", finished(fail, "transactions", `now(), 'x'`), "its job is not queued"},
+		{"RejectedJobFailed", finished(fail, "rejections", `now(), 'x'`), "its job is not queued"},
+		{"RejectionRewritten", `UPDATE rejections SET failure = 'x'`, "never changes"},
+		{"RejectionsTruncated", `TRUNCATE rejections`, "never changes"},
+		{"FailureRewritten", `UPDATE failures SET failure = 'x'`, "changes by its replay"},
+		{"FailuresTruncated", `TRUNCATE failures`, "changes by its replay"},
+		{"RejectedWithoutReason", finished(reject, "queue", `now(), NULL`), `null value in column "failure"`},
+		{"RejectedAtNoTime", finished(reject, "queue", `NULL, 'x'`), `null value in column "finished_at"`},
+		{"FailedAtNoTime", finished(fail, "queue", `NULL, 'x'`), `null value in column "finished_at"`},
+		{"FailedWithoutReason", finished(fail, "queue", `now(), NULL`), `null value in column "failure"`},
+		{"FailedAsAnotherJob", fail + `SELECT account_id, position, gen_random_uuid(), now(), 'x' FROM queue`, "its job is not queued"},
+		{"QueuedJobTakenOut", `DELETE FROM queue`, "leaves it by its outcome"},
+		{"QueueTruncated", `TRUNCATE queue`, "leaves the queue by its outcome"},
+		{"JobQueuedBeforeTheOthers", enqueue + `SELECT account_id, 0, job_id FROM queue`, "by its accept or replay"},
+		{"QueuedJobMoved", `UPDATE queue SET position = 0`, "what was asked never changes"},
+		{"QueuedJobExchanged", `UPDATE queue SET job_id = gen_random_uuid()`, "what was asked never changes"},
+		{"AttemptsBelowNone", `UPDATE queue SET attempts = -1`, "counted from 0"},
+		{"AmountChanged", `UPDATE jobs SET amount = 7`, "what was asked never changes"},
+		{"PositionChanged", `UPDATE jobs SET position = 0`, "what was asked never changes"},
 		{"JobDeleted", `DELETE FROM jobs`, "answer for good"},
 		{"JobsTruncated", `TRUNCATE jobs`, "answer for good"},
-		{"QueuedJobArchived", `INSERT INTO archived_jobs SELECT * FROM jobs WHERE status = 'queued'`, "archived_jobs_status_check"},
+		{"QueuedJobArchived", ledgertest.ToArchive + ` WHERE status = 'queued'`, `null value in column "finished_at"`},
+		{"FailedJobArchived", finished(fail, "queue", `now(), 'x'`) + `; ` + ledgertest.ToArchive + ` WHERE status = 'failed'`, "archived_jobs_status_check"},
 		{"JobArchivedTwice", toArchive + toArchive, "archived_jobs_pkey"},
 		{"KeyArchivedTwice", toArchive + altered("id", "gen_random_uuid()") + toArchive, "archived_jobs_key"},
 		{"ArchivedJobChanged", toArchive + `UPDATE archived_jobs SET balance_after = 1`, "answer for good"},
 		{"ArchivedJobDeleted", toArchive + `DELETE FROM archived_jobs`, "answer for good"},
 		{"ArchiveTruncated", `TRUNCATE archived_jobs`, "answer for good"},
-		{"JobBornFinished", `INSERT INTO jobs (id, account_id, user_id, type, amount, idempotency_key, status, failure, finished_at) SELECT gen_random_uuid(), id, user_id, 'deposit', 1, 'k', 'rejected', 'x', now() FROM accounts`, "starts queued"},
-		{"JobBornWithATime", `INSERT INTO jobs (id, account_id, user_id, type, amount, idempotency_key, finished_at) SELECT gen_random_uuid(), id, user_id, 'deposit', 1, 'k', now() FROM accounts`, "starts queued"},
 		{"KeyMissing", keyed(`''`), "a key is of 1 to 255"},
 		{"KeyTooLong", keyed(`repeat('k', 256)`), "a key is of 1 to 255"},
 		{"KeyWithASpace", keyed(`'a b'`), "a key is of 1 to 255"},
 		{"KeyWithALineBreak", keyed(`E'ab\n'`), "a key is of 1 to 255"},
 		{"KeyInAnotherScript", keyed(`'ключ'`), "a key is of 1 to 255"},
 		{"DescriptionTooLong", `INSERT INTO jobs (id, account_id, user_id, type, amount, idempotency_key, description) SELECT gen_random_uuid(), id, user_id, 'deposit', 1, 'k', repeat('d', 141) FROM accounts`, "a description of 140"},
-		{"KeyChanged", `UPDATE jobs SET idempotency_key = '' WHERE status = 'queued'`, "what was asked never changes"},
-		{"DescriptionChanged", `UPDATE jobs SET description = repeat('d', 141) WHERE status = 'queued'`, "what was asked never changes"},
+		{"KeyChanged", `UPDATE jobs SET idempotency_key = ''`, "what was asked never changes"},
+		{"DescriptionChanged", `UPDATE jobs SET description = repeat('d', 141)`, "what was asked never changes"},
 		{"CurrencyOfTwoLetters", `INSERT INTO accounts (user_id, number, currency, last_at, created_at) SELECT user_id, '1234', 'KR', now(), now() FROM accounts`, "a currency of three letters"},
 		{"CurrencyChanged", `UPDATE accounts SET currency = 'won'`, "keeps its terms"},
 		{"OpenedWithHalfAKey", `INSERT INTO accounts (user_id, number, currency, last_at, created_at, open_key) SELECT user_id, '1234', currency, now(), now(), 'k' FROM accounts`, "a key stands with its request"},
@@ -107,11 +124,11 @@ func TestDatabaseRefuses(t *testing.T) {
 	}
 	for column, value := range map[string]string{
 		"id": "gen_random_uuid()", "position": "0", "account_id": "0", "user_id": "gen_random_uuid()", "amount": "7", "created_at": "now()",
-		"finished_at": "NULL", "seq": "7", "balance_after": "7", "type": "'withdrawal'", "status": "'rejected'", "attempts": "1",
+		"finished_at": "now()", "seq": "7", "balance_after": "7", "type": "'withdrawal'", "status": "'rejected'",
 		"idempotency_key": "'other'", "description": "'other'", "failure": "'other'",
 	} {
 		t.Run("JobDeletedThatIsArchivedWithAnother/"+column, func(t *testing.T) {
-			_, err := pool.Exec(t.Context(), toArchive+altered(column, value)+`DELETE FROM jobs WHERE status = 'succeeded'`)
+			_, err := pool.Exec(t.Context(), toArchive+altered(column, value)+`DELETE FROM jobs USING transactions WHERE jobs.id = job_id`)
 			if err == nil || !strings.Contains(err.Error(), "DELETE on jobs: a key is an answer for good") {
 				t.Errorf("got %v, want a refusal", err)
 			}
@@ -120,21 +137,20 @@ func TestDatabaseRefuses(t *testing.T) {
 	ledgertest.Check(t, pool)
 }
 
-// The two tables of jobs have the same columns in the same order: reads put them
-// together, and a job must fit into the archive.
+// What the archive holds of a job is what job_states shows of it: reads put the two together.
 func TestArchiveIsLikeJobs(t *testing.T) {
 	t.Parallel()
 	pool := testenv.Pool(t)
 	const sql = `SELECT string_agg(format('%s %s %s', attname, format_type(atttypid, atttypmod), attcollation), ', ' ORDER BY attnum)
-		FROM pg_attribute WHERE attrelid = $1::text::regclass AND attnum > 0 AND NOT attisdropped`
+		FROM pg_attribute WHERE attrelid = $1::text::regclass AND attnum > 0 AND NOT attisdropped AND attname <> ALL ($2)`
 	var live, archived string
-	for table, columns := range map[string]*string{"jobs": &live, "archived_jobs": &archived} {
-		if err := pool.QueryRow(t.Context(), sql, table).Scan(columns); err != nil {
+	for table, columns := range map[string]*string{"job_states": &live, "archived_jobs": &archived} {
+		if err := pool.QueryRow(t.Context(), sql, table, []string{"attempts", "accepted_by", "finished_by"}).Scan(columns); err != nil {
 			t.Fatal(err)
 		}
 	}
 	if live != archived {
-		t.Errorf("jobs has %s\narchived_jobs has %s", live, archived)
+		t.Errorf("job_states has %s\narchived_jobs has %s", live, archived)
 	}
 }
 

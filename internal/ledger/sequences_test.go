@@ -19,12 +19,16 @@ func TestSequenceBehind(t *testing.T) {
 	tests := []struct{ name, sql, want string }{
 		{"Positions", `SELECT setval('job_positions', 1, false)`, "job_positions"},
 		{"PositionsByOne", `SELECT setval('job_positions', (SELECT max(position) FROM jobs), false)`, "job_positions"},
-		{"PositionsOfQueuedJobs", `DELETE FROM jobs WHERE status <> 'queued'; SELECT setval('job_positions', 1, false)`, "job_positions"},
-		{"PositionsOfTheArchive", `INSERT INTO archived_jobs SELECT * FROM jobs WHERE status <> 'queued'; DELETE FROM jobs;
+		{"PositionsOfQueuedJobs", `DELETE FROM jobs USING transactions WHERE id = job_id; SELECT setval('job_positions', 1, false)`, "job_positions"},
+		{"PositionsOfTheArchive", ledgertest.ToArchive + ` WHERE status <> 'queued'; DELETE FROM jobs; DELETE FROM queue;
 			SELECT setval('job_positions', 1, false)`, "job_positions"},
 		{"AccountIDs", `SELECT setval('accounts_id_seq', 1, false)`, "accounts_id_seq"},
-		{"AccountIDsOfAHistory", `DELETE FROM accounts; DELETE FROM jobs; SELECT setval('accounts_id_seq', 1, false)`, "accounts_id_seq"},
+		{"AccountIDsOfAHistory", `DELETE FROM accounts; DELETE FROM jobs; DELETE FROM queue; SELECT setval('accounts_id_seq', 1, false)`, "accounts_id_seq"},
 		{"AccountIDsOfAQueue", `DELETE FROM accounts; DELETE FROM transactions; SELECT setval('accounts_id_seq', 1, false)`, "accounts_id_seq"},
+		{"AccountIDsOfARejection", `DELETE FROM accounts; DELETE FROM transactions; INSERT INTO rejections SELECT account_id, position, job_id, now(), 'x' FROM queue;
+			DELETE FROM queue; SELECT setval('accounts_id_seq', 1, false)`, "accounts_id_seq"},
+		{"AccountIDsOfAFailure", `DELETE FROM accounts; DELETE FROM transactions; INSERT INTO failures SELECT account_id, position, job_id, 5, now(), 'x' FROM queue;
+			DELETE FROM queue; SELECT setval('accounts_id_seq', 1, false)`, "accounts_id_seq"},
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
@@ -151,13 +155,13 @@ func TestPositionsAreUnique(t *testing.T) {
 	ledgertest.Job(t, pool, account, ledger.Deposit, 1)
 	const again = `INSERT INTO jobs (id, account_id, user_id, type, amount, idempotency_key, position)
 		SELECT gen_random_uuid(), account_id, user_id, type, amount, 'k', position FROM jobs`
-	if _, err := pool.Exec(t.Context(), again); err == nil || !strings.Contains(err.Error(), "jobs_queue") {
+	if _, err := pool.Exec(t.Context(), again); err == nil || !strings.Contains(err.Error(), "queue_pkey") {
 		t.Errorf("a queued job's position a second time: %v", err)
 	}
 	var unique int
 	const sql = `SELECT count(*) FROM pg_index JOIN pg_class ON pg_class.oid = indexrelid
-		WHERE relname IN ('jobs_queue', 'jobs_ended', 'archived_jobs_ended') AND indisunique AND indisvalid`
-	if err := pool.QueryRow(t.Context(), sql).Scan(&unique); err != nil || unique != 3 {
-		t.Errorf("%d of the three indexes are unique, %v", unique, err)
+		WHERE relname IN ('queue_pkey', 'transactions_jobs', 'rejections_pkey', 'failures_pkey', 'archived_jobs_rejected') AND indisunique AND indisvalid`
+	if err := pool.QueryRow(t.Context(), sql).Scan(&unique); err != nil || unique != 5 {
+		t.Errorf("%d of the five indexes are unique, %v", unique, err)
 	}
 }

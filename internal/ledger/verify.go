@@ -148,40 +148,39 @@ func (r *replay) end(mismatch func(string, ...any)) {
 	}
 }
 
-// jobColumns are those that jobsSQL compares.
-const jobColumns = `id, account_id, position, type, amount, description, status, seq, balance_after, finished_at`
-
-// jobsSQL holds the jobs, archived or not, against the rows that state what became of them, and
-// lets through what does not agree: each job is in one state, what it shows is what its
-// transaction says, and each of those rows has its job. A job and a key stand in one table.
+// jobsSQL pairs all jobs, archived or not, with the rows that state what became of them, and
+// lets the pairs through that do not agree: a job is in one state, at its own position, and
+// says what its transaction says. The rejection of an archived job is deleted. A job and a
+// key stand in one table.
 const jobsSQL = `
-	WITH states AS (
-		SELECT job_id, account_id, position, 'queued' AS status FROM queue UNION ALL
-		SELECT job_id, account_id, position, 'succeeded' FROM transactions WHERE job_id IS NOT NULL UNION ALL
-		SELECT job_id, account_id, position, 'rejected' FROM rejections UNION ALL
-		SELECT job_id, account_id, position, 'failed' FROM failures UNION ALL
-		SELECT id, account_id, position, 'rejected' FROM archived_jobs WHERE status = 'rejected'
-	), placed AS (
-		SELECT id, account_id, position FROM jobs UNION ALL SELECT id, account_id, position FROM archived_jobs
+	WITH states AS NOT MATERIALIZED (
+		SELECT job_id, account_id, position, 'queued' AS status, NULL::entry_type AS type, NULL::bigint AS amount, NULL AS description,
+			NULL::bigint AS seq, NULL::bigint AS balance_after, NULL::timestamptz AS at FROM queue UNION ALL
+		SELECT job_id, account_id, position, 'succeeded', type, amount, description,
+			seq, balance_after, created_at FROM transactions WHERE job_id IS NOT NULL UNION ALL
+		SELECT job_id, account_id, position, 'rejected', NULL, NULL, NULL, NULL, NULL, NULL FROM rejections UNION ALL
+		SELECT job_id, account_id, position, 'failed', NULL, NULL, NULL, NULL, NULL, NULL FROM failures
+	), all_jobs AS NOT MATERIALIZED (
+		SELECT id, account_id, position, type, amount, description,
+			NULL::text AS archived, NULL::bigint AS seq, NULL::bigint AS balance_after, NULL::timestamptz AS at FROM jobs UNION ALL
+		SELECT id, account_id, position, type, amount, description, status::text, seq, balance_after, finished_at FROM archived_jobs
 	)
 	SELECT subject, fault FROM (
 		SELECT 'job ' || coalesce(job.id, state.job_id) AS subject,
 			CASE
 				WHEN job.id IS NULL THEN 'is ' || state.status || ' but does not exist'
-				WHEN state.job_id IS NULL THEN 'is neither queued nor finished'
-				WHEN (job.account_id, job.position) <> (state.account_id, state.position) THEN 'is ' || state.status || ' at another position'
+				WHEN job.archived <> coalesce(state.status, 'rejected') THEN 'is archived as ' || job.archived || ', and ' || coalesce(state.status, 'has no transaction')
+				WHEN job.archived IS NULL AND state.job_id IS NULL THEN 'is not queued, and has no transaction, rejection or failure'
+				WHEN (job.account_id, job.position) <> (state.account_id, state.position) THEN 'is ' || state.status || ' at a position that is not its own'
+				WHEN state.status = 'succeeded' AND (
+					(job.type, job.amount, job.description) IS DISTINCT FROM (state.type, state.amount, state.description) OR
+					job.archived IS NOT NULL AND (job.seq, job.balance_after, job.at) IS DISTINCT FROM (state.seq, state.balance_after, state.at))
+					THEN 'and its transaction say different things'
 				WHEN NOT EXISTS (SELECT FROM accounts WHERE accounts.id = job.account_id) THEN 'belongs to no account'
 			END AS fault
-		FROM placed job FULL JOIN states state ON state.job_id = job.id
+		FROM all_jobs job FULL JOIN states state ON state.job_id = job.id
 		UNION ALL
 		SELECT 'job ' || job_id, 'is ' || string_agg(status, ' and ' ORDER BY status) FROM states GROUP BY job_id HAVING count(*) > 1
-		UNION ALL
-		SELECT 'job ' || id, 'and its transaction say different things'
-		FROM (SELECT ` + jobColumns + ` FROM job_states WHERE status = 'succeeded' UNION ALL
-			SELECT ` + jobColumns + ` FROM archived_jobs WHERE status = 'succeeded') job JOIN transactions entry ON entry.job_id = job.id
-		WHERE (job.account_id, job.seq, job.type, job.amount, job.balance_after, job.finished_at, job.description)
-			IS DISTINCT FROM
-			(entry.account_id, entry.seq, entry.type, entry.amount, entry.balance_after, entry.created_at, entry.description)
 		UNION ALL
 		SELECT 'transaction ' || seq || ' of the account with id ' || account_id, 'belongs to no account'
 		FROM transactions WHERE NOT EXISTS (SELECT FROM accounts WHERE accounts.id = account_id)
@@ -191,7 +190,7 @@ const jobsSQL = `
 		SELECT 'job ' || jobs.id, 'has the key of an archived one' FROM jobs JOIN archived_jobs USING (user_id, idempotency_key)
 		UNION ALL
 		SELECT 'position ' || position || ' of the account with id ' || account_id, 'is that of ' || count(*) || ' jobs'
-		FROM placed GROUP BY account_id, position HAVING count(*) > 1
+		FROM all_jobs GROUP BY account_id, position HAVING count(*) > 1
 	) pairs
 	WHERE fault IS NOT NULL`
 

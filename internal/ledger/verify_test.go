@@ -12,11 +12,11 @@ import (
 // Verify finds what somebody did who got past every guard.
 func TestVerifyFinds(t *testing.T) {
 	t.Parallel()
-	const toArchive = `INSERT INTO archived_jobs SELECT * FROM jobs`
+	const toArchive = ledgertest.ToArchive
 	tests := []struct{ name, sql, want string }{
 		{"Nothing", `SELECT 1`, ""},
-		{"NothingWithAnArchive", toArchive + ` WHERE status <> 'queued'; DELETE FROM jobs WHERE status <> 'queued'`, ""},
-		{"ArchivedAmount", toArchive + ` WHERE seq = 2; DELETE FROM jobs WHERE seq = 2; UPDATE archived_jobs SET amount = amount + 1`, "say different things"},
+		{"NothingWithAnArchive", toArchive + ` WHERE status <> 'queued'; DELETE FROM jobs; DELETE FROM rejections`, ""},
+		{"ArchivedAmount", toArchive + ` WHERE seq = 2; DELETE FROM jobs USING archived_jobs a WHERE jobs.id = a.id; UPDATE archived_jobs SET amount = amount + 1`, "say different things"},
 		{"Balance", `UPDATE accounts SET balance = balance + 1`, "its history makes"},
 		{"LastSeq", `UPDATE accounts SET last_seq = last_seq + 1`, "its history ends at"},
 		{"LastAt", `UPDATE accounts SET last_at = now() + interval '1 hour'`, "its history ends"},
@@ -24,13 +24,22 @@ func TestVerifyFinds(t *testing.T) {
 		{"Amount", `UPDATE transactions SET amount = amount + 1 WHERE seq = 2`, "say different things"},
 		{"Gap", `UPDATE transactions SET seq = 9 WHERE seq = 3`, "stands where 3 should"},
 		{"Time", `UPDATE transactions SET created_at = created_at - interval '1 day' WHERE seq = 2`, "not after the one before"},
-		{"MissingTransaction", `DELETE FROM transactions WHERE seq = 3`, "succeeded without a transaction"},
-		{"TransactionOfARejectedJob", `UPDATE transactions SET job_id = (SELECT id FROM jobs WHERE status = 'rejected') WHERE seq = 2`, "has a transaction though it is rejected"},
+		{"MissingTransaction", `DELETE FROM transactions WHERE seq = 3`, "is not queued, and has no transaction, rejection or failure"},
+		{"MissingTransactionOfAnArchivedJob", toArchive + ` WHERE seq = 3; DELETE FROM jobs USING archived_jobs a WHERE jobs.id = a.id; DELETE FROM transactions WHERE seq = 3`, "is archived as succeeded, and has no transaction"},
+		{"MissingRejection", `DELETE FROM rejections`, "is not queued, and has no transaction, rejection or failure"},
+		{"RejectionOfAnArchivedJob", toArchive + ` WHERE seq = 2; DELETE FROM jobs USING archived_jobs a WHERE jobs.id = a.id;
+			INSERT INTO rejections SELECT account_id, position, id, now(), 'x' FROM archived_jobs`, "is archived as succeeded, and rejected"},
+		{"QueuedThoughItSucceeded", `INSERT INTO queue SELECT account_id, position, job_id FROM transactions WHERE seq = 2`, "is queued and succeeded"},
+		{"FailedThoughItIsRejected", `INSERT INTO failures SELECT account_id, position, job_id, 5, finished_at, failure FROM rejections`, "is failed and rejected"},
+		{"RejectionOfNoJob", `UPDATE rejections SET job_id = gen_random_uuid()`, "is rejected but does not exist"},
+		{"AnotherPosition", `UPDATE rejections SET position = position + 100`, "is rejected at a position that is not its own"},
+		{"PositionTwice", `UPDATE jobs SET position = (SELECT min(position) FROM jobs)`, "is that of 3 jobs"},
+		{"TransactionOfARejectedJob", `UPDATE transactions SET job_id = (SELECT job_id FROM rejections) WHERE seq = 2`, "is rejected and succeeded"},
 		{"TransactionOfNoJob", `UPDATE transactions SET job_id = gen_random_uuid() WHERE seq = 2`, "does not exist"},
 		{"Description", `UPDATE transactions SET description = 'other' WHERE seq = 2`, "say different things"},
-		{"JobInBothTables", `DELETE FROM jobs WHERE status = 'rejected'; ` + toArchive + ` WHERE seq = 2`, "is archived, and still there"},
-		{"KeyOfAnArchivedJob", toArchive + ` WHERE seq = 2; DELETE FROM jobs WHERE seq = 2;
-			UPDATE archived_jobs SET idempotency_key = (SELECT idempotency_key FROM jobs WHERE seq = 3)`, "has the key of an archived one"},
+		{"JobInBothTables", `DELETE FROM jobs USING rejections WHERE id = job_id; DELETE FROM rejections; ` + toArchive + ` WHERE seq = 2`, "is archived, and still there"},
+		{"KeyOfAnArchivedJob", toArchive + ` WHERE seq = 2; DELETE FROM jobs USING archived_jobs a WHERE jobs.id = a.id;
+			UPDATE archived_jobs SET idempotency_key = (SELECT idempotency_key FROM job_states WHERE seq = 3)`, "has the key of an archived one"},
 		{"HistoryOfNoAccount", `INSERT INTO transactions (account_id, seq, type, amount, balance_after, created_at) VALUES (-1, 1, 'deposit', 1, 1, now())`, "belongs to no account"},
 	}
 	for _, test := range tests {

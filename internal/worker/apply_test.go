@@ -67,6 +67,7 @@ func TestPostgresDown(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer pool.Close()
+	ledgertest.CountAttempts(t, pool)
 	s := newSystem(t, pool, testenv.Redis(t))
 	var accounts []ledger.Account
 	order := map[string][]uuid.UUID{}
@@ -97,12 +98,8 @@ func TestPostgresDown(t *testing.T) {
 	for _, account := range accounts {
 		s.inOrder(account, order[account.Number])
 	}
-	var attempts int
-	if err := s.pool.QueryRow(t.Context(), `SELECT coalesce(sum(attempts), 0) FROM queue`).Scan(&attempts); err != nil {
-		t.Fatal(err)
-	}
-	if attempts != 0 {
-		t.Errorf("%d attempts spent, want none", attempts)
+	if n := ledgertest.Attempts(t, s.pool); n != 0 {
+		t.Errorf("%d attempts spent, want none", n)
 	}
 	for partition := range partitions {
 		if info, err := inspector.GetQueueInfo(queues.Name(partition)); err == nil && info.FailedTotal != 0 {

@@ -22,7 +22,7 @@ func TestHousekeeping(t *testing.T) {
 	pool := testenv.Pool(t)
 	user := ledgertest.User(t, pool)
 	id := ledgertest.Job(t, pool, ledgertest.Account(t, pool, user, 0), ledger.Deposit, 1)
-	ledgertest.Exec(t, pool, `UPDATE jobs SET status = 'failed', failure = 'internal_error', finished_at = now()`)
+	ledgertest.Exec(t, pool, `INSERT INTO failures SELECT account_id, position, job_id, 5, now(), 'internal_error' FROM queue`)
 	session := uuid.New()
 	ledgertest.Exec(t, pool, `INSERT INTO sessions (id, user_id, created_at) VALUES ($1, $2, now() - interval '1 year')`, session, user)
 	registry := prometheus.NewRegistry()
@@ -66,7 +66,7 @@ func TestHousekeepingPartFails(t *testing.T) {
 		name, breaks string // breaks is the statement that makes the part fail
 		want         int    // sessions left
 	}{
-		{"count failed jobs", `ALTER TABLE jobs RENAME TO gone`, 0},
+		{"count failed jobs", `ALTER TABLE failures RENAME TO gone`, 0},
 		{"prune sessions", `ALTER TABLE refresh_tokens RENAME TO gone`, 1},
 	} {
 		t.Run(part.name, func(t *testing.T) {

@@ -36,7 +36,7 @@ func TestSweepScansWhatIsKnown(t *testing.T) {
 	account := func() ledger.Account { return ledgertest.Account(t, s.pool, s.user, 0) }
 	failed := account()
 	replayed := ledgertest.Job(t, s.pool, failed, ledger.Deposit, 1)
-	ledgertest.Exec(t, s.pool, `UPDATE jobs SET status = 'failed', failure = 'internal_error', finished_at = clock_timestamp()`)
+	ledgertest.Exec(t, s.pool, `INSERT INTO failures SELECT account_id, position, job_id, 5, clock_timestamp(), 'internal_error' FROM queue`)
 	old := account()
 	ledgertest.Job(t, s.pool, old, ledger.Deposit, 1)
 	sweeps(settled, 1)

@@ -62,6 +62,24 @@ func Job(t testing.TB, pool *pgxpool.Pool, account ledger.Account, entry ledger.
 const ToArchive = `INSERT INTO archived_jobs SELECT id, position, account_id, user_id, amount, created_at, finished_at, seq,
 	balance_after, type, status, idempotency_key, description, failure FROM job_states`
 
+// CountAttempts has the database count the attempts of jobs that it refuses, for Attempts.
+func CountAttempts(t testing.TB, pool *pgxpool.Pool) {
+	t.Helper()
+	Exec(t, pool, `CREATE SEQUENCE attempts; GRANT SELECT, USAGE ON SEQUENCE attempts TO PUBLIC;
+		CREATE FUNCTION count_attempt() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN PERFORM nextval(''public.attempts''); RETURN NULL; END';
+		CREATE TRIGGER count_attempt AFTER UPDATE ON queue FOR EACH ROW EXECUTE FUNCTION count_attempt()`)
+}
+
+// Attempts is how many attempts Postgres has refused since CountAttempts, also those that were
+// undone, and those of jobs that have finished, whose rows in the queue are gone.
+func Attempts(t testing.TB, pool *pgxpool.Pool) (n int) {
+	t.Helper()
+	if err := pool.QueryRow(t.Context(), `SELECT last_value - (NOT is_called)::int FROM attempts`).Scan(&n); err != nil {
+		t.Fatalf("count attempts: %v", err)
+	}
+	return n
+}
+
 // Exec runs a statement that must work.
 func Exec(t testing.TB, pool *pgxpool.Pool, sql string, args ...any) {
 	t.Helper()

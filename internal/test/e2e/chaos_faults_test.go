@@ -437,7 +437,7 @@ func (c *chaos) finishesDuring(i injection) {
 	finished := 0
 	if err == nil {
 		err = c.system.pool.QueryRow(c.t.Context(),
-			`SELECT count(*) FROM jobs WHERE status <> 'queued' AND created_at > $1`, since).Scan(&finished)
+			`SELECT count(*) FROM job_states WHERE status <> 'queued' AND created_at > $1`, since).Scan(&finished)
 	}
 	if err != nil || finished == 0 {
 		c.violation("no job that was accepted while %q for %v finished meanwhile: %v", i.fault.name, i.lasts, err)

@@ -170,7 +170,7 @@ func checkAllTimes(t *testing.T, s *system) {
 			UNION ALL SELECT 'account', created_at FROM accounts
 			UNION ALL SELECT 'last change', last_at FROM accounts
 			UNION ALL SELECT 'job', created_at FROM jobs
-			UNION ALL SELECT 'end', finished_at FROM jobs
+			UNION ALL SELECT 'end', finished_at FROM job_states
 			UNION ALL SELECT 'transaction', created_at FROM transactions
 		) AS times (what, at) GROUP BY what`
 	rows, _ := s.pool.Query(t.Context(), sql) // ForEachRow returns its error

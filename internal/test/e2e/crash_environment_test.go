@@ -274,7 +274,7 @@ func (sc *crashEnvironment) becomes(jobs string) {
 // jobs says how all jobs stand, in the order of their accepts.
 func (sc *crashEnvironment) jobs() string {
 	sc.t.Helper()
-	const sql = `SELECT status || CASE WHEN attempts > 0 THEN ' after ' || attempts || ' attempts' ELSE '' END FROM jobs ORDER BY position`
+	const sql = `SELECT status || CASE WHEN attempts > 0 THEN ' after ' || attempts || ' attempts' ELSE '' END FROM job_states ORDER BY position`
 	rows, _ := sc.pool.Query(sc.t.Context(), sql) // CollectRows returns its error
 	states, err := pgx.CollectRows(rows, pgx.RowTo[string])
 	if err != nil {
@@ -397,7 +397,7 @@ func (sc *crashEnvironment) exec(sql string) {
 // Gates: where a trigger holds a statement inside Postgres.
 const (
 	insertDone = `AFTER INSERT ON jobs DEFERRABLE INITIALLY DEFERRED FOR EACH ROW`         // all but committed
-	lockHeld   = `BEFORE UPDATE ON jobs FOR EACH STATEMENT`                                // the account is locked, nothing written
+	lockHeld   = `BEFORE UPDATE ON accounts FOR EACH STATEMENT`                            // the account is locked, nothing written
 	applyDone  = `AFTER INSERT ON transactions DEFERRABLE INITIALLY DEFERRED FOR EACH ROW` // all but committed
 )
 

@@ -303,7 +303,7 @@ func refused(attempts int) func(*crashEnvironment) {
 		sc.exec(fmt.Sprintf(`ALTER TABLE transactions ADD CONSTRAINT unlucky CHECK (amount <> %d)`, sc.refuse))
 		sc.send("deposits", sc.refuse)
 		sc.awaitTasks(1)
-		sc.exec(fmt.Sprintf(`UPDATE jobs SET attempts = %d`, attempts))
+		sc.exec(fmt.Sprintf(`UPDATE queue SET attempts = %d`, attempts))
 		sc.sendOrders(2)
 		sc.enqueueEach()
 		sc.died(sc.arm())

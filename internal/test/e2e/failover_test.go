@@ -108,7 +108,7 @@ func (s *system) finish(c *client, o order) {
 	}
 	testenv.Eventually(s.t, "job "+job.ID+" is done", func() bool {
 		var done bool
-		err := s.pool.QueryRow(s.t.Context(), `SELECT status <> 'queued' FROM jobs WHERE id = $1`, job.ID).Scan(&done)
+		err := s.pool.QueryRow(s.t.Context(), `SELECT status <> 'queued' FROM job_states WHERE id = $1`, job.ID).Scan(&done)
 		return err == nil && done
 	})
 }

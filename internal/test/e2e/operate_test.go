@@ -211,7 +211,10 @@ const agedPrefix = "01800000"
 // ageSQL makes all that happened sixty days older, and the jobs' ids years.
 const ageSQL = `
 	UPDATE jobs SET id = overlay(id::text PLACING '` + agedPrefix + `' FROM 1)::uuid,
-		created_at = created_at - interval '60 days', finished_at = finished_at - interval '60 days';
+		created_at = created_at - interval '60 days';
+	UPDATE queue SET job_id = overlay(job_id::text PLACING '` + agedPrefix + `' FROM 1)::uuid;
+	UPDATE rejections SET job_id = overlay(job_id::text PLACING '` + agedPrefix + `' FROM 1)::uuid, finished_at = finished_at - interval '60 days';
+	UPDATE failures SET job_id = overlay(job_id::text PLACING '` + agedPrefix + `' FROM 1)::uuid, finished_at = finished_at - interval '60 days';
 	UPDATE transactions SET job_id = overlay(job_id::text PLACING '` + agedPrefix + `' FROM 1)::uuid, created_at = created_at - interval '60 days';
 	UPDATE accounts SET last_at = last_at - interval '60 days', created_at = created_at - interval '60 days'`
 

@@ -69,8 +69,8 @@ func newFragileSystem(t *testing.T) *system {
 	s.start(2, 2)
 	if *promisesUnflushed {
 		ledgertest.Exec(t, s.pool, `CREATE FUNCTION unflushed() RETURNS trigger LANGUAGE plpgsql AS
-			$$BEGIN PERFORM set_config('synchronous_commit', 'off', true); RETURN NEW; END$$`)
-		ledgertest.Exec(t, s.pool, `CREATE TRIGGER unflushed BEFORE UPDATE ON jobs FOR EACH ROW EXECUTE FUNCTION unflushed()`)
+			$$BEGIN PERFORM set_config('synchronous_commit', 'off', true); RETURN OLD; END$$`)
+		ledgertest.Exec(t, s.pool, `CREATE TRIGGER unflushed BEFORE DELETE ON queue FOR EACH ROW EXECUTE FUNCTION unflushed()`)
 	}
 	return s
 }

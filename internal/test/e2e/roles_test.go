@@ -111,31 +111,35 @@ var forbidden = []string{
 	`UPDATE accounts SET last_at = now()`,
 	`UPDATE accounts SET created_at = now()`,
 	`INSERT INTO accounts (user_id, number, currency, balance, last_at, created_at) SELECT user_id, 'rich', currency, 5, now(), now() FROM accounts`,
-	`INSERT INTO transactions (account_id, seq, type, amount, balance_after, job_id, created_at)
-		SELECT account_id, 4, type, amount, 107, id, now() FROM jobs WHERE status = 'queued'`,
+	`INSERT INTO transactions (account_id, seq, type, amount, balance_after, job_id, position, created_at)
+		SELECT account_id, 4, type, amount, 107, id, position, now() FROM job_states WHERE status = 'queued'`,
 	`SELECT deposit_initial(id, 5) FROM accounts`,
 	`SELECT deposit_initial(0, 5)`,
 	// history, jobs and keys that change or go
 	`UPDATE transactions SET amount = amount`, `DELETE FROM transactions`, `TRUNCATE transactions`,
 	`UPDATE archived_jobs SET amount = amount`, `DELETE FROM archived_jobs`, `TRUNCATE archived_jobs`,
 	`DELETE FROM jobs`, `TRUNCATE jobs`, `DELETE FROM accounts`, `TRUNCATE accounts`, `DELETE FROM users`, `TRUNCATE users, sessions, refresh_tokens`,
-	`UPDATE jobs SET amount = 1 WHERE status = 'queued'`,
-	`UPDATE jobs SET position = 0 WHERE status = 'queued'`,
-	`UPDATE jobs SET status = 'queued', failure = NULL, finished_at = NULL WHERE status = 'rejected'`,
-	`UPDATE jobs SET status = 'failed', failure = 'x' WHERE status = 'succeeded'`,
-	`UPDATE jobs SET status = 'succeeded', seq = 4, balance_after = 107, finished_at = now() WHERE status = 'queued'`,
-	`UPDATE jobs SET status = 'succeeded', finished_at = now() WHERE status = 'queued'`,
+	`UPDATE jobs SET amount = 1`, `UPDATE jobs SET position = 0`, `UPDATE job_states SET amount = 1`, `DELETE FROM job_states`,
+	// a job that changes its state by itself
+	`DELETE FROM queue`, `TRUNCATE queue`, `UPDATE queue SET position = 0`, `UPDATE queue SET job_id = gen_random_uuid()`, `UPDATE queue SET attempts = -1`,
+	`INSERT INTO queue (account_id, position, job_id) SELECT account_id, position, job_id FROM rejections`,
+	`INSERT INTO rejections (account_id, position, job_id, finished_at, failure) SELECT account_id, position, job_id, now(), 'x' FROM queue`,
+	`UPDATE rejections SET failure = 'x'`, `DELETE FROM rejections`, `TRUNCATE rejections`,
+	`INSERT INTO failures (account_id, position, job_id, finished_at, failure) SELECT account_id, position, job_id, now(), 'x' FROM rejections`,
+	`INSERT INTO failures (account_id, position, job_id, finished_at, failure)
+		SELECT account_id, position, job_id, now(), 'x' FROM transactions WHERE job_id IS NOT NULL`,
+	`INSERT INTO failures (account_id, position, job_id, finished_at, failure) SELECT account_id, position, gen_random_uuid(), now(), 'x' FROM queue`,
+	`UPDATE failures SET failure = 'x'`, `TRUNCATE failures`,
 	// jobs that were never accepted, or that are in two tables
-	`INSERT INTO archived_jobs SELECT * FROM jobs WHERE status = 'rejected'`,
-	`INSERT INTO archived_jobs (id, position, account_id, user_id, amount, type, status, idempotency_key, attempts, created_at)
-		SELECT gen_random_uuid(), 1, account_id, user_id, 5, 'deposit', 'succeeded', 'forged', 0, now() FROM jobs`,
-	`SELECT archive_jobs(array_agg(id)) FROM jobs WHERE status = 'queued'`,
+	`INSERT INTO archived_jobs SELECT id, position, account_id, user_id, amount, created_at, finished_at, seq, balance_after, type, status,
+		idempotency_key, description, failure FROM job_states WHERE status = 'rejected'`,
+	`INSERT INTO archived_jobs (id, position, account_id, user_id, amount, type, status, idempotency_key, created_at, finished_at)
+		SELECT gen_random_uuid(), 1, account_id, user_id, 5, 'deposit', 'succeeded', 'forged', now(), now() FROM jobs`,
+	`SELECT archive_jobs(array_agg(id)) FROM job_states WHERE status = 'queued'`,
 	`INSERT INTO jobs (id, account_id, user_id, type, amount, idempotency_key, position) SELECT gen_random_uuid(), account_id, user_id, type, 5, 'first', 0 FROM jobs`,
-	`INSERT INTO jobs (id, account_id, user_id, type, amount, idempotency_key, status, failure, finished_at)
-		SELECT gen_random_uuid(), account_id, user_id, type, 5, 'born', 'rejected', 'x', now() FROM jobs`,
 	// the guards, and what stands before them
 	`SET session_replication_role = replica`,
-	`ALTER TABLE accounts DISABLE TRIGGER accounts_move`, `DROP TRIGGER jobs_states ON jobs`,
+	`ALTER TABLE accounts DISABLE TRIGGER accounts_move`, `ALTER TABLE queue DISABLE TRIGGER queue_rows`, `DROP TRIGGER jobs_enqueue ON jobs`,
 	`CREATE TRIGGER own BEFORE INSERT ON jobs FOR EACH ROW EXECUTE FUNCTION refuse('own')`,
 	`CREATE RULE own AS ON INSERT TO transactions DO INSTEAD NOTHING`,
 	`ALTER TABLE jobs ADD COLUMN x int`, `DROP TABLE archived_jobs`, `LOCK TABLE jobs IN ACCESS EXCLUSIVE MODE`,

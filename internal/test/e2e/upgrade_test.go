@@ -227,7 +227,7 @@ func (u *upgrade) awaitDone(step string, w *responseCheck) {
 		u.t.Fatal(err)
 	}
 	testenv.Eventually(u.t, step+": the jobs are done", func() bool {
-		const sql = `SELECT NOT EXISTS (SELECT FROM jobs WHERE status = 'queued' AND position <= $1)`
+		const sql = `SELECT NOT EXISTS (SELECT FROM job_states WHERE status = 'queued' AND position <= $1)`
 		var done bool
 		return u.pool.QueryRow(u.t.Context(), sql, last).Scan(&done) == nil && done
 	})

@@ -95,25 +95,54 @@ var mutations = []mutation{
 		[]string{"-run=^TestApplyAfterAnUnseenJob$ ./internal/ledger"},
 	},
 	{
-		"finished jobs are applied too", once,
-		[]edit{{applying, `AND status = 'queued' AND position > done AND position <= up_to
-    ORDER`, `AND position <= up_to
-    ORDER`}},
+		"a job that is posted stays queued", once,
+		[]edit{{schema, `DELETE FROM %1$s.queue WHERE`, `PERFORM FROM %1$s.queue WHERE`}},
 		[]string{"-run=^TestApplyInOrderUpToTheTicket$ ./internal/ledger", machine},
+	},
+	{
+		"a job that is not queued is posted", once,
+		[]edit{{schema, `IF NOT FOUND THEN
+            RAISE EXCEPTION '%% on %%: its job is not queued'`, `IF false THEN
+            RAISE EXCEPTION '%% on %%: its job is not queued'`}},
+		[]string{refuses("RejectedJobPosted"), refuses("PostedAtAnotherPosition"), refuses("PostedAsAnotherJob")},
+	},
+	{
+		"a job that is not queued is rejected or fails", once,
+		[]edit{{schema, `job_id = NEW.job_id;
+    IF NOT FOUND THEN`, `job_id = NEW.job_id;
+    IF false THEN`}},
+		[]string{refuses("SucceededJob(Rejected|Failed)"), refuses("RejectedJobFailed")},
+	},
+	{
+		"a job enters or leaves the queue by itself", once,
+		[]edit{{schema, `IF pg_catalog.pg_trigger_depth() OPERATOR(pg_catalog.<) 2 THEN`, `IF false THEN`}},
+		[]string{refuses("SucceededJobQueuedAgain"), refuses("QueuedJobTakenOut")},
+	},
+	{
+		"a rejection is taken back", once,
+		[]edit{{schema, `IF EXISTS (SELECT FROM jobs WHERE id = OLD.job_id) OR`, `IF false AND`}},
+		[]string{refuses("RejectedJobQueuedAgain")},
+	},
+	{
+		"a role that was granted it ends jobs and queues them", balanced,
+		[]edit{
+			{schema, `ALTER TABLE rejections ENABLE ROW LEVEL SECURITY;`, ``},
+		},
+		[]string{"-run=^TestRoleWithEveryGrant$ ./internal/ledger"},
 	},
 	{
 		"the oldest job is looked for before the lock is there", once,
 		[]edit{
 			{
 				applying, `    SELECT balance,`,
-				`    SELECT id, position, type, amount, description, created_at, pg_current_snapshot() INTO job, at, kind, sum, words, accepted, seen FROM jobs
-				WHERE account_id = account AND status = 'queued' AND position <= up_to ORDER BY position LIMIT 1;
+				`    SELECT job_id, position, pg_current_snapshot() INTO job, at, seen FROM queue
+				WHERE account_id = account AND position <= up_to ORDER BY position LIMIT 1;
 				SELECT balance,`,
 			},
 			{
-				applying, `    SELECT id, position, type, amount, description, created_at, pg_current_snapshot() INTO job, at, kind, sum, words, accepted, seen
-    FROM jobs
-    WHERE account_id = account AND status = 'queued' AND position > done AND position <= up_to
+				applying, `    SELECT job_id, position, pg_current_snapshot() INTO job, at, seen
+    FROM queue
+    WHERE account_id = account AND position > done AND position <= up_to
     ORDER BY position
     LIMIT 1;
     IF NOT FOUND THEN`, `    IF job IS NULL THEN`,
@@ -131,14 +160,14 @@ var mutations = []mutation{
 	{
 		"a job may be posted twice", once,
 		[]edit{
-			{schema, `CREATE UNIQUE INDEX transactions_posting`, `CREATE INDEX transactions_posting`},
+			{schema, `CREATE UNIQUE INDEX transactions_jobs`, `CREATE INDEX transactions_jobs`},
 		},
-		[]string{refuses("JobPostedTwice")},
+		[]string{"-run=^TestPositionsAreUnique$ ./internal/ledger"},
 	},
 	{
 		"a finished job may change", once,
-		[]edit{{schema, `IF NOT (OLD.status OPERATOR`, `IF false AND NOT (OLD.status OPERATOR`}},
-		[]string{refuses("SucceededJobQueuedAgain")},
+		[]edit{{schema, `BEFORE UPDATE OR TRUNCATE ON rejections`, `BEFORE TRUNCATE ON rejections`}},
+		[]string{refuses("RejectionRewritten")},
 	},
 	{
 		"what is not committed is answered", once,
@@ -154,7 +183,7 @@ var mutations = []mutation{
 	},
 	{
 		"any job may be replayed", once,
-		[]edit{{apply, `WHERE id = $1 AND status = 'failed'`, `WHERE id = $1`}},
+		[]edit{{apply, `if err == nil && tag.RowsAffected() == 0 {`, `if false {`}},
 		[]string{"-run=^TestApplyRefusedJob$ ./internal/ledger"},
 	},
 
@@ -165,8 +194,8 @@ var mutations = []mutation{
 	},
 	{
 		"jobs after the task's too", inOrder,
-		[]edit{{applying, `AND position <= up_to
-    ORDER`, `
+		[]edit{{applying, `AND position > done AND position <= up_to
+    ORDER`, `AND position > done
     ORDER`}},
 		[]string{"-run=^TestApplyNothingBehindTheTicket$ ./internal/ledger"},
 	},
@@ -177,8 +206,13 @@ var mutations = []mutation{
 	},
 	{
 		"a position may change", inOrder,
-		[]edit{{schema, `BEFORE UPDATE OF id, position,`, `BEFORE UPDATE OF id,`}},
-		[]string{refuses("PositionChanged")},
+		[]edit{{schema, `BEFORE UPDATE OF account_id, position, job_id ON queue`, `BEFORE UPDATE OF account_id, job_id ON queue`}},
+		[]string{refuses("QueuedJobMoved")},
+	},
+	{
+		"what was asked may change", inOrder,
+		[]edit{{schema, `CREATE TRIGGER jobs_terms BEFORE UPDATE ON jobs`, `CREATE TRIGGER jobs_terms BEFORE UPDATE OF type ON jobs`}},
+		[]string{refuses("(Amount|Position)Changed")},
 	},
 
 	{
@@ -204,15 +238,15 @@ var mutations = []mutation{
 	{
 		"a posting may stand alone, and for more than there was", balanced,
 		[]edit{
-			{schema, `IF NOT (NEW.seq OPERATOR`, `IF false AND NOT (NEW.seq OPERATOR`},
+			{schema, `ELSIF NOT (NEW.position IS NULL`, `ELSIF false AND NOT (NEW.position IS NULL`},
 			{schema, `IF NOT (NEW.type OPERATOR`, `IF false AND NOT (NEW.type OPERATOR`},
 		},
 		[]string{refuses("PostingWithoutJob"), refuses("NegativeBefore")},
 	},
 	{
-		"a job may succeed without a transaction", balanced,
-		[]edit{{schema, `NEW.finished_at IS NOT NULL AND NEW.seq IS NOT NULL AND NEW.balance_after IS NOT NULL AND NEW.failure IS NULL`, `true`}},
-		[]string{refuses("SucceededWithoutTransaction")},
+		"a history may begin before its first transaction", balanced,
+		[]edit{{schema, `IF NOT (NEW.seq OPERATOR(pg_catalog.>=) 1) THEN`, `IF false THEN`}},
+		[]string{refuses("PostingBeforeTheFirst")},
 	},
 	{
 		"history may be rewritten", balanced,
@@ -221,7 +255,7 @@ var mutations = []mutation{
 	},
 	{
 		"time goes back within an account", balanced,
-		[]edit{{applying, `greatest(clock_timestamp(), accepted, last + interval '1 microsecond')`, `clock_timestamp()`}},
+		[]edit{{applying, `greatest(clock_timestamp(), asked, last + interval '1 microsecond')`, `clock_timestamp()`}},
 		[]string{"-run=^TestApplyTimeNeverGoesBack$ ./internal/ledger"},
 	},
 	{
@@ -249,8 +283,8 @@ var mutations = []mutation{
 	},
 	{
 		"the search for the oldest queued job reads all that have finished", "a snapshot slows no account",
-		[]edit{{applying, `AND status = 'queued' AND position > done AND position <= up_to
-    ORDER`, `AND status = 'queued' AND position <= up_to
+		[]edit{{applying, `AND position > done AND position <= up_to
+    ORDER`, `AND position <= up_to
     ORDER`}},
 		[]string{"-run=^TestApplyUnderASnapshot$ ./internal/ledger"},
 	},
@@ -266,7 +300,7 @@ var mutations = []mutation{
 	},
 	{
 		"the search for the oldest queued job passes over a replayed one", inOrder,
-		[]edit{{schema, `SET done_to = least(done_to, NEW.position - 1)`, `SET done_to = done_to`}},
+		[]edit{{schema, `SET done_to = least(done_to, OLD.position - 1)`, `SET done_to = done_to`}},
 		[]string{"-run=^TestApplyFindsWhatWasReplayed$ ./internal/ledger"},
 	},
 	{
@@ -540,10 +574,8 @@ var mutations = []mutation{
 	{
 		"jobs may be deleted, and their keys with them", keyForGood,
 		[]edit{{
-			schema, `IF NOT EXISTS (SELECT FROM archived_jobs archived WHERE archived.id = OLD.id AND
-`,
-			`IF false AND NOT EXISTS (SELECT FROM archived_jobs archived WHERE archived.id = OLD.id AND
-`,
+			schema, `IF NOT EXISTS (SELECT FROM archived_jobs archived JOIN job_states`,
+			`IF false AND NOT EXISTS (SELECT FROM archived_jobs archived JOIN job_states`,
 		}},
 		[]string{refuses("JobDeleted")},
 	},
@@ -582,7 +614,7 @@ var mutations = []mutation{
 	{
 		"every role may apply jobs and deposit", balanced,
 		[]edit{
-			{schema, `REVOKE EXECUTE ON FUNCTION archive_jobs, close_history, deposit_initial, lower_done_to FROM PUBLIC;`, ``},
+			{schema, `REVOKE EXECUTE ON FUNCTION archive_jobs, close_history, deposit_initial, dequeue_job, enqueue_jobs, replay_job FROM PUBLIC;`, ``},
 			{applying, `REVOKE EXECUTE ON FUNCTION apply_job FROM PUBLIC;`, ``},
 		},
 		[]string{"-run=^TestRoleWithEveryGrant$ ./internal/ledger"},
@@ -637,7 +669,7 @@ var mutations = []mutation{
 	},
 	{
 		"a read of jobs omits its writers", stays,
-		[]edit{{jobs, `ELSE job.writer END`, `ELSE NULL::xid END`}},
+		[]edit{{jobs, `, job.finished_by, `, `, NULL::xid, `}},
 		[]string{everyRoute},
 	},
 	{
