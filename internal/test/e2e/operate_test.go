@@ -16,6 +16,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/redis/go-redis/v9"
 
+	"github.com/passbook/passbook/internal/ledger"
 	"github.com/passbook/passbook/internal/ledger/ledgertest"
 	"github.com/passbook/passbook/internal/queue"
 	"github.com/passbook/passbook/internal/test/testenv"
@@ -89,6 +90,7 @@ func TestOperating(t *testing.T) {
 		checkArchive(t, s, admin, c, orders, ids)
 	})
 	t.Run("Replay", func(t *testing.T) { checkReplay(t, s, admin, c, ids[2]) })
+	s.refused = ledger.MaxAttempts
 	s.verify()
 }
 

@@ -119,7 +119,7 @@ var forbidden = []string{
 	`UPDATE transactions SET amount = amount`, `DELETE FROM transactions`, `TRUNCATE transactions`,
 	`UPDATE archived_jobs SET amount = amount`, `DELETE FROM archived_jobs`, `TRUNCATE archived_jobs`,
 	`DELETE FROM jobs`, `TRUNCATE jobs`, `DELETE FROM accounts`, `TRUNCATE accounts`, `DELETE FROM users`, `TRUNCATE users, sessions, refresh_tokens`,
-	`UPDATE jobs SET amount = 1`, `UPDATE jobs SET position = 0`, `UPDATE job_states SET amount = 1`, `DELETE FROM job_states`,
+	`UPDATE jobs SET amount = 1`, `UPDATE jobs SET position = 0`,
 	// a job that changes its state by itself
 	`DELETE FROM queue`, `TRUNCATE queue`, `UPDATE queue SET position = 0`, `UPDATE queue SET job_id = gen_random_uuid()`, `UPDATE queue SET attempts = -1`,
 	`INSERT INTO queue (account_id, position, job_id) SELECT account_id, position, job_id FROM rejections`,

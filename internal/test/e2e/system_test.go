@@ -24,6 +24,7 @@ type system struct {
 	redis       *local.Redis
 	pool        *pgxpool.Pool // past the API, for what the API does not tell
 	counts      bool          // its database counts attempts
+	refused     int           // attempts that the test has Postgres refuse
 	front       string        // where set, the load balancer that clients go through
 	build       variant       // of its processes
 
@@ -128,8 +129,8 @@ func (s *system) replace(processes []*process, n int, name string) {
 func (s *system) verify() {
 	s.t.Helper()
 	if s.counts {
-		if n := ledgertest.Attempts(s.t, s.pool); n > 0 {
-			s.t.Errorf("Postgres refused %d attempts", n)
+		if n := ledgertest.Attempts(s.t, s.pool); n != s.refused {
+			s.t.Errorf("Postgres refused %d attempts, want %d", n, s.refused)
 		}
 	}
 	dir, err := s.build.build()

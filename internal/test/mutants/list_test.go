@@ -631,7 +631,7 @@ var mutations = []mutation{
 	},
 	{
 		"a temporary table hides the archive", keyForGood,
-		[]edit{{schema, `'refuse_unless_archived', 'skip_archived'`, `'refuse_unless_archived'`}},
+		[]edit{{schema, `'replay_job', 'skip_archived'`, `'replay_job'`}},
 		[]string{"-run=^TestGuardsHoldInEverySession$/^TemporaryTables$ ./internal/ledger"},
 	},
 	{
