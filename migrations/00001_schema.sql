@@ -434,15 +434,15 @@ ALTER TABLE archived_jobs ENABLE ROW LEVEL SECURITY;
 -- row that states its outcome, null while it is queued: what postgres.Showing asks for.
 CREATE VIEW job_states WITH (security_invoker = true) AS
 SELECT job.id, job.position, job.account_id, job.user_id, job.amount, job.created_at,
-    coalesce(entry.created_at, rejection.finished_at, failure.finished_at) AS finished_at,
-    entry.seq, entry.balance_after, job.type,
-    CASE WHEN entry.job_id IS NOT NULL THEN 'succeeded' WHEN rejection.job_id IS NOT NULL THEN 'rejected'
+    coalesce(transaction.created_at, rejection.finished_at, failure.finished_at) AS finished_at,
+    transaction.seq, transaction.balance_after, job.type,
+    CASE WHEN transaction.job_id IS NOT NULL THEN 'succeeded' WHEN rejection.job_id IS NOT NULL THEN 'rejected'
         WHEN failure.job_id IS NOT NULL THEN 'failed' ELSE 'queued' END::job_status AS status,
     job.idempotency_key, job.description, coalesce(rejection.failure, failure.failure) AS failure,
     coalesce(queue.attempts, failure.attempts, 0) AS attempts, job.xmin AS accepted_by,
-    coalesce(entry.xmin, rejection.xmin, failure.xmin) AS finished_by
+    coalesce(transaction.xmin, rejection.xmin, failure.xmin) AS finished_by
 FROM jobs job
-    LEFT JOIN transactions entry ON entry.account_id = job.account_id AND entry.position = job.position
+    LEFT JOIN transactions transaction ON transaction.account_id = job.account_id AND transaction.position = job.position
     LEFT JOIN rejections rejection ON rejection.account_id = job.account_id AND rejection.position = job.position
     LEFT JOIN failures failure ON failure.account_id = job.account_id AND failure.position = job.position
     LEFT JOIN queue ON queue.account_id = job.account_id AND queue.position = job.position;

@@ -51,7 +51,7 @@ DECLARE
     total    bigint;      -- the balance, and then what it would become
     next_seq bigint;
     last     timestamptz; -- what the next transaction is later than
-    entry    entry_type;  -- of the job
+    job_type entry_type;
     sum      bigint;
     words    text;
     asked    timestamptz;
@@ -66,7 +66,7 @@ BEGIN
     END IF;
     SELECT account_id, position, type, amount, description, created_at,
         EXISTS (SELECT FROM queue WHERE queue.account_id = jobs.account_id AND queue.position = jobs.position)
-    INTO account, up_to, entry, sum, words, asked, queued
+    INTO account, up_to, job_type, sum, words, asked, queued
     FROM jobs WHERE id = up_to_job;
     IF NOT FOUND THEN
         RETURN;
@@ -95,7 +95,7 @@ BEGIN
         RETURN;
     END IF;
     IF job <> up_to_job THEN
-        SELECT type, amount, description, created_at INTO STRICT entry, sum, words, asked FROM jobs WHERE id = job;
+        SELECT type, amount, description, created_at INTO STRICT job_type, sum, words, asked FROM jobs WHERE id = job;
     END IF;
 
     IF NOT flush THEN
@@ -109,17 +109,17 @@ BEGIN
         settled := at;
         settler := pg_snapshot_xmax(seen);
     END IF;
-    kind := entry;
+    kind := job_type;
     accepted := asked;
     finished := greatest(clock_timestamp(), asked, last + interval '1 microsecond');
-    total := total + CASE entry WHEN 'deposit' THEN sum ELSE -sum END;
+    total := total + CASE job_type WHEN 'deposit' THEN sum ELSE -sum END;
     IF total BETWEEN 0 AND max_balance THEN
         outcome := 'succeeded';
         UPDATE accounts SET balance = total, last_seq = next_seq, last_at = finished,
             done_to = done, settling = settled, settling_xid = settler
         WHERE id = account;
         INSERT INTO transactions (account_id, seq, type, amount, balance_after, description, job_id, position, created_at)
-        VALUES (account, next_seq, entry, sum, total, words, job, at, finished);
+        VALUES (account, next_seq, job_type, sum, total, words, job, at, finished);
     ELSE
         outcome := 'rejected';
         INSERT INTO rejections (account_id, position, job_id, finished_at, failure)
