@@ -38,7 +38,7 @@ BEGIN
             EXISTS (SELECT FROM accounts WHERE user_id = users[request.n] AND open_key = keys[request.n]),
             CASE WHEN request.n = request.first THEN coalesce(capacities[request.n], max_queued - (
                 SELECT count(*)
-                FROM (SELECT FROM jobs WHERE account_id = owned.id AND status = 'queued' AND position > owned.done_to LIMIT max_queued) queued
+                FROM (SELECT FROM queue WHERE account_id = owned.id AND position > owned.done_to LIMIT max_queued) queued
             )) END
         FROM unnest(firsts) WITH ORDINALITY request (first, n)
         JOIN accounts owned ON owned.number = numbers[request.n] AND owned.user_id = users[request.n]
@@ -67,19 +67,21 @@ BEGIN
 END
 $$;
 
-CREATE FUNCTION public.apply_job(ticket uuid, max_balance bigint, count_to bigint, flush boolean DEFAULT true, OUT job uuid, OUT kind public.entry_type, OUT outcome public.job_status, OUT accepted timestamp with time zone, OUT finished timestamp with time zone, OUT behind bigint) RETURNS record
+CREATE FUNCTION public.apply_job(up_to_job uuid, max_balance bigint, count_to bigint, flush boolean DEFAULT true, OUT job uuid, OUT kind public.entry_type, OUT outcome public.job_status, OUT accepted timestamp with time zone, OUT finished timestamp with time zone, OUT behind bigint) RETURNS record
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'public', 'pg_temp'
     AS $$
 DECLARE
     account  bigint;
-    up_to    bigint;      -- the ticket's position
-    state    job_status;  -- of the ticket's job
+    up_to    bigint;      -- the named job's position
+    queued   boolean;     -- the named job is
     total    bigint;      -- the balance, and then what it would become
     next_seq bigint;
     last     timestamptz; -- what the next transaction is later than
+    job_type entry_type;
     sum      bigint;
     words    text;
+    asked    timestamptz;
     done     bigint;      -- where the search begins
     at       bigint;      -- the job's position
     settled  bigint;      -- what becomes done_to, once
@@ -89,13 +91,16 @@ BEGIN
     IF current_setting('transaction_read_only') = 'on' THEN -- a standby, which may not know all yet
         RAISE EXCEPTION 'apply_job can do nothing here' USING ERRCODE = 'read_only_sql_transaction';
     END IF;
-    SELECT account_id, position, status INTO account, up_to, state FROM jobs WHERE id = ticket;
+    SELECT account_id, position, type, amount, description, created_at,
+        EXISTS (SELECT FROM queue WHERE queue.account_id = jobs.account_id AND queue.position = jobs.position)
+    INTO account, up_to, job_type, sum, words, asked, queued
+    FROM jobs WHERE id = up_to_job;
     IF NOT FOUND THEN
         RETURN;
     END IF;
-    IF state <> 'queued' THEN -- all may be done: no lock to wait for, nothing to flush
+    IF NOT queued THEN -- all may be done: no lock to wait for, nothing to flush
         SELECT done_to INTO done FROM accounts WHERE id = account;
-        PERFORM FROM jobs WHERE account_id = account AND status = 'queued' AND position > coalesce(done, 0) AND position <= up_to LIMIT 1;
+        PERFORM FROM queue WHERE account_id = account AND position > coalesce(done, 0) AND position <= up_to LIMIT 1;
         IF NOT FOUND THEN
             behind := 0;
             RETURN;
@@ -107,14 +112,17 @@ BEGIN
     IF NOT FOUND THEN -- as a bad restore may leave it
         RAISE EXCEPTION 'account % is not there', account USING ERRCODE = 'foreign_key_violation';
     END IF;
-    SELECT id, position, type, amount, description, created_at, pg_current_snapshot() INTO job, at, kind, sum, words, accepted, seen
-    FROM jobs
-    WHERE account_id = account AND status = 'queued' AND position > done AND position <= up_to
+    SELECT job_id, position, pg_current_snapshot() INTO job, at, seen
+    FROM queue
+    WHERE account_id = account AND position > done AND position <= up_to
     ORDER BY position
     LIMIT 1;
     IF NOT FOUND THEN
         behind := 0;
         RETURN;
+    END IF;
+    IF job <> up_to_job THEN
+        SELECT type, amount, description, created_at INTO STRICT job_type, sum, words, asked FROM jobs WHERE id = job;
     END IF;
 
     IF NOT flush THEN
@@ -128,29 +136,29 @@ BEGIN
         settled := at;
         settler := pg_snapshot_xmax(seen);
     END IF;
-    finished := greatest(clock_timestamp(), accepted, last + interval '1 microsecond');
-    total := total + CASE kind WHEN 'deposit' THEN sum ELSE -sum END;
+    kind := job_type;
+    accepted := asked;
+    finished := greatest(clock_timestamp(), asked, last + interval '1 microsecond');
+    total := total + CASE job_type WHEN 'deposit' THEN sum ELSE -sum END;
     IF total BETWEEN 0 AND max_balance THEN
         outcome := 'succeeded';
-        UPDATE jobs SET status = 'succeeded', seq = next_seq, balance_after = total, finished_at = finished WHERE id = job;
         UPDATE accounts SET balance = total, last_seq = next_seq, last_at = finished,
             done_to = done, settling = settled, settling_xid = settler
         WHERE id = account;
-        INSERT INTO transactions (account_id, seq, type, amount, balance_after, description, job_id, created_at)
-        VALUES (account, next_seq, kind, sum, total, words, job, finished);
+        INSERT INTO transactions (account_id, seq, type, amount, balance_after, description, job_id, position, created_at)
+        VALUES (account, next_seq, job_type, sum, total, words, job, at, finished);
     ELSE
         outcome := 'rejected';
-        UPDATE jobs SET status = 'rejected', finished_at = finished,
-            failure = CASE WHEN total < 0 THEN 'insufficient_funds' ELSE 'balance_limit_exceeded' END
-        WHERE id = job;
+        INSERT INTO rejections (account_id, position, job_id, finished_at, failure)
+        VALUES (account, at, job, finished, CASE WHEN total < 0 THEN 'insufficient_funds' ELSE 'balance_limit_exceeded' END);
         UPDATE accounts SET done_to = done, settling = settled, settling_xid = settler WHERE id = account;
     END IF;
 
-    IF job = ticket THEN
+    IF job = up_to_job THEN
         behind := 0;
     ELSIF count_to > 0 THEN
         SELECT count(*) INTO behind
-        FROM (SELECT FROM jobs WHERE account_id = account AND status = 'queued' AND position > at AND position <= up_to LIMIT count_to) line;
+        FROM (SELECT FROM queue WHERE account_id = account AND position > at AND position <= up_to LIMIT count_to) counted;
     END IF;
 END
 $$;
@@ -163,12 +171,15 @@ DECLARE
     moved bigint;
 BEGIN
     INSERT INTO archived_jobs (id, position, account_id, user_id, amount, created_at, finished_at, seq, balance_after,
-        type, status, attempts, idempotency_key, description, failure)
+        type, status, idempotency_key, description, failure)
     SELECT id, position, account_id, user_id, amount, created_at, finished_at, seq, balance_after,
-        type, status, attempts, idempotency_key, description, failure
-    FROM jobs WHERE id = ANY (ids);
+        type, status, idempotency_key, description, failure
+    FROM job_states WHERE id = ANY (ids);
     DELETE FROM jobs WHERE id = ANY (ids); -- jobs_leave_archived looks whether each stands in the archive
     GET DIAGNOSTICS moved = ROW_COUNT;
+    DELETE FROM rejections USING archived_jobs archived
+    WHERE archived.id = ANY (ids) AND archived.status = 'rejected'
+        AND rejections.account_id = archived.account_id AND rejections.position = archived.position;
     RETURN moved;
 END
 $$;
@@ -205,6 +216,29 @@ BEGIN
 END
 $$;
 
+CREATE FUNCTION public.dequeue_job() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
+    AS $$
+BEGIN
+    DELETE FROM queue WHERE account_id = NEW.account_id AND position = NEW.position AND job_id = NEW.job_id;
+    IF NOT FOUND THEN
+        RAISE EXCEPTION '% on %: its job is not queued', TG_OP, TG_TABLE_NAME USING ERRCODE = 'integrity_constraint_violation';
+    END IF;
+    RETURN NEW;
+END
+$$;
+
+CREATE FUNCTION public.enqueue_jobs() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
+    AS $$
+BEGIN
+    INSERT INTO queue (account_id, position, job_id) SELECT account_id, position, id FROM accepted;
+    RETURN NULL;
+END
+$$;
+
 CREATE FUNCTION public.hold_balance() RETURNS trigger
     LANGUAGE plpgsql
     AS $$
@@ -218,34 +252,10 @@ BEGIN
 END
 $$;
 
-CREATE FUNCTION public.hold_job() RETURNS trigger
-    LANGUAGE plpgsql
-    AS $$
-BEGIN
-    IF NOT (OLD.status OPERATOR(pg_catalog.=) 'queued' OR OLD.status OPERATOR(pg_catalog.=) 'failed' AND NEW.status OPERATOR(pg_catalog.=) 'queued') THEN
-        RAISE EXCEPTION '% on %: a finished job never changes', TG_OP, TG_TABLE_NAME USING ERRCODE = 'integrity_constraint_violation';
-    END IF;
-    IF NOT (NEW.attempts OPERATOR(pg_catalog.>=) 0 AND CASE
-        WHEN NEW.status OPERATOR(pg_catalog.=) 'queued' THEN
-            NEW.finished_at IS NULL AND NEW.seq IS NULL AND NEW.balance_after IS NULL AND NEW.failure IS NULL
-        WHEN NEW.status OPERATOR(pg_catalog.=) 'succeeded' THEN
-            NEW.finished_at IS NOT NULL AND NEW.seq IS NOT NULL AND NEW.balance_after IS NOT NULL AND NEW.failure IS NULL
-        ELSE NEW.finished_at IS NOT NULL AND NEW.failure IS NOT NULL AND NEW.seq IS NULL AND NEW.balance_after IS NULL
-    END) THEN
-        RAISE EXCEPTION '% on %: a job has what belongs to its status, and nothing else', TG_OP, TG_TABLE_NAME USING ERRCODE = 'integrity_constraint_violation';
-    END IF;
-    RETURN NEW;
-END
-$$;
-
 CREATE FUNCTION public.hold_new_job() RETURNS trigger
     LANGUAGE plpgsql
     AS $$
 BEGIN
-    IF NEW.status OPERATOR(pg_catalog.<>) 'queued' OR NEW.attempts OPERATOR(pg_catalog.<>) 0
-        OR NEW.finished_at IS NOT NULL OR NEW.seq IS NOT NULL OR NEW.balance_after IS NOT NULL OR NEW.failure IS NOT NULL THEN
-        RAISE EXCEPTION '% on %: a job starts queued', TG_OP, TG_TABLE_NAME USING ERRCODE = 'integrity_constraint_violation';
-    END IF;
     IF pg_catalog.length(NEW.idempotency_key) OPERATOR(pg_catalog.=) 0 OR pg_catalog.length(NEW.idempotency_key) OPERATOR(pg_catalog.>) 255
         OR NEW.idempotency_key OPERATOR(pg_catalog.~) '[^!-~]' OR pg_catalog.length(NEW.description) OPERATOR(pg_catalog.>) 140 THEN
         RAISE EXCEPTION '% on %: a key is of 1 to 255 visible characters, a description of 140 at most', TG_OP, TG_TABLE_NAME USING ERRCODE = 'integrity_constraint_violation';
@@ -254,29 +264,39 @@ BEGIN
 END
 $$;
 
+CREATE FUNCTION public.hold_queue() RETURNS trigger
+    LANGUAGE plpgsql
+    AS $$
+BEGIN
+    IF pg_catalog.pg_trigger_depth() OPERATOR(pg_catalog.<) 2 THEN
+        RAISE EXCEPTION '% on %: a job enters the queue by its accept or replay and leaves it by its outcome', TG_OP, TG_TABLE_NAME
+            USING ERRCODE = 'integrity_constraint_violation';
+    END IF;
+    RETURN NULL;
+END
+$$;
+
 CREATE FUNCTION public.hold_transaction() RETURNS trigger
     LANGUAGE plpgsql
     AS $$
 BEGIN
-    IF NOT (NEW.seq OPERATOR(pg_catalog.>=) 1
-        AND (NEW.job_id IS NOT NULL OR NEW.seq OPERATOR(pg_catalog.=) 1 AND NEW.type OPERATOR(pg_catalog.=) 'deposit')) THEN
-        RAISE EXCEPTION '% on %: a posting has its job, but for an initial deposit', TG_OP, TG_TABLE_NAME USING ERRCODE = 'integrity_constraint_violation';
+    IF NEW.job_id IS NOT NULL THEN
+        DELETE FROM public.queue WHERE account_id OPERATOR(pg_catalog.=) NEW.account_id AND position OPERATOR(pg_catalog.=) NEW.position
+            AND job_id OPERATOR(pg_catalog.=) NEW.job_id;
+        IF NOT FOUND THEN
+            RAISE EXCEPTION '% on %: its job is not queued', TG_OP, TG_TABLE_NAME USING ERRCODE = 'integrity_constraint_violation';
+        END IF;
+    ELSIF NOT (NEW.position IS NULL AND NEW.seq OPERATOR(pg_catalog.=) 1 AND NEW.type OPERATOR(pg_catalog.=) 'deposit') THEN
+        RAISE EXCEPTION '% on %: a transaction has its job, but for an initial deposit', TG_OP, TG_TABLE_NAME USING ERRCODE = 'integrity_constraint_violation';
+    END IF;
+    IF NOT (NEW.seq OPERATOR(pg_catalog.>=) 1) THEN
+        RAISE EXCEPTION '% on %: a history begins with transaction 1', TG_OP, TG_TABLE_NAME USING ERRCODE = 'integrity_constraint_violation';
     END IF;
     -- What the row says of the balance before it can't be negative either.
     IF NOT (NEW.type OPERATOR(pg_catalog.=) 'withdrawal' OR NEW.balance_after OPERATOR(pg_catalog.>=) NEW.amount) THEN
         RAISE EXCEPTION '% on %: no balance was ever negative', TG_OP, TG_TABLE_NAME USING ERRCODE = 'integrity_constraint_violation';
     END IF;
     RETURN NEW;
-END
-$$;
-
-CREATE FUNCTION public.lower_done_to() RETURNS trigger
-    LANGUAGE plpgsql SECURITY DEFINER
-    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
-    AS $$
-BEGIN
-    UPDATE accounts SET done_to = least(done_to, NEW.position - 1) WHERE id = NEW.account_id;
-    RETURN NULL;
 END
 $$;
 
@@ -294,18 +314,41 @@ CREATE FUNCTION public.refuse_unless_archived() RETURNS trigger
     SET search_path TO 'pg_catalog', 'public', 'pg_temp'
     AS $$
 BEGIN
-    IF NOT EXISTS (SELECT FROM archived_jobs archived WHERE archived.id = OLD.id AND
+    IF NOT EXISTS (SELECT FROM archived_jobs archived JOIN job_states job USING (id) WHERE id = OLD.id AND
         (archived.position, archived.account_id, archived.user_id, archived.amount, archived.created_at, archived.finished_at,
-         archived.seq, archived.balance_after, archived.type, archived.status, archived.attempts, archived.idempotency_key,
+         archived.seq, archived.balance_after, archived.type, archived.status, archived.idempotency_key,
          archived.description, archived.failure)
         IS NOT DISTINCT FROM
-        (OLD.position, OLD.account_id, OLD.user_id, OLD.amount, OLD.created_at, OLD.finished_at,
-         OLD.seq, OLD.balance_after, OLD.type, OLD.status, OLD.attempts, OLD.idempotency_key,
-         OLD.description, OLD.failure))
+        (job.position, job.account_id, job.user_id, job.amount, job.created_at, job.finished_at,
+         job.seq, job.balance_after, job.type, job.status, job.idempotency_key,
+         job.description, job.failure))
     THEN
         RAISE EXCEPTION '% on %: a key is an answer for good', TG_OP, TG_TABLE_NAME USING ERRCODE = 'integrity_constraint_violation';
     END IF;
     RETURN OLD;
+END
+$$;
+
+CREATE FUNCTION public.refuse_unless_moved() RETURNS trigger
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
+    AS $$
+BEGIN
+    IF EXISTS (SELECT FROM jobs WHERE id = OLD.job_id) OR NOT EXISTS (SELECT FROM archived_jobs WHERE id = OLD.job_id) THEN
+        RAISE EXCEPTION '% on %: a finished job never changes', TG_OP, TG_TABLE_NAME USING ERRCODE = 'integrity_constraint_violation';
+    END IF;
+    RETURN OLD;
+END
+$$;
+
+CREATE FUNCTION public.replay_job() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
+    AS $$
+BEGIN
+    INSERT INTO queue (account_id, position, job_id) VALUES (OLD.account_id, OLD.position, OLD.job_id);
+    UPDATE accounts SET done_to = least(done_to, OLD.position - 1) WHERE id = OLD.account_id;
+    RETURN NULL;
 END
 $$;
 
@@ -366,16 +409,24 @@ CREATE TABLE public.archived_jobs (
     user_id uuid NOT NULL,
     amount public.amount NOT NULL,
     created_at timestamp with time zone NOT NULL,
-    finished_at timestamp with time zone,
+    finished_at timestamp with time zone NOT NULL,
     seq bigint,
     balance_after public.balance,
     type public.entry_type NOT NULL,
     status public.job_status NOT NULL,
-    attempts smallint NOT NULL,
     idempotency_key text NOT NULL COLLATE pg_catalog."C",
     description text,
     failure text,
     CONSTRAINT archived_jobs_status_check CHECK ((status = ANY (ARRAY['succeeded'::public.job_status, 'rejected'::public.job_status])))
+);
+
+CREATE TABLE public.failures (
+    account_id bigint NOT NULL,
+    "position" bigint NOT NULL,
+    job_id uuid NOT NULL,
+    attempts smallint DEFAULT 0 NOT NULL,
+    finished_at timestamp with time zone NOT NULL,
+    failure text NOT NULL
 );
 
 CREATE TABLE public.installation (
@@ -398,17 +449,71 @@ CREATE TABLE public.jobs (
     user_id uuid NOT NULL,
     amount public.amount NOT NULL,
     created_at timestamp with time zone DEFAULT statement_timestamp() NOT NULL,
-    finished_at timestamp with time zone,
-    seq bigint,
-    balance_after public.balance,
     type public.entry_type NOT NULL,
-    status public.job_status DEFAULT 'queued'::public.job_status NOT NULL,
-    attempts smallint DEFAULT 0 NOT NULL,
     idempotency_key text NOT NULL COLLATE pg_catalog."C",
-    description text,
-    failure text
+    description text
 )
-WITH (autovacuum_vacuum_scale_factor='0.02', autovacuum_vacuum_cost_delay='0');
+WITH (autovacuum_vacuum_insert_scale_factor='0.05', autovacuum_analyze_scale_factor='0.05');
+
+CREATE TABLE public.queue (
+    account_id bigint NOT NULL,
+    "position" bigint NOT NULL,
+    job_id uuid NOT NULL,
+    attempts smallint DEFAULT 0 NOT NULL
+)
+WITH (autovacuum_vacuum_scale_factor='0.02', autovacuum_vacuum_insert_scale_factor='0.02', autovacuum_vacuum_cost_delay='0', vacuum_truncate='false');
+
+CREATE TABLE public.rejections (
+    account_id bigint NOT NULL,
+    "position" bigint NOT NULL,
+    job_id uuid NOT NULL,
+    finished_at timestamp with time zone NOT NULL,
+    failure text NOT NULL
+)
+WITH (autovacuum_vacuum_insert_scale_factor='0.05', autovacuum_analyze_scale_factor='0.05');
+
+CREATE TABLE public.transactions (
+    account_id bigint NOT NULL,
+    seq bigint NOT NULL,
+    amount public.amount NOT NULL,
+    balance_after public.balance NOT NULL,
+    created_at timestamp with time zone NOT NULL,
+    job_id uuid,
+    "position" bigint,
+    type public.entry_type NOT NULL,
+    description text
+)
+WITH (autovacuum_vacuum_insert_scale_factor='0.05', autovacuum_analyze_scale_factor='0.05');
+
+CREATE VIEW public.job_states WITH (security_invoker='true') AS
+ SELECT job.id,
+    job."position",
+    job.account_id,
+    job.user_id,
+    job.amount,
+    job.created_at,
+    COALESCE(transaction.created_at, rejection.finished_at, failure.finished_at) AS finished_at,
+    transaction.seq,
+    transaction.balance_after,
+    job.type,
+    (
+        CASE
+            WHEN (transaction.job_id IS NOT NULL) THEN 'succeeded'::text
+            WHEN (rejection.job_id IS NOT NULL) THEN 'rejected'::text
+            WHEN (failure.job_id IS NOT NULL) THEN 'failed'::text
+            ELSE 'queued'::text
+        END)::public.job_status AS status,
+    job.idempotency_key,
+    job.description,
+    COALESCE(rejection.failure, failure.failure) AS failure,
+    COALESCE((queue.attempts)::integer, (failure.attempts)::integer, 0) AS attempts,
+    job.xmin AS accepted_by,
+    COALESCE(transaction.xmin, rejection.xmin, failure.xmin) AS finished_by
+   FROM ((((public.jobs job
+     LEFT JOIN public.transactions transaction ON (((transaction.account_id = job.account_id) AND (transaction."position" = job."position"))))
+     LEFT JOIN public.rejections rejection ON (((rejection.account_id = job.account_id) AND (rejection."position" = job."position"))))
+     LEFT JOIN public.failures failure ON (((failure.account_id = job.account_id) AND (failure."position" = job."position"))))
+     LEFT JOIN public.queue ON (((queue.account_id = job.account_id) AND (queue."position" = job."position"))));
 
 CREATE TABLE public.refresh_tokens (
     hash bytea NOT NULL,
@@ -427,18 +532,6 @@ CREATE TABLE public.sessions (
     revoked_at timestamp with time zone
 );
 
-CREATE TABLE public.transactions (
-    account_id bigint NOT NULL,
-    seq bigint NOT NULL,
-    amount public.amount NOT NULL,
-    balance_after public.balance NOT NULL,
-    created_at timestamp with time zone NOT NULL,
-    job_id uuid,
-    type public.entry_type NOT NULL,
-    description text
-)
-WITH (autovacuum_vacuum_insert_scale_factor='0.05', autovacuum_analyze_scale_factor='0.05');
-
 CREATE TABLE public.users (
     id uuid NOT NULL,
     email text NOT NULL,
@@ -453,14 +546,23 @@ ALTER TABLE ONLY public.accounts
 ALTER TABLE ONLY public.archived_jobs
     ADD CONSTRAINT archived_jobs_pkey PRIMARY KEY (id);
 
+ALTER TABLE ONLY public.failures
+    ADD CONSTRAINT failures_pkey PRIMARY KEY (account_id, "position");
+
 ALTER TABLE ONLY public.installation
     ADD CONSTRAINT installation_pkey PRIMARY KEY (one_row);
 
 ALTER TABLE ONLY public.jobs
     ADD CONSTRAINT jobs_pkey PRIMARY KEY (id);
 
+ALTER TABLE ONLY public.queue
+    ADD CONSTRAINT queue_pkey PRIMARY KEY (account_id, "position");
+
 ALTER TABLE ONLY public.refresh_tokens
     ADD CONSTRAINT refresh_tokens_pkey PRIMARY KEY (hash);
+
+ALTER TABLE ONLY public.rejections
+    ADD CONSTRAINT rejections_pkey PRIMARY KEY (account_id, "position");
 
 ALTER TABLE ONLY public.sessions
     ADD CONSTRAINT sessions_pkey PRIMARY KEY (id);
@@ -477,17 +579,11 @@ CREATE UNIQUE INDEX accounts_open_key ON public.accounts USING btree (user_id, o
 
 CREATE INDEX accounts_user ON public.accounts USING btree (user_id, id);
 
-CREATE UNIQUE INDEX archived_jobs_ended ON public.archived_jobs USING btree (account_id, status, "position");
-
 CREATE UNIQUE INDEX archived_jobs_key ON public.archived_jobs USING btree (user_id, idempotency_key);
 
-CREATE UNIQUE INDEX jobs_ended ON public.jobs USING btree (account_id, status, "position") WHERE (status <> 'queued'::public.job_status);
-
-CREATE INDEX jobs_failed ON public.jobs USING btree ("position") WHERE (status = 'failed'::public.job_status);
+CREATE UNIQUE INDEX archived_jobs_rejected ON public.archived_jobs USING btree (account_id, "position") WHERE (status = 'rejected'::public.job_status);
 
 CREATE UNIQUE INDEX jobs_key ON public.jobs USING btree (user_id, idempotency_key);
-
-CREATE UNIQUE INDEX jobs_queue ON public.jobs USING btree (account_id, "position") WHERE (status = 'queued'::public.job_status);
 
 CREATE INDEX refresh_tokens_session ON public.refresh_tokens USING btree (session_id, expires_at);
 
@@ -497,7 +593,7 @@ CREATE INDEX sessions_user ON public.sessions USING btree (user_id);
 
 CREATE UNIQUE INDEX transactions_deposit_times ON public.transactions USING btree (account_id, created_at) WHERE (type = 'deposit'::public.entry_type);
 
-CREATE UNIQUE INDEX transactions_posting ON public.transactions USING btree (job_id) WHERE (job_id IS NOT NULL);
+CREATE UNIQUE INDEX transactions_jobs ON public.transactions USING btree (account_id, "position") WHERE ("position" IS NOT NULL);
 
 CREATE UNIQUE INDEX transactions_withdrawal_times ON public.transactions USING btree (account_id, created_at) WHERE (type = 'withdrawal'::public.entry_type);
 
@@ -527,9 +623,25 @@ CREATE TRIGGER archived_jobs_append_only BEFORE DELETE OR UPDATE OR TRUNCATE ON 
 
 ALTER TABLE public.archived_jobs ENABLE ALWAYS TRIGGER archived_jobs_append_only;
 
+CREATE TRIGGER failures_are_kept BEFORE UPDATE OR TRUNCATE ON public.failures FOR EACH STATEMENT EXECUTE FUNCTION public.refuse('a failed job changes by its replay');
+
+ALTER TABLE public.failures ENABLE ALWAYS TRIGGER failures_are_kept;
+
+CREATE TRIGGER failures_dequeue BEFORE INSERT ON public.failures FOR EACH ROW EXECUTE FUNCTION public.dequeue_job();
+
+ALTER TABLE public.failures ENABLE ALWAYS TRIGGER failures_dequeue;
+
+CREATE TRIGGER failures_replay AFTER DELETE ON public.failures FOR EACH ROW EXECUTE FUNCTION public.replay_job();
+
+ALTER TABLE public.failures ENABLE ALWAYS TRIGGER failures_replay;
+
 CREATE TRIGGER jobs_are_kept BEFORE TRUNCATE ON public.jobs FOR EACH STATEMENT EXECUTE FUNCTION public.refuse('a key is an answer for good');
 
 ALTER TABLE public.jobs ENABLE ALWAYS TRIGGER jobs_are_kept;
+
+CREATE TRIGGER jobs_enqueue AFTER INSERT ON public.jobs REFERENCING NEW TABLE AS accepted FOR EACH STATEMENT EXECUTE FUNCTION public.enqueue_jobs();
+
+ALTER TABLE public.jobs ENABLE ALWAYS TRIGGER jobs_enqueue;
 
 CREATE TRIGGER jobs_form BEFORE INSERT ON public.jobs FOR EACH ROW EXECUTE FUNCTION public.hold_new_job();
 
@@ -539,25 +651,45 @@ CREATE TRIGGER jobs_leave_archived BEFORE DELETE ON public.jobs FOR EACH ROW EXE
 
 ALTER TABLE public.jobs ENABLE ALWAYS TRIGGER jobs_leave_archived;
 
-CREATE TRIGGER jobs_replayed AFTER UPDATE OF failure ON public.jobs FOR EACH ROW WHEN (((new.status = 'queued'::public.job_status) AND (old.status = 'failed'::public.job_status))) EXECUTE FUNCTION public.lower_done_to();
-
-ALTER TABLE public.jobs ENABLE ALWAYS TRIGGER jobs_replayed;
-
 CREATE TRIGGER jobs_skip_archived BEFORE INSERT ON public.jobs FOR EACH ROW EXECUTE FUNCTION public.skip_archived();
 
 ALTER TABLE public.jobs ENABLE ALWAYS TRIGGER jobs_skip_archived;
-
-CREATE TRIGGER jobs_states BEFORE UPDATE ON public.jobs FOR EACH ROW EXECUTE FUNCTION public.hold_job();
-
-ALTER TABLE public.jobs ENABLE ALWAYS TRIGGER jobs_states;
 
 CREATE TRIGGER jobs_take_transaction_id BEFORE INSERT ON public.jobs FOR EACH STATEMENT EXECUTE FUNCTION public.take_transaction_id();
 
 ALTER TABLE public.jobs ENABLE ALWAYS TRIGGER jobs_take_transaction_id;
 
-CREATE TRIGGER jobs_terms BEFORE UPDATE OF id, "position", account_id, user_id, amount, created_at, type, idempotency_key, description ON public.jobs FOR EACH ROW WHEN ((((((((((new.id IS DISTINCT FROM old.id) OR (new."position" IS DISTINCT FROM old."position")) OR (new.account_id IS DISTINCT FROM old.account_id)) OR (new.user_id IS DISTINCT FROM old.user_id)) OR ((new.amount)::bigint IS DISTINCT FROM (old.amount)::bigint)) OR (new.created_at IS DISTINCT FROM old.created_at)) OR (new.type IS DISTINCT FROM old.type)) OR (new.idempotency_key IS DISTINCT FROM old.idempotency_key)) OR (new.description IS DISTINCT FROM old.description))) EXECUTE FUNCTION public.refuse('what was asked never changes');
+CREATE TRIGGER jobs_terms BEFORE UPDATE ON public.jobs FOR EACH STATEMENT EXECUTE FUNCTION public.refuse('what was asked never changes');
 
 ALTER TABLE public.jobs ENABLE ALWAYS TRIGGER jobs_terms;
+
+CREATE TRIGGER queue_attempts BEFORE UPDATE OF attempts ON public.queue FOR EACH ROW WHEN ((NOT (new.attempts >= 0))) EXECUTE FUNCTION public.refuse('attempts are counted from 0');
+
+ALTER TABLE public.queue ENABLE ALWAYS TRIGGER queue_attempts;
+
+CREATE TRIGGER queue_is_kept BEFORE TRUNCATE ON public.queue FOR EACH STATEMENT EXECUTE FUNCTION public.refuse('a job leaves the queue by its outcome');
+
+ALTER TABLE public.queue ENABLE ALWAYS TRIGGER queue_is_kept;
+
+CREATE TRIGGER queue_rows BEFORE INSERT OR DELETE ON public.queue FOR EACH STATEMENT EXECUTE FUNCTION public.hold_queue();
+
+ALTER TABLE public.queue ENABLE ALWAYS TRIGGER queue_rows;
+
+CREATE TRIGGER queue_terms BEFORE UPDATE OF account_id, "position", job_id ON public.queue FOR EACH STATEMENT EXECUTE FUNCTION public.refuse('what was asked never changes');
+
+ALTER TABLE public.queue ENABLE ALWAYS TRIGGER queue_terms;
+
+CREATE TRIGGER rejections_are_kept BEFORE UPDATE OR TRUNCATE ON public.rejections FOR EACH STATEMENT EXECUTE FUNCTION public.refuse('a finished job never changes');
+
+ALTER TABLE public.rejections ENABLE ALWAYS TRIGGER rejections_are_kept;
+
+CREATE TRIGGER rejections_dequeue BEFORE INSERT ON public.rejections FOR EACH ROW EXECUTE FUNCTION public.dequeue_job();
+
+ALTER TABLE public.rejections ENABLE ALWAYS TRIGGER rejections_dequeue;
+
+CREATE TRIGGER rejections_leave_archived BEFORE DELETE ON public.rejections FOR EACH ROW EXECUTE FUNCTION public.refuse_unless_moved();
+
+ALTER TABLE public.rejections ENABLE ALWAYS TRIGGER rejections_leave_archived;
 
 CREATE TRIGGER transactions_append_only BEFORE DELETE OR UPDATE OR TRUNCATE ON public.transactions FOR EACH STATEMENT EXECUTE FUNCTION public.refuse('history is append-only');
 
@@ -588,19 +720,35 @@ ALTER TABLE public.archived_jobs ENABLE ROW LEVEL SECURITY;
 
 CREATE POLICY archived_jobs_read ON public.archived_jobs FOR SELECT USING (true);
 
+ALTER TABLE public.failures ENABLE ROW LEVEL SECURITY;
+
+CREATE POLICY failures_fail ON public.failures FOR INSERT WITH CHECK (true);
+
+CREATE POLICY failures_read ON public.failures FOR SELECT USING (true);
+
+CREATE POLICY failures_replay ON public.failures FOR DELETE USING (true);
+
 ALTER TABLE public.jobs ENABLE ROW LEVEL SECURITY;
 
 CREATE POLICY jobs_accept ON public.jobs FOR INSERT WITH CHECK (true);
 
-CREATE POLICY jobs_fail ON public.jobs FOR UPDATE USING (true) WITH CHECK ((status <> 'succeeded'::public.job_status));
-
 CREATE POLICY jobs_read ON public.jobs FOR SELECT USING (true);
+
+ALTER TABLE public.queue ENABLE ROW LEVEL SECURITY;
+
+CREATE POLICY queue_count ON public.queue FOR UPDATE USING (true);
+
+CREATE POLICY queue_read ON public.queue FOR SELECT USING (true);
+
+ALTER TABLE public.rejections ENABLE ROW LEVEL SECURITY;
+
+CREATE POLICY rejections_read ON public.rejections FOR SELECT USING (true);
 
 ALTER TABLE public.transactions ENABLE ROW LEVEL SECURITY;
 
 CREATE POLICY transactions_read ON public.transactions FOR SELECT USING (true);
 
-REVOKE ALL ON FUNCTION public.apply_job(ticket uuid, max_balance bigint, count_to bigint, flush boolean, OUT job uuid, OUT kind public.entry_type, OUT outcome public.job_status, OUT accepted timestamp with time zone, OUT finished timestamp with time zone, OUT behind bigint) FROM PUBLIC;
+REVOKE ALL ON FUNCTION public.apply_job(up_to_job uuid, max_balance bigint, count_to bigint, flush boolean, OUT job uuid, OUT kind public.entry_type, OUT outcome public.job_status, OUT accepted timestamp with time zone, OUT finished timestamp with time zone, OUT behind bigint) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION public.archive_jobs(ids uuid[]) FROM PUBLIC;
 
@@ -608,4 +756,8 @@ REVOKE ALL ON FUNCTION public.close_history(owner uuid, account_number text, unt
 
 REVOKE ALL ON FUNCTION public.deposit_initial(account bigint, sum bigint) FROM PUBLIC;
 
-REVOKE ALL ON FUNCTION public.lower_done_to() FROM PUBLIC;
+REVOKE ALL ON FUNCTION public.dequeue_job() FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION public.enqueue_jobs() FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION public.replay_job() FROM PUBLIC;
