@@ -183,8 +183,9 @@ CREATE UNIQUE INDEX jobs_key ON jobs (user_id, idempotency_key);
 
 CREATE TRIGGER jobs_are_kept BEFORE TRUNCATE ON jobs
     FOR EACH STATEMENT EXECUTE FUNCTION refuse('a key is an answer for good');
--- The rules of a new job stand in a function, not in the trigger's condition: Postgres reads a
--- condition anew for every statement.
+CREATE TRIGGER jobs_terms BEFORE UPDATE ON jobs
+    FOR EACH STATEMENT EXECUTE FUNCTION refuse('what was asked never changes');
+
 -- +goose StatementBegin
 CREATE FUNCTION hold_new_job() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
@@ -197,8 +198,6 @@ END
 $$;
 -- +goose StatementEnd
 CREATE TRIGGER jobs_form BEFORE INSERT ON jobs FOR EACH ROW EXECUTE FUNCTION hold_new_job();
-CREATE TRIGGER jobs_terms BEFORE UPDATE ON jobs
-    FOR EACH STATEMENT EXECUTE FUNCTION refuse('what was asked never changes');
 
 -- A transaction that inserts jobs has its id before it draws a position: accounts.done_to
 -- stands on that (00002_apply_job.sql).
