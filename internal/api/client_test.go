@@ -55,6 +55,9 @@ type server struct {
 	http *http.Client
 }
 
+// inFront returns the address that clients of the server at addr use.
+var inFront = func(_ *testing.T, addr string) string { return addr }
+
 type settings struct {
 	pool      *pgxpool.Pool // a database of its own where nil
 	maxQueued int
@@ -111,6 +114,7 @@ func start(t *testing.T, edits ...func(*settings)) *server {
 			t.Error(err)
 		}
 	})
+	s.addr = inFront(t, s.addr)
 	return s
 }
 
