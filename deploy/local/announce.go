@@ -11,7 +11,7 @@ func (s *stack) announce() {
 Passbook is running.
 
   API          %s
-  Contract     %s
+  Documents    %s
   Metrics      %s   (worker: %s)
   Dashboard    %s
   Postgres     %s
@@ -26,7 +26,7 @@ Ctrl-C stops everything; make clean-data deletes the data.
 
 `,
 		s.api.url("/v1"),
-		s.api.url("/openapi.yaml"),
+		s.api.url("/docs"),
 		s.apiOps.url("/metrics"), s.workerOps.url("/metrics"),
 		s.workerOps.url("/queues"),
 		s.runsOwn("Postgres", "psql '", s.databaseURL, "'"),
