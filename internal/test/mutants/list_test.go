@@ -19,6 +19,9 @@ const (
 	backlog  = "internal/job/backlog.go"
 	accounts = "internal/ledger/accounts.go"
 	apply    = "internal/ledger/apply.go"
+	pipeline = "internal/ledger/pipeline.go"
+	attempts = "internal/ledger/attempts.go"
+	replay   = "internal/ledger/replay.go"
 	open     = "internal/postgres/postgres.go"
 	pgErrors = "internal/postgres/errors.go"
 	schema   = "migrations/00001_schema.sql"
@@ -172,9 +175,9 @@ var mutations = []mutation{
 	{
 		"what is not committed is answered", once,
 		[]edit{
-			{apply, `applied = append(applied, answer.taken...)`, ``},
+			{pipeline, `applied = append(applied, answer.taken...)`, ``},
 			{
-				apply, `answer, err := hearAnswer(pipeline)`,
+				pipeline, `answer, err := hearAnswer(pipeline)`,
 				`answer, err := hearAnswer(pipeline)
 				applied = append(applied, answer.taken...)`,
 			},
@@ -183,7 +186,7 @@ var mutations = []mutation{
 	},
 	{
 		"any job may be replayed", once,
-		[]edit{{apply, `if err == nil && tag.RowsAffected() == 0 {`, `if false {`}},
+		[]edit{{replay, `if err == nil && tag.RowsAffected() == 0 {`, `if false {`}},
 		[]string{"-run=^TestApplyRefusedJob$ ./internal/ledger"},
 	},
 
@@ -272,7 +275,7 @@ var mutations = []mutation{
 	{
 		"one transaction a batch", alone,
 		[]edit{
-			{apply, `"chain", ` + "`COMMIT AND CHAIN`", `"chain", ` + "`SAVEPOINT chained`"},
+			{pipeline, `"chain", ` + "`COMMIT AND CHAIN`", `"chain", ` + "`SAVEPOINT chained`"},
 		},
 		[]string{"-run=^TestApplyRefusedJob$ ./internal/ledger"},
 	},
@@ -305,22 +308,22 @@ var mutations = []mutation{
 	},
 	{
 		"the last transaction of a batch does not flush", stays,
-		[]edit{{apply, `flush = flushed`, `flush = unflushed`}},
+		[]edit{{pipeline, `flush = flushed`, `flush = unflushed`}},
 		[]string{"-run=^TestApplyFlushesOnceABatch$/^Several$ ./internal/ledger"},
 	},
 	{
 		"a last transaction that wrote nothing flushes for the batch", stays,
-		[]edit{{apply, `wrote = len(answer.taken) > 0`, `wrote = true`}},
+		[]edit{{pipeline, `wrote = len(answer.taken) > 0`, `wrote = true`}},
 		[]string{"-run=^TestApplyFlushesOnceABatch$/^LastWroteNothing$ ./internal/ledger"},
 	},
 	{
 		"what went before a failure is told without a flush", stays,
-		[]edit{{apply, `if err == nil && !isFlushed {`, `if err == nil && !isFlushed && heard == len(batch) && batch[heard-1].line.err == nil {`}},
+		[]edit{{pipeline, `if err == nil && !isFlushed {`, `if err == nil && !isFlushed && heard == len(batch) && batch[heard-1].line.err == nil {`}},
 		[]string{"-run=^TestApplyFlushesOnceABatch$/^LastRefused$ ./internal/ledger"},
 	},
 	{
 		"jobs are told of though their flush was not heard of", stays,
-		[]edit{{apply, `return nil, 0, err
+		[]edit{{pipeline, `return nil, 0, err
 	}
 	failpoint.Hit(failpoint.ApplyCommitted)`, `return applied, heard, err
 	}
@@ -329,12 +332,12 @@ var mutations = []mutation{
 	},
 	{
 		"a batch that wrote nothing flushes", "one flush a batch",
-		[]edit{{apply, `heard == len(batch) || len(applied) == 0`, `heard == len(batch)`}},
+		[]edit{{pipeline, `heard == len(batch) || len(applied) == 0`, `heard == len(batch)`}},
 		[]string{"-run=^TestApplyFlushesOnceABatch$/^NothingToDo$ ./internal/ledger"},
 	},
 	{
 		"every transaction of a batch flushes", "one flush a batch",
-		[]edit{{apply, `flush := unflushed`, `flush := flushed`}},
+		[]edit{{pipeline, `flush := unflushed`, `flush := flushed`}},
 		[]string{"-run=^TestApplyCommitsAheadOfTheFlush$ ./internal/ledger"},
 	},
 	{
@@ -395,7 +398,7 @@ var mutations = []mutation{
 	},
 	{
 		"jobs left in line are not counted", disposable,
-		[]edit{{apply, `l.left = a.left`, `l.left = 0 * a.left`}},
+		[]edit{{pipeline, `l.left = a.left`, `l.left = 0 * a.left`}},
 		[]string{"-run=^TestApplyInOrderUpToTheTicket$ ./internal/ledger", machine},
 	},
 
@@ -520,7 +523,7 @@ var mutations = []mutation{
 
 	{
 		"attempts never end", ownTrouble,
-		[]edit{{apply, `attempts < MaxAttempts`, `attempts < 1000*MaxAttempts`}},
+		[]edit{{attempts, `attempts < MaxAttempts`, `attempts < 1000*MaxAttempts`}},
 		[]string{"-run=^TestApplyRefusedJob$ ./internal/ledger", "-run=^TestFailedJob$ ./internal/worker"},
 	},
 	{
