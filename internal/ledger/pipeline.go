@@ -1,15 +1,12 @@
 package ledger
 
 import (
-	"cmp"
 	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"io"
 	"time"
 
-	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgtype"
@@ -83,7 +80,7 @@ func (a *Applier) applyBatch(ctx context.Context, batch []step) (applied []Appli
 		if err == nil {
 			failpoint.Hit(failpoint.ApplySent)
 			var wrote bool
-			applied, heard, wrote, err = readApplied(pipeline, batch, func() { silence.Reset(postgres.RoundTripTimeout) })
+			applied, heard, wrote, err = readApplied(conn.Conn().TypeMap(), pipeline, batch, func() { silence.Reset(postgres.RoundTripTimeout) })
 			isFlushed = wrote && heard == len(batch) || len(applied) == 0
 		}
 		err = errors.Join(err, pipeline.Close())
@@ -159,14 +156,14 @@ func ApplyStatements() []string { return []string{applySQL} }
 // calls each for each answer. A job counts only once the end of its transaction is
 // answered, its COMMIT or the Sync: that is when Postgres says that it is committed. wrote
 // is whether the last one that was read has applied a job.
-func readApplied(pipeline *pgconn.Pipeline, batch []step, each func()) (applied []Applied, heard int, wrote bool, err error) {
+func readApplied(types *pgtype.Map, pipeline *pgconn.Pipeline, batch []step, each func()) (applied []Applied, heard int, wrote bool, err error) {
 	if len(batch) > 1 {
 		if _, err := pipeline.GetResults(); err != nil { // of BEGIN
 			return nil, 0, false, err
 		}
 	}
 	for i, step := range batch {
-		answer, err := hearAnswer(pipeline)
+		answer, err := hearAnswer(types, pipeline)
 		each()
 		if err == nil {
 			err = hearCommit(pipeline)
@@ -222,20 +219,8 @@ func (l *line) hear(a answer) {
 	}
 }
 
-// The fields of an answer.
-const (
-	jobField = iota
-	kindField
-	outcomeField
-	acceptedField
-	finishedField
-	behindField
-	answerFields
-)
-
-// hearAnswer hears what an apply answers. pgx would plan anew for each row how to read
-// it, an eighth of what a worker does.
-func hearAnswer(pipeline *pgconn.Pipeline) (a answer, err error) {
+// hearAnswer hears what an apply answers.
+func hearAnswer(types *pgtype.Map, pipeline *pgconn.Pipeline) (a answer, err error) {
 	results, err := pipeline.GetResults()
 	if err != nil {
 		return answer{}, err
@@ -244,52 +229,36 @@ func hearAnswer(pipeline *pgconn.Pipeline) (a answer, err error) {
 	if !ok {
 		return answer{}, fmt.Errorf("%T where a job was to be answered", results)
 	}
-	result := reader.Read()
-	if result.Err != nil {
-		return answer{}, result.Err
+	read := reader.Read()
+	if read.Err != nil {
+		return answer{}, read.Err
 	}
-	if len(result.Rows) != 1 {
-		return answer{}, fmt.Errorf("%d rows where a job was to be answered", len(result.Rows))
+	if len(read.Rows) != 1 {
+		return answer{}, fmt.Errorf("%d rows where a job was to be answered", len(read.Rows))
 	}
-	return readAnswer(result.Rows[0][0])
+	return readAnswer(types, read.Rows[0][0])
 }
 
-func readAnswer(record []byte) (a answer, err error) {
-	fields, err := readRecord(record)
-	if err != nil {
-		return answer{}, err
+// readAnswer reads the record that apply_job returns.
+func readAnswer(types *pgtype.Map, record []byte) (a answer, err error) {
+	var (
+		id                 *[16]byte // not a uuid.UUID, which pgx would read as text
+		kind               *EntryType
+		outcome            *Outcome
+		accepted, finished *time.Time
+		behind             *int
+	)
+	fields := pgtype.CompositeFields{&id, &kind, &outcome, &accepted, &finished, &behind}
+	if err := types.Scan(pgtype.RecordOID, pgx.BinaryFormatCode, record, fields); err != nil {
+		return answer{}, fmt.Errorf("read the answer of apply_job: %w", err)
 	}
-	if behind := fields[behindField]; behind != nil {
-		a.left = int(binary.BigEndian.Uint64(behind)) //nolint:gosec // maxCounted at most
+	if behind != nil {
+		a.left = *behind
 	}
-	if fields[jobField] == nil {
-		a.unknown = fields[behindField] == nil
+	if id == nil {
+		a.unknown = behind == nil
 		return a, nil
 	}
-	id, err := uuid.FromBytes(fields[jobField])
-	a.taken = []Applied{{
-		JobID: id, Type: EntryType(fields[kindField]), Outcome: Outcome(fields[outcomeField]),
-		CreatedAt: readTime(fields[acceptedField]), FinishedAt: readTime(fields[finishedField]),
-	}}
-	return a, err
-}
-
-// readRecord reads Postgres's binary form of a record: how many fields, and the type,
-// the length and the bytes of each, nil for null.
-// https://github.com/postgres/postgres/blob/REL_15_STABLE/src/backend/utils/adt/rowtypes.c (record_send)
-func readRecord(record []byte) (fields [answerFields][]byte, err error) {
-	scanner := pgtype.NewCompositeBinaryScanner(nil, record)
-	for i := range fields {
-		if !scanner.Next() {
-			return fields, fmt.Errorf("%d fields where %d were to be answered: %w", i, answerFields, cmp.Or(scanner.Err(), io.ErrUnexpectedEOF))
-		}
-		fields[i] = scanner.Bytes()
-	}
-	return fields, nil
-}
-
-// readTime reads Postgres's binary form of a time, the microseconds since 2000.
-func readTime(value []byte) time.Time {
-	since2000 := int64(binary.BigEndian.Uint64(value)) //nolint:gosec // its sign is in the bits
-	return time.Date(2000, time.January, 1, 0, 0, 0, 0, time.UTC).Add(time.Duration(since2000) * time.Microsecond)
+	a.taken = []Applied{{JobID: *id, Type: *kind, Outcome: *outcome, CreatedAt: *accepted, FinishedAt: *finished}}
+	return a, nil
 }

@@ -177,8 +177,8 @@ var mutations = []mutation{
 		[]edit{
 			{pipeline, `applied = append(applied, answer.taken...)`, ``},
 			{
-				pipeline, `answer, err := hearAnswer(pipeline)`,
-				`answer, err := hearAnswer(pipeline)
+				pipeline, `answer, err := hearAnswer(types, pipeline)`,
+				`answer, err := hearAnswer(types, pipeline)
 				applied = append(applied, answer.taken...)`,
 			},
 		},
