@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/chromedp/cdproto/cdp"
+	"github.com/chromedp/cdproto/input"
 	"github.com/chromedp/cdproto/log"
 	"github.com/chromedp/cdproto/network"
 	"github.com/chromedp/cdproto/runtime"
@@ -57,7 +58,7 @@ type page struct {
 
 	mu       sync.Mutex // guards what follows
 	loaded   []string   // the URLs
-	troubles []string   // what Chromium refused, and exceptions
+	troubles []string   // what the policy stopped, and exceptions
 }
 
 func openPage(t *testing.T, url string) *page {
@@ -91,7 +92,7 @@ func (p *page) note(event any) {
 	case *network.EventRequestWillBeSent:
 		p.loaded = append(p.loaded, event.Request.URL)
 	case *log.EventEntryAdded:
-		if event.Entry.Source != log.EntrySourceNetwork { // which repeats what the test asked for, as the 401
+		if event.Entry.Level == log.EntryLevelError && event.Entry.Source != log.EntrySourceNetwork { // which repeats answers, as the 401
 			p.troubles = append(p.troubles, event.Entry.Text)
 		}
 	case *runtime.EventExceptionThrown:
@@ -136,7 +137,8 @@ func (p *page) authorize(token string) {
 	const dialog = ".dialog-ux .modal-ux "
 	p.do(
 		chromedp.Click(chromedp.CSS(".scheme-container .btn.authorize")),
-		chromedp.SendKeys(chromedp.CSS(dialog+"input[type=text]"), token),
+		chromedp.Focus(chromedp.CSS(dialog+"input[type=text]")),
+		paste(token),
 		chromedp.Click(chromedp.CSS(dialog+".auth-btn-wrapper .btn.authorize")),
 		chromedp.Click(chromedp.CSS(dialog+".btn-done")),
 	)
@@ -157,8 +159,16 @@ func (p *page) enter(operation, parameter, value string) {
 	p.do(
 		chromedp.Focus(chromedp.CSS(fmt.Sprintf("#operations-%s tr[data-param-name=%q] input", operation, parameter))),
 		chromedp.KeyEvent("a", chromedp.KeyModifiers(chromedp.ModifierCtrl)),
-		chromedp.KeyEvent(value),
+		paste(value),
 	)
+}
+
+// paste enters a text at once where the focus is.
+func paste(text string) chromedp.Action[chromedp.Void] {
+	return chromedp.Func(func(ctx context.Context, target *chromedp.Target) error {
+		_, err := cdp.Call(ctx, target, input.InsertText, input.InsertTextParams{Text: text})
+		return err
+	})
 }
 
 // execute sends the request and returns the status and the body that the page shows then.
