@@ -32,118 +32,112 @@ func NewApplier(pool *pgxpool.Pool) *Applier {
 	return &Applier{pool: pool}
 }
 
-// applySQL applies the account's oldest queued job, if that is the ticket's or an
-// older one, and waits for every other apply of it to end: migrations/00002_apply_job.sql.
+// Apply applies the queued jobs of upTo's account in order of position, up to upTo itself and
+// at most limit of them. Each job has a transaction of its own. Apply returns the jobs that it
+// finished, and more where upTo is not among them and may still be queued.
 //
-// $1 the ticket's job, $2 MaxAmount, $3 how far to count what is left, $4 false where the
-// commit need not wait until it is flushed. One row of one column, the answer: a function
-// that stands in FROM has its answer stored, and read again.
-const applySQL = `SELECT apply_job($1, $2, $3, $4)`
-
-// Apply applies the queued jobs of the ticket's account in order of position,
-// up to the ticket's own job and at most limit of them, each in a transaction of
-// its own. It answers with those that it finished, and with more where the
-// ticket's job is not among them and may still be queued.
+// A kill before a job's commit leaves the job queued, a kill after it leaves the job finished.
+// There is no state between, and a job that is not queued is not applied again.
 //
-// A kill before a job's commit leaves it queued, one after it leaves it
-// finished; nothing lies between, and a job that is not queued is not taken
-// again. An error may come with jobs that were finished before it. ErrRefused
-// means that the first job in line is at fault (and counted, so that it ends
-// failed at last); ErrJobNotFound, that the ticket names no job; any other error
-// is Postgres's trouble and counts for nobody.
-func (a *Applier) Apply(ctx context.Context, ticket uuid.UUID, limit int) (applied []Applied, more bool, err error) {
-	// Most tickets find just their own job in line: one transaction, one round
-	// trip. Only when an older job was first do the others share the next.
-	for l := (line{ticket: ticket, n: 1}); l.n > 0; l.n = min(l.left, limit-len(applied)) {
+// An error may come with jobs that were finished before it. ErrRefused means that Postgres
+// refused the oldest queued job: the attempt is counted, and the last of MaxAttempts ends the
+// job failed. ErrJobNotFound means that no job has the id upTo. Any other error is a fault of
+// Postgres or of the connection, and no attempt is counted.
+func (a *Applier) Apply(ctx context.Context, upTo uuid.UUID, limit int) (applied []Applied, more bool, err error) {
+	// Most accounts have only upTo queued: one transaction, one round trip. Only where an
+	// older job was the first do the others share the next round trip.
+	for jobs := (dueJobs{upTo: upTo, n: 1}); jobs.n > 0; jobs.n = min(jobs.remaining, limit-len(applied)) {
 		var batch []Applied
-		batch, l, err = a.next(ctx, l)
+		batch, jobs, err = a.applyNext(ctx, jobs)
 		applied = append(applied, batch...)
-		if more = l.left > 0; err != nil {
+		if more = jobs.remaining > 0; err != nil {
 			return applied, true, err
 		}
 	}
 	return applied, more, nil
 }
 
-// next applies what is to be applied of the line, and tells how it is after that.
-func (a *Applier) next(ctx context.Context, l line) (applied []Applied, after line, err error) {
-	applied, lines := a.applyLines(ctx, []line{l})
-	after = lines[0]
+// applyNext applies the oldest jobs.n of the jobs, and attempts a refused job once more. after
+// are the jobs that remain.
+func (a *Applier) applyNext(ctx context.Context, jobs dueJobs) (applied []Applied, after dueJobs, err error) {
+	applied, all := a.applyAll(ctx, []dueJobs{jobs})
+	after = all[0]
 	switch {
 	case after.err == nil:
 		return applied, after, nil
 	case !postgres.IsDataFault(after.err):
-		return applied, after, fmt.Errorf("apply job %s: %w", l.ticket, after.err)
+		return applied, after, fmt.Errorf("apply job %s: %w", jobs.upTo, after.err)
 	}
-	tried, err := a.tryHead(ctx, l.ticket)
-	after = line{ticket: l.ticket}
-	if len(tried) > 0 && tried[0].JobID != l.ticket {
-		after.left = 1 // as far as we know
+	attempted, err := a.attemptOldest(ctx, jobs.upTo)
+	after = dueJobs{upTo: jobs.upTo}
+	if len(attempted) > 0 && attempted[0].JobID != jobs.upTo {
+		after.remaining = 1 // or more, or none: the next transaction counts them
 	}
-	return append(applied, tried...), after, err
+	return append(applied, attempted...), after, err
 }
 
 // Due names the queued jobs of an account up to one of them.
 type Due struct {
 	JobID uuid.UUID
-	Jobs  int // how many are expected, 1 at least; a wrong number costs time alone
+	Jobs  int // how many are expected, 1 at least; a wrong number costs only time
 }
 
-// ApplyShared applies the queued jobs that are due, about limit of them, and one of each
-// account at least. They share round trips and flushes. remaining are those that need
-// another turn, with the number of their jobs; with the troubled ones something went
-// wrong: Apply goes on with each, and meets it.
+// ApplyShared applies due jobs of several accounts: about limit of them, and at least one of
+// each account. The jobs share round trips and flushes. remaining are the accounts that have
+// more due jobs, with their number. troubled are the accounts for which an error ended the
+// work. The caller gives each of those to Apply, which meets the error and returns it.
 //
-// A kill leaves what one in Apply does.
+// A kill leaves each job as a kill of Apply does.
 func (a *Applier) ApplyShared(ctx context.Context, due []Due, limit int) (applied []Applied, remaining, troubled []Due) {
 	remaining = due
 	for len(remaining) > 0 && limit > 0 {
 		share := max(limit/len(remaining), 1)
-		lines := make([]line, len(remaining))
+		accounts := make([]dueJobs, len(remaining))
 		for i, d := range remaining {
-			lines[i] = line{ticket: d.JobID, n: max(min(d.Jobs, share), 1)}
-			limit -= lines[i].n
+			accounts[i] = dueJobs{upTo: d.JobID, n: max(min(d.Jobs, share), 1)}
+			limit -= accounts[i].n
 		}
-		some, after := a.applyLines(ctx, lines)
+		some, after := a.applyAll(ctx, accounts)
 		applied, remaining = append(applied, some...), nil
-		for _, l := range after {
+		for _, jobs := range after {
 			switch {
-			case l.err != nil:
-				troubled = append(troubled, Due{l.ticket, l.n})
-			case l.left > 0:
-				remaining = append(remaining, Due{l.ticket, l.left})
+			case jobs.err != nil:
+				troubled = append(troubled, Due{jobs.upTo, jobs.n})
+			case jobs.remaining > 0:
+				remaining = append(remaining, Due{jobs.upTo, jobs.remaining})
 			}
 		}
 	}
 	return applied, remaining, troubled
 }
 
-// maxBatch bounds how many transactions share a round trip: a worker's turn.
+// maxBatch bounds how many transactions share a round trip.
 const maxBatch = 64
 
-// maxCounted is how far a line's jobs are counted: one more than a turn takes.
+// maxCounted bounds how far the remaining jobs of an account are counted: one more than a
+// batch can apply.
 const maxCounted = maxBatch + 1
 
-// line is an account's queued jobs up to a ticket's.
-type line struct {
-	ticket uuid.UUID
-	n      int   // how many of the oldest to apply
-	left   int   // how many there are then, maxCounted at most
-	err    error // what the first of them met that did not work
+// dueJobs are an account's queued jobs up to one of them.
+type dueJobs struct {
+	upTo      uuid.UUID
+	n         int   // how many of the oldest to apply
+	remaining int   // how many are queued after that, maxCounted at most
+	err       error // of the first transaction that failed
 }
 
-// step is one transaction of a line, for the oldest of its jobs.
+// step is one transaction: it applies the oldest of an account's due jobs.
 type step struct {
-	line *line
-	last bool // of those for the line: it counts what is left
+	jobs *dueJobs
+	last bool // of the account: it counts the remaining jobs
 }
 
-// applyLines applies what is to be applied of each line, one after another, and tells
-// what is left. A line that meets trouble goes no further; the others do, but for a
-// connection that is lost.
-func (a *Applier) applyLines(ctx context.Context, lines []line) (applied []Applied, after []line) {
+// applyAll applies the first n due jobs of each account, one account after another, and
+// returns the accounts with their remaining jobs. An error of a job ends the work for its
+// account only. A lost connection ends it for all.
+func (a *Applier) applyAll(ctx context.Context, accounts []dueJobs) (applied []Applied, after []dueJobs) {
 	var steps []step
-	after = slices.Clone(lines)
+	after = slices.Clone(accounts)
 	for i := range after {
 		for n := range after[i].n {
 			steps = append(steps, step{&after[i], n == after[i].n-1})
@@ -152,13 +146,13 @@ func (a *Applier) applyLines(ctx context.Context, lines []line) (applied []Appli
 	for len(steps) > 0 {
 		some, heard, err := a.applyBatch(ctx, steps[:min(maxBatch, len(steps))])
 		applied, steps = append(applied, some...), steps[heard:]
-		if err != nil { // nobody is asked any more
+		if err != nil { // no further batch is sent
 			for _, s := range steps {
-				s.line.err = cmp.Or(s.line.err, err)
+				s.jobs.err = cmp.Or(s.jobs.err, err)
 			}
 			return applied, after
 		}
-		steps = slices.DeleteFunc(steps, func(s step) bool { return s.line.err != nil })
+		steps = slices.DeleteFunc(steps, func(s step) bool { return s.jobs.err != nil })
 	}
 	return applied, after
 }

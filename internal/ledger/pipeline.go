@@ -16,53 +16,50 @@ import (
 	"github.com/passbook/passbook/internal/test/failpoint"
 )
 
-// statement is one that applyBatch sends, prepared once a connection.
+// applySQL applies the account's oldest queued job, if that is the named job or an older one,
+// and waits for every other apply of the account to end: migrations/00002_apply_job.sql.
+//
+// $1 the named job, $2 MaxAmount, $3 how far to count the remaining jobs, $4 false where the
+// commit need not wait until it is flushed. One row of one column, a record: Postgres would
+// store the result of a function in FROM, and read it again.
+const applySQL = `SELECT apply_job($1, $2, $3, $4)`
+
+// ApplyStatements returns the statements that applyBatch sends for a job, in the order in which
+// they share a transaction, for the benchmark to give to pgbench. Each takes the parameters
+// that its comment names.
+func ApplyStatements() []string { return []string{applySQL} }
+
+// statement is one that applyBatch sends. It is prepared once a connection.
 type statement struct{ name, sql string }
 
 var (
 	apply  = statement{"apply", applySQL}
 	begin  = statement{"begin", `BEGIN`}
 	commit = statement{"commit", `COMMIT`}
-	chain  = statement{"chain", `COMMIT AND CHAIN`} // commits one and begins the next
+	chain  = statement{"chain", `COMMIT AND CHAIN`} // commits a transaction and begins the next
 )
 
-// The parameters of an apply, as they go over the wire.
-var (
-	maxBalance = binary.BigEndian.AppendUint64(nil, uint64(MaxAmount))
-	countAll   = binary.BigEndian.AppendUint64(nil, maxCounted)
-	countNone  = binary.BigEndian.AppendUint64(nil, 0)
-)
-
-// flushEvery is how many transactions Postgres goes through between two answers: each
-// wakes this process, and costs both some tenth of an apply.
-const flushEvery = 8
-
-// The parameter that says whether a commit waits until it is flushed.
-var (
-	flushed   = []byte{1}
-	unflushed = []byte{0}
-)
-
-// applyBatch sends a transaction for each step together. Each commits by itself, in
-// order; only the last one waits until it is flushed, and all before it with it, because
-// the log is flushed in order. The first that fails ends the batch, and its line has the
-// error: those behind it are not begun. Where the last transaction failed, or wrote
-// nothing and so flushed nothing, a transaction of its own flushes what went before.
+// applyBatch sends the transactions of all steps together. Each transaction commits by itself,
+// in order. Only the last commit waits until it is flushed: the log is flushed in order, so
+// all commits before it are flushed with it. The first transaction that fails ends the batch,
+// and its account gets the error; Postgres does not begin those behind it. Where the last
+// transaction failed, or wrote nothing and so flushed nothing, a transaction of its own flushes
+// the commits before it.
 //
-// heard counts the steps whose end is known; applied are their jobs, each of them durable.
-// err is why the connection failed: then heard is 0, because what was heard before may be
-// lost with it. applyBatch waits for postgres.RoundTripTimeout for flushEvery of them,
-// or for one that fails. Then it leaves the connection, as if Postgres were down, and
-// what was sent may still be applied, once.
+// heard counts the steps whose result arrived; applied are their jobs, each of them durable.
+// err is the connection failure that ended the reading. Then heard is 0, because the commits
+// whose results had arrived may be lost with the connection. applyBatch waits
+// postgres.RoundTripTimeout for flushEvery results, or for one that fails. After that it
+// abandons the connection, and Postgres may still apply, once, what was sent.
 //
-// A kill of the worker once they are sent stops none of them: Postgres holds the lock and
-// commits while nobody listens, until it notices that the connection is gone.
-// The transactions from there on leave their jobs queued.
+// A kill of the worker after the batch was sent stops no transaction at once: Postgres commits
+// them one after another until it notices that the connection is gone. The jobs of the
+// transactions that it does not begin stay queued.
 //
-// A crash of Postgres before the flush gives those jobs back to the queue whose commits
-// it had not flushed, the last ones; they are applied again, and jobs that were accepted
-// at the same time perhaps in another order. No client was told of the first one: the API
-// confirms what it tells, and nothing of the batch is counted or logged before the flush.
+// A crash of Postgres before the flush undoes the last commits, which it had not flushed. Their
+// jobs are queued again. A worker applies them again, those that were accepted at the same time
+// perhaps in another order. No client has seen the first outcome: the API confirms what it
+// shows, and the worker counts and logs the jobs of a batch after its flush.
 func (a *Applier) applyBatch(ctx context.Context, batch []step) (applied []Applied, heard int, err error) {
 	isFlushed := false
 	ctx, cancel := context.WithCancel(ctx)
@@ -80,11 +77,12 @@ func (a *Applier) applyBatch(ctx context.Context, batch []step) (applied []Appli
 		if err == nil {
 			failpoint.Hit(failpoint.ApplySent)
 			var wrote bool
-			applied, heard, wrote, err = readApplied(conn.Conn().TypeMap(), pipeline, batch, func() { silence.Reset(postgres.RoundTripTimeout) })
+			each := func() { silence.Reset(postgres.RoundTripTimeout) }
+			applied, heard, wrote, err = readBatch(conn.Conn().TypeMap(), pipeline, batch, each)
 			isFlushed = wrote && heard == len(batch) || len(applied) == 0
 		}
 		err = errors.Join(err, pipeline.Close())
-		if err == nil && heard < len(batch) { // one failed, and Postgres waits for the end of it
+		if err == nil && heard < len(batch) { // a transaction failed, and Postgres waits for its end
 			_, err = conn.Exec(ctx, "ROLLBACK")
 		}
 		if err == nil && !isFlushed {
@@ -101,7 +99,7 @@ func (a *Applier) applyBatch(ctx context.Context, batch []step) (applied []Appli
 	return applied, heard, nil
 }
 
-// prepare asks the server once a connection.
+// prepare returns the statements as the server describes them. It asks once a connection.
 func prepare(ctx context.Context, conn *pgx.Conn) (prepared map[string]*pgconn.StatementDescription, err error) {
 	prepared = map[string]*pgconn.StatementDescription{}
 	for _, s := range []statement{apply, begin, commit, chain} {
@@ -112,13 +110,29 @@ func prepare(ctx context.Context, conn *pgx.Conn) (prepared map[string]*pgconn.S
 	return prepared, nil
 }
 
-// sendBatch sends the batch's transactions with a single Sync at their end, which Postgres
-// answers by itself and commits the last one at, or one alone. The others are in BEGIN
-// and COMMIT, so that there is nothing to answer after each.
+// inBinary is the format of parameters and results on the wire; an enum's label is its text.
+var inBinary = []int16{pgx.BinaryFormatCode}
+
+// The parameters of an apply, as they are on the wire.
+var (
+	maxBalance = binary.BigEndian.AppendUint64(nil, uint64(MaxAmount))
+	countAll   = binary.BigEndian.AppendUint64(nil, maxCounted)
+	countNone  = binary.BigEndian.AppendUint64(nil, 0)
+	flushed    = []byte{1} // the commit waits until it is flushed
+	unflushed  = []byte{0}
+)
+
+// flushEvery is after how many transactions Postgres sends their results: to send and to
+// receive them costs each side about a tenth of an apply.
+const flushEvery = 8
+
+// sendBatch sends the batch's transactions with a single Sync at their end. The Sync commits
+// the last transaction. The others stand between BEGIN and COMMIT, so they need no Sync, after
+// which Postgres would send the results at once.
 func sendBatch(pipeline *pgconn.Pipeline, prepared map[string]*pgconn.StatementDescription, batch []step) {
 	send := func(s statement, args ...[]byte) {
-		// By a description: by its name each apply would be described anew. pgx 5.12
-		// loses count of descriptions when one fails, but not before the Sync.
+		// By a description: by its name pgx would have each apply described anew. pgx 5.12
+		// loses count of descriptions when a statement fails, but not before the Sync.
 		pipeline.SendQueryStatement(prepared[s.name], args, inBinary, inBinary)
 	}
 	if len(batch) > 1 {
@@ -133,7 +147,7 @@ func sendBatch(pipeline *pgconn.Pipeline, prepared map[string]*pgconn.StatementD
 		if i == len(batch)-1 {
 			flush = flushed
 		}
-		send(apply, step.line.ticket[:], maxBalance, count, flush)
+		send(apply, step.jobs.upTo[:], maxBalance, count, flush)
 		switch behind := len(batch) - 1 - i; behind {
 		case 0:
 			pipeline.SendPipelineSync()
@@ -148,44 +162,40 @@ func sendBatch(pipeline *pgconn.Pipeline, prepared map[string]*pgconn.StatementD
 	}
 }
 
-// ApplyStatements are what applyBatch sends for a job, in the order in which they share a
-// transaction, for the benchmark to give to pgbench. Each takes what its comment says.
-func ApplyStatements() []string { return []string{applySQL} }
-
-// readApplied reads what became of each transaction, up to the first that failed, and
-// calls each for each answer. A job counts only once the end of its transaction is
-// answered, its COMMIT or the Sync: that is when Postgres says that it is committed. wrote
-// is whether the last one that was read has applied a job.
-func readApplied(types *pgtype.Map, pipeline *pgconn.Pipeline, batch []step, each func()) (applied []Applied, heard int, wrote bool, err error) {
+// readBatch reads the result of each transaction, up to the first that failed, and calls each
+// after every result. A job counts as applied only when the end of its transaction has a result
+// too, its COMMIT or the Sync: then Postgres has committed it. wrote is whether the last
+// transaction that was read has applied a job.
+func readBatch(types *pgtype.Map, pipeline *pgconn.Pipeline, batch []step, each func()) (applied []Applied, heard int, wrote bool, err error) {
 	if len(batch) > 1 {
 		if _, err := pipeline.GetResults(); err != nil { // of BEGIN
 			return nil, 0, false, err
 		}
 	}
 	for i, step := range batch {
-		answer, err := hearAnswer(types, pipeline)
+		result, err := readResult(types, pipeline)
 		each()
 		if err == nil {
-			err = hearCommit(pipeline)
+			err = readCommit(pipeline)
 			each()
 		}
 		if _, failed := errors.AsType[*pgconn.PgError](err); failed {
-			step.line.err = err
+			step.jobs.err = err
 			return applied, i + 1, false, nil
 		}
 		if err != nil {
-			return nil, 0, false, err // no connection, no more answers
+			return nil, 0, false, err // the connection is lost, and with it the other results
 		}
-		applied = append(applied, answer.taken...)
-		wrote = len(answer.taken) > 0
-		step.line.hear(answer)
+		applied = append(applied, result.applied...)
+		wrote = len(result.applied) > 0
+		step.jobs.record(result)
 		failpoint.Hit(failpoint.ApplySynced)
 	}
 	return applied, len(batch), wrote, nil
 }
 
-// hearCommit hears the end of a transaction.
-func hearCommit(pipeline *pgconn.Pipeline) error {
+// readCommit reads the result of the end of a transaction.
+func readCommit(pipeline *pgconn.Pipeline) error {
 	results, err := pipeline.GetResults()
 	if err != nil {
 		return err
@@ -198,49 +208,46 @@ func hearCommit(pipeline *pgconn.Pipeline) error {
 			return err
 		}
 	}
-	return fmt.Errorf("%T where a commit was to be answered", results)
+	return fmt.Errorf("%T instead of the result of a commit", results)
 }
 
-// inBinary is how parameters and answers go over the wire; an enum's label is its text.
-var inBinary = []int16{1}
-
-// answer is what an apply answers.
-type answer struct {
-	taken   []Applied // the job, or none
-	left    int       // how many there are behind it in its line, if they were counted
-	unknown bool      // no such ticket's job
+// result is what an apply returns.
+type result struct {
+	applied   []Applied // the job, or no job
+	remaining int       // how many due jobs the account still has, if the apply counted them
+	unknown   bool      // no job has the id that was named
 }
 
-// hear notes what an apply has answered.
-func (l *line) hear(a answer) {
-	l.left = a.left
-	if a.unknown {
-		l.err = ErrJobNotFound
+// record notes the result of an apply.
+func (d *dueJobs) record(r result) {
+	d.remaining = r.remaining
+	if r.unknown {
+		d.err = ErrJobNotFound
 	}
 }
 
-// hearAnswer hears what an apply answers.
-func hearAnswer(types *pgtype.Map, pipeline *pgconn.Pipeline) (a answer, err error) {
+// readResult reads the result of an apply.
+func readResult(types *pgtype.Map, pipeline *pgconn.Pipeline) (result, error) {
 	results, err := pipeline.GetResults()
 	if err != nil {
-		return answer{}, err
+		return result{}, err
 	}
 	reader, ok := results.(*pgconn.ResultReader)
 	if !ok {
-		return answer{}, fmt.Errorf("%T where a job was to be answered", results)
+		return result{}, fmt.Errorf("%T instead of the result of an apply", results)
 	}
 	read := reader.Read()
 	if read.Err != nil {
-		return answer{}, read.Err
+		return result{}, read.Err
 	}
 	if len(read.Rows) != 1 {
-		return answer{}, fmt.Errorf("%d rows where a job was to be answered", len(read.Rows))
+		return result{}, fmt.Errorf("%d rows instead of the one of an apply", len(read.Rows))
 	}
-	return readAnswer(types, read.Rows[0][0])
+	return parseResult(types, read.Rows[0][0])
 }
 
-// readAnswer reads the record that apply_job returns.
-func readAnswer(types *pgtype.Map, record []byte) (a answer, err error) {
+// parseResult parses the record that apply_job returns.
+func parseResult(types *pgtype.Map, record []byte) (r result, err error) {
 	var (
 		id                 *[16]byte // not a uuid.UUID, which pgx would read as text
 		kind               *EntryType
@@ -250,15 +257,15 @@ func readAnswer(types *pgtype.Map, record []byte) (a answer, err error) {
 	)
 	fields := pgtype.CompositeFields{&id, &kind, &outcome, &accepted, &finished, &behind}
 	if err := types.Scan(pgtype.RecordOID, pgx.BinaryFormatCode, record, fields); err != nil {
-		return answer{}, fmt.Errorf("read the answer of apply_job: %w", err)
+		return result{}, fmt.Errorf("parse the result of an apply: %w", err)
 	}
 	if behind != nil {
-		a.left = *behind
+		r.remaining = *behind
 	}
 	if id == nil {
-		a.unknown = behind == nil
-		return a, nil
+		r.unknown = behind == nil
+		return r, nil
 	}
-	a.taken = []Applied{{JobID: *id, Type: *kind, Outcome: *outcome, CreatedAt: *accepted, FinishedAt: *finished}}
-	return a, nil
+	r.applied = []Applied{{JobID: *id, Type: *kind, Outcome: *outcome, CreatedAt: *accepted, FinishedAt: *finished}}
+	return r, nil
 }

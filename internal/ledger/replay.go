@@ -11,11 +11,11 @@ import (
 	"github.com/passbook/passbook/internal/postgres"
 )
 
-// ErrNotFailed is returned for a replay of jobs that are not all failed ones.
+// ErrNotFailed is returned for a replay of jobs of which one is not failed.
 var ErrNotFailed = errors.New("not a failed job")
 
-// Replay puts failed jobs back in line, at the place they had: an operator's
-// decision, once the reason is mended. All of them, or none and ErrNotFailed.
+// Replay queues failed jobs again, at the positions that they had. An operator replays them
+// once the reason is fixed. On an error, as ErrNotFailed, it replays none of them.
 func (a *Applier) Replay(ctx context.Context, ids []uuid.UUID) error {
 	const sql = `
 		DELETE FROM failures USING jobs job

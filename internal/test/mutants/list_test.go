@@ -173,13 +173,13 @@ var mutations = []mutation{
 		[]string{refuses("RejectionRewritten")},
 	},
 	{
-		"what is not committed is answered", once,
+		"jobs that are not committed are returned", once,
 		[]edit{
-			{pipeline, `applied = append(applied, answer.taken...)`, ``},
+			{pipeline, `applied = append(applied, result.applied...)`, ``},
 			{
-				pipeline, `answer, err := hearAnswer(types, pipeline)`,
-				`answer, err := hearAnswer(types, pipeline)
-				applied = append(applied, answer.taken...)`,
+				pipeline, `result, err := readResult(types, pipeline)`,
+				`result, err := readResult(types, pipeline)
+				applied = append(applied, result.applied...)`,
 			},
 		},
 		[]string{"-run=^TestApplyAnswersOnlyWhatIsCommitted$ ./internal/ledger"},
@@ -313,16 +313,16 @@ var mutations = []mutation{
 	},
 	{
 		"a last transaction that wrote nothing flushes for the batch", stays,
-		[]edit{{pipeline, `wrote = len(answer.taken) > 0`, `wrote = true`}},
+		[]edit{{pipeline, `wrote = len(result.applied) > 0`, `wrote = true`}},
 		[]string{"-run=^TestApplyFlushesOnceABatch$/^LastWroteNothing$ ./internal/ledger"},
 	},
 	{
-		"what went before a failure is told without a flush", stays,
-		[]edit{{pipeline, `if err == nil && !isFlushed {`, `if err == nil && !isFlushed && heard == len(batch) && batch[heard-1].line.err == nil {`}},
+		"jobs before a failure are returned without a flush", stays,
+		[]edit{{pipeline, `if err == nil && !isFlushed {`, `if err == nil && !isFlushed && heard == len(batch) && batch[heard-1].jobs.err == nil {`}},
 		[]string{"-run=^TestApplyFlushesOnceABatch$/^LastRefused$ ./internal/ledger"},
 	},
 	{
-		"jobs are told of though their flush was not heard of", stays,
+		"jobs are returned though the result of their flush did not arrive", stays,
 		[]edit{{pipeline, `return nil, 0, err
 	}
 	failpoint.Hit(failpoint.ApplyCommitted)`, `return applied, heard, err
@@ -387,18 +387,18 @@ var mutations = []mutation{
 		[]string{"-run=^TestRemainingJobsHaveTasks$ ./internal/queue"},
 	},
 	{
-		"another turn takes another account's name", disposable,
+		"another attempt takes another account's name", disposable,
 		[]edit{{serving, `nextID(job.JobID, id)`, `nextID(jobs[0].JobID, id)`}},
 		[]string{"-run=^TestRemainingJobsHaveTasks$ ./internal/queue"},
 	},
 	{
-		"a line that was not heard of is taken for done", disposable,
-		[]edit{{apply, `s.line.err = cmp.Or(s.line.err, err)`, `s.line.err = cmp.Or(s.line.err, nil)`}},
+		"jobs whose results did not arrive are taken for finished", disposable,
+		[]edit{{apply, `s.jobs.err = cmp.Or(s.jobs.err, err)`, `s.jobs.err = cmp.Or(s.jobs.err, nil)`}},
 		[]string{"-run=^TestApplySharedLosesItsConnection$ ./internal/ledger"},
 	},
 	{
-		"jobs left in line are not counted", disposable,
-		[]edit{{pipeline, `l.left = a.left`, `l.left = 0 * a.left`}},
+		"the remaining jobs are not counted", disposable,
+		[]edit{{pipeline, `d.remaining = r.remaining`, `d.remaining = 0 * r.remaining`}},
 		[]string{"-run=^TestApplyInOrderUpToTheTicket$ ./internal/ledger", machine},
 	},
 
@@ -494,7 +494,7 @@ var mutations = []mutation{
 		[]string{"-run=^TestSweepAppliesWhereRedisRefuses$/^ForbiddenToDequeue$ ./internal/worker"},
 	},
 	{
-		"a refused job ends the turns of the accounts beside it", ownTrouble,
+		"a refused job ends the work for the accounts beside it", ownTrouble,
 		[]edit{{direct, `due, _, batchErr = w.Apply(ctx, due)`, `if due, _, batchErr = w.Apply(ctx, due); batchErr != nil {
 			due = nil
 		}`}},
@@ -565,7 +565,7 @@ var mutations = []mutation{
 		[]string{"-run=^TestAcceptOneKeyForTwoThings$ ./internal/job"},
 	},
 	{
-		"a key that is taken is inserted all the same", keyForGood,
+		"a job is inserted though its key is locked", keyForGood,
 		[]edit{{accepts, `AND NOT busy AND`, `AND`}},
 		[]string{"-run=^TestAcceptALockedKey$ ./internal/job"},
 	},
