@@ -96,7 +96,7 @@ type result struct {
 // committed or not; the same request with the same key shows it.
 //
 // A crash before the insert is sent leaves nothing. A crash while Postgres runs the
-// insert leaves the job or nothing; the client, who has no response, repeats the request.
+// insert leaves the job or nothing; the client has no response and repeats the request.
 // A crash after the commit and before the notification leaves a job that the sweep finds.
 func (a *Acceptor) Accept(ctx context.Context, req Request) (job Job, replayed bool, err error) {
 	ctx, cancel := context.WithTimeout(ctx, acceptTimeout)

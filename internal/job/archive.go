@@ -16,21 +16,20 @@ import (
 )
 
 const (
-	// archiveBatch is how many jobs are looked at in one step, and at most move in
-	// one transaction: as many locks as that must find room in Postgres's memory.
+	// archiveBatch is how many jobs a step reads, and bounds how many move in one
+	// transaction: Postgres's lock table must hold a lock for each.
 	archiveBatch = 500
 	// archiveTimeout bounds a step, which an interrupt does not cut short.
 	archiveTimeout = time.Minute
-	// minArchiveAge is how old a job must be: a client may still poll for it, or send
-	// its key again, and a ticket may name it. All of them would be served, at the
-	// price of a second look.
+	// minArchiveAge is how old a job must be. A client may still poll for a younger one, or
+	// send its key again, and a task may name it: each would cost a second statement.
 	minArchiveAge = 30 * 24 * time.Hour
 	// clockSlack is how far ahead the clock of the API may have been that made a
-	// job's id. One that was further ahead has its jobs stay until a later run.
+	// job's id. Where a clock was further ahead, the job stays until a later run.
 	clockSlack = time.Hour
 )
 
-// ErrTooRecent is returned for a time before which jobs may still be asked for.
+// ErrTooRecent is returned for a time that is too recent: clients may still ask for its jobs.
 var ErrTooRecent = errors.New("less than 30 days ago")
 
 // ParseArchiveBefore reads a date, which begins at midnight UTC, or an RFC 3339
@@ -44,23 +43,22 @@ func ParseArchiveBefore(text string, now time.Time) (time.Time, error) {
 		return time.Time{}, fmt.Errorf("%q is neither a date like 2025-01-31 nor a time like 2025-01-31T12:00:00Z", text)
 	}
 	if before.After(now.Add(-minArchiveAge)) {
-		return time.Time{}, fmt.Errorf("%s is %w: jobs that recent may still be asked for", text, ErrTooRecent)
+		return time.Time{}, fmt.Errorf("%s is %w: clients may still ask for jobs that recent", text, ErrTooRecent)
 	}
 	return before, nil
 }
 
-// Archive moves the jobs that succeeded or were rejected before a time from jobs
-// to archived_jobs, where everybody still finds them, and answers with how many.
-// Failed jobs stay: they can be replayed. progress is called after each step.
+// Archive moves the jobs that succeeded or were rejected before a time from jobs to
+// archived_jobs, where every read still finds them, and returns how many it moved. Failed jobs
+// stay: an operator can replay them. Archive calls progress after each step.
 //
-// It walks by id. Ids are UUIDv7, so that old jobs stand together at the
-// beginning of the primary key, and each step reads the next archiveBatch of them
-// there, however many there are and however few of them move. Between two steps
-// it rests for as long as the step took, so that accepts and applies have the
-// other half of the disk. When ctx ends it finishes the step in hand.
+// It walks by id. Ids are UUIDv7, so old jobs stand together at the beginning of the primary
+// key. Each step reads the next archiveBatch jobs there, however many there are and however few
+// of them move. After each step Archive pauses for as long as the step took, so that accepts and
+// applies have half of the disk. When ctx ends it finishes its step.
 //
-// A kill at any time undoes the step in hand or leaves it done: what has moved
-// has moved, and another run goes on with the rest. So it is after an error.
+// A kill undoes the current step or leaves it done. The jobs that earlier steps moved stay
+// moved, and another run moves the remaining ones. The same holds after an error.
 func Archive(ctx context.Context, pool *pgxpool.Pool, before time.Time, progress func(moved int64)) (moved int64, err error) {
 	var after uuid.UUID
 	for ctx.Err() == nil {
@@ -69,7 +67,7 @@ func Archive(ctx context.Context, pool *pgxpool.Pool, before time.Time, progress
 		if err != nil {
 			return moved, fmt.Errorf("archive jobs: %w", err)
 		}
-		if next == after { // there was none
+		if next == after { // no job was left
 			return moved, nil
 		}
 		after, moved = next, moved+n
@@ -85,31 +83,30 @@ func Archive(ctx context.Context, pool *pgxpool.Pool, before time.Time, progress
 // stepSQL reads the next jobs in the order of their ids.
 //
 // $1 the id to go on after, $2 the id to end before, $3 the time before which
-// they must have ended to move, $4 how many. Their ids and keys, and whether they
+// they must have finished to move, $4 how many. Their ids and keys, and whether they
 // move.
 const stepSQL = `
 	SELECT id, user_id, idempotency_key, status IN ('succeeded', 'rejected') AND finished_at < $3
 	FROM job_states WHERE id > $1 AND id < $2 ORDER BY id LIMIT $4`
 
-// takeSQL locks the keys of the jobs that move, so that no insert of one of them is
-// under way. An accept of one of them meanwhile is refused by accept_jobs; asked again after
-// the move, it sees the archive. The move waits for nobody: a job whose key is just
-// being sent is left to a later run. A lock on the whole table would do as well, and
-// wait for every vacuum of it, with all accepts and applies in line behind.
+// takeSQL locks the keys of the jobs that move, so that no insert of such a key is under way.
+// Meanwhile accept_jobs refuses the keys; a request that is repeated after the move sees the
+// archive. The move does not wait: it leaves a job whose key is locked to a later run. A lock on
+// the whole table would wait for every vacuum of it, and hold up all accepts and applies.
 //
-// $1 the jobs' ids, $2 their keys' locks, as arrays. The ids of those to move.
+// $1 the jobs' ids, $2 their keys' locks, as arrays. The ids of the jobs to move.
 const takeSQL = `SELECT id FROM unnest($1::uuid[], $2::bigint[]) AS job (id, lock) WHERE pg_try_advisory_xact_lock(lock)`
 
 // moveSQL moves jobs whose keys are locked: migrations/00001_schema.sql. They are finished
-// for good and have not changed since stepSQL; another run may have moved them. The
-// database lets none go that does not stand in the archive to the letter.
+// for good and have not changed since stepSQL; another run may have moved them. The database
+// refuses to delete a job that the archive does not hold with every column.
 //
 // $1 their ids. How many it moved.
 const moveSQL = `SELECT archive_jobs($1)`
 
-// archiveStep looks at the jobs after an id and moves those that ended before a
-// time, in one transaction. It answers with the last job that it has looked at,
-// after itself where there was none.
+// archiveStep reads the jobs after an id and moves those that finished before a
+// time, in one transaction. It returns the last job that it has read, or after
+// where there was no job.
 func archiveStep(ctx context.Context, pool *pgxpool.Pool, after uuid.UUID, before time.Time) (next uuid.UUID, moved int64, err error) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), archiveTimeout)
 	defer cancel()
@@ -139,7 +136,7 @@ func archiveStep(ctx context.Context, pool *pgxpool.Pool, after uuid.UUID, befor
 	return next, moved, err
 }
 
-// firstID is before every UUIDv7 of a time and after.
+// firstID returns the id that sorts before every UUIDv7 that was made at a time or later.
 func firstID(at time.Time) (id uuid.UUID) {
 	const timeBits = 48
 	binary.BigEndian.PutUint64(id[:], uint64(at.UnixMilli())<<(64-timeBits))

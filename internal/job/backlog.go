@@ -11,8 +11,8 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 )
 
-// Head is an account's oldest queued job.
-type Head struct {
+// OldestQueued is an account's oldest queued job.
+type OldestQueued struct {
 	AccountID int64
 	JobID     uuid.UUID
 	Position  int64
@@ -29,64 +29,67 @@ func NewBacklog(pool *pgxpool.Pool) *Backlog {
 	return &Backlog{pool: pool}
 }
 
-// The index entries of jobs that finished since the oldest snapshot began stay in
-// the queue for as long as that snapshot is held. For a scan that meets one, Postgres
-// reads the row to learn that it is gone. So each statement names a position
-// where it can: entries before that are passed over in the index, some hundred a page.
+// The index of the queue keeps the entries of jobs that finished since the oldest snapshot
+// began, as long as that snapshot is held. For each entry that a scan meets, Postgres reads
+// the row to learn that it is gone. So each statement names a position where it can: Postgres
+// passes over the entries before it in the index, some hundred a page.
 
-// headsSQL probes the queue once an account, however long the account's queue.
+// oldestQueuedSQL steps into the queue once an account, however long the account's queue.
 //
 // $1 the account id to go on after, $2 the position above which jobs are looked for, $3 how
 // many accounts.
-const headsSQL = `
-	WITH RECURSIVE heads AS (
+const oldestQueuedSQL = `
+	WITH RECURSIVE oldest AS (
 		(SELECT account_id, job_id, position FROM queue
 			WHERE account_id > $1 AND position > $2 ORDER BY account_id, position LIMIT 1)
 		UNION ALL
-		SELECT next.* FROM heads, LATERAL (SELECT account_id, job_id, position FROM queue
-			WHERE account_id > heads.account_id AND position > $2 ORDER BY account_id, position LIMIT 1) next
+		SELECT next.* FROM oldest, LATERAL (SELECT account_id, job_id, position FROM queue
+			WHERE account_id > oldest.account_id AND position > $2 ORDER BY account_id, position LIMIT 1) next
 	)
-	SELECT heads.account_id, job_id, heads.position, clock_timestamp() - created_at FROM heads JOIN jobs ON id = job_id LIMIT $3`
+	SELECT oldest.account_id, job_id, oldest.position, clock_timestamp() - created_at FROM oldest JOIN jobs ON id = job_id LIMIT $3`
 
-// Heads reads the oldest queued job above a position of up to limit accounts, in the
+// OldestQueued reads the oldest queued job above a position of up to limit accounts, in the
 // order of the accounts' ids, after the account with the id after.
-func (b *Backlog) Heads(ctx context.Context, after, above int64, limit int) ([]Head, error) {
-	rows, _ := b.pool.Query(ctx, headsSQL, after, above, limit) // CollectRows returns its error
-	heads, err := pgx.CollectRows(rows, pgx.RowToStructByPos[Head])
+func (b *Backlog) OldestQueued(ctx context.Context, after, above int64, limit int) ([]OldestQueued, error) {
+	rows, _ := b.pool.Query(ctx, oldestQueuedSQL, after, above, limit) // CollectRows returns its error
+	oldest, err := pgx.CollectRows(rows, pgx.RowToStructByPos[OldestQueued])
 	if err != nil {
 		return nil, fmt.Errorf("find queued jobs: %w", err)
 	}
-	return heads, nil
+	return oldest, nil
 }
 
-// nextHeadsSQL: $1 the accounts' ids, $2 the positions of the jobs that were their
+// nextOldestSQL steps into the queue once an account.
+//
+// $1 the accounts' ids, $2 the positions of the jobs that were their
 // oldest queued ones, as arrays.
-const nextHeadsSQL = `
+const nextOldestSQL = `
 	SELECT next.* FROM unnest($1::bigint[], $2::bigint[]) known (account_id, position),
 		LATERAL (SELECT queue.account_id, job_id, queue.position, clock_timestamp() - created_at FROM queue JOIN jobs ON id = job_id
 			WHERE queue.account_id = known.account_id AND queue.position >= known.position
 			ORDER BY queue.position LIMIT 1) next`
 
-// NextHeads reads what became of heads that were read before: the oldest queued job of
-// each of their accounts that has one. It misses one that was replayed meanwhile.
-func (b *Backlog) NextHeads(ctx context.Context, known []Head) ([]Head, error) {
+// NextOldestQueued reads the oldest queued jobs again of accounts whose oldest queued jobs
+// are known; accounts without a queued job are left out. It misses a job that was replayed
+// meanwhile.
+func (b *Backlog) NextOldestQueued(ctx context.Context, known []OldestQueued) ([]OldestQueued, error) {
 	accounts, positions := unzip(known)
-	rows, _ := b.pool.Query(ctx, nextHeadsSQL, accounts, positions) // CollectRows returns its error
-	heads, err := pgx.CollectRows(rows, pgx.RowToStructByPos[Head])
+	rows, _ := b.pool.Query(ctx, nextOldestSQL, accounts, positions) // CollectRows returns its error
+	oldest, err := pgx.CollectRows(rows, pgx.RowToStructByPos[OldestQueued])
 	if err != nil {
 		return nil, fmt.Errorf("find the next queued jobs: %w", err)
 	}
-	return heads, nil
+	return oldest, nil
 }
 
-func unzip(heads []Head) (accounts, positions []int64) {
-	for _, head := range heads {
-		accounts, positions = append(accounts, head.AccountID), append(positions, head.Position)
+func unzip(oldest []OldestQueued) (accounts, positions []int64) {
+	for _, job := range oldest {
+		accounts, positions = append(accounts, job.AccountID), append(positions, job.Position)
 	}
 	return accounts, positions
 }
 
-// Newest is the highest position that was given to a job; 0 before the first.
+// Newest returns the highest position that a job has drawn; 0 before the first.
 func (b *Backlog) Newest(ctx context.Context) (position int64, err error) {
 	if err := b.pool.QueryRow(ctx, `SELECT last_value - (NOT is_called)::int FROM job_positions`).Scan(&position); err != nil {
 		return 0, fmt.Errorf("find the newest position: %w", err)
@@ -94,14 +97,17 @@ func (b *Backlog) Newest(ctx context.Context) (position int64, err error) {
 	return position, nil
 }
 
-// lastSQL: $1 the account's id, $2 the position of its oldest queued job.
+// lastSQL reads the newest queued job of an account.
+//
+// $1 the account's id, $2 the position of its oldest queued job.
 const lastSQL = `
 	SELECT job_id FROM queue WHERE account_id = $1 AND position >= $2
 	ORDER BY position DESC LIMIT 1`
 
-// Last is the newest queued job of the head's account; ErrNotFound where there is none.
-func (b *Backlog) Last(ctx context.Context, head Head) (id uuid.UUID, err error) {
-	rows, _ := b.pool.Query(ctx, lastSQL, head.AccountID, head.Position) // CollectExactlyOneRow returns its error
+// Last returns the newest queued job of the account whose oldest queued job is given;
+// ErrNotFound where no job of it is queued.
+func (b *Backlog) Last(ctx context.Context, oldest OldestQueued) (id uuid.UUID, err error) {
+	rows, _ := b.pool.Query(ctx, lastSQL, oldest.AccountID, oldest.Position) // CollectExactlyOneRow returns its error
 	id, err = pgx.CollectExactlyOneRow(rows, pgx.RowTo[uuid.UUID])
 	if errors.Is(err, pgx.ErrNoRows) {
 		return id, ErrNotFound
@@ -112,25 +118,25 @@ func (b *Backlog) Last(ctx context.Context, head Head) (id uuid.UUID, err error)
 	return id, nil
 }
 
-// unlockedSQL: the lock ends with the statement. Until then the same statement of
+// unlockedSQL locks the accounts until the statement ends. Until then the same statement of
 // another worker passes over these accounts, so that the two share the work. An account
-// that has lost its row has no lock, and jobs that must fail rather than wait for ever.
+// that has lost its row has no lock, and its jobs must fail rather than wait for ever.
 //
 // $1 the accounts' ids, $2 the positions of their oldest queued jobs, as arrays.
 const unlockedSQL = `
 	WITH unlocked AS (SELECT id FROM accounts WHERE id = ANY ($1) FOR NO KEY UPDATE SKIP LOCKED)
 	SELECT newest.job_id
-	FROM unnest($1::bigint[], $2::bigint[]) head (account_id, position),
-		LATERAL (SELECT job_id FROM queue WHERE account_id = head.account_id AND position >= head.position
+	FROM unnest($1::bigint[], $2::bigint[]) oldest (account_id, position),
+		LATERAL (SELECT job_id FROM queue WHERE account_id = oldest.account_id AND position >= oldest.position
 			ORDER BY position DESC LIMIT 1) newest
-	WHERE head.account_id IN (SELECT id FROM unlocked)
-		OR NOT EXISTS (SELECT FROM accounts WHERE id = head.account_id)`
+	WHERE oldest.account_id IN (SELECT id FROM unlocked)
+		OR NOT EXISTS (SELECT FROM accounts WHERE id = oldest.account_id)`
 
-// Unlocked returns the newest queued job of each of the heads' accounts that has one and
-// that no transaction holds locked, so that its caller need not wait for a lock; and
-// those of accounts that have lost their rows.
-func (b *Backlog) Unlocked(ctx context.Context, heads []Head) ([]uuid.UUID, error) {
-	accounts, positions := unzip(heads)
+// Unlocked returns the newest queued job of each account whose oldest queued job is given.
+// It leaves out the accounts without a queued job, and those that a transaction has locked, so
+// that its caller need not wait for a lock. Accounts that have lost their rows stay in.
+func (b *Backlog) Unlocked(ctx context.Context, oldest []OldestQueued) ([]uuid.UUID, error) {
+	accounts, positions := unzip(oldest)
 	rows, _ := b.pool.Query(ctx, unlockedSQL, accounts, positions) // CollectRows returns its error
 	jobs, err := pgx.CollectRows(rows, pgx.RowTo[uuid.UUID])
 	if err != nil {

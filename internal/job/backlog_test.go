@@ -51,16 +51,16 @@ func TestBacklogUnderASnapshot(t *testing.T) {
 	}
 	accept(`number IN ('100000000010', '100000000050')`, 2)
 
-	heads, err := backlog.Heads(t.Context(), 0, finished, 10)
+	heads, err := backlog.OldestQueued(t.Context(), 0, finished, 10)
 	if err != nil || len(heads) != 2 {
 		t.Fatalf("%d heads, %v, want 2", len(heads), err)
 	}
-	next, err := backlog.NextHeads(t.Context(), heads)
+	next, err := backlog.NextOldestQueued(t.Context(), heads)
 	if err != nil || len(next) != 2 || next[0].JobID != heads[0].JobID || next[1].JobID != heads[1].JobID {
 		t.Errorf("the next heads are %v, %v, want %v", next, err, heads)
 	}
 	ledgertest.Exec(t, pool, rejectSQL+` WHERE job_id = $1`, heads[0].JobID)
-	if next, err = backlog.NextHeads(t.Context(), heads); err != nil || len(next) != 2 || next[0].Position <= heads[0].Position {
+	if next, err = backlog.NextOldestQueued(t.Context(), heads); err != nil || len(next) != 2 || next[0].Position <= heads[0].Position {
 		t.Errorf("after the first is finished the next heads are %v, %v", next, err)
 	}
 	for name, statement := range job.SweepStatements(heads, finished) {

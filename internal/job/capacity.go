@@ -8,8 +8,8 @@ import (
 )
 
 // countPause is how long a counted queue is not counted again, for each job in
-// it: some eighty times what counting it costs, so that an account that is full
-// costs the others next to nothing.
+// it. That is some eighty times what counting costs, so an account whose queue is full
+// hardly slows the others.
 const (
 	countPause    = 20 * time.Microsecond
 	maxCountPause = time.Second
@@ -60,7 +60,7 @@ func (c *capacities) counted(account string, queued, more int) {
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if !c.accounts.Contains(account) { // what was known went into the insert
+	if !c.accounts.Contains(account) { // else the insert did not count: it was given the capacity
 		c.accounts.Add(account, capacity{jobs: more, until: c.now().Add(pause)})
 	}
 }

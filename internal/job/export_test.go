@@ -41,11 +41,11 @@ func ListQueries() map[string]string {
 
 // SweepStatements are those that a sweep runs which knows some heads, and that all
 // queued jobs of other accounts are above a position.
-func SweepStatements(heads []Head, above int64) map[string]Statement {
+func SweepStatements(heads []OldestQueued, above int64) map[string]Statement {
 	accounts, positions := unzip(heads)
 	return map[string]Statement{
-		"heads":    {headsSQL, []any{int64(0), above, 1000}},
-		"next":     {nextHeadsSQL, []any{accounts, positions}},
+		"heads":    {oldestQueuedSQL, []any{int64(0), above, 1000}},
+		"next":     {nextOldestSQL, []any{accounts, positions}},
 		"last":     {lastSQL, []any{accounts[1], positions[1]}},
 		"unlocked": {unlockedSQL, []any{accounts, positions}},
 	}

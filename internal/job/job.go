@@ -1,6 +1,6 @@
-// Package job holds what was asked of the ledger and how far it got. Its
-// promise: an accepted job is on disk before its caller hears of it, and an
-// idempotency key names one job for good.
+// Package job accepts deposits and withdrawals and reads their states. Its promise: an
+// accepted job is on disk before the client gets its 202, and an idempotency key names one job
+// for good.
 package job
 
 import (
@@ -17,12 +17,12 @@ import (
 	"github.com/passbook/passbook/internal/postgres"
 )
 
-// Status is how far a job got. The machine is drawn beside the table, in
+// Status is the state of a job. The machine is drawn beside the table, in
 // migrations/00001_schema.sql.
 type Status string
 
-// The states of a job; all but the first are final, but for an operator's
-// replay of a failed one.
+// The states of a job. All but the first are final, except that an operator can
+// replay a failed job.
 const (
 	Queued    Status = "queued"
 	Succeeded Status = Status(ledger.Succeeded)
@@ -43,10 +43,10 @@ var (
 	ErrUnavailable     = errors.New("not accepted in time")
 )
 
-// Job is one job as it stands.
+// Job is a job with its current state.
 type Job struct {
 	ID           uuid.UUID
-	Position     int64  // its place in the order of accepts
+	Position     int64  // in the order of accepts
 	Account      string // number
 	Type         ledger.EntryType
 	Amount       int64  // minor units
@@ -84,8 +84,8 @@ func NewReader(pool *pgxpool.Pool) *Reader {
 	return &Reader{pool: pool}
 }
 
-// readSQL reads a job from jobs, and readArchivedSQL from the archive. An equation of the
-// owners would have the planner go through all of the user's accounts.
+// readSQL reads a job from jobs, and readArchivedSQL from the archive. With = for the owners,
+// the planner would read all of the user's accounts.
 //
 // $1 the job's id, $2 the caller.
 const (
@@ -97,8 +97,8 @@ const (
 	WHERE job.user_id = $2`
 )
 
-// Job reads one of the caller's jobs; ErrNotFound for one that is not there or
-// another's.
+// Job reads one of the caller's jobs; ErrNotFound for a job that does not exist or
+// is another user's.
 //
 // It looks into the archive in a second statement, only where jobs has no such job: one
 // statement for both took Postgres a third longer. A job moves to the archive once and stays

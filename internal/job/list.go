@@ -18,12 +18,12 @@ type Page struct {
 	Account   ledger.Owned
 	Status    Status // all where empty
 	Ascending bool   // by position; else the newest first
-	After     int64  // the position that the page before ended with, 0 for the first page
+	After     int64  // the last position of the previous page, 0 for the first page
 	Limit     int
 }
 
 // List reads a page of an account's jobs in the order in which they were
-// accepted; ErrAccountNotFound where the account is not there or another's.
+// accepted; ErrAccountNotFound where the account does not exist or is another user's.
 func (r *Reader) List(ctx context.Context, page Page) ([]Job, error) {
 	after := page.After
 	if after == 0 && !page.Ascending {
@@ -38,7 +38,7 @@ func (r *Reader) List(ctx context.Context, page Page) ([]Job, error) {
 	if err != nil {
 		return nil, fmt.Errorf("list jobs: %w", err)
 	}
-	if page.Status == Queued { // a job that is not there has finished
+	if page.Status == Queued { // a job that the list leaves out has finished
 		postgres.ShowAll(ctx)
 	}
 	if len(jobs) == 0 {
@@ -47,8 +47,7 @@ func (r *Reader) List(ctx context.Context, page Page) ([]Job, error) {
 	return jobs, nil
 }
 
-// checkOwned tells an account without jobs from one that is not the caller's:
-// ErrAccountNotFound.
+// checkOwned returns ErrAccountNotFound for an account that is not the caller's.
 func (r *Reader) checkOwned(ctx context.Context, account ledger.Owned) error {
 	const sql = `SELECT FROM accounts WHERE user_id = $1 AND number = $2`
 	err := r.pool.QueryRow(ctx, sql, account.UserID, account.Number).Scan()
@@ -62,11 +61,11 @@ func (r *Reader) checkOwned(ctx context.Context, account ledger.Owned) error {
 }
 
 // listSQL reads each status from its own stretch of an index, in order, merges the
-// stretches, and reads what was asked of the jobs that are left: an index of its own for the
-// unfiltered list would cost every accept an entry. A job that succeeded is found by its
+// stretches, and reads the requests of the jobs on the page. An index for the unfiltered list
+// would cost every accept one more index entry. A job that succeeded is found by its
 // transaction, also where it is archived.
 //
-// The account is found by its owner and number in this statement, once.
+// The statement finds the account by its owner and number, once.
 //
 // $1 the user, $2 the account's number, $3 the position to go on after, $4 the limit.
 func listSQL(statuses []Status, ascending bool) string {
@@ -91,10 +90,10 @@ func listSQL(statuses []Status, ascending bool) string {
 		ORDER BY job.position %[2]s`, strings.Join(merged, " UNION ALL "), order)
 }
 
-// stretch is where an account's jobs of a status stand in the order of their positions.
+// stretch is a part of an index that holds an account's jobs of a status, by their positions.
 type stretch struct {
 	columns string // and the table
-	also    string // what makes a row one of them
+	also    string // a further condition of its rows
 }
 
 var stretches = map[Status][]stretch{

@@ -30,7 +30,7 @@ const (
 // applyStalled applies accounts that no task will apply, for about directFor. The next sweep
 // applies those that are not reached. Each sweep takes its groups in a random order, and few
 // at once, so that workers seldom meet at an account, and no account is always last.
-func (w *Worker) applyStalled(ctx context.Context, accounts []job.Head) {
+func (w *Worker) applyStalled(ctx context.Context, accounts []job.OldestQueued) {
 	if len(accounts) == 0 {
 		return
 	}
@@ -38,7 +38,7 @@ func (w *Worker) applyStalled(ctx context.Context, accounts []job.Head) {
 	ctx, cancel := context.WithTimeout(ctx, 2*directFor) // for a Postgres that does not answer; else the last batches end
 	defer cancel()
 	share := max(1, min(directShare, len(accounts)/directGroups))
-	slices.SortFunc(accounts, func(x, y job.Head) int { return cmp.Compare(x.AccountID, y.AccountID) })
+	slices.SortFunc(accounts, func(x, y job.OldestQueued) int { return cmp.Compare(x.AccountID, y.AccountID) })
 	groups := slices.Collect(slices.Chunk(accounts, share))
 	rand.Shuffle(len(groups), func(i, j int) { groups[i], groups[j] = groups[j], groups[i] }) //nolint:gosec // spreads work, keeps no secret
 	var group errgroup.Group
@@ -59,7 +59,7 @@ func (w *Worker) applyStalled(ctx context.Context, accounts []job.Head) {
 // After a kill before the first apply the jobs are queued, for the sweep of any worker. After
 // a later one each job is as its own transaction left it, queued or finished. When Redis is
 // back, tasks that it still has for these jobs find them finished.
-func (w *Worker) applyDirectly(ctx context.Context, until time.Time, accounts []job.Head) {
+func (w *Worker) applyDirectly(ctx context.Context, until time.Time, accounts []job.OldestQueued) {
 	if ctx.Err() != nil || time.Now().After(until) {
 		return
 	}

@@ -23,7 +23,7 @@ func (w *Worker) SweepAtMost(accounts int) { w.scan.most = accounts }
 // OnFullScan makes each query of a full scan call before, and fail with its error.
 func (w *Worker) OnFullScan(before func() error) {
 	read := w.scan.page
-	w.scan.page = func(ctx context.Context, after, above int64, limit int) ([]job.Head, error) {
+	w.scan.page = func(ctx context.Context, after, above int64, limit int) ([]job.OldestQueued, error) {
 		if above == 0 {
 			if err := before(); err != nil {
 				return nil, err

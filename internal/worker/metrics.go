@@ -69,7 +69,7 @@ func (m *Metrics) finished(job ledger.Applied) {
 }
 
 // backlog records the oldest queued jobs of all accounts.
-func (m *Metrics) backlog(queued []job.Head) {
+func (m *Metrics) backlog(queued []job.OldestQueued) {
 	var age time.Duration
 	for _, oldest := range queued {
 		age = max(age, oldest.Age)

@@ -33,8 +33,8 @@ const (
 // new process begins with a full scan.
 type scan struct {
 	most int // maxSwept; fewer in tests
-	// page is Backlog.Heads; tests make it fail as it does under a long snapshot.
-	page   func(ctx context.Context, after, above int64, limit int) ([]job.Head, error)
+	// page is Backlog.OldestQueued; tests make it fail as it does under a long snapshot.
+	page   func(ctx context.Context, after, above int64, limit int) ([]job.OldestQueued, error)
 	from   int64 // the next full scan begins after this account id
 	stayed int   // for how many sweeps from has been the same
 
@@ -70,7 +70,7 @@ func (s *scan) ended(began time.Time, complete bool) {
 
 // oldestQueued reads the oldest queued jobs of up to maxSwept accounts. After a full scan that
 // Postgres ends because it takes too long, it reads what a known scan finds.
-func (w *Worker) oldestQueued(ctx context.Context) ([]job.Head, error) {
+func (w *Worker) oldestQueued(ctx context.Context) ([]job.OldestQueued, error) {
 	newest, err := w.newest(ctx)
 	if err != nil {
 		return nil, err
@@ -92,7 +92,7 @@ func (w *Worker) oldestQueued(ctx context.Context) ([]job.Head, error) {
 // scanAll reads the oldest queued jobs of up to maxSwept accounts. Where more accounts have
 // queued jobs, stayFor sweeps read the same ones, which is long enough to know the stalled
 // ones. Then the next accounts follow.
-func (w *Worker) scanAll(ctx context.Context) (queued []job.Head, complete bool, err error) {
+func (w *Worker) scanAll(ctx context.Context) (queued []job.OldestQueued, complete bool, err error) {
 	after, from := w.scan.from, w.scan.from
 	for len(queued) < w.scan.most {
 		page, err := w.page(ctx, after, 0)
@@ -114,8 +114,8 @@ func (w *Worker) scanAll(ctx context.Context) (queued []job.Head, complete bool,
 
 // scanKnown reads the oldest queued jobs of the last sweep's accounts, and of up to maxSwept
 // accounts with newer jobs.
-func (w *Worker) scanKnown(ctx context.Context) (queued []job.Head, err error) {
-	var known []job.Head
+func (w *Worker) scanKnown(ctx context.Context) (queued []job.OldestQueued, err error) {
+	var known []job.OldestQueued
 	for _, account := range w.accounts {
 		known = append(known, account.oldest)
 	}
@@ -138,7 +138,7 @@ func (w *Worker) scanKnown(ctx context.Context) (queued []job.Head, err error) {
 		if more = len(page) == scanPage; more {
 			after = page[len(page)-1].AccountID
 		}
-		queued = append(queued, slices.DeleteFunc(page, func(oldest job.Head) bool { return seen[oldest.AccountID] })...)
+		queued = append(queued, slices.DeleteFunc(page, func(oldest job.OldestQueued) bool { return seen[oldest.AccountID] })...)
 	}
 	return queued, nil
 }
@@ -149,14 +149,14 @@ func (w *Worker) newest(ctx context.Context) (position int64, err error) {
 	return w.cfg.Backlog.Newest(ctx)
 }
 
-func (w *Worker) page(ctx context.Context, after, above int64) ([]job.Head, error) {
+func (w *Worker) page(ctx context.Context, after, above int64) ([]job.OldestQueued, error) {
 	ctx, cancel := context.WithTimeout(ctx, stepTimeout)
 	defer cancel()
 	return w.scan.page(ctx, after, above, scanPage)
 }
 
-func (w *Worker) next(ctx context.Context, known []job.Head) ([]job.Head, error) {
+func (w *Worker) next(ctx context.Context, known []job.OldestQueued) ([]job.OldestQueued, error) {
 	ctx, cancel := context.WithTimeout(ctx, stepTimeout)
 	defer cancel()
-	return w.cfg.Backlog.NextHeads(ctx, known)
+	return w.cfg.Backlog.NextOldestQueued(ctx, known)
 }

@@ -36,12 +36,12 @@ const (
 // watched is what the sweeps know of an account with queued jobs. The account is stalled
 // while its oldest queued job stays the same.
 type watched struct {
-	oldest  job.Head       // its oldest queued job
-	task    queue.Task     // the task that should apply it
-	stalled int            // for how many sweeps oldest has been the same
-	info    queue.TaskInfo // where the last sweep found the task
-	same    int            // for how many sweeps info has been the same
-	since   time.Time      // when info was found first, by this process's own clock
+	oldest  job.OldestQueued // its oldest queued job
+	task    queue.Task       // the task that should apply it
+	stalled int              // for how many sweeps oldest has been the same
+	info    queue.TaskInfo   // where the last sweep found the task
+	same    int              // for how many sweeps info has been the same
+	since   time.Time        // when info was found first, by this process's own clock
 
 	oldestTask   string    // the oldest task of the partition's pending list
 	unmoved      int       // for how many sweeps oldestTask has been the same

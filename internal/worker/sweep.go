@@ -85,13 +85,13 @@ type findings struct {
 	lists    queue.PendingLists
 	noAnswer atomic.Bool // Redis does not answer, so the sweep asks it no more
 
-	mu     sync.Mutex // guards the fields below
-	direct []job.Head // the oldest queued jobs of the accounts that the sweep applies itself
-	err    error      // the first error
+	mu     sync.Mutex         // guards the fields below
+	direct []job.OldestQueued // the oldest queued jobs of the accounts that the sweep applies itself
+	err    error              // the first error
 }
 
 // record records the error of an account's check.
-func (f *findings) record(oldest job.Head, err error) {
+func (f *findings) record(oldest job.OldestQueued, err error) {
 	if err == nil {
 		return
 	}
@@ -113,7 +113,7 @@ func (f *findings) refused(err error) error {
 }
 
 // remember keeps the accounts for the next sweep, and counts those that were enqueued again.
-func (w *Worker) remember(queued []job.Head, accounts []watched) {
+func (w *Worker) remember(queued []job.OldestQueued, accounts []watched) {
 	requeued := 0
 	next := make(map[int64]watched, len(queued))
 	for i, oldest := range queued {
@@ -131,8 +131,8 @@ func (w *Worker) remember(queued []job.Head, accounts []watched) {
 
 // pendingLists polls the pending lists before this sweep writes any task. It does not ask
 // Redis where no account is stalled.
-func (w *Worker) pendingLists(ctx context.Context, queued []job.Head) queue.PendingLists {
-	stalled := func(oldest job.Head) bool { return w.accounts[oldest.AccountID].oldest.JobID == oldest.JobID }
+func (w *Worker) pendingLists(ctx context.Context, queued []job.OldestQueued) queue.PendingLists {
+	stalled := func(oldest job.OldestQueued) bool { return w.accounts[oldest.AccountID].oldest.JobID == oldest.JobID }
 	if !slices.ContainsFunc(queued, stalled) {
 		return queue.PendingLists{}
 	}

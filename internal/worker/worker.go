@@ -38,7 +38,7 @@ func New(cfg Config, stopping <-chan struct{}) *Worker {
 	return &Worker{
 		cfg: cfg, batcher: newBatcher(cfg.Applier), stopping: stopping,
 		accounts: map[int64]watched{}, warned: map[string]time.Time{},
-		scan: scan{most: maxSwept, page: cfg.Backlog.Heads},
+		scan: scan{most: maxSwept, page: cfg.Backlog.OldestQueued},
 	}
 }
 

@@ -502,7 +502,7 @@ var mutations = []mutation{
 	},
 	{
 		"the sweep passes over jobs whose account is gone", ownTrouble,
-		[]edit{{backlog, `OR NOT EXISTS (SELECT FROM accounts WHERE id = head.account_id)`, `OR false`}},
+		[]edit{{backlog, `OR NOT EXISTS (SELECT FROM accounts WHERE id = oldest.account_id)`, `OR false`}},
 		[]string{"-run=^TestSweepFailsJobsWithoutAnAccount$ ./internal/worker"},
 	},
 	{
