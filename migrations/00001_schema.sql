@@ -14,9 +14,9 @@
 -- (internal/ledger/guards.go). A migration that replaces a trigger enables it again.
 --
 -- Row level security binds every role but the owner of the tables. Whatever such a role was
--- granted, it moves no balance, writes no history, ends no job as succeeded and archives
--- none but by the functions apply_job, deposit_initial and archive_jobs, which run as their
--- owner. The policies cost the owner nothing, and so an apply neither. (A trigger that looks
+-- granted, it moves no balance, writes no history, ends no job as succeeded and archives no
+-- job, except by the functions apply_job, deposit_initial and archive_jobs, which run as their
+-- owner. The policies cost the owner nothing, so they cost an apply nothing. (A trigger that looks
 -- for the history of each balance, deferred to the commit, cost an apply 17 %.) A pg_dump
 -- runs as the owner, a superuser or a role that has BYPASSRLS.
 
@@ -37,7 +37,7 @@ CREATE TABLE installation (
 );
 INSERT INTO installation DEFAULT VALUES;
 
--- Who may log in. Emails compare by email_key, which the API makes (internal/auth/users.go):
+-- The users. Emails compare by email_key, which the API makes (internal/auth/users.go):
 -- Unicode's simple case folding, whatever the database's locale; SQL knows no such folding.
 CREATE TABLE users (
     id            uuid        PRIMARY KEY,
@@ -58,8 +58,8 @@ CREATE INDEX sessions_user ON sessions (user_id);
 -- To find a user's oldest live session.
 CREATE INDEX sessions_live ON sessions (user_id, created_at) WHERE revoked_at IS NULL;
 
--- A refresh token knows the one that it was given for, and a spent one whether it may be
--- used once more for a short while.
+-- The refresh tokens, by their hashes. parent is the token that the session spent for this one;
+-- closed says that a spent token may not be used once more, as it may for a short while.
 CREATE TABLE refresh_tokens (
     hash       bytea       PRIMARY KEY,
     parent     bytea,
@@ -82,12 +82,12 @@ CREATE TYPE entry_type AS ENUM ('deposit', 'withdrawal');
 -- that changes, and a quarter of each page stays free, so the new version lands on the same
 -- page and the old one is pruned without vacuum.
 --
--- A balance at a time, once answered, stays. An account's next transaction is later than
--- last_at, so what is asked for a time until then is final as it is read. For a later time
--- the read writes to answered_until until when it answers (internal/statement/statement.go),
--- and apply_job stamps what follows later than that: also where Postgres's clock goes back,
--- or a standby with a slower one takes over. The read waits for an apply that has stamped its
--- transaction and not committed, because it has the account's lock.
+-- A balance at a time never changes once a client was told of it. An account's next transaction
+-- is later than last_at, so a balance at a time until then is final. For a later time the read
+-- writes that time to answered_until (internal/statement/statement.go), and apply_job stamps the
+-- next transaction later than that, even where Postgres's clock goes back or a standby with a
+-- slower clock takes over. The read waits for an apply that has stamped its transaction and not
+-- committed, because the apply holds the account's lock.
 CREATE TABLE accounts (
     id             bigint      PRIMARY KEY GENERATED ALWAYS AS IDENTITY,
     user_id        uuid        NOT NULL REFERENCES users,
@@ -95,10 +95,10 @@ CREATE TABLE accounts (
     currency       text        NOT NULL,
     balance        balance     NOT NULL DEFAULT 0,
     last_seq       bigint      NOT NULL DEFAULT 0,
-    last_at        timestamptz NOT NULL,           -- of the last transaction; the opening, before there is one
+    last_at        timestamptz NOT NULL,           -- of the last transaction; before the first, of the opening
     created_at     timestamptz NOT NULL,
     open_key       text        COLLATE "C",        -- the Idempotency-Key of the opening, where it had one,
-    open_request   bytea,                          -- and the hash of what was asked with it
+    open_request   bytea,                          -- and the hash of the request that came with it
     answered_until timestamptz,                    -- until when balances were answered, where that is after last_at
     done_to        bigint      NOT NULL DEFAULT 0, -- no job of the account at or below this position is queued, or will be,
     settling       bigint      NOT NULL DEFAULT 0, -- nor one at or below this one, once every transaction
@@ -154,7 +154,7 @@ ALTER TABLE accounts ENABLE ROW LEVEL SECURITY;
 --     │         └──────────▶ failures       failed
 --     └──── replay ────────────┘
 --
--- jobs holds what was asked, and is never rewritten. A trigger of jobs puts each new job into
+-- jobs holds the requests, and is never rewritten. A trigger of jobs puts each new job into
 -- the queue. The triggers of the three outcomes take it out, and refuse an outcome whose job
 -- is not queued. A replay deletes the failure, whose trigger puts the job back. No other
 -- statement inserts or deletes rows of the queue. The view job_states shows all of a job.
@@ -228,8 +228,8 @@ CREATE POLICY jobs_accept ON jobs FOR INSERT WITH CHECK (true); -- queued: jobs_
 ALTER TABLE jobs ENABLE ROW LEVEL SECURITY;
 
 -- The queued jobs. The primary key finds an account's oldest one, and serves the sweep. A
--- row lives for milliseconds, so the table is mostly dead rows: vacuum takes them early,
--- and keeps the pages, because to give them back takes a lock that stops everything.
+-- row lives for milliseconds, so most rows of the table are dead. Vacuum removes them early,
+-- and keeps the pages: to truncate the table takes a lock that stops every accept and apply.
 CREATE TABLE queue (
     account_id bigint   NOT NULL,
     position   bigint   NOT NULL,
@@ -395,10 +395,10 @@ ALTER TABLE transactions ENABLE ALWAYS TRIGGER transactions_append_only, ENABLE 
 CREATE POLICY transactions_read ON transactions FOR SELECT USING (true);
 ALTER TABLE transactions ENABLE ROW LEVEL SECURITY;
 
--- Where finished jobs go after years, with their keys: a key is an answer for good.
--- `worker archive` moves them; what moves is never looked for by an apply. The table and its
--- indexes may be moved to another, slower tablespace (ALTER TABLE archived_jobs SET
--- TABLESPACE …), but not away: each accept looks for its key here.
+-- The jobs that `worker archive` has moved here after years, with their keys: a key is an answer
+-- for good. No apply reads them. The table and its indexes may be moved to a slower tablespace
+-- (ALTER TABLE archived_jobs SET TABLESPACE …), but must stay in the database: each accept
+-- looks for its key here.
 --
 -- A row holds all that job_states shows of its job. The transaction of a job that succeeded
 -- stays in the history; the rejection of one that was rejected is deleted.
@@ -413,7 +413,7 @@ CREATE TABLE archived_jobs (
     seq             bigint,                        -- of the transaction it became
     balance_after   balance,
     type            entry_type  NOT NULL,
-    status          job_status  NOT NULL CHECK (status IN ('succeeded', 'rejected')), -- what never changes any more
+    status          job_status  NOT NULL CHECK (status IN ('succeeded', 'rejected')), -- the final ones
     idempotency_key text        NOT NULL COLLATE "C",
     description     text,
     failure         text                           -- why it was rejected: the code
@@ -446,9 +446,9 @@ FROM jobs job
     LEFT JOIN failures failure ON failure.account_id = job.account_id AND failure.position = job.position
     LEFT JOIN queue ON queue.account_id = job.account_id AND queue.position = job.position;
 
--- A job leaves jobs only when it stands in archived_jobs, to the letter, and its rejection
--- after it. The columns are named, as in every statement that reads the two tables together
--- (internal/job/job.go): one that is added while processes run may stand in another place in
+-- A job is deleted from jobs only when archived_jobs holds it with every column. Its rejection
+-- is deleted after it. The columns are named, as in every statement that reads both tables
+-- (internal/job/job.go): a column that is added while processes run may have another place in
 -- the other table.
 -- +goose StatementBegin
 CREATE FUNCTION refuse_unless_archived() RETURNS trigger LANGUAGE plpgsql AS $$
@@ -481,13 +481,13 @@ CREATE TRIGGER jobs_leave_archived BEFORE DELETE ON jobs
 CREATE TRIGGER rejections_leave_archived BEFORE DELETE ON rejections
     FOR EACH ROW EXECUTE FUNCTION refuse_unless_moved();
 
--- An archived job's key or id makes no second job, whichever statement inserts it: the row
--- is left out, as ON CONFLICT DO NOTHING leaves out that of a key in jobs.
+-- An archived job's key or id makes no second job, whichever statement inserts it: the trigger
+-- drops the row, as ON CONFLICT DO NOTHING drops the row of a key in jobs.
 --
 -- An insert could look here before a move's commit, then meet the key in jobs, wait
 -- for that commit, and find the key free. So a move takes the keys' locks, which
 -- accepts share while they insert (internal/job/archive.go). To lock the key's job here
--- instead would cost each accept as much again as the look.
+-- instead would double the cost of this look.
 -- +goose StatementBegin
 CREATE FUNCTION skip_archived() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
@@ -507,32 +507,31 @@ ALTER TABLE jobs ENABLE ALWAYS TRIGGER jobs_are_kept, ENABLE ALWAYS TRIGGER jobs
 ALTER TABLE rejections ENABLE ALWAYS TRIGGER rejections_are_kept, ENABLE ALWAYS TRIGGER rejections_dequeue,
     ENABLE ALWAYS TRIGGER rejections_leave_archived;
 
--- A balance moves with its history, and a job to the archive, in functions that do it as a
--- whole. They run as their owner, so that a role that serves needs no right to write
--- balances, history or the archive, and only a role that was granted them may call them
--- (deploy/postgres/roles.sql).
+-- Functions move a balance together with its history, and a job to the archive. They run as
+-- their owner, so a role that serves needs no right to write balances, history or the archive.
+-- Only a role that was granted them may call them (deploy/postgres/roles.sql).
 
 -- deposit_initial makes the first transaction of an account that has none.
 -- +goose StatementBegin
-CREATE FUNCTION deposit_initial(account bigint, sum bigint) RETURNS void LANGUAGE plpgsql SECURITY DEFINER AS $$
+CREATE FUNCTION deposit_initial(account bigint, initial_amount bigint) RETURNS void LANGUAGE plpgsql SECURITY DEFINER AS $$
 DECLARE
     deposited timestamptz;
 BEGIN
-    UPDATE accounts SET balance = sum, last_seq = 1, last_at = last_at + interval '1 microsecond'
+    UPDATE accounts SET balance = initial_amount, last_seq = 1, last_at = last_at + interval '1 microsecond'
     WHERE id = account AND last_seq = 0
     RETURNING last_at INTO deposited;
     IF NOT FOUND THEN
         RAISE EXCEPTION 'account % has a history, or does not exist', account USING ERRCODE = 'integrity_constraint_violation';
     END IF;
     INSERT INTO transactions (account_id, seq, type, amount, balance_after, created_at)
-    VALUES (account, 1, 'deposit', sum, sum, deposited);
+    VALUES (account, 1, 'deposit', initial_amount, initial_amount, deposited);
 END
 $$;
 -- +goose StatementEnd
 
--- close_history writes until when an account's balances are answered: until a time, or until
--- now where that is null or to come. It returns that time, and null where the account is not
--- the owner's.
+-- close_history notes the time until which an account's balances are answered: the given time,
+-- or now where that is null or later than now. It returns that time, and null where the
+-- account is not the owner's.
 -- +goose StatementBegin
 CREATE FUNCTION close_history(owner uuid, account_number text, until timestamptz) RETURNS timestamptz
 LANGUAGE plpgsql SECURITY DEFINER AS $$
@@ -547,9 +546,10 @@ END
 $$;
 -- +goose StatementEnd
 
--- archive_jobs moves finished jobs from jobs to archived_jobs, and returns how many: another
--- call may have moved some. Its caller holds the locks of their keys (internal/job/archive.go).
--- A queued or failed job among them is an error, and none moves.
+-- archive_jobs moves finished jobs from jobs to archived_jobs, and returns how many it moved:
+-- another call may have moved some. The caller holds the locks of their keys
+-- (internal/job/archive.go). If a job among them is queued or failed, it raises an error and
+-- moves no job.
 -- +goose StatementBegin
 CREATE FUNCTION archive_jobs(ids uuid[]) RETURNS bigint LANGUAGE plpgsql SECURITY DEFINER AS $$
 DECLARE

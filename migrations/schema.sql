@@ -72,33 +72,33 @@ CREATE FUNCTION public.apply_job(up_to_job uuid, max_balance bigint, count_to bi
     SET search_path TO 'pg_catalog', 'public', 'pg_temp'
     AS $$
 DECLARE
-    account  bigint;
-    up_to    bigint;      -- the named job's position
-    queued   boolean;     -- the named job is
-    total    bigint;      -- the balance, and then what it would become
-    next_seq bigint;
-    last     timestamptz; -- what the next transaction is later than
-    job_type entry_type;
-    sum      bigint;
-    words    text;
-    asked    timestamptz;
-    done     bigint;      -- where the search begins
-    at       bigint;      -- the job's position
-    settled  bigint;      -- what becomes done_to, once
-    settler  xid8;        -- all below this have ended
-    seen     pg_snapshot; -- of the search
+    account         bigint;
+    up_to           bigint;      -- the named job's position
+    queued          boolean;     -- whether the named job is queued
+    total           bigint;      -- the balance, and then what it would become
+    next_seq        bigint;
+    last            timestamptz; -- the next transaction must be later
+    job_type        entry_type;
+    job_amount      bigint;
+    job_description text;
+    job_created     timestamptz;
+    done            bigint;      -- where the search begins
+    at              bigint;      -- the job's position
+    settled         bigint;      -- what becomes done_to, once
+    settler         xid8;        -- once all transactions below this have ended
+    seen            pg_snapshot; -- of the search
 BEGIN
-    IF current_setting('transaction_read_only') = 'on' THEN -- a standby, which may not know all yet
+    IF current_setting('transaction_read_only') = 'on' THEN -- a standby, which may not have all jobs yet
         RAISE EXCEPTION 'apply_job can do nothing here' USING ERRCODE = 'read_only_sql_transaction';
     END IF;
     SELECT account_id, position, type, amount, description, created_at,
         EXISTS (SELECT FROM queue WHERE queue.account_id = jobs.account_id AND queue.position = jobs.position)
-    INTO account, up_to, job_type, sum, words, asked, queued
+    INTO account, up_to, job_type, job_amount, job_description, job_created, queued
     FROM jobs WHERE id = up_to_job;
     IF NOT FOUND THEN
         RETURN;
     END IF;
-    IF NOT queued THEN -- all may be done: no lock to wait for, nothing to flush
+    IF NOT queued THEN -- all may be done: then there is no lock to wait for and nothing to flush
         SELECT done_to INTO done FROM accounts WHERE id = account;
         PERFORM FROM queue WHERE account_id = account AND position > coalesce(done, 0) AND position <= up_to LIMIT 1;
         IF NOT FOUND THEN
@@ -122,13 +122,13 @@ BEGIN
         RETURN;
     END IF;
     IF job <> up_to_job THEN
-        SELECT type, amount, description, created_at INTO STRICT job_type, sum, words, asked FROM jobs WHERE id = job;
+        SELECT type, amount, description, created_at INTO STRICT job_type, job_amount, job_description, job_created FROM jobs WHERE id = job;
     END IF;
 
     IF NOT flush THEN
         PERFORM set_config('synchronous_commit', 'off', true);
     END IF;
-    IF settler > pg_snapshot_xmax(seen) THEN -- of another server
+    IF settler > pg_snapshot_xmax(seen) THEN -- of another server, restored here
         settler := NULL;
     END IF;
     IF settler IS NULL OR pg_snapshot_xmin(seen) >= settler THEN
@@ -137,16 +137,16 @@ BEGIN
         settler := pg_snapshot_xmax(seen);
     END IF;
     kind := job_type;
-    accepted := asked;
-    finished := greatest(clock_timestamp(), asked, last + interval '1 microsecond');
-    total := total + CASE job_type WHEN 'deposit' THEN sum ELSE -sum END;
+    accepted := job_created;
+    finished := greatest(clock_timestamp(), job_created, last + interval '1 microsecond');
+    total := total + CASE job_type WHEN 'deposit' THEN job_amount ELSE -job_amount END;
     IF total BETWEEN 0 AND max_balance THEN
         outcome := 'succeeded';
         UPDATE accounts SET balance = total, last_seq = next_seq, last_at = finished,
             done_to = done, settling = settled, settling_xid = settler
         WHERE id = account;
         INSERT INTO transactions (account_id, seq, type, amount, balance_after, description, job_id, position, created_at)
-        VALUES (account, next_seq, job_type, sum, total, words, job, at, finished);
+        VALUES (account, next_seq, job_type, job_amount, total, job_description, job, at, finished);
     ELSE
         outcome := 'rejected';
         INSERT INTO rejections (account_id, position, job_id, finished_at, failure)
@@ -198,21 +198,21 @@ BEGIN
 END
 $$;
 
-CREATE FUNCTION public.deposit_initial(account bigint, sum bigint) RETURNS void
+CREATE FUNCTION public.deposit_initial(account bigint, initial_amount bigint) RETURNS void
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'public', 'pg_temp'
     AS $$
 DECLARE
     deposited timestamptz;
 BEGIN
-    UPDATE accounts SET balance = sum, last_seq = 1, last_at = last_at + interval '1 microsecond'
+    UPDATE accounts SET balance = initial_amount, last_seq = 1, last_at = last_at + interval '1 microsecond'
     WHERE id = account AND last_seq = 0
     RETURNING last_at INTO deposited;
     IF NOT FOUND THEN
         RAISE EXCEPTION 'account % has a history, or does not exist', account USING ERRCODE = 'integrity_constraint_violation';
     END IF;
     INSERT INTO transactions (account_id, seq, type, amount, balance_after, created_at)
-    VALUES (account, 1, 'deposit', sum, sum, deposited);
+    VALUES (account, 1, 'deposit', initial_amount, initial_amount, deposited);
 END
 $$;
 
@@ -754,7 +754,7 @@ REVOKE ALL ON FUNCTION public.archive_jobs(ids uuid[]) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION public.close_history(owner uuid, account_number text, until timestamp with time zone) FROM PUBLIC;
 
-REVOKE ALL ON FUNCTION public.deposit_initial(account bigint, sum bigint) FROM PUBLIC;
+REVOKE ALL ON FUNCTION public.deposit_initial(account bigint, initial_amount bigint) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION public.dequeue_job() FROM PUBLIC;
 

@@ -258,7 +258,7 @@ var mutations = []mutation{
 	},
 	{
 		"time goes back within an account", balanced,
-		[]edit{{applying, `greatest(clock_timestamp(), asked, last + interval '1 microsecond')`, `clock_timestamp()`}},
+		[]edit{{applying, `greatest(clock_timestamp(), job_created, last + interval '1 microsecond')`, `clock_timestamp()`}},
 		[]string{"-run=^TestApplyTimeNeverGoesBack$ ./internal/ledger"},
 	},
 	{
