@@ -19,7 +19,7 @@ import (
 	"github.com/passbook/passbook/internal/test/failpoint"
 )
 
-// maxNumberTries bounds how often a made number may meet a taken one.
+// maxNumberTries bounds how often Open makes another number because one is taken.
 const maxNumberTries = 5
 
 // Opening asks for an account.
@@ -41,16 +41,15 @@ func NewAccounts(pool *pgxpool.Pool) *Accounts {
 	return &Accounts{pool: pool}
 }
 
-// Open opens an account; an initial deposit becomes its transaction 1 in the
-// same database transaction. The same opening with the same key answers with
-// the account that the key opened, and replayed. ErrKeyReused where the key was
-// used for anything else, ErrNumberTaken where the number is another's, ErrUserNotFound
-// where the user is not there, ErrKeyBusy, at once, where a request with the key is under
-// way; then nothing happened. A new account is durable when Open returns; what a replay
-// shows has to be confirmed, as any read.
+// Open opens an account; an initial deposit becomes its transaction 1 in the same database
+// transaction. The same opening with the same key returns the account that the key opened, and
+// replayed. ErrKeyReused where the key was used for something else, ErrNumberTaken where another
+// account has the number, ErrUserNotFound where the user does not exist, ErrKeyBusy, at once,
+// while another request has the key: then nothing happened. A new account is durable when Open
+// returns. The caller confirms what a replay shows, as after any read.
 //
-// A crash before the commit leaves nothing, one after it leaves the account: a
-// client that has seen no answer sends the same key again.
+// A crash before the commit leaves nothing. A crash after it leaves the account; the client has
+// no response and sends the same key again.
 func (a *Accounts) Open(ctx context.Context, opening Opening) (account Account, replayed bool, err error) {
 	for range maxNumberTries {
 		number := opening.Number
@@ -78,9 +77,9 @@ func (a *Accounts) Open(ctx context.Context, opening Opening) (account Account, 
 
 func open(ctx context.Context, tx pgx.Tx, opening Opening, number string) (Account, bool, error) {
 	if opening.Key != "" {
-		// No job may be accepted under this key until we have committed. A
-		// statement of its own: the insert's snapshot is taken when it is held. It
-		// does not wait: a connection each, for all that send one key, are the pool's.
+		// No job may be accepted with this key until the commit. The lock has a statement
+		// of its own, so that the insert takes its snapshot after it. It does not wait:
+		// else all requests with one key would each hold a connection, up to the whole pool.
 		const lockSQL = `SELECT pg_try_advisory_xact_lock($1)`
 		var locked bool
 		if err := tx.QueryRow(ctx, lockSQL, KeyLock(opening.UserID, opening.Key)).Scan(&locked); err != nil {
@@ -92,7 +91,7 @@ func open(ctx context.Context, tx pgx.Tx, opening Opening, number string) (Accou
 	}
 	account, err := insertAccount(ctx, tx, opening, number)
 	switch {
-	case errors.Is(err, pgx.ErrNoRows): // the insert met a key or a number that is there
+	case errors.Is(err, pgx.ErrNoRows): // the key or the number is taken
 		return openedBefore(ctx, tx, opening)
 	case err != nil:
 		return Account{}, false, err
@@ -108,12 +107,11 @@ const accountColumns = `accounts.id, number, currency, balance, last_seq, accoun
 // readSQL reads accounts as postgres.Showing wants them.
 const readSQL = `SELECT ` + accountColumns + `, accounts.xmin, ` + postgres.ShownSQL + ` FROM accounts`
 
-// insertAccount answers pgx.ErrNoRows where the number or the key is taken, by
-// an account or, for the key, by a job. The caller has the key's lock, so the
-// statement sees all that the key has made; any other conflict, as one of an id that
-// the sequence gives again, is our fault and not the number's. An insert of the same number
-// that has not committed is waited for with a connection in hand: all that wait, however many,
-// go on at its commit, a few statements later.
+// insertAccount returns pgx.ErrNoRows where an account has the number, or an account or a job
+// has the key. The caller has the key's lock, so the statement sees all that the key has made.
+// Any other conflict, as of an id that the sequence gives again, is an error. Where another
+// transaction has inserted the number and not committed, the statement waits and keeps its
+// connection, for the few statements until that commit.
 func insertAccount(ctx context.Context, tx pgx.Tx, opening Opening, number string) (Account, error) {
 	const sql = `
 		INSERT INTO accounts (user_id, number, currency, open_key, open_request, last_at, created_at)
@@ -135,8 +133,8 @@ func insertAccount(ctx context.Context, tx pgx.Tx, opening Opening, number strin
 	return account, err
 }
 
-// openedBefore tells why insertAccount inserted nothing. Its statement sees
-// what the insert waited for.
+// openedBefore returns the account that the key has opened, or the error that says why
+// insertAccount inserted nothing. Its statements see what the insert waited for.
 func openedBefore(ctx context.Context, tx pgx.Tx, opening Opening) (Account, bool, error) {
 	const keySQL = `
 		SELECT open_request FROM accounts WHERE user_id = $1 AND open_key = $2
@@ -167,8 +165,8 @@ func depositInitial(ctx context.Context, tx pgx.Tx, account Account, amount int6
 	return account, nil
 }
 
-// Account reads the caller's account; ErrAccountNotFound for one that is not
-// there or another's.
+// Account reads the caller's account; ErrAccountNotFound for an account that does not exist or
+// is another user's.
 func (a *Accounts) Account(ctx context.Context, userID uuid.UUID, number string) (Account, error) {
 	const sql = readSQL + ` WHERE number = $2 AND user_id = $1`
 	account, err := readAccount(ctx, a.pool, sql, userID, number)
@@ -202,11 +200,10 @@ func readAccount(ctx context.Context, q querier, sql string, args ...any) (Accou
 	return pgx.CollectExactlyOneRow(rows, postgres.Showing(ctx, rows, pgx.RowToStructByPos[Account]))
 }
 
-// KeyLock is the advisory lock of an idempotency key. Openings take it alone, and
-// so do moves to the archive; accepts of jobs share it: one key never makes both an
-// account and a job, nor a second job while its first one moves.
-// No request waits for it: one whose key is locked is refused with ErrKeyBusy, and
-// so are those of other keys that have the same lock.
+// KeyLock returns the advisory lock of an idempotency key. Openings and moves to the archive
+// take it exclusively, accepts of jobs share it. So a key never makes both an account and a
+// job, nor a second job while its first job moves. No request waits for the lock: it gets
+// ErrKeyBusy, also where the lock is that of another key with the same hash.
 func KeyLock(userID uuid.UUID, key string) int64 {
 	hash := fnv.New64a()
 	_, _ = hash.Write(userID[:]) // never fails
@@ -214,15 +211,14 @@ func KeyLock(userID uuid.UUID, key string) int64 {
 	return int64(hash.Sum64()) //nolint:gosec // the bits
 }
 
-// fingerprint holds everything that was asked: the same key may only come back
-// with the same.
+// fingerprint hashes the whole opening: a repeated key must come with the same one.
 func (o Opening) fingerprint() []byte {
 	sum := sha256.Sum256(fmt.Appendf(nil, "%q %q %d", o.Number, o.Currency, o.InitialDeposit))
 	return sum[:]
 }
 
-// makeNumber makes sixteen random digits, the first not zero. They come from
-// the system's random source, so that numbers can't be guessed from one another.
+// makeNumber makes sixteen random digits, the first not zero. They come from the system's
+// random source, so that a client can't guess other numbers from its own.
 func makeNumber() string {
 	const lowest, span = 1_000_000_000_000_000, 9_000_000_000_000_000
 	n, _ := rand.Int(rand.Reader, big.NewInt(span)) // never fails since Go 1.24

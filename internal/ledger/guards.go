@@ -8,8 +8,8 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
-// guards are the triggers that hold the rules of the bank, as migrations/00001_schema.sql
-// leaves them: in every session, whatever its session_replication_role.
+// guards are the triggers that hold the rules of the bank. migrations/00001_schema.sql enables
+// them in every session, whatever its session_replication_role is.
 var guards = map[string][]string{
 	"accounts":      {"accounts_are_kept", "accounts_form", "accounts_move", "accounts_start_empty", "accounts_terms"},
 	"jobs":          {"jobs_are_kept", "jobs_enqueue", "jobs_form", "jobs_leave_archived", "jobs_skip_archived", "jobs_take_transaction_id", "jobs_terms"},
@@ -29,8 +29,8 @@ const guardsSQL = `
 	FROM unnest($2::text[]) guard LEFT JOIN pg_trigger ON tgrelid = $1::text::regclass AND tgname = guard
 	WHERE tgenabled IS DISTINCT FROM 'A'`
 
-// verifyGuards reports the triggers that are missing, or not enabled always, as a
-// restore, a replication or an operator may have left them.
+// verifyGuards reports the triggers that are missing or not enabled always, for example after
+// a restore or a replication.
 func verifyGuards(ctx context.Context, tx pgx.Tx, mismatch func(string, ...any)) error {
 	for _, table := range slices.Sorted(maps.Keys(guards)) {
 		rows, _ := tx.Query(ctx, guardsSQL, table, guards[table]) // ForEachRow returns its error

@@ -14,27 +14,27 @@ import (
 // that every JSON reader holds exactly (RFC 8259, section 6).
 const MaxAmount int64 = 1<<53 - 1
 
-// EntryType says which way an entry moves the balance.
+// EntryType says which way a transaction moves the balance.
 type EntryType string
 
-// The types of entries.
+// The types of transactions, and of the jobs that become them.
 const (
 	Deposit    EntryType = "deposit"
 	Withdrawal EntryType = "withdrawal"
 )
 
-// Outcome is what became of a job, as jobs.status holds it.
+// Outcome is the final state of a job, as job_states.status shows it.
 type Outcome string
 
-// The outcomes of applying a job. A failed one was none of the bank's rules:
-// the job could not be applied.
+// The outcomes of a job. A rule of the bank rejects a job; a failed job could not be applied
+// for another reason.
 const (
 	Succeeded Outcome = "succeeded"
 	Rejected  Outcome = "rejected"
 	Failed    Outcome = "failed"
 )
 
-// Why a job was rejected or failed, as jobs.failure holds it.
+// Why a job was rejected or failed, as job_states.failure shows it.
 const (
 	InsufficientFunds    = "insufficient_funds"
 	BalanceLimitExceeded = "balance_limit_exceeded"
@@ -51,9 +51,9 @@ var (
 	ErrJobNotFound     = errors.New("job not found")
 )
 
-// Account is one account as it stands.
+// Account is an account with its current balance.
 type Account struct {
-	ID        int64 // ours; clients know the number
+	ID        int64 // internal; clients know the number
 	Number    string
 	Currency  string // ISO 4217
 	Balance   int64  // minor units
@@ -69,7 +69,7 @@ type Owned struct {
 	Number string
 }
 
-// Transaction is one entry of an account's history.
+// Transaction is one change of an account's balance, and a row of its history.
 type Transaction struct {
 	Seq          int64 // from 1, without a gap
 	Type         EntryType
@@ -77,5 +77,5 @@ type Transaction struct {
 	BalanceAfter int64 // minor units
 	Description  *string
 	JobID        *uuid.UUID // nil for an initial deposit
-	CreatedAt    time.Time  // rises strictly within the account
+	CreatedAt    time.Time  // strictly increasing within the account
 }

@@ -12,18 +12,18 @@ import (
 	"github.com/passbook/passbook/internal/postgres"
 )
 
-// ErrSequenceBehind is returned for a database whose sequences would give a number
-// again, as logical replication or a partial restore leaves it: a later job would
-// overtake older queued ones, and an account would have another's id.
+// ErrSequenceBehind is returned for a database whose sequences would give a number again, as
+// after logical replication or a partial restore. A later job would then overtake older queued
+// ones, and an account would get the id of another account.
 var ErrSequenceBehind = fmt.Errorf("%w: sequence behind its table", postgres.ErrUnsuitable)
 
 // Bounds of the check at start; verify and migrate read all rows.
 const (
-	// newestJobs is how many of the newest jobs by id are read: ids follow the clock
-	// of the API, positions the sequence, and they differ by what is under way at once.
+	// newestJobs is how many of the newest jobs by id are read. Ids follow the clock of the
+	// API, positions the sequence; their orders differ only among accepts at the same time.
 	newestJobs = 10_000
-	// checkedQueued is how many queued jobs are read: a long backlog, cold on its disk,
-	// must not keep a process from starting.
+	// checkedQueued is how many queued jobs are read: a long backlog that is not cached must
+	// not keep a process from starting.
 	checkedQueued = 10_000
 )
 
@@ -70,8 +70,8 @@ func (s sequence) String() string {
 	return fmt.Sprintf("sequence %s gives %d next, and %d is in use", s.Name, s.Next, s.Used)
 }
 
-// CheckSequences answers ErrSequenceBehind, with what to do, for a database whose
-// sequences would give a number again, for a process that starts.
+// CheckSequences returns ErrSequenceBehind, with what to do, for a database whose sequences
+// would give a number again. A process calls it at its start.
 func CheckSequences(ctx context.Context, pool *pgxpool.Pool) error {
 	behind, err := sequencesBehind(ctx, pool, startSQL, newestJobs, checkedQueued)
 	if err != nil {
@@ -87,17 +87,17 @@ func CheckSequences(ctx context.Context, pool *pgxpool.Pool) error {
 	return fmt.Errorf("%w: %s: run `api migrate`", ErrSequenceBehind, strings.Join(faults, "; "))
 }
 
-// AwaitSequences is CheckSequences where Postgres may just be going away; see
+// AwaitSequences is CheckSequences, repeated while Postgres is not available; see
 // postgres.Await.
 func AwaitSequences(ctx context.Context, pool *pgxpool.Pool, log *slog.Logger) error {
 	return postgres.Await(ctx, pool, log, func(ctx context.Context) error { return CheckSequences(ctx, pool) })
 }
 
-// AdvanceSequences moves each sequence that is behind beyond the highest number in
-// use, and returns a sentence for each that it moved. Inserts wait meanwhile: a
-// number that one of them has drawn must be in sight before the sequence moves.
+// AdvanceSequences moves each sequence that is behind beyond the highest number in use, and
+// returns a sentence for each that it moved. It locks the tables against inserts: the numbers
+// that inserts have drawn must be visible before it moves the sequence.
 //
-// A kill leaves each sequence as it was or moved.
+// A kill leaves each sequence as it was, or moved.
 func AdvanceSequences(ctx context.Context, pool *pgxpool.Pool) (moved []string, err error) {
 	err = postgres.InTx(ctx, pool, func(tx pgx.Tx) error {
 		moved = nil

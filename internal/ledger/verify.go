@@ -9,7 +9,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 )
 
-// Verification is what Verify went through.
+// Verification counts what Verify has read.
 type Verification struct {
 	Accounts     int64
 	Transactions int64
@@ -20,9 +20,9 @@ type Verification struct {
 // progressEvery is how many rows pass between two calls of progress.
 const progressEvery = 100_000
 
-// Verify recomputes every account from its history and holds the jobs against
-// it, in one consistent snapshot; sequences and guards, as they are. Rows are streamed, memory stays bounded.
-// report is called for each mismatch, progress now and then.
+// Verify recomputes every account from its history and compares the jobs with it, in one
+// consistent snapshot. It also checks the sequences and the guards. It streams the rows, so its
+// memory is bounded. It calls report for each mismatch, and progress every progressEvery rows.
 func Verify(ctx context.Context, pool *pgxpool.Pool, report func(mismatch string), progress func(Verification)) (Verification, error) {
 	var v Verification
 	seen := func(rows *int64) {
@@ -56,15 +56,15 @@ func Verify(ctx context.Context, pool *pgxpool.Pool, report func(mismatch string
 	return v, nil
 }
 
-// historySQL walks both primary keys side by side: nothing is sorted.
+// historySQL reads both primary keys side by side: Postgres need not sort.
 const historySQL = `
 	SELECT account.id, account.number, account.balance, account.last_seq, account.last_at,
-		entry.seq, entry.type, entry.amount, entry.balance_after, entry.created_at
-	FROM accounts account LEFT JOIN transactions entry ON entry.account_id = account.id
-	ORDER BY account.id, entry.seq`
+		transaction.seq, transaction.type, transaction.amount, transaction.balance_after, transaction.created_at
+	FROM accounts account LEFT JOIN transactions transaction ON transaction.account_id = account.id
+	ORDER BY account.id, transaction.seq`
 
-// historyRow is an account and one entry of its history; the entry's fields are
-// nil for an account without one.
+// historyRow is an account and one transaction of its history; the transaction's fields are
+// nil for an account without a transaction.
 type historyRow struct {
 	AccountID    int64
 	Number       string
@@ -84,7 +84,7 @@ func verifyHistory(ctx context.Context, tx pgx.Tx, v *Verification, seen func(*i
 		return err
 	}
 	defer rows.Close()
-	var account replay
+	var account recomputed
 	for rows.Next() {
 		row, err := pgx.RowToStructByPos[historyRow](rows)
 		if err != nil {
@@ -92,7 +92,7 @@ func verifyHistory(ctx context.Context, tx pgx.Tx, v *Verification, seen func(*i
 		}
 		if row.AccountID != account.row.AccountID {
 			account.end(mismatch)
-			account = replay{row: row}
+			account = recomputed{row: row}
 			seen(&v.Accounts)
 		}
 		if row.Seq != nil {
@@ -104,36 +104,36 @@ func verifyHistory(ctx context.Context, tx pgx.Tx, v *Verification, seen func(*i
 	return rows.Err()
 }
 
-// replay is one account, recomputed.
-type replay struct {
+// recomputed is one account, as its history makes it.
+type recomputed struct {
 	row     historyRow // the account's part of it
 	seq     int64
 	balance int64
 	at      time.Time
 }
 
-func (r *replay) add(entry historyRow, mismatch func(string, ...any)) {
+func (r *recomputed) add(transaction historyRow, mismatch func(string, ...any)) {
 	r.seq++
-	if *entry.Seq != r.seq {
-		mismatch("account %s: transaction %d stands where %d should", r.row.Number, *entry.Seq, r.seq)
-		r.seq = *entry.Seq
+	if *transaction.Seq != r.seq {
+		mismatch("account %s: transaction %d stands where %d should", r.row.Number, *transaction.Seq, r.seq)
+		r.seq = *transaction.Seq
 	}
-	if *entry.Type == Deposit {
-		r.balance += *entry.Amount
+	if *transaction.Type == Deposit {
+		r.balance += *transaction.Amount
 	} else {
-		r.balance -= *entry.Amount
+		r.balance -= *transaction.Amount
 	}
-	if *entry.BalanceAfter != r.balance {
-		mismatch("account %s: transaction %d says balance_after %d, its history makes %d", r.row.Number, r.seq, *entry.BalanceAfter, r.balance)
-		r.balance = *entry.BalanceAfter
+	if *transaction.BalanceAfter != r.balance {
+		mismatch("account %s: transaction %d says balance_after %d, its history makes %d", r.row.Number, r.seq, *transaction.BalanceAfter, r.balance)
+		r.balance = *transaction.BalanceAfter
 	}
-	if !entry.CreatedAt.After(r.at) {
-		mismatch("account %s: transaction %d is dated %v, not after the one before it", r.row.Number, r.seq, *entry.CreatedAt)
+	if !transaction.CreatedAt.After(r.at) {
+		mismatch("account %s: transaction %d is dated %v, not after the one before it", r.row.Number, r.seq, *transaction.CreatedAt)
 	}
-	r.at = *entry.CreatedAt
+	r.at = *transaction.CreatedAt
 }
 
-func (r *replay) end(mismatch func(string, ...any)) {
+func (r *recomputed) end(mismatch func(string, ...any)) {
 	if r.row.AccountID == 0 { // before the first
 		return
 	}
@@ -148,10 +148,10 @@ func (r *replay) end(mismatch func(string, ...any)) {
 	}
 }
 
-// jobsSQL pairs all jobs, archived or not, with the rows that state what became of them, and
-// lets the pairs through that do not agree: a job is in one state, at its own position, and
-// says what its transaction says. The rejection of an archived job is deleted. A job and a
-// key stand in one table.
+// jobsSQL pairs all jobs, archived or not, with the rows that state their outcomes, and returns
+// the pairs that do not agree. A job has one state and its own position, and its transaction
+// has its amount. The rejection of an archived job is deleted. A job, and a key, is either in
+// jobs or in the archive.
 const jobsSQL = `
 	WITH states AS NOT MATERIALIZED (
 		SELECT job_id, account_id, position, 'queued' AS status, NULL::entry_type AS type, NULL::bigint AS amount, NULL AS description,
