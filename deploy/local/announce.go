@@ -5,7 +5,7 @@ import (
 	"net/url"
 )
 
-// announce says where everything is, and what to try first.
+// announce prints the addresses of everything, and a first request.
 func (s *stack) announce() {
 	fmt.Fprintf(s.out, `
 Passbook is running.
@@ -36,8 +36,8 @@ Ctrl-C stops everything; make clean-data deletes the data.
 	)
 }
 
-// runsOwn is the command that opens a server of our own. One of the user's is
-// only named, without its password.
+// runsOwn returns the command that opens a server that local has started. For a server of the
+// user's it returns only the address, without the password.
 func (s *stack) runsOwn(name, before, address, after string) string {
 	for _, r := range s.runs {
 		if r.name == name {

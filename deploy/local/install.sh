@@ -93,7 +93,7 @@ give_up() {
 }
 
 # apt_install installs from the lists that are there, and fetches new ones when
-# those are missing or out of date.
+# they are missing or out of date.
 apt_install() {
 	export DEBIAN_FRONTEND=noninteractive
 	hold_services
@@ -101,11 +101,11 @@ apt_install() {
 		{ apt-get update && apt-get install -y --no-install-recommends "$@"; }
 }
 
-# hold_services keeps Debian's packages from starting the two servers: ours are
-# private ones. policy-rc.d is what they ask, and the only thing that services
-# of systemd heed. A machine that has one knows what it wants. Ours goes when we
-# do; one that a SIGKILL left behind says no to nothing, since it asks if we are
-# still at it.
+# hold_services keeps Debian's packages from starting the two servers: make run
+# starts private ones. The packages ask policy-rc.d, also under systemd. A
+# policy-rc.d that the machine already has stays. This script removes its own at
+# its end. One that a SIGKILL left behind forbids nothing, because it checks that
+# this script still runs.
 hold_services() {
 	policy=/usr/sbin/policy-rc.d
 	[ ! -e "$policy" ] && [ ! -L "$policy" ] || return 0

@@ -10,8 +10,8 @@ import (
 	"strings"
 )
 
-// keys is the JWT keys of this machine, made at the first run and kept, so that
-// tokens outlive a restart.
+// keys returns the JWT keys of this machine. The first run makes them and keeps them, so that
+// tokens stay valid after a restart.
 func keys(path string) (string, error) {
 	kept, err := os.ReadFile(path) //nolint:gosec // our own file
 	if err == nil {
@@ -23,7 +23,7 @@ func keys(path string) (string, error) {
 	secret := make([]byte, 32)
 	_, _ = rand.Read(secret) // never fails
 	made := "local:" + base64.StdEncoding.EncodeToString(secret)
-	// Whole or not at all: half a key would be read for good.
+	// Renamed into place: after a crash no run reads half a key.
 	next := path + ".next"
 	err = os.WriteFile(next, []byte(made+"\n"), 0o600)
 	if err == nil {

@@ -4,7 +4,7 @@
 //	local         run until Ctrl-C
 //	local clean   delete the data of earlier runs
 //
-// It works in the root of the repository, and keeps everything in .local.
+// It runs in the root of the repository, and keeps everything in .local.
 package main
 
 import (
@@ -45,7 +45,7 @@ func run(ctx context.Context, args []string, getenv func(string) string, out *os
 	return fmt.Errorf("unknown arguments %q; usage: local [clean]", args)
 }
 
-// clean deletes the data, wherever it is; under a running server it does not.
+// clean deletes the data of both servers; it refuses while a server runs.
 func clean(ctx context.Context, dir string) error {
 	var errs []error
 	for _, name := range []string{"postgres", "redis"} {

@@ -13,17 +13,17 @@ import (
 
 // plan is what the user's environment asks for.
 type plan struct {
-	dir         string // what we keep
-	databaseURL string // empty for a Postgres of our own
-	redisURL    string // empty for a Redis of our own
-	jwtKeys     string // empty for keys of our own
+	dir         string // keeps the data, the keys and the programs
+	databaseURL string // empty: local starts a Postgres
+	redisURL    string // empty: local starts a Redis
+	jwtKeys     string // empty: local makes keys
 	logFormat   string
 	api         address
 	apiOps      address
 	workerOps   address
 }
 
-// address is where a process will listen, and the variable that says so.
+// address is where a process listens, and the variable that sets it.
 type address struct {
 	variable string
 	value    string
@@ -52,8 +52,8 @@ func readPlan(getenv func(string) string, dir string) (plan, error) {
 	}, nil
 }
 
-// checkPorts finds every port that is not free, before anything starts. It
-// holds each while it tries the next, so two that are the same show too.
+// checkPorts reports every port that is not free, before anything starts. It keeps each port
+// open while it tries the next, so it also reports a port that is named twice.
 func (p plan) checkPorts(ctx context.Context) error {
 	var lc net.ListenConfig
 	var errs []error
@@ -71,8 +71,8 @@ func (p plan) checkPorts(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
-// environment is what a process is given: the user's own, and on top of it what
-// we decided. The last one of a name counts.
+// environment returns the environment of a process: the user's, and after it the variables of
+// the plan. The last one of a name counts.
 func (p plan) environment(ops address) []string {
 	return append(os.Environ(),
 		"DATABASE_URL="+p.databaseURL,
@@ -84,8 +84,8 @@ func (p plan) environment(ops address) []string {
 	)
 }
 
-// url is where to reach the address from here: one that stands for every
-// interface is no place to go to.
+// url returns the URL that reaches the address from this machine: an address of all interfaces
+// becomes 127.0.0.1.
 func (a address) url(path string) string {
 	host, port, err := net.SplitHostPort(a.value)
 	if err != nil {

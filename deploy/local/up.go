@@ -23,22 +23,22 @@ const (
 	stopWait  = 30 * time.Second // for each process
 )
 
-// stack is what runs so far.
+// stack is the plan with the processes that run so far.
 type stack struct {
 	plan
 	out  *os.File
 	runs []running // in the order of the start
 }
 
-// running is a process that we started.
+// running is a process that local has started.
 type running struct {
 	name string
 	done <-chan struct{}
 	stop func(ctx context.Context) error
 }
 
-// up starts everything, says where it is, and stops it in order when ctx ends
-// or one of the processes does.
+// up starts everything, prints the addresses, and stops everything in order when ctx ends
+// or a process ends.
 func up(ctx context.Context, p plan, out *os.File) (err error) {
 	s := &stack{plan: p, out: out}
 	defer func() { err = errors.Join(err, s.stop(context.WithoutCancel(ctx))) }()
@@ -47,7 +47,7 @@ func up(ctx context.Context, p plan, out *os.File) (err error) {
 	} {
 		err := step(ctx)
 		if ctx.Err() != nil {
-			return nil // Ctrl-C: whatever it cut short is no fault
+			return nil // Ctrl-C: the error of a step that it interrupted is no fault
 		}
 		if err != nil {
 			return err
@@ -67,7 +67,7 @@ func (s *stack) bin(name string) string { return filepath.Join(s.dir, "bin", nam
 
 func (s *stack) build(ctx context.Context) error {
 	s.say("Building api and worker; the first time takes a minute or two.")
-	// Without the version's stamp: git refuses to tell it to another user.
+	// Without the version's stamp: git refuses to give it to another user.
 	build := exec.CommandContext(ctx, "go", "build", "-buildvcs=false", "-o", s.bin(""), module+"/cmd/api", module+"/cmd/worker") //nolint:gosec // our own folder
 	build.Stdout, build.Stderr = s.out, s.out
 	if err := build.Run(); err != nil {
@@ -142,7 +142,7 @@ func (s *stack) program(ctx context.Context, name string, ops address, command .
 	return local.StartProgram(ctx, local.ProgramConfig{Name: name, Command: command, Env: s.environment(ops), Output: s.out})
 }
 
-// awaitReady waits until the api and the worker say that they are.
+// awaitReady waits until the api and the worker report that they are ready.
 func (s *stack) awaitReady(ctx context.Context) error {
 	defer http.DefaultClient.CloseIdleConnections()
 	ctx, cancel := context.WithTimeout(ctx, readyWait)
@@ -178,7 +178,7 @@ func ready(ctx context.Context, url string) bool {
 	return resp.Body.Close() == nil && resp.StatusCode == http.StatusOK
 }
 
-// ended is the first process that is gone, if one is.
+// ended returns the first process that has ended, if one has.
 func (s *stack) ended() (name string, ended bool) {
 	for _, r := range s.runs {
 		select {
@@ -190,7 +190,7 @@ func (s *stack) ended() (name string, ended bool) {
 	return "", false
 }
 
-// watch waits for Ctrl-C, or for a process to end that should not.
+// watch waits for Ctrl-C. It returns an error when a process ends by itself.
 func (s *stack) watch(ctx context.Context) error {
 	var watchers sync.WaitGroup
 	defer watchers.Wait()
@@ -207,7 +207,7 @@ func (s *stack) watch(ctx context.Context) error {
 	}
 	<-ended.Done()
 	if ctx.Err() != nil {
-		return nil // that is how it is meant to end
+		return nil // Ctrl-C
 	}
 	name, _ := s.ended()
 	return fmt.Errorf("%s ended by itself; everything else was stopped", name)
