@@ -13,8 +13,8 @@ import (
 	"github.com/passbook/passbook/internal/test/testenv"
 )
 
-// Every trigger of the schema fires in every session, and Verify knows it: a migration
-// that makes or replaces one enables it always.
+// Every trigger of the schema fires in every session, and Verify looks for it: a migration that
+// creates or replaces a trigger must enable it always.
 func TestGuardsAreKnown(t *testing.T) {
 	t.Parallel()
 	pool := testenv.Pool(t)
@@ -43,8 +43,8 @@ func TestGuardsAreKnown(t *testing.T) {
 	}
 }
 
-// Every function of the schema has its search_path fixed, but those that say of which schema
-// their tables and operators are.
+// Every function of the schema fixes its search_path, except functions that name the schema of
+// each table and operator.
 func TestFunctionsFixTheirSearchPath(t *testing.T) {
 	t.Parallel()
 	pool := testenv.Pool(t)
@@ -86,8 +86,8 @@ func mismatches(t *testing.T, pool *pgxpool.Pool) string {
 	return strings.Join(all, "\n")
 }
 
-// No session goes past the rules by its settings or by its temporary tables: not where it
-// says that it replicates, and not where its own tables and operators come first.
+// No session can avoid the rules by its settings or its temporary tables: neither as a replica,
+// nor with own tables and operators that its search_path finds first.
 func TestGuardsHoldInEverySession(t *testing.T) {
 	t.Parallel()
 	toArchive := func(schema string) string {
@@ -148,10 +148,10 @@ func TestGuardsHoldInEverySession(t *testing.T) {
 					t.Errorf("%s: %s", sql, tag)
 				}
 			}
-			const again = `INSERT INTO public.jobs (id, account_id, user_id, type, amount, idempotency_key)
+			const repeated = `INSERT INTO public.jobs (id, account_id, user_id, type, amount, idempotency_key)
 				SELECT gen_random_uuid(), account_id, user_id, type, amount, idempotency_key FROM public.archived_jobs`
-			if tag, err := conn.Exec(t.Context(), again); err != nil || tag.RowsAffected() != 0 {
-				t.Errorf("an archived key once more: %s, %v", tag, err)
+			if tag, err := conn.Exec(t.Context(), repeated); err != nil || tag.RowsAffected() != 0 {
+				t.Errorf("a job with an archived key: %s, %v; want no row", tag, err)
 			}
 			var outcome *string
 			if err := conn.QueryRow(t.Context(), `SELECT outcome::text FROM public.apply_job($1, $2, 0)`, queued, ledger.MaxAmount).Scan(&outcome); err != nil || outcome == nil || *outcome != "succeeded" {
@@ -162,7 +162,7 @@ func TestGuardsHoldInEverySession(t *testing.T) {
 	}
 }
 
-// A role that does not own the tables moves no balance without its history, and writes no
+// A role that does not own the tables can neither change a balance without its history nor the
 // history without its balance, whatever it was granted.
 func TestRoleWithEveryGrant(t *testing.T) {
 	t.Parallel()
@@ -171,11 +171,11 @@ func TestRoleWithEveryGrant(t *testing.T) {
 	account := ledgertest.Account(t, pool, ledgertest.User(t, pool), 100)
 	apply(t, pool, ledgertest.Job(t, pool, account, ledger.Deposit, 5))
 	ledgertest.Job(t, pool, account, ledger.Deposit, 6)
-	const post = `INSERT INTO transactions (account_id, seq, type, amount, balance_after, job_id, position, created_at)
+	const record = `INSERT INTO transactions (account_id, seq, type, amount, balance_after, job_id, position, created_at)
 		SELECT account_id, 3, type, amount, 111, id, position, now() FROM job_states WHERE status = 'queued'`
 	const move = `UPDATE accounts SET balance = 111, last_seq = 3, last_at = now()`
 	for _, sql := range []string{
-		move, post, move + "; " + post, `UPDATE accounts SET created_at = created_at`, `DELETE FROM accounts`,
+		move, record, move + "; " + record, `UPDATE accounts SET created_at = created_at`, `DELETE FROM accounts`,
 		`INSERT INTO accounts (user_id, number, currency, balance, last_seq, last_at, created_at) SELECT user_id, '1234', 'KRW', 5, 1, now(), now() FROM accounts`,
 		`UPDATE transactions SET amount = 7`, `DELETE FROM transactions`, `TRUNCATE transactions`,
 		`DELETE FROM queue`, `UPDATE queue SET position = 0`, `TRUNCATE queue`,
@@ -191,7 +191,7 @@ func TestRoleWithEveryGrant(t *testing.T) {
 			}
 		})
 	}
-	for _, sql := range []string{ // which a role that serves needs
+	for _, sql := range []string{ // what the role of a serving process needs
 		`SELECT FROM accounts FOR NO KEY UPDATE`,
 		`UPDATE queue SET attempts = attempts + 1`,
 		`INSERT INTO failures SELECT account_id, position, job_id, 5, now(), 'internal_error' FROM queue`,
@@ -204,7 +204,7 @@ func TestRoleWithEveryGrant(t *testing.T) {
 	ledgertest.Check(t, pool)
 }
 
-// An initial deposit is the first transaction of its account, and there is one.
+// An account has one initial deposit, and it is the first transaction.
 func TestInitialDepositOnce(t *testing.T) {
 	t.Parallel()
 	pool := testenv.Pool(t)

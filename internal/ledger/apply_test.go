@@ -49,14 +49,15 @@ func (f finished) String() string {
 	return fmt.Sprintf("%s seq %s balance %s failure %s", f.Status, value(f.Seq), value(f.BalanceAfter), value(f.Failure))
 }
 
-func apply(t testing.TB, pool *pgxpool.Pool, ticket uuid.UUID) []ledger.Applied {
+// apply applies all queued jobs of an account up to the named one.
+func apply(t testing.TB, pool *pgxpool.Pool, named uuid.UUID) []ledger.Applied {
 	t.Helper()
-	applied, more, err := ledger.NewApplier(pool).Apply(t.Context(), ticket, 1000)
+	applied, more, err := ledger.NewApplier(pool).Apply(t.Context(), named, 1000)
 	if err != nil {
-		t.Fatalf("apply %s: %v", ticket, err)
+		t.Fatalf("apply %s: %v", named, err)
 	}
 	if more {
-		t.Fatalf("apply %s: more, though the limit was not reached", ticket)
+		t.Fatalf("apply %s: more, though the limit was not reached", named)
 	}
 	return applied
 }
@@ -68,7 +69,7 @@ func TestApply(t *testing.T) {
 	tests := []struct {
 		name    string
 		balance int64
-		entry   ledger.EntryType
+		typ     ledger.EntryType
 		amount  int64
 		want    string
 	}{
@@ -82,16 +83,16 @@ func TestApply(t *testing.T) {
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
 			account := ledgertest.Account(t, pool, user, test.balance)
-			id := ledgertest.Job(t, pool, account, test.entry, test.amount)
+			id := ledgertest.Job(t, pool, account, test.typ, test.amount)
 			applied := apply(t, pool, id)
-			if len(applied) != 1 || applied[0].JobID != id || applied[0].Type != test.entry {
+			if len(applied) != 1 || applied[0].JobID != id || applied[0].Type != test.typ {
 				t.Errorf("applied %+v, want the one job", applied)
 			}
 			if got := readJob(t, pool, id); got.String() != test.want {
 				t.Errorf("job is %s, want %s", got, test.want)
 			}
-			if again := apply(t, pool, id); len(again) != 0 {
-				t.Errorf("a second ticket applied %+v", again)
+			if more := apply(t, pool, id); len(more) != 0 {
+				t.Errorf("a second apply applied %+v", more)
 			}
 		})
 	}
@@ -107,34 +108,34 @@ func TestApplyUnknownJob(t *testing.T) {
 	}
 }
 
-// Tickets that share flushes are all told of when there is nobody to ask, more of them
-// than one flush has, too.
+// Without a connection ApplyShared returns every job as troubled, also where there are more jobs
+// than are sent at once.
 func TestApplySharedWithoutAConnection(t *testing.T) {
 	t.Parallel()
 	pool := testenv.Pool(t)
 	user := ledgertest.User(t, pool)
-	var tickets []uuid.UUID
+	var ids []uuid.UUID
 	for range 40 {
-		tickets = append(tickets, ledgertest.Job(t, pool, ledgertest.Account(t, pool, user, 0), ledger.Deposit, 1))
+		ids = append(ids, ledgertest.Job(t, pool, ledgertest.Account(t, pool, user, 0), ledger.Deposit, 1))
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	applied, rest, troubled := ledger.NewApplier(pool).ApplyShared(ctx, one(tickets), 64)
-	if len(applied) > 0 || len(rest) > 0 || !slices.Equal(troubled, one(tickets)) {
-		t.Errorf("applied %d, %d need another turn, %d are in trouble; want all %d in trouble", len(applied), len(rest), len(troubled), len(tickets))
+	applied, remaining, troubled := ledger.NewApplier(pool).ApplyShared(ctx, due(ids), 64)
+	if len(applied) > 0 || len(remaining) > 0 || !slices.Equal(troubled, due(ids)) {
+		t.Errorf("applied %d, %d remain, %d are troubled; want all %d troubled", len(applied), len(remaining), len(troubled), len(ids))
 	}
-	if applied, rest, troubled := ledger.NewApplier(pool).ApplyShared(t.Context(), one(tickets), 64); len(applied) != len(tickets) || len(rest)+len(troubled) > 0 {
-		t.Errorf("applied %d of %d, %d need another turn, %d are in trouble", len(applied), len(tickets), len(rest), len(troubled))
+	if applied, remaining, troubled := ledger.NewApplier(pool).ApplyShared(t.Context(), due(ids), 64); len(applied) != len(ids) || len(remaining)+len(troubled) > 0 {
+		t.Errorf("applied %d of %d, %d remain, %d are troubled", len(applied), len(ids), len(remaining), len(troubled))
 	}
 }
 
-// Of tickets that share flushes the one whose account is in trouble, refused or locked,
-// is told of. The others lose nothing by it, and the connection is good for more.
+// ApplyShared returns the job whose account is refused or locked as troubled. It applies the
+// jobs of the other accounts in the same batch, and the connection stays usable.
 func TestApplySharedBesideTrouble(t *testing.T) {
 	t.Parallel()
 	tests := []struct {
 		name, trouble string
-		kept          bool // until it is over with the transaction
+		kept          bool // held in an open transaction
 	}{
 		{"Refused", `ALTER TABLE transactions ADD CONSTRAINT unlucky CHECK (amount <> 13)`, false},
 		{"Locked", `SELECT FROM accounts WHERE id = (SELECT account_id FROM jobs WHERE amount = 13) FOR UPDATE`, true},
@@ -145,14 +146,14 @@ func TestApplySharedBesideTrouble(t *testing.T) {
 			pool := testenv.Pool(t)
 			ledgertest.CountAttempts(t, pool)
 			user := ledgertest.User(t, pool)
-			var tickets []uuid.UUID
+			var ids []uuid.UUID
 			for i := range 5 {
 				account := ledgertest.Account(t, pool, user, 0)
 				if i == 2 {
 					ledgertest.Job(t, pool, account, ledger.Deposit, 13)
 				}
 				for range 3 {
-					tickets = append(tickets[:i], ledgertest.Job(t, pool, account, ledger.Deposit, 1))
+					ids = append(ids[:i], ledgertest.Job(t, pool, account, ledger.Deposit, 1))
 				}
 			}
 			config := pool.Config()
@@ -167,7 +168,7 @@ func TestApplySharedBesideTrouble(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			defer holder.Rollback(t.Context()) //nolint:errcheck // it is over by then
+			defer holder.Rollback(t.Context()) //nolint:errcheck // it has ended by then
 			if _, err := holder.Exec(t.Context(), test.trouble); err != nil {
 				t.Fatal(err)
 			}
@@ -177,9 +178,9 @@ func TestApplySharedBesideTrouble(t *testing.T) {
 				}
 			}
 			before := backend(t, single)
-			applied, rest, troubled := ledger.NewApplier(single).ApplyShared(t.Context(), one(tickets), 64)
-			if len(applied) != 4*3 || len(rest) > 0 || !slices.Equal(troubled, one(tickets[2:3])) {
-				t.Errorf("applied %d, %d need another turn, in trouble are %v; want 12, none, and %s", len(applied), len(rest), troubled, tickets[2])
+			applied, remaining, troubled := ledger.NewApplier(single).ApplyShared(t.Context(), due(ids), 64)
+			if len(applied) != 4*3 || len(remaining) > 0 || !slices.Equal(troubled, due(ids[2:3])) {
+				t.Errorf("applied %d, %d remain, %v are troubled; want 12, none, and %s", len(applied), len(remaining), troubled, ids[2])
 			}
 			if n := ledgertest.Attempts(t, pool); n != 0 {
 				t.Errorf("%d attempts are counted; Apply counts them", n)
@@ -191,33 +192,33 @@ func TestApplySharedBesideTrouble(t *testing.T) {
 	}
 }
 
-// Where the connection is lost on the way, every job of the batch is told of: those that were
-// applied before may be lost with the flush that did not come.
+// Where the connection is lost on the way, ApplyShared returns every job of the batch as
+// troubled: without the last commit, the jobs applied before may not be flushed.
 func TestApplySharedLosesItsConnection(t *testing.T) {
 	t.Parallel()
 	pool := testenv.Pool(t)
 	user := ledgertest.User(t, pool)
 	var accounts []ledger.Account
-	var tickets []uuid.UUID
+	var ids []uuid.UUID
 	for range 3 {
 		account := ledgertest.Account(t, pool, user, 0)
 		accounts = append(accounts, account)
 		ledgertest.Job(t, pool, account, ledger.Deposit, 1)
-		tickets = append(tickets, ledgertest.Job(t, pool, account, ledger.Deposit, 1))
+		ids = append(ids, ledgertest.Job(t, pool, account, ledger.Deposit, 1))
 	}
 	holder, err := pool.Begin(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer holder.Rollback(t.Context()) //nolint:errcheck // it is over by then
+	defer holder.Rollback(t.Context()) //nolint:errcheck // it has ended by then
 	if _, err := holder.Exec(t.Context(), `SELECT FROM accounts WHERE id = $1 FOR UPDATE`, accounts[1].ID); err != nil {
 		t.Fatal(err)
 	}
 	var group errgroup.Group
 	group.Go(func() error {
-		_, rest, troubled := ledger.NewApplier(pool).ApplyShared(t.Context(), one(tickets), 64)
-		if len(rest) > 0 || !slices.Equal(troubled, one(tickets)) {
-			return fmt.Errorf("%v need another turn, %v are in trouble; want none, and all of %v", rest, troubled, tickets)
+		_, remaining, troubled := ledger.NewApplier(pool).ApplyShared(t.Context(), due(ids), 64)
+		if len(remaining) > 0 || !slices.Equal(troubled, due(ids)) {
+			return fmt.Errorf("%v remain, %v are troubled; want none, and all of %v", remaining, troubled, ids)
 		}
 		return nil
 	})
@@ -232,27 +233,27 @@ func TestApplySharedLosesItsConnection(t *testing.T) {
 	if err := holder.Rollback(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	_, rest, troubled := ledger.NewApplier(pool).ApplyShared(t.Context(), one(tickets), 64)
-	if len(rest)+len(troubled) > 0 {
-		t.Errorf("later %d need another turn, and %d are in trouble", len(rest), len(troubled))
+	_, remaining, troubled := ledger.NewApplier(pool).ApplyShared(t.Context(), due(ids), 64)
+	if len(remaining)+len(troubled) > 0 {
+		t.Errorf("later %d remain, and %d are troubled", len(remaining), len(troubled))
 	}
 	ledgertest.Check(t, pool)
-	for _, ticket := range tickets {
-		if got := readJob(t, pool, ticket); got.Status != "succeeded" || *got.Seq != 2 {
-			t.Errorf("job %s: %+v", ticket, got)
+	for _, id := range ids {
+		if got := readJob(t, pool, id); got.Status != "succeeded" || *got.Seq != 2 {
+			t.Errorf("job %s: %+v", id, got)
 		}
 	}
 }
 
-// one expects one job for each ticket.
-func one(tickets []uuid.UUID) (due []ledger.Due) {
-	for _, id := range tickets {
-		due = append(due, ledger.Due{JobID: id, Jobs: 1})
+// due says that each job's account has one job to apply.
+func due(ids []uuid.UUID) (all []ledger.Due) {
+	for _, id := range ids {
+		all = append(all, ledger.Due{JobID: id, Jobs: 1})
 	}
-	return due
+	return all
 }
 
-// backend is the process behind the pool's one connection.
+// backend returns the process id of the server process behind the pool's one connection.
 func backend(t *testing.T, single *pgxpool.Pool) (pid int) {
 	t.Helper()
 	if err := single.QueryRow(t.Context(), `SELECT pg_backend_pid()`).Scan(&pid); err != nil {
@@ -261,7 +262,7 @@ func backend(t *testing.T, single *pgxpool.Pool) (pid int) {
 	return pid
 }
 
-// A ticket that comes when all is done waits for nobody who has the account's lock.
+// An apply that finds all jobs done does not wait for the account's lock.
 func TestApplyWithNothingToDo(t *testing.T) {
 	t.Parallel()
 	pool := testenv.Pool(t)
@@ -284,8 +285,8 @@ func TestApplyWithNothingToDo(t *testing.T) {
 	}
 }
 
-// A server that only reads, a standby perhaps, does not say of a job that there is none, or
-// that it is done: the job, or its replay, may be on its way to it.
+// Apply does not believe a read-only server, such as a standby, that a job does not exist or is
+// done: the server may not have received the job, or its replay, yet.
 func TestApplyOnAServerThatOnlyReads(t *testing.T) {
 	t.Parallel()
 	primary := testenv.Pool(t)
@@ -298,16 +299,16 @@ func TestApplyOnAServerThatOnlyReads(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer pool.Close()
-	for name, ticket := range map[string]uuid.UUID{"Unknown": uuid.New(), "Done": done} {
-		_, more, err := ledger.NewApplier(pool).Apply(t.Context(), ticket, 64)
+	for name, named := range map[string]uuid.UUID{"Unknown": uuid.New(), "Done": done} {
+		_, more, err := ledger.NewApplier(pool).Apply(t.Context(), named, 64)
 		if !more || !postgres.IsDown(err) || errors.Is(err, ledger.ErrJobNotFound) {
 			t.Errorf("%s: more %t, %v; want Postgres to be down", name, more, err)
 		}
 	}
 }
 
-// An account that is not there, as a bad restore may leave one, holds nobody up for ever:
-// its jobs end failed, and an operator replays them.
+// Jobs of an account that does not exist, as after a bad restore, end failed. They do not stay
+// queued for ever, and an operator replays them.
 func TestApplyWithoutAnAccount(t *testing.T) {
 	t.Parallel()
 	pool := testenv.Pool(t)
@@ -329,8 +330,8 @@ func TestApplyWithoutAnAccount(t *testing.T) {
 	}
 }
 
-// A ticket applies everything before its job, in order, and nothing after it.
-func TestApplyInOrderUpToTheTicket(t *testing.T) {
+// Apply applies every job before the named one, in order, and no job after it.
+func TestApplyInOrderUpToTheNamedJob(t *testing.T) {
 	t.Parallel()
 	pool := testenv.Pool(t)
 	account := ledgertest.Account(t, pool, ledgertest.User(t, pool), 0)
@@ -340,33 +341,33 @@ func TestApplyInOrderUpToTheTicket(t *testing.T) {
 	}
 	applied, more, err := ledger.NewApplier(pool).Apply(t.Context(), ids[149], 100)
 	if err != nil || !more {
-		t.Fatalf("first turn: more %t, error %v; want more", more, err)
+		t.Fatalf("first apply: more %t, error %v; want more", more, err)
 	}
-	rest, more, err := ledger.NewApplier(pool).Apply(t.Context(), ids[149], 100)
+	later, more, err := ledger.NewApplier(pool).Apply(t.Context(), ids[149], 100)
 	if err != nil || more {
-		t.Fatalf("second turn: more %t, error %v; want no more", more, err)
+		t.Fatalf("second apply: more %t, error %v; want no more", more, err)
 	}
 	var order []uuid.UUID
-	for _, job := range append(applied, rest...) {
+	for _, job := range append(applied, later...) {
 		order = append(order, job.JobID)
 	}
 	if !slices.Equal(order, ids[:150]) {
 		t.Errorf("applied %d jobs in another order than accepted", len(order))
 	}
 	if late, more, err := ledger.NewApplier(pool).Apply(t.Context(), ids[149], 100); err != nil || more || len(late) > 0 {
-		t.Errorf("a ticket of a finished job: applied %d, more %t, error %v; want nothing", len(late), more, err)
+		t.Errorf("apply of a finished job: applied %d, more %t, error %v; want nothing", len(late), more, err)
 	}
 	if got := readJob(t, pool, ids[150]); got.Status != "queued" {
-		t.Errorf("the job after the ticket's is %s, want queued", got)
+		t.Errorf("the job after the named one is %s, want queued", got)
 	}
 	if found := ledgertest.Check(t, pool); found.Transactions != 150 {
 		t.Errorf("%d transactions, want 150", found.Transactions)
 	}
 }
 
-// A ticket that waits for the account, and finds its own job done by then, leaves the
-// jobs behind it to their own.
-func TestApplyNothingBehindTheTicket(t *testing.T) {
+// An apply that waits for the account, and finds the named job done by then, does not apply
+// the jobs behind it: another task names them.
+func TestApplyNothingBehindTheNamedJob(t *testing.T) {
 	t.Parallel()
 	pool := testenv.Pool(t)
 	account := ledgertest.Account(t, pool, ledgertest.User(t, pool), 0)
@@ -375,7 +376,7 @@ func TestApplyNothingBehindTheTicket(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer tx.Rollback(context.WithoutCancel(t.Context())) //nolint:errcheck // it is over by then
+	defer tx.Rollback(context.WithoutCancel(t.Context())) //nolint:errcheck // it has ended by then
 	if _, err := tx.Exec(t.Context(), ledger.Statements["apply"].SQL, first, ledger.MaxAmount, 0, true); err != nil {
 		t.Fatal(err)
 	}
@@ -395,13 +396,13 @@ func TestApplyNothingBehindTheTicket(t *testing.T) {
 		t.Error(err)
 	}
 	if got := readJob(t, pool, behind); got.Status != "queued" {
-		t.Errorf("the job behind the ticket's is %s, want queued", got)
+		t.Errorf("the job behind the named one is %s, want queued", got)
 	}
 	ledgertest.Check(t, pool)
 }
 
-// Many workers with many tickets, doubled and in any order, apply each job
-// once, in the order of position.
+// Many workers apply each job once, in the order of position, though several tasks name each
+// job, in any order.
 func TestApplyConcurrently(t *testing.T) {
 	t.Parallel()
 	pool := testenv.Pool(t)
@@ -417,17 +418,17 @@ func TestApplyConcurrently(t *testing.T) {
 	for a := range accounts {
 		account := ledgertest.Account(t, pool, user, 50)
 		for i := range jobs {
-			entry := ledger.Deposit
+			typ := ledger.Deposit
 			if i%3 != 0 {
-				entry = ledger.Withdrawal
+				typ = ledger.Withdrawal
 			}
-			ids[a] = append(ids[a], ledgertest.Job(t, pool, account, entry, int64(7+i%11)))
+			ids[a] = append(ids[a], ledgertest.Job(t, pool, account, typ, int64(7+i%11)))
 		}
 	}
 	for worker := range 8 {
 		group.Go(func() error {
 			for i := range jobs * accounts {
-				// Each worker walks through the tickets in another order.
+				// Each worker goes through the jobs in another order.
 				n := (i*(2*worker+7) + worker) % (jobs * accounts)
 				applied, _, err := ledger.NewApplier(pool).Apply(t.Context(), ids[n%accounts][n/accounts], 10)
 				if err != nil {
@@ -446,7 +447,7 @@ func TestApplyConcurrently(t *testing.T) {
 		t.Fatal(err)
 	}
 	if n := ledgertest.Attempts(t, pool); n != 0 {
-		t.Errorf("Postgres refused %d attempts: somebody applied without the account's lock", n)
+		t.Errorf("Postgres refused %d attempts: a worker applied without the account's lock", n)
 	}
 	for a := range accounts {
 		balance, seq := int64(50), int64(1)
@@ -456,15 +457,15 @@ func TestApplyConcurrently(t *testing.T) {
 			}
 			want := model(&balance, &seq, i%3 == 0, int64(7+i%11))
 			if got := readJob(t, pool, id); got.String() != want {
-				t.Errorf("job %d of account %d is %s, a single thread makes it %s", i, a, got, want)
+				t.Errorf("job %d of account %d is %s, want %s as from a single thread", i, a, got, want)
 			}
 		}
 	}
 	ledgertest.Check(t, pool)
 }
 
-// An apply that waited for the account's lock goes by what was applied meanwhile: it
-// takes no job again, and reads no old balance.
+// An apply that waited for the account's lock sees the jobs that were applied meanwhile: it
+// applies none of them again, and reads the new balance.
 func TestApplyAfterAWait(t *testing.T) {
 	t.Parallel()
 	tests := []struct {
@@ -475,7 +476,7 @@ func TestApplyAfterAWait(t *testing.T) {
 		{"Moved", ledger.Deposit, []string{
 			"succeeded seq 2 balance 150 failure -", "succeeded seq 3 balance 50 failure -", "rejected seq - balance - failure insufficient_funds",
 		}},
-		{"Rejected", ledger.Withdrawal, []string{ // which leaves the account's row as it was
+		{"Rejected", ledger.Withdrawal, []string{ // a rejection does not change the account's row
 			"rejected seq - balance - failure insufficient_funds", "rejected seq - balance - failure insufficient_funds",
 			"rejected seq - balance - failure insufficient_funds",
 		}},
@@ -510,7 +511,7 @@ func TestApplyAfterAWait(t *testing.T) {
 				t.Fatal(err)
 			}
 			if err := group.Wait(); err != nil || len(applied) != 2 {
-				t.Errorf("applied %d jobs, %v; want the two that were left", len(applied), err)
+				t.Errorf("applied %d jobs, %v; want the two that remained", len(applied), err)
 			}
 			for i, want := range test.want {
 				if got := readJob(t, pool, ids[i]); got.String() != want {
@@ -525,8 +526,8 @@ func TestApplyAfterAWait(t *testing.T) {
 	}
 }
 
-// The same where the job that was applied meanwhile was not even accepted when the wait
-// began, though it is the older one: the two were accepted at the same time.
+// An apply that waited for the account's lock sees also a job that was not committed when the wait
+// began, though that job has the lower position: the two were accepted at the same time.
 func TestApplyAfterAnUnseenJob(t *testing.T) {
 	t.Parallel()
 	pool := testenv.Pool(t)
@@ -582,8 +583,8 @@ func TestApplyAfterAnUnseenJob(t *testing.T) {
 	ledgertest.Check(t, pool)
 }
 
-// The lowest position is taken each time: a job that comes up before those that a
-// ticket has brought on, committed late or replayed, is the next.
+// Apply looks for the lowest position each time: a job that is committed late or replayed while
+// a task is applied, with a lower position than the remaining jobs, is the next.
 func TestApplyTakesTheLowestPositionEachTime(t *testing.T) {
 	t.Parallel()
 	pool := testenv.Pool(t)
@@ -619,7 +620,7 @@ func TestApplyTakesTheLowestPositionEachTime(t *testing.T) {
 	ledgertest.Check(t, pool)
 }
 
-// awaitWaiting waits until somebody waits for a lock.
+// awaitWaiting waits until a session of the database waits for a lock.
 func awaitWaiting(t *testing.T, pool *pgxpool.Pool) {
 	t.Helper()
 	testenv.Eventually(t, "the apply to wait for the lock", func() (waits bool) {
@@ -629,7 +630,7 @@ func awaitWaiting(t *testing.T, pool *pgxpool.Pool) {
 	})
 }
 
-// model is the bank with a single thread.
+// model applies a job to a balance and a seq as a single thread would, and returns its outcome.
 func model(balance, seq *int64, deposit bool, amount int64) string {
 	switch {
 	case !deposit && *balance < amount:
@@ -666,7 +667,7 @@ func TestApplyRefusedJob(t *testing.T) {
 			t.Fatalf("attempt %d: job is %s after %d attempts", attempt, got, got.Attempts)
 		}
 		if got := readJob(t, pool, beside); got.Status != "succeeded" || got.Attempts != 0 {
-			t.Fatalf("attempt %d: the job before it is %s after %d attempts, undone by another's fault", attempt, got, got.Attempts)
+			t.Fatalf("attempt %d: the job before it is %s after %d attempts, undone by another job's fault", attempt, got, got.Attempts)
 		}
 		if got := readJob(t, pool, after); got.Status != "queued" {
 			t.Fatalf("attempt %d: the job behind is %s, out of order", attempt, got)
@@ -699,7 +700,7 @@ func TestApplyRefusedJob(t *testing.T) {
 		if err := applier.Replay(t.Context(), []uuid.UUID{unlucky}); err != nil {
 			t.Fatal(err)
 		}
-		apply(t, pool, after) // a ticket whose own job is done
+		apply(t, pool, after) // which is done already
 		if got, want := readJob(t, pool, unlucky).String(), "succeeded seq 5 balance 990 failure -"; got != want {
 			t.Errorf("replayed job is %s, want %s", got, want)
 		}
@@ -707,8 +708,8 @@ func TestApplyRefusedJob(t *testing.T) {
 	})
 }
 
-// Trouble of Postgres's own spends no attempt: here a lock that is not granted
-// in time, before the attempt is counted or after.
+// An error that is not the job's fault spends no attempt: here Postgres does not grant a lock in
+// time, before the attempt is counted or after.
 func TestApplySpendsNoAttemptOnPostgresTrouble(t *testing.T) {
 	t.Parallel()
 	tests := []struct{ name, lock string }{
@@ -732,13 +733,13 @@ func TestApplySpendsNoAttemptOnPostgresTrouble(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			defer holder.Rollback(t.Context()) //nolint:errcheck // it is over by then
+			defer holder.Rollback(t.Context()) //nolint:errcheck // it has ended by then
 			if _, err := holder.Exec(t.Context(), test.lock); err != nil {
 				t.Fatal(err)
 			}
 			for range ledger.MaxAttempts + 1 {
 				if _, _, err := ledger.NewApplier(impatient).Apply(t.Context(), id, 64); err == nil || errors.Is(err, ledger.ErrRefused) {
-					t.Fatalf("under another's lock: %v, want Postgres's own error", err)
+					t.Fatalf("while the lock is held: %v, want the lock timeout", err)
 				}
 			}
 			if err := holder.Rollback(t.Context()); err != nil {
@@ -753,8 +754,8 @@ func TestApplySpendsNoAttemptOnPostgresTrouble(t *testing.T) {
 	}
 }
 
-// A replay that would put an older job in front, while the last attempt of another is under
-// way, waits for that: the job that was tried ends failed, and the older one is queued.
+// A replay of an older job waits while the last attempt of another job is under way: the tried
+// job ends failed, and the older one is queued.
 func TestApplyFailsTheJobThatWasTried(t *testing.T) {
 	t.Parallel()
 	pool := testenv.Pool(t)
@@ -763,7 +764,7 @@ func TestApplyFailsTheJobThatWasTried(t *testing.T) {
 	older := ledgertest.Job(t, pool, account, ledger.Deposit, 12)
 	tried := ledgertest.Job(t, pool, account, ledger.Deposit, 13)
 	applier := ledger.NewApplier(pool)
-	for range 2*ledger.MaxAttempts - 2 { // the older one's, and all but one of the other's
+	for range 2*ledger.MaxAttempts - 2 { // all attempts of the older job, and all but one of the other
 		_, _, _ = applier.Apply(t.Context(), tried, 64)
 	}
 	if got := readJob(t, pool, tried); got.Status != "queued" || got.Attempts != ledger.MaxAttempts-1 {
@@ -773,7 +774,7 @@ func TestApplyFailsTheJobThatWasTried(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer holder.Rollback(t.Context()) //nolint:errcheck // it is over by then
+	defer holder.Rollback(t.Context()) //nolint:errcheck // it has ended by then
 	if _, err := holder.Exec(t.Context(), `SELECT pg_advisory_xact_lock(13)`); err != nil {
 		t.Fatal(err)
 	}

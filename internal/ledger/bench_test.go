@@ -10,8 +10,8 @@ import (
 	"github.com/passbook/passbook/internal/test/testenv"
 )
 
-// One account, a ticket for each job, on a Postgres whose fsync is off: what
-// the code costs, not the disk.
+// BenchmarkApply calls Apply for each job of one account. Postgres's fsync is off, so it measures
+// what the code costs, not the disk.
 func BenchmarkApply(b *testing.B) {
 	pool := testenv.Pool(b)
 	account := ledgertest.Account(b, pool, ledgertest.User(b, pool), 0)

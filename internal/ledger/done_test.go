@@ -13,8 +13,8 @@ import (
 	"github.com/passbook/passbook/internal/test/testenv"
 )
 
-// While a snapshot is held, the index of the queue keeps an entry of each finished job. An
-// apply does not walk through them.
+// While a session holds a snapshot, the queue's index keeps an entry of each finished job. An
+// apply does not read them.
 func TestApplyUnderASnapshot(t *testing.T) {
 	t.Parallel()
 	pool := testenv.Pool(t)
@@ -23,7 +23,7 @@ func TestApplyUnderASnapshot(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer holder.Rollback(t.Context()) //nolint:errcheck // it is over by then
+	defer holder.Rollback(t.Context()) //nolint:errcheck // it has ended by then
 	if _, err := holder.Exec(t.Context(), `SELECT FROM jobs`); err != nil {
 		t.Fatal(err)
 	}
@@ -39,7 +39,7 @@ func TestApplyUnderASnapshot(t *testing.T) {
 		}
 		applied += len(some)
 	}
-	const few = 200 // those that finished last, whose transactions a search can't know to have ended
+	const few = 200 // the last finished jobs, whose transactions the search cannot know to have ended
 	testenv.Eventually(t, "the transactions of other tests on the server to end", func() bool {
 		next := ledgertest.Job(t, pool, account, ledger.Deposit, 1)
 		n := entriesOfApply(t, pool, next)
@@ -51,8 +51,8 @@ func TestApplyUnderASnapshot(t *testing.T) {
 	})
 }
 
-// entriesOfApply is how many entries of the queue's index the apply of a job reads. It is
-// undone.
+// entriesOfApply returns how many entries of the queue's index the apply of a job reads. It rolls
+// the apply back.
 func entriesOfApply(t *testing.T, pool *pgxpool.Pool, job uuid.UUID) (n int) {
 	t.Helper()
 	tx, err := pool.Begin(t.Context())
@@ -66,27 +66,26 @@ func entriesOfApply(t *testing.T, pool *pgxpool.Pool, job uuid.UUID) (n int) {
 		}
 		return n
 	}
-	before := read() // some of the session's, which it has not reported yet
+	before := read() // what the session has read and not reported yet
 	if _, err := tx.Exec(t.Context(), `SELECT apply_job($1, $2, 0)`, job, ledger.MaxAmount); err != nil {
 		t.Fatal(err)
 	}
 	return read() - before
 }
 
-// A job that has drawn its position, and is committed only when many later ones are
-// finished, is applied before any that is sent after it: the search for the oldest queued
-// job does not pass it over, wherever it begins. Nor does it pass a replayed one over.
+// A job that is committed only when many jobs with higher positions are finished is applied
+// before any job that is sent after its commit: the search for the oldest queued job finds it.
 func TestApplyFindsWhatIsCommittedLate(t *testing.T) {
 	t.Parallel()
 	const insertSQL = `INSERT INTO jobs (id, account_id, user_id, idempotency_key, type, amount)
 		VALUES ($1, $2, (SELECT user_id FROM accounts WHERE id = $2), $3, 'deposit', 1)`
 	tests := map[string]struct {
-		first  string // of the late accept's transaction
-		insert string // the rest of it, up to its commit
+		first  string // statement of the late accept's transaction
+		insert string // its second and last statement
 	}{
 		"Inserted":          {insert: insertSQL},
 		"InASubtransaction": {first: `SAVEPOINT below`, insert: insertSQL},
-		"PositionDrawn": {insert: strings.Replace(insertSQL, "'deposit', 1)", // waits with its position in hand
+		"PositionDrawn": {insert: strings.Replace(insertSQL, "'deposit', 1)", // waits after it has drawn its position
 			`'deposit', (SELECT 1 FROM pg_advisory_xact_lock(7)))`, 1)},
 	}
 	for name, test := range tests {
@@ -99,7 +98,7 @@ func TestApplyFindsWhatIsCommittedLate(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			defer gate.Rollback(t.Context()) //nolint:errcheck // it is over by then
+			defer gate.Rollback(t.Context()) //nolint:errcheck // it has ended by then
 			if _, err := gate.Exec(t.Context(), `SELECT pg_advisory_xact_lock(7)`); err != nil {
 				t.Fatal(err)
 			}
@@ -146,7 +145,7 @@ func TestApplyFindsWhatIsCommittedLate(t *testing.T) {
 	}
 }
 
-// A job that was replayed long after later ones finished is applied before those that are
+// A job that is replayed long after later jobs have finished is applied before the jobs that are
 // sent after the replay.
 func TestApplyFindsWhatWasReplayed(t *testing.T) {
 	t.Parallel()
@@ -172,8 +171,8 @@ func TestApplyFindsWhatWasReplayed(t *testing.T) {
 	}
 }
 
-// An account from a server whose transaction ids were far higher, as pg_dump takes it along,
-// notes the ids of this one.
+// An account that pg_dump took from a server with far higher transaction ids stores the ids of
+// this server from its next apply on.
 func TestApplyAfterARestoreWithLowerIDs(t *testing.T) {
 	t.Parallel()
 	pool := testenv.Pool(t)
@@ -197,7 +196,7 @@ func TestApplyAfterARestoreWithLowerIDs(t *testing.T) {
 			t.Fatal(err)
 		}
 		if doneTo > last {
-			t.Fatalf("no job up to position %d is said to be queued, and the last has %d", doneTo, last)
+			t.Fatalf("done_to says that no job up to position %d is queued, and the last has %d", doneTo, last)
 		}
 		return doneTo >= second
 	})

@@ -3,8 +3,8 @@ package ledger
 // Guards are the triggers that Verify looks for, by their tables.
 var Guards = guards
 
-// Statements are those that run for tickets: what each takes besides a ticket's job, and
-// how often it steps into the queue where that is not the oldest, or is done.
+// Statements are the statements that apply jobs. Args are their parameters after the job's id.
+// Steps is how often each searches the queue for a job that is not the oldest, or is done.
 var Statements = map[string]struct {
 	SQL   string
 	Args  []any

@@ -11,9 +11,8 @@ import (
 	"github.com/passbook/passbook/internal/test/testenv"
 )
 
-// A batch is told of once it is as durable as a commit of its own: here a synchronous
-// standby never answers, so that each wait lasts. All its transactions but one wait for
-// nothing: their jobs are finished meanwhile.
+// ApplyShared returns once a batch is as durable as a commit of its own. Here a synchronous standby
+// does not answer, so each such commit waits: one of the batch, for all its jobs.
 func TestApplyFlushesOnceABatch(t *testing.T) {
 	t.Parallel()
 	pool, url := ownServer(t)
@@ -40,21 +39,21 @@ func TestApplyFlushesOnceABatch(t *testing.T) {
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
 			back := testenv.AwayStandby(t, url)
-			told := make(chan [2]int, 1)
+			returned := make(chan [2]int, 1)
 			go func() {
 				applied, _, troubled := ledger.NewApplier(pool).ApplyShared(t.Context(), test.due, 64)
-				told <- [2]int{len(applied), len(troubled)}
+				returned <- [2]int{len(applied), len(troubled)}
 			}()
 			if test.finished > 0 {
 				testenv.Eventually(t, "the batch to wait for the standby", func() bool { return waiting(t, pool) == 1 })
 				select {
-				case got := <-told:
-					t.Fatalf("%d jobs are told of that no standby has", got[0])
+				case got := <-returned:
+					t.Fatalf("returned %d jobs that no standby has", got[0])
 				default:
 				}
 				back()
 			}
-			if got, want := <-told, [2]int{test.finished, test.troubled}; got != want {
+			if got, want := <-returned, [2]int{test.finished, test.troubled}; got != want {
 				t.Errorf("finished and troubled jobs: %v, want %v", got, want)
 			}
 			back()
@@ -62,8 +61,8 @@ func TestApplyFlushesOnceABatch(t *testing.T) {
 	}
 }
 
-// All transactions of a batch but the last are committed, and seen by others, while the
-// last one waits.
+// Other sessions see all transactions of a batch but the last as committed while the last one
+// waits for the standby.
 func TestApplyCommitsAheadOfTheFlush(t *testing.T) {
 	t.Parallel()
 	pool, url := ownServer(t)
@@ -78,7 +77,7 @@ func TestApplyCommitsAheadOfTheFlush(t *testing.T) {
 		defer close(ended)
 		ledger.NewApplier(pool).ApplyShared(t.Context(), due, 64)
 	}()
-	testenv.Eventually(t, "the others to be seen", func() bool { return countSucceeded(t, pool) == len(due)-1 })
+	testenv.Eventually(t, "all transactions but the last to be seen", func() bool { return countSucceeded(t, pool) == len(due)-1 })
 	back()
 	<-ended
 	for _, d := range due {
@@ -88,7 +87,7 @@ func TestApplyCommitsAheadOfTheFlush(t *testing.T) {
 	}
 }
 
-// ownServer is a server of the test's own, whose commits a synchronous standby can hold.
+// ownServer starts a server for the test, whose commits a synchronous standby can delay.
 func ownServer(t *testing.T) (pool *pgxpool.Pool, url string) {
 	t.Helper()
 	server := testenv.PostgresServerWith(t, map[string]string{"synchronous_commit": ""})

@@ -12,10 +12,10 @@ import (
 	"github.com/passbook/passbook/internal/test/testenv"
 )
 
-// A job whose row has come back from Postgres, and whose commit has not, is not
-// answered: here the connection dies between the two. Nor are those before it in its batch,
-// which are committed and not known to be flushed.
-func TestApplyAnswersOnlyWhatIsCommitted(t *testing.T) {
+// Apply does not return a job whose row it has read and whose commit it has not: here the
+// connection dies between the two. Nor does it return the jobs before it in the batch: they are
+// committed, but may not be flushed.
+func TestApplyReturnsOnlyCommittedJobs(t *testing.T) {
 	t.Parallel()
 	tests := []struct {
 		name    string
@@ -40,9 +40,9 @@ func TestApplyAnswersOnlyWhatIsCommitted(t *testing.T) {
 			}
 			before := slices.Index(test.amounts, killedAmount)
 			applied, more, err := ledger.NewApplier(pool).Apply(t.Context(), ids[len(ids)-1], 64)
-			told := min(before, 1) // the first is tried alone
-			if err == nil || !more || len(applied) != told {
-				t.Errorf("answered with %+v, more %t, %v before the commit", applied, more, err)
+			alone := min(before, 1) // the first job is a batch of its own
+			if err == nil || !more || len(applied) != alone {
+				t.Errorf("returned %+v, more %t, %v before the commit", applied, more, err)
 			}
 			for i, id := range ids[before:] {
 				if got := readJob(t, pool, id).String(); got != queued {
@@ -56,8 +56,8 @@ func TestApplyAnswersOnlyWhatIsCommitted(t *testing.T) {
 	}
 }
 
-// Jobs that were dated by clocks that were ahead, or have been set back since,
-// move the account forwards in time and spend no attempt.
+// An account's time moves forwards only, and no attempt is spent, where the clocks that date its
+// jobs are ahead or are set back.
 func TestApplyTimeNeverGoesBack(t *testing.T) {
 	t.Parallel()
 	pool := testenv.Pool(t)
@@ -84,7 +84,7 @@ func TestApplyTimeNeverGoesBack(t *testing.T) {
 	ledgertest.Check(t, pool)
 }
 
-// A key that has made a job opens no account, not when the job is archived either.
+// A key that has made a job opens no account, also when the job is archived.
 func TestOpenWithAJobsKey(t *testing.T) {
 	t.Parallel()
 	pool := testenv.Pool(t)

@@ -21,23 +21,21 @@ import (
 	"github.com/passbook/passbook/internal/test/testenv"
 )
 
-// Whatever is done to a few accounts, in whatever order, and whatever fails
-// meanwhile: each step answers as the model does, and every few steps the
-// database says of the accounts exactly what the model does, to the last attempt.
-// As many banks as there are processors try it beside each other; `make
-// properties` lets them for longer, each on a processor of its own.
+// A few accounts go through steps in any order, with any fault. Each step returns what the
+// model returns. Every few steps the accounts in the database equal the model's, including the
+// number of attempts. One bank runs for each processor; `make properties` runs them for longer.
 func TestLedgerAsTheModel(t *testing.T) {
 	t.Parallel()
 	for n := range runtime.GOMAXPROCS(0) {
 		t.Run(fmt.Sprint(n), func(t *testing.T) {
 			t.Parallel()
-			tryBank(t)
+			checkBank(t)
 		})
 	}
 }
 
-// tryBank lets rapid try a bank in a database of its own.
-func tryBank(t *testing.T) {
+// checkBank has rapid check a bank in a database of its own.
+func checkBank(t *testing.T) {
 	t.Helper()
 	pool := servingPool(t)
 	for _, sql := range faultSQL {
@@ -52,9 +50,9 @@ func tryBank(t *testing.T) {
 		b.Open(rt)
 		b.Accept(rt)
 		actions := rapid.StateMachineActions(b)
-		actions["AcceptMore"], actions["ApplyMore"] = b.Accept, b.Apply // the most of what happens
+		actions["AcceptMore"], actions["ApplyMore"] = b.Accept, b.Apply // the most frequent steps
 		rt.Repeat(actions)
-		b.look(rt)
+		b.compare(rt)
 		steps += b.steps
 	})
 	took := time.Since(started)
@@ -62,8 +60,8 @@ func tryBank(t *testing.T) {
 	ledgertest.Check(t, pool)
 }
 
-// servingPool goes by index from the start, as a worker's does: the first plans
-// are made while the tables are empty.
+// servingPool opens a pool that uses indexes from the start, as a worker's does: Postgres makes
+// the first plans while the tables are empty.
 func servingPool(t testing.TB) *pgxpool.Pool {
 	t.Helper()
 	cfg, err := pgxpool.ParseConfig(testenv.Postgres(t))
@@ -80,17 +78,17 @@ func servingPool(t testing.TB) *pgxpool.Pool {
 	return pool
 }
 
-// What the faults of a test strike: a transaction of one of these amounts, in an
-// account that faults names.
+// The amounts of transactions that a fault can be injected into. The table faults names the
+// accounts.
 const (
 	refusedAmount = 13 // refused for as long as the account is broken
 	killedAmount  = 17 // its connection is killed
 )
 
-// faultSQL teaches a test's database to fail where it is told to.
+// faultSQL makes a test's database fail at the transactions that the table faults names.
 var faultSQL = []string{
 	`CREATE TABLE faults (account_id bigint PRIMARY KEY, amount bigint NOT NULL, at text NOT NULL)`,
-	`CREATE FUNCTION strike() RETURNS trigger LANGUAGE plpgsql AS $$
+	`CREATE FUNCTION inject_fault() RETURNS trigger LANGUAGE plpgsql AS $$
 	BEGIN
 		IF EXISTS (SELECT FROM faults WHERE account_id = NEW.account_id AND amount = NEW.amount AND at = TG_ARGV[0]) THEN
 			IF NEW.amount = 13 THEN
@@ -100,17 +98,16 @@ var faultSQL = []string{
 		END IF;
 		RETURN NEW;
 	END $$`,
-	`CREATE TRIGGER strike BEFORE INSERT ON transactions FOR EACH ROW
-		WHEN (NEW.amount IN (13, 17)) EXECUTE FUNCTION strike('insert')`,
-	`CREATE CONSTRAINT TRIGGER strike_late AFTER INSERT ON transactions DEFERRABLE INITIALLY DEFERRED FOR EACH ROW
-		WHEN (NEW.amount IN (13, 17)) EXECUTE FUNCTION strike('commit')`,
+	`CREATE TRIGGER inject_fault BEFORE INSERT ON transactions FOR EACH ROW
+		WHEN (NEW.amount IN (13, 17)) EXECUTE FUNCTION inject_fault('insert')`,
+	`CREATE CONSTRAINT TRIGGER inject_fault_at_commit AFTER INSERT ON transactions DEFERRABLE INITIALLY DEFERRED FOR EACH ROW
+		WHEN (NEW.amount IN (13, 17)) EXECUTE FUNCTION inject_fault('commit')`,
 }
 
-// bank is the state machine: its exported methods are what may happen, and the
-// rest is the model.
+// bank is the state machine. Its exported methods are the steps, and its other methods the model.
 //
-// One that can't happen is skipped before it draws anything, which costs rapid
-// nothing; one that costs much happens rarely, and a plainer one in its place.
+// A step that is impossible is skipped before it draws a value, which costs rapid nothing. A step
+// that costs much is rare: mostly a cheaper step runs in its place.
 type bank struct {
 	t         testing.TB
 	pool      *pgxpool.Pool
@@ -120,7 +117,7 @@ type bank struct {
 	impatient *impatient
 
 	opened  []*modelAccount
-	touched []*modelAccount // since the last look
+	touched []*modelAccount // since the last comparison
 	steps   int64
 }
 
@@ -135,7 +132,7 @@ type modelAccount struct {
 
 type modelJob struct {
 	id       uuid.UUID
-	entry    ledger.EntryType
+	typ      ledger.EntryType
 	amount   int64
 	outcome  string // as readSQL shows it
 	attempts int
@@ -184,7 +181,7 @@ func (b *bank) Open(rt *rapid.T) {
 	case want == nil:
 		want = &modelAccount{id: got.ID, opening: o}
 		if o.InitialDeposit > 0 {
-			want.post(ledger.Deposit, o.InitialDeposit)
+			want.record(ledger.Deposit, o.InitialDeposit)
 		}
 		b.opened = append(b.opened, want)
 	}
@@ -194,8 +191,8 @@ func (b *bank) Open(rt *rapid.T) {
 	b.touch(want)
 }
 
-// opens answers with the account that the opening's key has opened, or with why
-// it opens none.
+// opens returns the account that the opening's key has opened, or the error with which the
+// opening is refused.
 func (b *bank) opens(o ledger.Opening) (*modelAccount, error) {
 	var taken error
 	for _, a := range b.opened {
@@ -219,7 +216,7 @@ var (
 		rapid.Int64Range(1, 2000),
 		rapid.Int64Range(ledger.MaxAmount-2000, ledger.MaxAmount),
 	)
-	entries = rapid.SampledFrom([]ledger.EntryType{ledger.Deposit, ledger.Withdrawal})
+	types = rapid.SampledFrom([]ledger.EntryType{ledger.Deposit, ledger.Withdrawal})
 )
 
 // acceptSQL inserts jobs in the order in which they are given.
@@ -233,22 +230,22 @@ const acceptSQL = `
 	WHERE accounts.id = $1
 	ORDER BY job.n`
 
-// Accept puts jobs in line. The clock that dates them may be wrong.
+// Accept queues jobs. The clock that dates them may be wrong.
 func (b *bank) Accept(rt *rapid.T) {
 	maxJobs, most := 16, 4 // of an account, at once
 	if oneIn(rt, 32) {
-		maxJobs, most = 64, 40 // more than a flush takes
+		maxJobs, most = 64, 40 // more than are sent at once
 	}
 	a := b.account(rt, func(a *modelAccount) bool { return len(a.jobs)+most <= maxJobs })
 	var jobs []*modelJob
 	for range min(most, rapid.SampledFrom([]int{1, 1, 1, 1, 1, 1, 2, most}).Draw(rt, "jobs")) {
-		jobs = append(jobs, newJob(entries.Draw(rt, "type"), amounts.Draw(rt, "amount")))
+		jobs = append(jobs, newJob(types.Draw(rt, "type"), amounts.Draw(rt, "amount")))
 	}
 	b.accept(rt, a, rapid.SampledFrom([]int{0, 0, -3600, 3600}).Draw(rt, "clock advance"), jobs...)
 }
 
-func newJob(entry ledger.EntryType, amount int64) *modelJob {
-	return &modelJob{id: uuid.New(), entry: entry, amount: amount, outcome: queued}
+func newJob(typ ledger.EntryType, amount int64) *modelJob {
+	return &modelJob{id: uuid.New(), typ: typ, amount: amount, outcome: queued}
 }
 
 func (b *bank) accept(rt *rapid.T, a *modelAccount, advance int, jobs ...*modelJob) {
@@ -258,7 +255,7 @@ func (b *bank) accept(rt *rapid.T, a *modelAccount, advance int, jobs ...*modelJ
 		numbers []int64
 	)
 	for _, j := range jobs {
-		ids, types, numbers = append(ids, j.id), append(types, string(j.entry)), append(numbers, j.amount)
+		ids, types, numbers = append(ids, j.id), append(types, string(j.typ)), append(numbers, j.amount)
 	}
 	a.jobs = append(a.jobs, jobs...)
 	b.exec(rt, acceptSQL, a.id, ids, types, numbers, advance)
@@ -266,160 +263,161 @@ func (b *bank) accept(rt *rapid.T, a *modelAccount, advance int, jobs ...*modelJ
 
 func hasJobs(a *modelAccount) bool { return len(a.jobs) > 0 }
 
-// works tells an account where no attempt fails: who would count it, of two, or
-// whether one that was cut off did, is anybody's race.
+// works reports whether no attempt in the account fails. Where an attempt fails, the model cannot
+// know which of two workers counts it, or whether an interrupted worker did.
 func works(a *modelAccount) bool { return hasJobs(a) && !a.broken }
 
 func never(*modelJob) bool { return false }
 
-// Apply applies what any ticket asks for: old, new, doubled, in the middle.
+// Apply applies an account's jobs up to any of them: queued or done, the last or one before it.
 func (b *bank) Apply(rt *rapid.T) {
-	a, ticket := b.ticket(rt, hasJobs)
-	b.apply(rt, a, ticket, limits.Draw(rt, "limit"))
+	a, named := b.job(rt, hasJobs)
+	b.apply(rt, a, named, limits.Draw(rt, "limit"))
 }
 
-var limits = rapid.SampledFrom([]int{1, 2, 3, 4, 6, 6, 10, 64}) // each costs a transaction, also of a short line
+var limits = rapid.SampledFrom([]int{1, 2, 3, 4, 6, 6, 10, 64}) // each costs a transaction, also where fewer jobs are queued
 
-func (b *bank) apply(rt *rapid.T, a *modelAccount, ticket *modelJob, limit int) {
-	want, wantErr := a.apply(ticket, limit, never)
-	wantMore := wantErr != nil || a.head(ticket) != nil
-	if n := len(want); n > 0 && n == limit && want[n-1] != ticket && want[n-1].failed() {
-		wantMore = true // nobody has looked what is behind it: nothing, where it had been replayed
+func (b *bank) apply(rt *rapid.T, a *modelAccount, named *modelJob, limit int) {
+	want, wantErr := a.apply(named, limit, never)
+	wantMore := wantErr != nil || a.oldestQueued(named) != nil
+	if n := len(want); n > 0 && n == limit && want[n-1] != named && want[n-1].failed() {
+		wantMore = true // Apply did not look behind the failed job; after a replay no job is there
 	}
-	applied, more, err := b.applier.Apply(b.t.Context(), ticket.id, limit)
+	applied, more, err := b.applier.Apply(b.t.Context(), named.id, limit)
 	if more != wantMore || !errors.Is(err, wantErr) {
 		rt.Fatalf("apply: more %t, %v; the model says %t, %v", more, err, wantMore, wantErr)
 	}
 	check(rt, applied, want)
 }
 
-// ApplyShared brings one ticket for several accounts, or for one of them twice.
+// ApplyShared applies jobs of several accounts in shared batches, or of one account twice.
 func (b *bank) ApplyShared(rt *rapid.T) {
-	var tickets []*shared
-	for range rapid.IntRange(1, 4).Draw(rt, "tickets") {
-		a, ticket := b.ticket(rt, hasJobs)
-		tickets = append(tickets, &shared{a: a, ticket: ticket, left: rapid.IntRange(1, 5).Draw(rt, "expected")})
+	var open []*shared
+	for range rapid.IntRange(1, 4).Draw(rt, "jobs") {
+		a, named := b.job(rt, hasJobs)
+		open = append(open, &shared{a: a, named: named, remaining: rapid.IntRange(1, 5).Draw(rt, "expected")})
 	}
 	limit := limits.Draw(rt, "limit")
 	var (
-		due, wantRest, wantTroubled []ledger.Due
-		want                        []*modelJob
+		due, wantRemaining, wantTroubled []ledger.Due
+		want                             []*modelJob
 	)
-	brought := tickets
-	for _, t := range brought {
-		due = append(due, ledger.Due{JobID: t.ticket.id, Jobs: t.left})
+	all := open
+	for _, s := range all {
+		due = append(due, ledger.Due{JobID: s.named.id, Jobs: s.remaining})
 	}
-	wantRest = due
-	for limit := limit; len(tickets) > 0 && limit > 0; {
-		share := max(limit/len(tickets), 1)
-		var open []*shared
-		wantRest = nil
-		for _, t := range tickets {
-			t.n = max(min(t.left, share), 1)
-			limit -= t.n
+	wantRemaining = due
+	for limit := limit; len(open) > 0 && limit > 0; {
+		share := max(limit/len(open), 1)
+		var next []*shared
+		wantRemaining = nil
+		for _, s := range open {
+			s.n = max(min(s.remaining, share), 1)
+			limit -= s.n
 		}
-		for _, t := range tickets {
-			want = append(want, t.apply()...)
+		for _, s := range open {
+			want = append(want, s.apply()...)
 		}
-		for _, t := range tickets {
+		for _, s := range open {
 			switch {
-			case t.refused:
-				wantTroubled = append(wantTroubled, ledger.Due{JobID: t.ticket.id, Jobs: t.n})
-			case t.left > 0:
-				open, wantRest = append(open, t), append(wantRest, ledger.Due{JobID: t.ticket.id, Jobs: t.left})
+			case s.refused:
+				wantTroubled = append(wantTroubled, ledger.Due{JobID: s.named.id, Jobs: s.n})
+			case s.remaining > 0:
+				next, wantRemaining = append(next, s), append(wantRemaining, ledger.Due{JobID: s.named.id, Jobs: s.remaining})
 			}
 		}
-		tickets = open
+		open = next
 	}
-	applied, rest, troubled := b.applier.ApplyShared(b.t.Context(), due, limit)
-	for _, t := range brought {
-		told := func(due ledger.Due) bool { return due.JobID == t.ticket.id }
-		if id := t.ticket.id; !slices.ContainsFunc(rest, told) && !slices.ContainsFunc(troubled, told) && t.ticket.outcome == queued {
-			rt.Fatalf("apply shared: job %s is queued, and nobody is told", id)
+	applied, remaining, troubled := b.applier.ApplyShared(b.t.Context(), due, limit)
+	for _, s := range all {
+		returned := func(due ledger.Due) bool { return due.JobID == s.named.id }
+		if !slices.ContainsFunc(remaining, returned) && !slices.ContainsFunc(troubled, returned) && s.named.outcome == queued {
+			rt.Fatalf("apply shared: job %s is queued, and neither remains nor is troubled", s.named.id)
 		}
 	}
-	if !slices.Equal(rest, wantRest) || !slices.Equal(troubled, wantTroubled) {
-		rt.Fatalf("apply shared: rest %v, troubled %v; the model says %v, %v", rest, troubled, wantRest, wantTroubled)
+	if !slices.Equal(remaining, wantRemaining) || !slices.Equal(troubled, wantTroubled) {
+		rt.Fatalf("apply shared: remaining %v, troubled %v; the model says %v, %v", remaining, troubled, wantRemaining, wantTroubled)
 	}
 	check(rt, applied, want)
 }
 
-// shared is a ticket that is brought with others, for the n oldest jobs of its account.
-// It is told how many are left behind those, before another ticket's are taken.
+// shared is a job that ApplyShared is called with: it applies the n oldest queued jobs of the
+// job's account, up to that job. remaining counts the queued jobs behind those n.
 type shared struct {
-	a       *modelAccount
-	ticket  *modelJob
-	n, left int
-	refused bool
+	a            *modelAccount
+	named        *modelJob
+	n, remaining int
+	refused      bool
 }
 
-// apply finishes them, up to one that is refused. No attempt is counted: that is Apply's.
+// apply finishes the n jobs, up to the first that Postgres refuses. It counts no attempt, as
+// ApplyShared counts none.
 func (s *shared) apply() (finished []*modelJob) {
 	for range s.n {
-		head := s.a.head(s.ticket)
-		if head == nil {
+		oldest := s.a.oldestQueued(s.named)
+		if oldest == nil {
 			break
 		}
-		if s.refused = s.a.refuses(head); s.refused {
+		if s.refused = s.a.refuses(oldest); s.refused {
 			return finished
 		}
-		s.a.finish(head)
-		finished = append(finished, head)
+		s.a.finish(oldest)
+		finished = append(finished, oldest)
 	}
-	s.left = 0
-	for _, j := range s.a.jobs[:slices.Index(s.a.jobs, s.ticket)+1] {
+	s.remaining = 0
+	for _, j := range s.a.jobs[:slices.Index(s.a.jobs, s.named)+1] {
 		if j.outcome == queued {
-			s.left++
+			s.remaining++
 		}
 	}
 	return finished
 }
 
-// ApplyUnknown brings a ticket that names no job.
+// ApplyUnknown calls Apply with an id that no job has.
 func (b *bank) ApplyUnknown(rt *rapid.T) {
 	applied, _, err := b.applier.Apply(b.t.Context(), uuid.New(), 64)
 	if !errors.Is(err, ledger.ErrJobNotFound) || len(applied) > 0 {
-		rt.Fatalf("a ticket of no job: applied %v, %v", applied, err)
+		rt.Fatalf("apply of no job: applied %v, %v", applied, err)
 	}
 }
 
-// ApplyTwiceAtOnce brings two tickets of an account to two workers.
+// ApplyTwiceAtOnce has two workers apply jobs of one account at the same time.
 func (b *bank) ApplyTwiceAtOnce(rt *rapid.T) {
-	a, one := b.ticket(rt, works)
+	a, first := b.job(rt, works)
 	if !oneIn(rt, 16) {
-		b.apply(rt, a, one, limits.Draw(rt, "limit"))
+		b.apply(rt, a, first, limits.Draw(rt, "limit"))
 		return
 	}
-	tickets := []*modelJob{one, rapid.SampledFrom(a.jobs).Draw(rt, "other ticket")}
+	named := []*modelJob{first, rapid.SampledFrom(a.jobs).Draw(rt, "other job")}
 	limit := limits.Draw(rt, "limit")
 	var (
 		group   errgroup.Group
 		applied [2][]ledger.Applied
 		more    [2]bool
 	)
-	for i, ticket := range tickets {
+	for i, j := range named {
 		group.Go(func() (err error) {
-			applied[i], more[i], err = b.applier.Apply(b.t.Context(), ticket.id, limit)
+			applied[i], more[i], err = b.applier.Apply(b.t.Context(), j.id, limit)
 			return err
 		})
 	}
 	if err := group.Wait(); err != nil {
 		rt.Fatalf("apply at once: %v", err)
 	}
-	// They share what is in line between them as it comes; together it is the
-	// oldest of it, and a worker that says that it is done is.
-	last := tickets[0]
-	if slices.Index(a.jobs, tickets[1]) > slices.Index(a.jobs, last) {
-		last = tickets[1]
+	// The model cannot know which worker applies which job. Together they apply the oldest queued
+	// jobs, and a worker that reports that no more remains is right.
+	last := named[0]
+	if slices.Index(a.jobs, named[1]) > slices.Index(a.jobs, last) {
+		last = named[1]
 	}
 	want, _ := a.apply(last, len(applied[0])+len(applied[1]), never)
 	check(rt, byPosition(a, applied[0], applied[1]), want)
-	for i, ticket := range tickets {
+	for i, j := range named {
 		if more[i] && len(applied[i]) < limit {
 			rt.Fatalf("worker %d stopped at %d jobs of at most %d", i, len(applied[i]), limit)
 		}
-		if !more[i] && ticket.outcome == queued {
-			rt.Fatalf("worker %d is done, and its ticket's job is still queued", i)
+		if !more[i] && j.outcome == queued {
+			rt.Fatalf("worker %d is done, and the job that it was to apply is still queued", i)
 		}
 		if !slices.Equal(byPosition(a, applied[i]), applied[i]) {
 			rt.Fatalf("worker %d applied out of order", i)
@@ -427,21 +425,21 @@ func (b *bank) ApplyTwiceAtOnce(rt *rapid.T) {
 	}
 }
 
-// ApplyKilled applies while the connection dies at a certain job: before its
-// insert is done, or when it is done and not committed.
+// ApplyKilled applies jobs, and the connection dies at one of them: before its insert, or after
+// its insert and before its commit.
 func (b *bank) ApplyKilled(rt *rapid.T) {
-	a, ticket := b.ticket(rt, works)
+	a, named := b.job(rt, works)
 	if !oneIn(rt, 32) {
-		b.apply(rt, a, ticket, limits.Draw(rt, "limit"))
+		b.apply(rt, a, named, limits.Draw(rt, "limit"))
 		return
 	}
 	at := rapid.SampledFrom([]string{"insert", "commit"}).Draw(rt, "killed at")
 	const limit = 64
-	ticket = newJob(ledger.Deposit, 1)
-	b.accept(rt, a, 0, newJob(ledger.Deposit, killedAmount), ticket)
-	want, wantErr := a.apply(ticket, limit, func(j *modelJob) bool { return j.amount == killedAmount })
+	named = newJob(ledger.Deposit, 1)
+	b.accept(rt, a, 0, newJob(ledger.Deposit, killedAmount), named)
+	want, wantErr := a.apply(named, limit, func(j *modelJob) bool { return j.amount == killedAmount })
 	b.exec(rt, `INSERT INTO faults VALUES ($1, $2, $3)`, a.id, killedAmount, at)
-	applied, more, err := b.applier.Apply(b.t.Context(), ticket.id, limit)
+	applied, more, err := b.applier.Apply(b.t.Context(), named.id, limit)
 	b.exec(rt, `DELETE FROM faults WHERE account_id = $1`, a.id)
 	if wantErr == nil {
 		if err != nil || more {
@@ -453,19 +451,19 @@ func (b *bank) ApplyKilled(rt *rapid.T) {
 	if err == nil || !more || errors.Is(err, ledger.ErrRefused) {
 		rt.Fatalf("apply whose connection died: more %t, %v", more, err)
 	}
-	// What was committed before may be lost on the way, and nothing else.
+	// Apply may not have learned of jobs that were committed before the fault, and of no others.
 	check(rt, applied, want[:min(len(applied), len(want))])
 }
 
-// ApplyCancelled applies until an impatient caller gives up, whenever that is.
+// ApplyCancelled applies until the caller's timeout, at any moment.
 func (b *bank) ApplyCancelled(rt *rapid.T) {
-	a, ticket := b.ticket(rt, works)
+	a, named := b.job(rt, works)
 	patience := time.Duration(rapid.IntRange(0, 20).Draw(rt, "patience")) * time.Millisecond / 2
 	if !oneIn(rt, 128) {
-		b.apply(rt, a, ticket, limits.Draw(rt, "limit"))
+		b.apply(rt, a, named, limits.Draw(rt, "limit"))
 		return
 	}
-	applied, err := b.impatient.apply(b.t, ticket.id, patience)
+	applied, err := b.impatient.apply(b.t, named.id, patience)
 	const doneSQL = `SELECT count(*) FROM job_states WHERE account_id = $1 AND status <> 'queued'`
 	var done int
 	if err := b.pool.QueryRow(b.t.Context(), doneSQL, a.id).Scan(&done); err != nil {
@@ -476,14 +474,14 @@ func (b *bank) ApplyCancelled(rt *rapid.T) {
 			done--
 		}
 	}
-	want, _ := a.apply(ticket, done, never)
-	if err != nil { // what was committed at last may not have been answered
+	want, _ := a.apply(named, done, never)
+	if err != nil { // Apply may not have learned of the last commits
 		want = want[:min(len(applied), len(want))]
 	}
 	check(rt, applied, want)
 }
 
-// Break has Postgres refuse an amount in one account, and puts it in line.
+// Break makes Postgres refuse an amount in one account, and queues a job of that amount.
 func (b *bank) Break(rt *rapid.T) {
 	if slices.ContainsFunc(b.opened, func(a *modelAccount) bool { return a.broken }) {
 		rt.Skip("one at a time")
@@ -496,30 +494,29 @@ func (b *bank) Break(rt *rapid.T) {
 
 func isBroken(a *modelAccount) bool { return a.broken }
 
-// Mend ends what Break began.
-func (b *bank) Mend(rt *rapid.T) {
+// Fix ends the fault that Break injected.
+func (b *bank) Fix(rt *rapid.T) {
 	a := b.account(rt, isBroken)
 	a.broken = false
 	b.exec(rt, `DELETE FROM faults WHERE account_id = $1`, a.id)
 }
 
-// Exhaust brings one ticket, at times as often as it takes for a refused job to
-// fail.
+// Exhaust applies up to one job, sometimes as often as a refused job needs to end failed.
 func (b *bank) Exhaust(rt *rapid.T) {
-	a, ticket := b.ticket(rt, isBroken)
+	a, named := b.job(rt, isBroken)
 	for range rapid.SampledFrom([]int{1, 1, 1, 1, 1, 1, 1, ledger.MaxAttempts}).Draw(rt, "times") {
-		b.apply(rt, a, ticket, limits.Draw(rt, "limit"))
+		b.apply(rt, a, named, limits.Draw(rt, "limit"))
 	}
 }
 
-// Replay puts failed jobs back in line, also beside those that were behind them.
+// Replay queues failed jobs again, also where jobs that were behind them are still queued.
 func (b *bank) Replay(rt *rapid.T) {
 	a := b.account(rt, func(a *modelAccount) bool { return len(a.failed()) > 0 })
-	b.look(rt) // it undoes what an attempt may have done wrong
+	b.compare(rt) // before the replay resets the attempts
 	b.touch(a)
 	jobs := a.failed()
-	jobs = jobs[:rapid.IntRange(1, len(jobs)).Draw(rt, "failed ones")]
-	if rapid.IntRange(0, 3).Draw(rt, "and any other") == 0 {
+	jobs = jobs[:rapid.IntRange(1, len(jobs)).Draw(rt, "failed jobs")]
+	if rapid.IntRange(0, 3).Draw(rt, "with any other job") == 0 {
 		if other := rapid.SampledFrom(a.jobs).Draw(rt, "other"); !slices.Contains(jobs, other) {
 			jobs = append(jobs, other)
 		}
@@ -542,8 +539,8 @@ func (b *bank) Replay(rt *rapid.T) {
 	}
 }
 
-// crimes are attempts on the ledger, past its code. $1 is the account; each is
-// refused, if there is what it changes.
+// crimes are statements that break the ledger's rules. $1 is the account. The database refuses
+// each of them where the account has a job in the state that it needs.
 var crimes = map[string]struct{ sql, needs string }{
 	"ChangeHistory":   {`UPDATE transactions SET amount = amount + 1 WHERE account_id = $1`, ""},
 	"DeleteHistory":   {`DELETE FROM transactions WHERE account_id = $1`, ""},
@@ -553,17 +550,17 @@ var crimes = map[string]struct{ sql, needs string }{
 	"NegativeBalance": {`UPDATE accounts SET balance = -1, last_seq = last_seq + 1, last_at = last_at + interval '1 hour' WHERE id = $1`, ""},
 	"BalanceByItself": {`UPDATE accounts SET balance = 12345 WHERE id = $1`, ""},
 	"TimeGoesBack":    {`UPDATE accounts SET last_seq = last_seq + 1, last_at = last_at - interval '1 s' WHERE id = $1`, ""},
-	"PostTwice": {`INSERT INTO transactions (account_id, seq, amount, balance_after, created_at, job_id, position, type)
+	"RecordTwice": {`INSERT INTO transactions (account_id, seq, amount, balance_after, created_at, job_id, position, type)
 		SELECT account_id, seq + 1000, amount, balance_after, created_at + interval '1 day', job_id, position, type FROM transactions WHERE account_id = $1 AND job_id IS NOT NULL LIMIT 1`, "succeeded"},
-	"PostAgainInPlace": {`INSERT INTO transactions (account_id, seq, amount, balance_after, created_at, job_id, position, type)
+	"RecordInPlace": {`INSERT INTO transactions (account_id, seq, amount, balance_after, created_at, job_id, position, type)
 		SELECT account_id, seq, amount, balance_after, created_at + interval '1 day', gen_random_uuid(), position, type FROM transactions WHERE account_id = $1 AND job_id IS NOT NULL`, "succeeded"},
-	"RequeueSucceeded":  {`INSERT INTO queue SELECT account_id, position, job_id FROM transactions WHERE account_id = $1 AND job_id IS NOT NULL`, "succeeded"},
-	"FailSucceeded":     {`INSERT INTO failures SELECT account_id, position, job_id, 5, now(), 'internal_error' FROM transactions WHERE account_id = $1 AND job_id IS NOT NULL`, "succeeded"},
-	"RequeueRejected":   {`DELETE FROM rejections WHERE account_id = $1`, "rejected"},
-	"RejectFailed":      {`INSERT INTO rejections SELECT account_id, position, job_id, finished_at, failure FROM failures WHERE account_id = $1`, "failed"},
-	"ChangeWhatIsAsked": {`UPDATE jobs SET amount = 99999 WHERE id IN (SELECT job_id FROM queue WHERE account_id = $1)`, "queued"},
-	"JumpTheQueue":      {`UPDATE queue SET position = -position WHERE account_id = $1`, "queued"},
-	"ForgetAttempts":    {`UPDATE queue SET attempts = -1 WHERE account_id = $1`, "queued"},
+	"RequeueSucceeded": {`INSERT INTO queue SELECT account_id, position, job_id FROM transactions WHERE account_id = $1 AND job_id IS NOT NULL`, "succeeded"},
+	"FailSucceeded":    {`INSERT INTO failures SELECT account_id, position, job_id, 5, now(), 'internal_error' FROM transactions WHERE account_id = $1 AND job_id IS NOT NULL`, "succeeded"},
+	"RequeueRejected":  {`DELETE FROM rejections WHERE account_id = $1`, "rejected"},
+	"RejectFailed":     {`INSERT INTO rejections SELECT account_id, position, job_id, finished_at, failure FROM failures WHERE account_id = $1`, "failed"},
+	"ChangeRequest":    {`UPDATE jobs SET amount = 99999 WHERE id IN (SELECT job_id FROM queue WHERE account_id = $1)`, "queued"},
+	"JumpTheQueue":     {`UPDATE queue SET position = -position WHERE account_id = $1`, "queued"},
+	"ForgetAttempts":   {`UPDATE queue SET attempts = -1 WHERE account_id = $1`, "queued"},
 }
 
 // Crime tries to break the database's own rules.
@@ -582,8 +579,8 @@ func (b *bank) Crime(rt *rapid.T) {
 	}
 }
 
-// readSQL is all that the database says of an account, in the model's words.
-// History stands in the order of its dates, which must be that of its seq.
+// readSQL returns all that the database holds of an account, in the model's format. The history
+// is in the order of its times, which must be that of its seq.
 const readSQL = `
 	SELECT concat_ws(E'\n',
 		format('balance %s seq %s', balance, last_seq),
@@ -597,14 +594,14 @@ const readSQL = `
 			FROM transactions WHERE account_id = $1))
 	FROM accounts WHERE id = $1`
 
-// lookEvery is how many steps are made between two looks: a look costs as much as
-// a small step, and nothing that a step does wrong is undone by the next ones, but for a replay.
-const lookEvery = 8
+// compareEvery is the number of steps between two comparisons: one costs as much as a small step,
+// and no later step hides an error of an earlier one, except Replay.
+const compareEvery = 8
 
-// Check counts a step, and looks now and then; rapid calls it after each step.
+// Check counts a step, and compares after every compareEvery steps. rapid calls it after each step.
 func (b *bank) Check(rt *rapid.T) {
-	if b.steps++; b.steps%lookEvery == 0 {
-		b.look(rt)
+	if b.steps++; b.steps%compareEvery == 0 {
+		b.compare(rt)
 	}
 }
 
@@ -614,8 +611,8 @@ func (b *bank) touch(a *modelAccount) {
 	}
 }
 
-// look compares the accounts that were touched since the last one.
-func (b *bank) look(rt *rapid.T) {
+// compare compares the accounts that were touched since the last comparison with the model.
+func (b *bank) compare(rt *rapid.T) {
 	for _, a := range b.touched {
 		var got string
 		if err := b.pool.QueryRow(b.t.Context(), readSQL, a.id).Scan(&got); err != nil {
@@ -631,14 +628,14 @@ func (b *bank) look(rt *rapid.T) {
 func (a *modelAccount) String() string {
 	lines := []string{fmt.Sprintf("balance %d seq %d", a.balance, len(a.history))}
 	for _, j := range a.jobs {
-		lines = append(lines, fmt.Sprintf("%s %s %d is %s attempts %d", j.id, j.entry, j.amount, j.outcome, j.attempts))
+		lines = append(lines, fmt.Sprintf("%s %s %d is %s attempts %d", j.id, j.typ, j.amount, j.outcome, j.attempts))
 	}
 	return strings.Join(append(lines, a.history...), "\n")
 }
 
-// apply is what ledger.Applier.Apply must do: the jobs that it finishes, and
-// ErrRefused or, at a job where it is killed, errKilled.
-func (a *modelAccount) apply(ticket *modelJob, limit int, kills func(*modelJob) bool) (applied []*modelJob, err error) {
+// apply returns what ledger.Applier.Apply must return: the jobs that it finishes, and ErrRefused
+// or, at a job where the connection is killed, errKilled.
+func (a *modelAccount) apply(named *modelJob, limit int, kills func(*modelJob) bool) (applied []*modelJob, err error) {
 	for _, j := range a.jobs {
 		if len(applied) == limit {
 			return applied, nil
@@ -652,16 +649,16 @@ func (a *modelAccount) apply(ticket *modelJob, limit int, kills func(*modelJob) 
 			}
 			applied = append(applied, j)
 		}
-		if j == ticket {
+		if j == named {
 			return applied, nil
 		}
 	}
 	return applied, nil
 }
 
-// head is the oldest queued job up to the ticket's.
-func (a *modelAccount) head(ticket *modelJob) *modelJob {
-	for _, j := range a.jobs[:slices.Index(a.jobs, ticket)+1] {
+// oldestQueued returns the oldest queued job up to the named one, or nil.
+func (a *modelAccount) oldestQueued(named *modelJob) *modelJob {
+	for _, j := range a.jobs[:slices.Index(a.jobs, named)+1] {
 		if j.outcome == queued {
 			return j
 		}
@@ -669,26 +666,26 @@ func (a *modelAccount) head(ticket *modelJob) *modelJob {
 	return nil
 }
 
-// refuses tells whether Postgres refuses the job for a reason of its own.
+// refuses reports whether Postgres refuses the job for a reason of the job's own.
 func (a *modelAccount) refuses(j *modelJob) bool {
 	return a.broken && j.amount == refusedAmount && a.verdict(j) == ""
 }
 
 var errKilled = errors.New("connection killed")
 
-// verdict is why the bank rejects a job; empty where it does not.
+// verdict returns why the bank rejects a job, or an empty string.
 func (a *modelAccount) verdict(j *modelJob) string {
 	switch {
-	case j.entry == ledger.Withdrawal && a.balance < j.amount:
+	case j.typ == ledger.Withdrawal && a.balance < j.amount:
 		return ledger.InsufficientFunds
-	case j.entry == ledger.Deposit && a.balance > ledger.MaxAmount-j.amount:
+	case j.typ == ledger.Deposit && a.balance > ledger.MaxAmount-j.amount:
 		return ledger.BalanceLimitExceeded
 	}
 	return ""
 }
 
-// finish tries a queued job once, and leaves it queued where Postgres refuses
-// it and may be asked again.
+// finish tries a queued job once. The job stays queued where Postgres refuses it and attempts
+// remain.
 func (a *modelAccount) finish(j *modelJob) {
 	failure := a.verdict(j)
 	switch {
@@ -699,18 +696,18 @@ func (a *modelAccount) finish(j *modelJob) {
 			j.outcome = "failed seq - balance - failure " + ledger.InternalError
 		}
 	default:
-		a.post(j.entry, j.amount)
+		a.record(j.typ, j.amount)
 		j.outcome, j.attempts = fmt.Sprintf("succeeded seq %d balance %d failure -", len(a.history), a.balance), 0
 	}
 }
 
-func (a *modelAccount) post(entry ledger.EntryType, amount int64) {
-	if entry == ledger.Withdrawal {
+func (a *modelAccount) record(typ ledger.EntryType, amount int64) {
+	if typ == ledger.Withdrawal {
 		a.balance -= amount
 	} else {
 		a.balance += amount
 	}
-	a.history = append(a.history, fmt.Sprintf("%d: %s %d makes %d", len(a.history)+1, entry, amount, a.balance))
+	a.history = append(a.history, fmt.Sprintf("%d: %s %d makes %d", len(a.history)+1, typ, amount, a.balance))
 }
 
 func (j *modelJob) failed() bool { return strings.HasPrefix(j.outcome, "failed") }
@@ -724,7 +721,7 @@ func (a *modelAccount) failed() (jobs []*modelJob) {
 	return jobs
 }
 
-// check holds what Apply answered against the model.
+// check compares the jobs that Apply returned with the model's.
 func check(rt *rapid.T, applied []ledger.Applied, want []*modelJob) {
 	var got, wanted []string
 	for _, job := range applied {
@@ -735,25 +732,25 @@ func check(rt *rapid.T, applied []ledger.Applied, want []*modelJob) {
 	}
 	for _, j := range want {
 		outcome, _, _ := strings.Cut(j.outcome, " ")
-		wanted = append(wanted, fmt.Sprint(j.id, j.entry, outcome))
+		wanted = append(wanted, fmt.Sprint(j.id, j.typ, outcome))
 	}
 	if !slices.Equal(got, wanted) {
 		rt.Fatalf("applied\n%s\nthe model says\n%s", strings.Join(got, "\n"), strings.Join(wanted, "\n"))
 	}
 }
 
-// byPosition puts what was applied into the order of the account's jobs.
+// byPosition returns what was applied in the order of the account's jobs.
 func byPosition(a *modelAccount, applied ...[]ledger.Applied) []ledger.Applied {
 	all := slices.Concat(applied...)
 	slices.SortStableFunc(all, func(x, y ledger.Applied) int {
-		place := func(id uuid.UUID) int { return slices.IndexFunc(a.jobs, func(j *modelJob) bool { return j.id == id }) }
-		return place(x.JobID) - place(y.JobID)
+		index := func(id uuid.UUID) int { return slices.IndexFunc(a.jobs, func(j *modelJob) bool { return j.id == id }) }
+		return index(x.JobID) - index(y.JobID)
 	})
 	return all
 }
 
-// oneIn tells whether a step that costs as much as n others, a power of two, is
-// made, or a plainer one in its place. Of a range rapid likes the ends best.
+// oneIn reports true once in n times, n a power of two, for a step that costs as much as n others.
+// It draws booleans, since rapid draws the ends of a range more often.
 func oneIn(rt *rapid.T, n int) bool {
 	for ; n > 1; n /= 2 {
 		if !rapid.Bool().Draw(rt, "one in two") {
@@ -763,7 +760,7 @@ func oneIn(rt *rapid.T, n int) bool {
 	return true
 }
 
-// account chooses the account that a step touches.
+// account draws the account that a step touches.
 func (b *bank) account(rt *rapid.T, suits func(*modelAccount) bool) *modelAccount {
 	var suitable []*modelAccount
 	for _, a := range b.opened {
@@ -779,10 +776,10 @@ func (b *bank) account(rt *rapid.T, suits func(*modelAccount) bool) *modelAccoun
 	return chosen
 }
 
-// ticket chooses a job of an account that has some.
-func (b *bank) ticket(rt *rapid.T, suits func(*modelAccount) bool) (*modelAccount, *modelJob) {
+// job draws a job of an account that has jobs.
+func (b *bank) job(rt *rapid.T, suits func(*modelAccount) bool) (*modelAccount, *modelJob) {
 	a := b.account(rt, suits)
-	return a, a.jobs[rapid.IntRange(0, len(a.jobs)-1).Draw(rt, "ticket")]
+	return a, a.jobs[rapid.IntRange(0, len(a.jobs)-1).Draw(rt, "job")]
 }
 
 func (b *bank) exec(rt *rapid.T, sql string, args ...any) {
@@ -791,7 +788,7 @@ func (b *bank) exec(rt *rapid.T, sql string, args ...any) {
 	}
 }
 
-// impatient applies on one connection, and knows which.
+// impatient applies on one connection, and knows its backend.
 type impatient struct {
 	pool *pgxpool.Pool
 	pid  uint32 // of the connection's backend
@@ -814,19 +811,19 @@ func newImpatient(t testing.TB, like *pgxpool.Pool) *impatient {
 	return p
 }
 
-// apply answers once Postgres is done too: a backend whose client is gone works
-// off what it was sent.
-func (p *impatient) apply(t testing.TB, ticket uuid.UUID, patience time.Duration) ([]ledger.Applied, error) {
+// apply applies with a timeout, and returns once Postgres is done too: a backend whose client has
+// gone still runs what the client had sent.
+func (p *impatient) apply(t testing.TB, named uuid.UUID, patience time.Duration) ([]ledger.Applied, error) {
 	t.Helper()
-	if err := p.pool.Ping(t.Context()); err != nil { // it is connected when the time starts
+	if err := p.pool.Ping(t.Context()); err != nil { // it is connected before the timeout starts
 		t.Fatal(err)
 	}
 	pid := p.pid
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
-	applied, _, err := ledger.NewApplier(p.pool).Apply(ctx, ticket, 64)
+	applied, _, err := ledger.NewApplier(p.pool).Apply(ctx, named, 64)
 	const goneSQL = `SELECT NOT EXISTS (SELECT FROM pg_stat_activity WHERE pid = $1 AND pid <> pg_backend_pid())`
-	testenv.Eventually(t, "the backend is gone, or ours still", func() (gone bool) {
+	testenv.Eventually(t, "the backend of the cancelled apply to end", func() (gone bool) {
 		if err := p.pool.QueryRow(t.Context(), goneSQL, pid).Scan(&gone); err != nil {
 			t.Fatal(err)
 		}

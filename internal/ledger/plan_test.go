@@ -16,9 +16,8 @@ import (
 	"github.com/passbook/passbook/internal/test/testenv"
 )
 
-// A worker's plans are made while the tables are new or small, and kept when they have
-// grown; they must be the right ones from the start: one step into the queue, nothing
-// read through, nothing sorted.
+// Postgres makes a worker's plans while the tables are new or small, and keeps them when the
+// tables have grown. So the first plans must search by index: no table scan and no sort.
 func TestPlansOfASmallTableHold(t *testing.T) {
 	t.Parallel()
 	url := testenv.Postgres(t)
@@ -43,15 +42,15 @@ func TestPlansOfASmallTableHold(t *testing.T) {
 	t.Run("Small", func(t *testing.T) { checkPlans(t, url) })
 }
 
-// checkPlans runs each statement for the youngest queued job, or a job that is done, on a
-// connection of its own, and undoes it.
+// checkPlans runs each statement for the newest queued job, or a job that is done, on a connection
+// of its own, and rolls it back.
 func checkPlans(t *testing.T, url string) {
 	t.Helper()
 	for name, statement := range ledger.Statements {
 		t.Run(name, func(t *testing.T) {
 			pool, plans := explaining(t, url)
-			var ticket uuid.UUID
-			if err := pool.QueryRow(t.Context(), `SELECT id FROM job_states WHERE (status <> 'queued') = $1 ORDER BY position DESC LIMIT 1`, statement.Done).Scan(&ticket); err != nil {
+			var id uuid.UUID
+			if err := pool.QueryRow(t.Context(), `SELECT id FROM job_states WHERE (status <> 'queued') = $1 ORDER BY position DESC LIMIT 1`, statement.Done).Scan(&id); err != nil {
 				t.Fatal(err)
 			}
 			tx, err := pool.Begin(t.Context())
@@ -60,21 +59,21 @@ func checkPlans(t *testing.T, url string) {
 			}
 			defer tx.Rollback(t.Context()) //nolint:errcheck // nothing is to be kept
 			*plans = nil
-			if _, err := tx.Exec(t.Context(), statement.SQL, append([]any{ticket}, statement.Args...)...); err != nil {
+			if _, err := tx.Exec(t.Context(), statement.SQL, append([]any{id}, statement.Args...)...); err != nil {
 				t.Fatal(err)
 			}
-			if _, err := tx.Exec(t.Context(), `SELECT`); err != nil { // which ends the one before, and has its plan told
+			if _, err := tx.Exec(t.Context(), `SELECT`); err != nil { // ends the statement before, whose plan Postgres then sends
 				t.Fatal(err)
 			}
 			if len(*plans) == 0 {
-				t.Fatal("no plan was told")
+				t.Fatal("Postgres sent no plan")
 			}
 			checkPlan(t, strings.Join(*plans, "\n"), statement.Steps)
 		})
 	}
 }
 
-// explaining opens the pool of a worker that is told each plan, those in functions too.
+// explaining opens a worker's pool to which Postgres sends each plan, also those in functions.
 func explaining(t *testing.T, url string) (pool *pgxpool.Pool, plans *[]string) {
 	t.Helper()
 	worker, err := postgres.Open(t.Context(), postgres.Config{URL: url, MaxConns: 1, Serving: true})

@@ -12,8 +12,8 @@ import (
 	"github.com/passbook/passbook/internal/test/testenv"
 )
 
-// A database whose sequences are behind, as logical replication leaves it, serves only
-// after `api migrate`.
+// A database whose sequences are behind, as logical replication leaves it, is served only after
+// `api migrate`.
 func TestSequenceBehind(t *testing.T) {
 	t.Parallel()
 	tests := []struct{ name, sql, want string }{
@@ -47,7 +47,7 @@ func TestSequenceBehind(t *testing.T) {
 			ledgertest.Unguarded(t, pool, test.sql)
 			err = ledger.CheckSequences(t.Context(), pool)
 			if !errors.Is(err, ledger.ErrSequenceBehind) || !strings.Contains(err.Error(), test.want) || !strings.Contains(err.Error(), "api migrate") {
-				t.Errorf("start is answered %v, want one that names %s and says what to do", err, test.want)
+				t.Errorf("check: %v, want an error that names %s and says what to do", err, test.want)
 			}
 			var mismatches []string
 			if _, err := ledger.Verify(t.Context(), pool, func(m string) { mismatches = append(mismatches, m) }, func(ledger.Verification) {}); err != nil {
@@ -82,8 +82,8 @@ func TestSequencesOfANewDatabase(t *testing.T) {
 	}
 }
 
-// A number that an insert under way has drawn isn't given again: the sequence moves
-// after that insert has ended.
+// The sequence does not give again a number that an insert under way has drawn: AdvanceSequences
+// waits for the insert to end.
 func TestAdvanceSequencesWaitsForInserts(t *testing.T) {
 	t.Parallel()
 	pool := testenv.Pool(t)
@@ -129,7 +129,7 @@ func TestAdvanceSequencesWaitsForInserts(t *testing.T) {
 	}
 }
 
-// An id that the sequence gives again is our fault; the number is free.
+// An id that the sequence gives again is an internal error, not the client's: its number is free.
 func TestOpenWithAnIDThatIsThere(t *testing.T) {
 	t.Parallel()
 	for name, key := range map[string]string{"WithAKey": "k", "WithoutAKey": ""} {
@@ -141,7 +141,7 @@ func TestOpenWithAnIDThatIsThere(t *testing.T) {
 			ledgertest.Exec(t, pool, `SELECT setval('accounts_id_seq', 1, false)`)
 			_, _, err := ledger.NewAccounts(pool).Open(t.Context(), ledger.Opening{UserID: user, Number: "fresh", Currency: "KRW", Key: key})
 			if err == nil || errors.Is(err, ledger.ErrNumberTaken) || errors.Is(err, ledger.ErrKeyReused) {
-				t.Errorf("answered %v, want an internal fault", err)
+				t.Errorf("got %v, want an internal error", err)
 			}
 		})
 	}
@@ -153,9 +153,9 @@ func TestPositionsAreUnique(t *testing.T) {
 	pool := testenv.Pool(t)
 	account := ledgertest.Account(t, pool, ledgertest.User(t, pool), 0)
 	ledgertest.Job(t, pool, account, ledger.Deposit, 1)
-	const again = `INSERT INTO jobs (id, account_id, user_id, type, amount, idempotency_key, position)
+	const repeated = `INSERT INTO jobs (id, account_id, user_id, type, amount, idempotency_key, position)
 		SELECT gen_random_uuid(), account_id, user_id, type, amount, 'k', position FROM jobs`
-	if _, err := pool.Exec(t.Context(), again); err == nil || !strings.Contains(err.Error(), "queue_pkey") {
+	if _, err := pool.Exec(t.Context(), repeated); err == nil || !strings.Contains(err.Error(), "queue_pkey") {
 		t.Errorf("a queued job's position a second time: %v", err)
 	}
 	var unique int

@@ -9,7 +9,7 @@ import (
 	"github.com/passbook/passbook/internal/test/testenv"
 )
 
-// Verify finds what somebody did who got past every guard.
+// Verify finds changes that were made with every guard disabled.
 func TestVerifyFinds(t *testing.T) {
 	t.Parallel()
 	const toArchive = ledgertest.ToArchive

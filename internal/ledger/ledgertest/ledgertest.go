@@ -1,5 +1,5 @@
-// Package ledgertest makes what tests that move money start from, and checks
-// what they must end with.
+// Package ledgertest creates the users, accounts and jobs of tests, and checks the ledger that they
+// end with.
 package ledgertest
 
 import (
@@ -24,7 +24,7 @@ func Check(t testing.TB, pool *pgxpool.Pool) ledger.Verification {
 	return found
 }
 
-// User makes a user and answers with the id.
+// User creates a user and returns its id.
 func User(t testing.TB, pool *pgxpool.Pool) uuid.UUID {
 	t.Helper()
 	id := uuid.New()
@@ -32,7 +32,7 @@ func User(t testing.TB, pool *pgxpool.Pool) uuid.UUID {
 	return id
 }
 
-// Account opens an account of the user's.
+// Account opens an account of the user.
 func Account(t testing.TB, pool *pgxpool.Pool, userID uuid.UUID, initialDeposit int64) ledger.Account {
 	t.Helper()
 	account, _, err := ledger.NewAccounts(pool).Open(t.Context(), ledger.Opening{
@@ -44,8 +44,8 @@ func Account(t testing.TB, pool *pgxpool.Pool, userID uuid.UUID, initialDeposit 
 	return account
 }
 
-// Job accepts a job in the plainest way.
-func Job(t testing.TB, pool *pgxpool.Pool, account ledger.Account, entry ledger.EntryType, amount int64) uuid.UUID {
+// Job inserts a queued job and returns its id.
+func Job(t testing.TB, pool *pgxpool.Pool, account ledger.Account, typ ledger.EntryType, amount int64) uuid.UUID {
 	t.Helper()
 	id, err := uuid.NewV7()
 	if err != nil {
@@ -53,16 +53,16 @@ func Job(t testing.TB, pool *pgxpool.Pool, account ledger.Account, entry ledger.
 	}
 	Exec(t, pool, `
 		INSERT INTO jobs (id, account_id, user_id, type, amount, idempotency_key)
-		SELECT $1, id, user_id, $3, $4, $1::uuid::text FROM accounts WHERE id = $2`, id, account.ID, string(entry), amount)
+		SELECT $1, id, user_id, $3, $4, $1::uuid::text FROM accounts WHERE id = $2`, id, account.ID, string(typ), amount)
 	return id
 }
 
-// ToArchive copies jobs to the archive; a WHERE clause may follow. In a test that goes past
-// the rules the jobs and their rejections stay, unless it deletes them.
+// ToArchive copies jobs to the archive; a WHERE clause may follow. With the rules disabled the
+// jobs and their rejections stay, unless the test deletes them.
 const ToArchive = `INSERT INTO archived_jobs SELECT id, position, account_id, user_id, amount, created_at, finished_at, seq,
 	balance_after, type, status, idempotency_key, description, failure FROM job_states`
 
-// CountAttempts has the database count the attempts of jobs that it refuses, for Attempts.
+// CountAttempts makes the database count the attempts that it refuses, for Attempts.
 func CountAttempts(t testing.TB, pool *pgxpool.Pool) {
 	t.Helper()
 	Exec(t, pool, `CREATE SEQUENCE attempts; GRANT SELECT, USAGE ON SEQUENCE attempts TO PUBLIC;
@@ -70,8 +70,8 @@ func CountAttempts(t testing.TB, pool *pgxpool.Pool) {
 		CREATE TRIGGER count_attempt AFTER UPDATE ON queue FOR EACH ROW EXECUTE FUNCTION count_attempt()`)
 }
 
-// Attempts is how many attempts Postgres has refused since CountAttempts, also those that were
-// undone, and those of jobs that have finished, whose rows in the queue are gone.
+// Attempts returns how many attempts Postgres has refused since CountAttempts. It counts also
+// attempts that were rolled back, and attempts of finished jobs, which the queue no longer holds.
 func Attempts(t testing.TB, pool *pgxpool.Pool) (n int) {
 	t.Helper()
 	if err := pool.QueryRow(t.Context(), `SELECT last_value - (NOT is_called)::int FROM attempts`).Scan(&n); err != nil {
@@ -80,7 +80,7 @@ func Attempts(t testing.TB, pool *pgxpool.Pool) (n int) {
 	return n
 }
 
-// Exec runs a statement that must work.
+// Exec runs a statement, and fails the test on an error.
 func Exec(t testing.TB, pool *pgxpool.Pool, sql string, args ...any) {
 	t.Helper()
 	if _, err := pool.Exec(t.Context(), sql, args...); err != nil {
@@ -88,14 +88,14 @@ func Exec(t testing.TB, pool *pgxpool.Pool, sql string, args ...any) {
 	}
 }
 
-// Unguarded runs statements in one transaction, past the rules of accounts, jobs and their
-// histories: for what only a restore, or an owner, could do.
+// Unguarded runs statements in one transaction with the rules of accounts, jobs and transactions
+// disabled: what only a restore or the tables' owner could do.
 func Unguarded(t testing.TB, pool *pgxpool.Pool, sql string) {
 	t.Helper()
 	Exec(t, pool, UnguardedSQL(sql))
 }
 
-// UnguardedSQL is what Unguarded runs.
+// UnguardedSQL returns the statements that Unguarded runs.
 func UnguardedSQL(sql string) string {
 	const all = `DO $$ DECLARE guard record; BEGIN
 		FOR guard IN SELECT tgrelid::regclass AS owner, tgname AS name FROM pg_trigger

@@ -100,7 +100,7 @@ var mutations = []mutation{
 	{
 		"a job that is posted stays queued", once,
 		[]edit{{schema, `DELETE FROM %1$s.queue WHERE`, `PERFORM FROM %1$s.queue WHERE`}},
-		[]string{"-run=^TestApplyInOrderUpToTheTicket$ ./internal/ledger", machine},
+		[]string{"-run=^TestApplyInOrderUpToTheNamedJob$ ./internal/ledger", machine},
 	},
 	{
 		"a job that is not queued is posted", once,
@@ -182,7 +182,7 @@ var mutations = []mutation{
 				applied = append(applied, result.applied...)`,
 			},
 		},
-		[]string{"-run=^TestApplyAnswersOnlyWhatIsCommitted$ ./internal/ledger"},
+		[]string{"-run=^TestApplyReturnsOnlyCommittedJobs$ ./internal/ledger"},
 	},
 	{
 		"any job may be replayed", once,
@@ -193,14 +193,14 @@ var mutations = []mutation{
 	{
 		"the newest job first", inOrder,
 		[]edit{{applying, `ORDER BY position`, `ORDER BY position DESC`}},
-		[]string{"-run=^TestApplyInOrderUpToTheTicket$ ./internal/ledger", machine, "-run=^TestSequentialClients/Undisturbed$ ./internal/test/e2e"},
+		[]string{"-run=^TestApplyInOrderUpToTheNamedJob$ ./internal/ledger", machine, "-run=^TestSequentialClients/Undisturbed$ ./internal/test/e2e"},
 	},
 	{
 		"jobs after the task's too", inOrder,
 		[]edit{{applying, `AND position > done AND position <= up_to
     ORDER`, `AND position > done
     ORDER`}},
-		[]string{"-run=^TestApplyNothingBehindTheTicket$ ./internal/ledger"},
+		[]string{"-run=^TestApplyNothingBehindTheNamedJob$ ./internal/ledger"},
 	},
 	{
 		"connections draw positions ahead", inOrder,
@@ -328,7 +328,7 @@ var mutations = []mutation{
 	failpoint.Hit(failpoint.ApplyCommitted)`, `return applied, heard, err
 	}
 	failpoint.Hit(failpoint.ApplyCommitted)`}},
-		[]string{"-run=^TestApplySharedLosesItsConnection$ ./internal/ledger", "-run=^TestApplyAnswersOnlyWhatIsCommitted$ ./internal/ledger"},
+		[]string{"-run=^TestApplySharedLosesItsConnection$ ./internal/ledger", "-run=^TestApplyReturnsOnlyCommittedJobs$ ./internal/ledger"},
 	},
 	{
 		"a batch that wrote nothing flushes", "one flush a batch",
@@ -399,7 +399,7 @@ var mutations = []mutation{
 	{
 		"the remaining jobs are not counted", disposable,
 		[]edit{{pipeline, `d.remaining = r.remaining`, `d.remaining = 0 * r.remaining`}},
-		[]string{"-run=^TestApplyInOrderUpToTheTicket$ ./internal/ledger", machine},
+		[]string{"-run=^TestApplyInOrderUpToTheNamedJob$ ./internal/ledger", machine},
 	},
 
 	{
