@@ -107,7 +107,7 @@ var mutations = []mutation{
 		[]edit{{schema, `IF NOT FOUND THEN
             RAISE EXCEPTION '%% on %%: its job is not queued'`, `IF false THEN
             RAISE EXCEPTION '%% on %%: its job is not queued'`}},
-		[]string{refuses("RejectedJobPosted"), refuses("PostedAtAnotherPosition"), refuses("PostedAsAnotherJob")},
+		[]string{refuses("RejectedJobRecorded"), refuses("RecordedAtAnotherPosition"), refuses("RecordedAsAnotherJob")},
 	},
 	{
 		"a job that is not queued is rejected or fails", once,
@@ -244,12 +244,12 @@ var mutations = []mutation{
 			{schema, `ELSIF NOT (NEW.position IS NULL`, `ELSIF false AND NOT (NEW.position IS NULL`},
 			{schema, `IF NOT (NEW.type OPERATOR`, `IF false AND NOT (NEW.type OPERATOR`},
 		},
-		[]string{refuses("PostingWithoutJob"), refuses("NegativeBefore")},
+		[]string{refuses("TransactionWithoutJob"), refuses("NegativeBefore")},
 	},
 	{
 		"a history may begin before its first transaction", balanced,
 		[]edit{{schema, `IF NOT (NEW.seq OPERATOR(pg_catalog.>=) 1) THEN`, `IF false THEN`}},
-		[]string{refuses("PostingBeforeTheFirst")},
+		[]string{refuses("TransactionBeforeTheFirst")},
 	},
 	{
 		"history may be rewritten", balanced,
