@@ -80,7 +80,7 @@ func TestUp_NamesEveryTakenPort(t *testing.T) {
 		t.Errorf("%q names a free port", err)
 	}
 	if _, err := os.Stat(p.dir); !os.IsNotExist(err) {
-		t.Errorf("something was begun all the same: %v", err)
+		t.Errorf("the folder was made in spite of the error: %v", err)
 	}
 }
 

@@ -232,7 +232,7 @@ func (c *chaos) links(which func(*member) *link, do func(*link) error) injector 
 		c.last(lasts)
 		for _, m := range members {
 			if err := which(m).repair(); err != nil {
-				c.violation("mending: %v", err)
+				c.violation("repair: %v", err)
 			}
 		}
 	}

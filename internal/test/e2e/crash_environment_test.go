@@ -187,8 +187,8 @@ func (sc *crashEnvironment) followUp() {
 	sc.send("withdrawals", 5)
 }
 
-// sendUnheard sends an order to a process that dies over it. Where its answer
-// comes all the same, that counts.
+// sendUnheard sends a job to a process that dies while it accepts the job. A response that comes
+// nevertheless counts.
 func (sc *crashEnvironment) sendUnheard(dying *process) {
 	sc.t.Helper()
 	sc.unanswered = sc.next("deposits", 31)

@@ -350,7 +350,7 @@ func refusals(t *testing.T, c, unseen *client, number, theirs string, round int,
 	t.Helper()
 	const seenBy, unseenBy = 0, 1
 	deposit := map[string]any{"amount": 1}
-	credentials := map[string]any{"email": "nobody@example.com", "password": "a long enough password"}
+	credentials := map[string]any{"email": "unknown@example.com", "password": "a long enough password"}
 	asks := []struct {
 		by           *client
 		api          int

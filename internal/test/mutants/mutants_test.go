@@ -42,7 +42,7 @@ func TestMutants(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	ctx, stop := signal.NotifyContext(t.Context(), os.Interrupt, syscall.SIGTERM) // to clean up all the same
+	ctx, stop := signal.NotifyContext(t.Context(), os.Interrupt, syscall.SIGTERM) // so that an interrupt cleans up too
 	defer stop()
 	plain := goTree{folder: folder, temp: t.TempDir()}
 	unmutated := map[string]outcome{} // by checker
