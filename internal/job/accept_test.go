@@ -173,8 +173,7 @@ func TestAcceptOneKeyAtOnce(t *testing.T) {
 	}
 }
 
-// One key at the same instant for a deposit and for an opening makes one of the
-// two.
+// One key at the same instant for a deposit and for an opening makes one of the two.
 func TestAcceptOneKeyForTwoThings(t *testing.T) {
 	t.Parallel()
 	pool := testenv.Pool(t)
@@ -216,8 +215,8 @@ func TestAcceptOneKeyForTwoThings(t *testing.T) {
 	}
 }
 
-// A key that an opening has locked is refused at once, and those that share its batch
-// are accepted.
+// A key that an opening has locked is refused at once. The other requests of the batch are
+// accepted.
 func TestAcceptALockedKey(t *testing.T) {
 	t.Parallel()
 	pool := testenv.Pool(t)
@@ -227,7 +226,7 @@ func TestAcceptALockedKey(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer opening.Rollback(context.WithoutCancel(t.Context())) //nolint:errcheck // it is over by then
+	defer opening.Rollback(context.WithoutCancel(t.Context())) //nolint:errcheck // it has ended by then
 	const keys, locked = 200, 100
 	if _, err := opening.Exec(t.Context(), `SELECT pg_advisory_xact_lock($1)`, ledger.KeyLock(user, fmt.Sprint("key", locked))); err != nil {
 		t.Fatal(err)
@@ -251,8 +250,7 @@ func TestAcceptALockedKey(t *testing.T) {
 	}
 }
 
-// Batches that share many keys, in every order, neither wait for each other for
-// ever nor make a job twice.
+// Batches that share many keys, in every order, neither deadlock nor make a job twice.
 func TestAcceptOverlappingBatches(t *testing.T) {
 	t.Parallel()
 	pool := testenv.Pool(t)
@@ -308,7 +306,7 @@ func TestAcceptNotifiesForTheLast(t *testing.T) {
 		}
 	}
 	if found := ledgertest.Check(t, pool); found.Transactions != each*int64(len(accounts)) {
-		t.Errorf("the notified applies took %d jobs, want all %d", found.Transactions, each*len(accounts))
+		t.Errorf("applied %d jobs up to the notified ones, want all %d", found.Transactions, each*len(accounts))
 	}
 }
 
@@ -376,7 +374,7 @@ func TestAcceptQueueFull(t *testing.T) {
 	ledgertest.Check(t, pool)
 }
 
-// A request that Postgres refuses is refused alone: those in its batch go on.
+// A request that Postgres refuses is refused alone: the other requests of its batch are accepted.
 func TestAcceptOneAtFault(t *testing.T) {
 	t.Parallel()
 	pool := testenv.Pool(t)

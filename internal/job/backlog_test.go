@@ -13,9 +13,8 @@ import (
 	"github.com/passbook/passbook/internal/test/testenv"
 )
 
-// While a snapshot is held, the queue's index keeps each job that finished since. What
-// the sweep asks for beside its full walks reads none of them, be they of many accounts
-// or of one.
+// While a session holds a snapshot, the queue's index keeps an entry of each job that finished
+// since. The sweep's statements do not read them, in many accounts or in one; a full scan does.
 func TestBacklogUnderASnapshot(t *testing.T) {
 	t.Parallel()
 	pool, err := postgres.Open(t.Context(), postgres.Config{URL: testenv.Postgres(t), MaxConns: 2, Serving: true})
@@ -42,7 +41,7 @@ func TestBacklogUnderASnapshot(t *testing.T) {
 			FROM accounts, generate_series(1, $1) WHERE `+condition, jobs)
 	}
 	accept(`true`, each)
-	accept(`number = '100000000050'`, each*accounts) // the hot one
+	accept(`number = '100000000050'`, each*accounts) // the hot account
 	ledgertest.Exec(t, pool, rejectSQL)
 	backlog := job.NewBacklog(pool)
 	finished, err := backlog.Newest(t.Context())
@@ -51,21 +50,21 @@ func TestBacklogUnderASnapshot(t *testing.T) {
 	}
 	accept(`number IN ('100000000010', '100000000050')`, 2)
 
-	heads, err := backlog.OldestQueued(t.Context(), 0, finished, 10)
-	if err != nil || len(heads) != 2 {
-		t.Fatalf("%d heads, %v, want 2", len(heads), err)
+	oldest, err := backlog.OldestQueued(t.Context(), 0, finished, 10)
+	if err != nil || len(oldest) != 2 {
+		t.Fatalf("%d oldest queued jobs, %v, want 2", len(oldest), err)
 	}
-	next, err := backlog.NextOldestQueued(t.Context(), heads)
-	if err != nil || len(next) != 2 || next[0].JobID != heads[0].JobID || next[1].JobID != heads[1].JobID {
-		t.Errorf("the next heads are %v, %v, want %v", next, err, heads)
+	next, err := backlog.NextOldestQueued(t.Context(), oldest)
+	if err != nil || len(next) != 2 || next[0].JobID != oldest[0].JobID || next[1].JobID != oldest[1].JobID {
+		t.Errorf("the oldest queued jobs are now %v, %v, want %v", next, err, oldest)
 	}
-	ledgertest.Exec(t, pool, rejectSQL+` WHERE job_id = $1`, heads[0].JobID)
-	if next, err = backlog.NextOldestQueued(t.Context(), heads); err != nil || len(next) != 2 || next[0].Position <= heads[0].Position {
-		t.Errorf("after the first is finished the next heads are %v, %v", next, err)
+	ledgertest.Exec(t, pool, rejectSQL+` WHERE job_id = $1`, oldest[0].JobID)
+	if next, err = backlog.NextOldestQueued(t.Context(), oldest); err != nil || len(next) != 2 || next[0].Position <= oldest[0].Position {
+		t.Errorf("after the first is finished the oldest queued jobs are %v, %v", next, err)
 	}
-	for name, statement := range job.SweepStatements(heads, finished) {
-		// A leaf of the index holds some 200 entries, so these are a few of each account's
-		// pages; a job that is read is a page more.
+	for name, statement := range job.SweepStatements(oldest, finished) {
+		// A page of the index holds some 200 entries, so the bound allows a few pages for each
+		// account; each job that is read costs a page more.
 		if pages := pagesRead(t, pool, statement); pages > each*accounts/20 {
 			t.Errorf("%s reads %d pages, for %d finished jobs", name, pages, finished)
 		}

@@ -14,8 +14,8 @@ import (
 	"github.com/passbook/passbook/internal/test/testenv"
 )
 
-// Callers at once, so that accepts share inserts, on a Postgres whose fsync
-// is off: what the code costs, not the disk.
+// BenchmarkAccept has many callers at once, so that accepts share inserts. Postgres's fsync is
+// off, so it measures what the code costs, not the disk.
 func BenchmarkAccept(b *testing.B) {
 	const callers = 32 // for each core
 	pool := testenv.Pool(b)

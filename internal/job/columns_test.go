@@ -15,9 +15,8 @@ import (
 	"github.com/passbook/passbook/internal/test/testenv"
 )
 
-// A column that is added to jobs or to archived_jobs under running processes breaks
-// nothing: not between the two changes, not when the tables have their columns in
-// different places, and not on connections that have prepared their statements before.
+// Running processes go on where an operator adds a column to jobs or archived_jobs: between the
+// two changes, with the columns in a different order, and on connections with prepared statements.
 func TestColumnAdded(t *testing.T) {
 	t.Parallel()
 	tests := []struct {
@@ -58,7 +57,7 @@ func TestColumnAdded(t *testing.T) {
 	}
 }
 
-// client does all that reads the tables of jobs, or moves a row between them.
+// client uses everything that reads the tables of jobs, or moves a row between them.
 type client struct {
 	pool     *pgxpool.Pool
 	acceptor *job.Acceptor
@@ -68,8 +67,8 @@ type client struct {
 	jobs     []job.Job
 }
 
-// visit accepts two jobs, applies and archives the first, and reads all jobs so far by
-// their keys, by their ids and in every list, before and after.
+// visit accepts two jobs, applies and archives the first. Before and after each step it reads all
+// jobs so far by their keys, by their ids and in every list.
 func (c *client) visit(t *testing.T, when string) {
 	t.Helper()
 	for range 2 {
@@ -99,9 +98,9 @@ func (c *client) read(t *testing.T, when string) {
 	t.Helper()
 	reader := job.NewReader(c.pool)
 	for i, req := range c.requests {
-		again, replayed, err := c.acceptor.Accept(t.Context(), req)
-		if err != nil || !replayed || again.ID != c.jobs[i].ID {
-			t.Errorf("%s: %s again: job %s, replayed %t, %v; want job %s", when, req.Key, again.ID, replayed, err, c.jobs[i].ID)
+		repeated, replayed, err := c.acceptor.Accept(t.Context(), req)
+		if err != nil || !replayed || repeated.ID != c.jobs[i].ID {
+			t.Errorf("%s: %s again: job %s, replayed %t, %v; want job %s", when, req.Key, repeated.ID, replayed, err, c.jobs[i].ID)
 		}
 		if found, err := reader.Job(t.Context(), c.user, c.jobs[i].ID); err != nil || found.Position != c.jobs[i].Position {
 			t.Errorf("%s: read job %s: %+v, %v", when, c.jobs[i].ID, found, err)
@@ -124,7 +123,7 @@ func (c *client) read(t *testing.T, when string) {
 	}
 }
 
-// A migration that adds a column to jobs adds it to what the statements name.
+// A migration that adds a column to jobs must add it to what the statements name.
 func TestColumnsAreNamed(t *testing.T) {
 	t.Parallel()
 	pool := testenv.Pool(t)

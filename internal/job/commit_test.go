@@ -53,5 +53,5 @@ func holdLock(t *testing.T, pool *pgxpool.Pool) (release func()) {
 	if _, err := holder.Exec(t.Context(), `SELECT pg_advisory_xact_lock(1)`); err != nil {
 		t.Fatal(err)
 	}
-	return func() { _ = holder.Rollback(context.WithoutCancel(t.Context())) } // once more is too late, and does nothing
+	return func() { _ = holder.Rollback(context.WithoutCancel(t.Context())) } // a second call does nothing
 }

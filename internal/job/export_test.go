@@ -10,13 +10,13 @@ import (
 // Stored are the columns that the statements name.
 const Stored = stored
 
-// Statement is one that runs for single jobs, with something to ask it.
+// Statement is an SQL statement and its parameters.
 type Statement struct {
 	SQL  string
 	Args []any
 }
 
-// Statements are those that look for a user's jobs by id or key, by their names.
+// Statements returns the statements that search a user's jobs by id or key, by name.
 func Statements(userID uuid.UUID, key string) map[string]Statement {
 	id, now := uuid.Must(uuid.NewV7()), time.Now()
 	return map[string]Statement{
@@ -27,7 +27,7 @@ func Statements(userID uuid.UUID, key string) map[string]Statement {
 	}
 }
 
-// ListQueries are all the statements that List runs, by what they list.
+// ListQueries returns all statements that List runs, by what they list.
 func ListQueries() map[string]string {
 	queries := map[string]string{}
 	for _, ascending := range []bool{true, false} {
@@ -39,12 +39,12 @@ func ListQueries() map[string]string {
 	return queries
 }
 
-// SweepStatements are those that a sweep runs which knows some heads, and that all
-// queued jobs of other accounts are above a position.
-func SweepStatements(heads []OldestQueued, above int64) map[string]Statement {
-	accounts, positions := unzip(heads)
+// SweepStatements returns the statements of a sweep that knows the oldest queued jobs of some
+// accounts, and that all queued jobs of other accounts have a position above the given one.
+func SweepStatements(oldest []OldestQueued, above int64) map[string]Statement {
+	accounts, positions := unzip(oldest)
 	return map[string]Statement{
-		"heads":    {oldestQueuedSQL, []any{int64(0), above, 1000}},
+		"oldest":   {oldestQueuedSQL, []any{int64(0), above, 1000}},
 		"next":     {nextOldestSQL, []any{accounts, positions}},
 		"last":     {lastSQL, []any{accounts[1], positions[1]}},
 		"unlocked": {unlockedSQL, []any{accounts, positions}},

@@ -14,23 +14,23 @@ import (
 	"github.com/passbook/passbook/internal/test/testenv"
 )
 
-// afterFirst runs do once, after the first query of its connections.
-type afterFirst struct{ do func() }
+// afterQuery is a tracer that calls do after each query.
+type afterQuery struct{ do func() }
 
-func (afterFirst) TraceQueryStart(ctx context.Context, _ *pgx.Conn, _ pgx.TraceQueryStartData) context.Context {
+func (afterQuery) TraceQueryStart(ctx context.Context, _ *pgx.Conn, _ pgx.TraceQueryStartData) context.Context {
 	return ctx
 }
 
-func (a afterFirst) TraceQueryEnd(context.Context, *pgx.Conn, pgx.TraceQueryEndData) { a.do() }
+func (a afterQuery) TraceQueryEnd(context.Context, *pgx.Conn, pgx.TraceQueryEndData) { a.do() }
 
-// A read finds a job that moves to the archive between its two statements.
+// A read finds a job that is archived between the read's two statements.
 func TestReadWhileArchived(t *testing.T) {
 	t.Parallel()
 	pool := testenv.Pool(t)
 	user := ledgertest.User(t, pool)
 	rejected(t, pool, ledgertest.Account(t, pool, user, 0), 1)
 	cfg := pool.Config()
-	cfg.ConnConfig.Tracer = afterFirst{sync.OnceFunc(func() { archive(t, pool, soon(), 1) })}
+	cfg.ConnConfig.Tracer = afterQuery{sync.OnceFunc(func() { archive(t, pool, soon(), 1) })}
 	reading, err := pgxpool.NewWithConfig(t.Context(), cfg)
 	if err != nil {
 		t.Fatal(err)

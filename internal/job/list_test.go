@@ -23,11 +23,11 @@ func TestList(t *testing.T) {
 	ledgertest.Job(t, pool, other, ledger.Deposit, 1)
 	byStatus := map[job.Status][]uuid.UUID{}
 	for i := range 10 {
-		entry, status, amount := ledger.Deposit, job.Succeeded, int64(1)
+		typ, status, amount := ledger.Deposit, job.Succeeded, int64(1)
 		if i%3 == 1 {
-			entry, status, amount = ledger.Withdrawal, job.Rejected, 1000
+			typ, status, amount = ledger.Withdrawal, job.Rejected, 1000
 		}
-		id := ledgertest.Job(t, pool, account, entry, amount)
+		id := ledgertest.Job(t, pool, account, typ, amount)
 		if i < 8 {
 			if _, _, err := ledger.NewApplier(pool).Apply(t.Context(), id, 1); err != nil {
 				t.Fatal(err)
@@ -71,8 +71,7 @@ func TestList(t *testing.T) {
 	}
 }
 
-// Every list of jobs walks an index in its order: nothing is sorted, no table
-// is read through.
+// Every list of jobs reads an index in its order, without a sort or a table scan.
 func TestListPlans(t *testing.T) {
 	t.Parallel()
 	pool := testenv.Pool(t)
@@ -120,6 +119,6 @@ func checkPlan(t *testing.T, plan []string) {
 		}
 	}
 	if !strings.Contains(text, "Index Scan") {
-		t.Errorf("the plan walks no index:\n%s", text)
+		t.Errorf("the plan has no index scan:\n%s", text)
 	}
 }
