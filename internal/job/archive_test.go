@@ -55,10 +55,10 @@ func TestParseArchiveBefore(t *testing.T) {
 	}
 }
 
-// soon is after all that a test has done: everything that has ended may move.
+// soon returns a time after all that a test has done: every finished job may be archived.
 func soon() time.Time { return time.Now().Add(time.Minute) }
 
-// archive moves what ended before a time, and checks how many jobs that are.
+// archive archives the jobs that finished before a time, and checks their number.
 func archive(t *testing.T, pool *pgxpool.Pool, before time.Time, want int64) {
 	t.Helper()
 	moved, err := job.Archive(t.Context(), pool, before, func(int64) {})
@@ -67,7 +67,7 @@ func archive(t *testing.T, pool *pgxpool.Pool, before time.Time, want int64) {
 	}
 }
 
-// count counts rows of a table.
+// count returns the number of a table's rows.
 func count(t *testing.T, pool *pgxpool.Pool, table string) (n int) {
 	t.Helper()
 	if err := pool.QueryRow(t.Context(), `SELECT count(*) FROM `+table).Scan(&n); err != nil {
@@ -76,7 +76,7 @@ func count(t *testing.T, pool *pgxpool.Pool, table string) (n int) {
 	return n
 }
 
-// inFull is a job with what its pointers point to.
+// inFull returns a value as JSON, with what its pointers point to.
 func inFull(t *testing.T, v any) string {
 	t.Helper()
 	text, err := json.Marshal(v)
@@ -86,129 +86,161 @@ func inFull(t *testing.T, v any) string {
 	return string(text)
 }
 
-// What anybody has heard of a job they hear again when it is archived: by its
-// key, by its id, in every page of every list, and in the history.
+// What a client reads of a job stays the same when it is archived: by its key, by its id, in every
+// page of every list, and in the history.
 func TestArchive(t *testing.T) {
 	t.Parallel()
-	pool := testenv.Pool(t)
-	user, stranger := ledgertest.User(t, pool), ledgertest.User(t, pool)
-	account, other := ledgertest.Account(t, pool, user, 100), ledgertest.Account(t, pool, user, 0)
-	ledgertest.Exec(t, pool, `ALTER TABLE transactions ADD CONSTRAINT unlucky CHECK (amount <> 13)`)
-	a, _ := acceptor(t, pool, manyQueued)
-	reader, applier, accounts := job.NewReader(pool), ledger.NewApplier(pool), ledger.NewAccounts(pool)
-
+	c := newArchiveClient(t)
 	text := "rent"
-	var requests []job.Request
-	var jobs []job.Job
-	ask := func(entry ledger.EntryType, amount int64, description *string) uuid.UUID {
-		t.Helper()
-		req := job.Request{
-			UserID: user, Account: account.Number, Type: entry, Amount: amount, Description: description, Key: fmt.Sprint("key", len(requests)),
-		}
-		accepted, _, err := a.Accept(t.Context(), req)
-		if err != nil {
-			t.Fatal(err)
-		}
-		requests, jobs = append(requests, req), append(jobs, accepted)
-		return accepted.ID
-	}
-	settle := func(id uuid.UUID) {
-		for range ledger.MaxAttempts {
-			_, _, _ = applier.Apply(t.Context(), id, 1) // the unlucky one's error
-		}
-	}
-	settle(ask(ledger.Deposit, 5, &text))
-	settle(ask(ledger.Withdrawal, 1000, nil))
-	failed := ask(ledger.Deposit, 13, nil)
-	settle(failed)
-	settle(ask(ledger.Withdrawal, 7, nil))
-	middle := jobs[len(jobs)-1].ID
+	c.finish(t, c.accept(t, ledger.Deposit, 5, &text))
+	c.finish(t, c.accept(t, ledger.Withdrawal, 1000, nil))
+	failed := c.accept(t, ledger.Deposit, refusedAmount, nil)
+	c.finish(t, failed)
+	middle := c.accept(t, ledger.Withdrawal, 7, nil)
+	c.finish(t, middle)
 	var border time.Time
-	if err := pool.QueryRow(t.Context(), `SELECT finished_at FROM job_states WHERE id = $1`, middle).Scan(&border); err != nil {
+	if err := c.pool.QueryRow(t.Context(), `SELECT finished_at FROM job_states WHERE id = $1`, middle).Scan(&border); err != nil {
 		t.Fatal(err)
 	}
-	settle(ask(ledger.Deposit, 8, &text))
-	settle(ask(ledger.Withdrawal, 2000, &text))
-	ask(ledger.Deposit, 9, nil)
+	c.finish(t, c.accept(t, ledger.Deposit, 8, &text))
+	c.finish(t, c.accept(t, ledger.Withdrawal, 2000, &text))
+	last := c.accept(t, ledger.Deposit, 9, nil)
 
-	// heard is all that a client can read.
-	heard := func() (told []string) {
-		for i, req := range requests {
-			again, replayed, err := a.Accept(t.Context(), req)
-			if err != nil || !replayed || again.ID != jobs[i].ID {
-				t.Errorf("%s again: %s, replayed %t, %v; want job %s", req.Key, again.ID, replayed, err, jobs[i].ID)
-			}
-			read, err := reader.Job(t.Context(), user, jobs[i].ID)
-			if err != nil || inFull(t, read) != inFull(t, again) {
-				t.Errorf("%s reads as %s, %v; answered as %s", req.Key, inFull(t, read), err, inFull(t, again))
-			}
-			told = append(told, inFull(t, read))
-
-			req.Amount++
-			if _, _, err := a.Accept(t.Context(), req); !errors.Is(err, job.ErrKeyReused) {
-				t.Errorf("%s for another amount: %v, want ErrKeyReused", req.Key, err)
-			}
-			opening := ledger.Opening{UserID: user, Currency: "KRW", Key: req.Key}
-			if _, _, err := accounts.Open(t.Context(), opening); !errors.Is(err, ledger.ErrKeyReused) {
-				t.Errorf("%s for an opening: %v, want ErrKeyReused", req.Key, err)
-			}
-			if _, err := reader.Job(t.Context(), stranger, jobs[i].ID); !errors.Is(err, job.ErrNotFound) {
-				t.Errorf("%s read by a stranger: %v, want ErrNotFound", req.Key, err)
-			}
-		}
-		for _, status := range append([]job.Status{""}, job.Statuses...) {
-			for _, ascending := range []bool{true, false} {
-				for limit := range len(jobs) + 1 {
-					page := job.Page{Account: ledger.Owned{UserID: user, Number: account.Number}, Status: status, Ascending: ascending, Limit: limit + 1}
-					told = append(told, fmt.Sprintf("%q ascending %t by %d: %s", status, ascending, page.Limit, inFull(t, walk(t, reader, page))))
-				}
-			}
-		}
-		return told
-	}
-	check := func(when string, archived int, want []string) {
-		t.Helper()
-		if n := count(t, pool, "archived_jobs"); n != archived {
-			t.Errorf("%s: %d jobs are in the archive, want %d", when, n, archived)
-		}
-		for i, line := range heard() {
-			if line != want[i] {
-				t.Errorf("%s: hears %s\nbefore: %s", when, line, want[i])
-			}
-		}
-		if n := count(t, pool, `transactions WHERE job_id IS NOT NULL AND NOT EXISTS
-			(SELECT FROM jobs WHERE id = job_id UNION ALL SELECT FROM archived_jobs WHERE id = job_id)`); n > 0 {
-			t.Errorf("%s: %d transactions of no job", when, n)
-		}
-		if found := ledgertest.Check(t, pool); int(found.Jobs) != len(jobs) {
-			t.Errorf("%s: %d jobs, want %d", when, found.Jobs, len(jobs))
-		}
-	}
-	before := heard()
-	archive(t, pool, border, 2)
-	check("with the older half archived", 2, before)
-	archive(t, pool, border, 0)
-	archive(t, pool, soon(), 3)
-	check("with all archived that can be", 5, before)
+	before := c.read(t)
+	archive(t, c.pool, border, 2)
+	c.check(t, "with the older half archived", 2, before)
+	archive(t, c.pool, border, 0)
+	archive(t, c.pool, soon(), 3)
+	c.check(t, "with all archived that can be", 5, before)
 
 	t.Run("LiveGoesOn", func(t *testing.T) {
-		ledgertest.Exec(t, pool, `ALTER TABLE transactions DROP CONSTRAINT unlucky`)
-		if err := applier.Replay(t.Context(), []uuid.UUID{failed}); err != nil {
+		ledgertest.Exec(t, c.pool, `ALTER TABLE transactions DROP CONSTRAINT unlucky`)
+		if err := c.applier.Replay(t.Context(), []uuid.UUID{failed}); err != nil {
 			t.Errorf("replay a failed job: %v", err)
 		}
-		last := jobs[len(jobs)-1].ID
-		if applied, _, err := applier.Apply(t.Context(), last, 10); err != nil || len(applied) != 2 {
+		if applied, _, err := c.applier.Apply(t.Context(), last, 10); err != nil || len(applied) != 2 {
 			t.Errorf("applied %+v, %v; want the replayed and the queued job", applied, err)
 		}
-		if _, _, err := a.Accept(t.Context(), deposit(user, other, "fresh")); err != nil {
+		other := ledgertest.Account(t, c.pool, c.user, 0)
+		if _, _, err := c.acceptor.Accept(t.Context(), deposit(c.user, other, "fresh")); err != nil {
 			t.Error(err)
 		}
-		archive(t, pool, soon(), 2)
-		ledgertest.Check(t, pool)
+		archive(t, c.pool, soon(), 2)
+		ledgertest.Check(t, c.pool)
 	})
 }
 
-// walk reads a list to its end.
+// refusedAmount is the amount of a transaction that Postgres refuses.
+const refusedAmount = 13
+
+// archiveClient sends jobs to one account and reads all that a client can read of them.
+type archiveClient struct {
+	pool           *pgxpool.Pool
+	acceptor       *job.Acceptor
+	applier        *ledger.Applier
+	user, stranger uuid.UUID
+	account        ledger.Account
+	requests       []job.Request
+	jobs           []job.Job // by request
+}
+
+func newArchiveClient(t *testing.T) *archiveClient {
+	t.Helper()
+	pool := testenv.Pool(t)
+	ledgertest.Exec(t, pool, fmt.Sprintf(`ALTER TABLE transactions ADD CONSTRAINT unlucky CHECK (amount <> %d)`, refusedAmount))
+	a, _ := acceptor(t, pool, manyQueued)
+	user, stranger := ledgertest.User(t, pool), ledgertest.User(t, pool)
+	return &archiveClient{
+		pool: pool, acceptor: a, applier: ledger.NewApplier(pool), user: user, stranger: stranger, account: ledgertest.Account(t, pool, user, 100),
+	}
+}
+
+func (c *archiveClient) accept(t *testing.T, typ ledger.EntryType, amount int64, description *string) uuid.UUID {
+	t.Helper()
+	req := job.Request{
+		UserID: c.user, Account: c.account.Number, Type: typ, Amount: amount, Description: description, Key: fmt.Sprint("key", len(c.requests)),
+	}
+	accepted, _, err := c.acceptor.Accept(t.Context(), req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.requests, c.jobs = append(c.requests, req), append(c.jobs, accepted)
+	return accepted.ID
+}
+
+// finish applies a job until it ends, also where it ends failed.
+func (c *archiveClient) finish(t *testing.T, id uuid.UUID) {
+	t.Helper()
+	for range ledger.MaxAttempts {
+		_, _, _ = c.applier.Apply(t.Context(), id, 1) // the error of a refused job
+	}
+}
+
+// read returns all that a client can read, as lines.
+func (c *archiveClient) read(t *testing.T) (lines []string) {
+	t.Helper()
+	for i, req := range c.requests {
+		lines = append(lines, c.readJob(t, req, c.jobs[i].ID))
+	}
+	reader := job.NewReader(c.pool)
+	for _, status := range append([]job.Status{""}, job.Statuses...) {
+		for _, ascending := range []bool{true, false} {
+			for limit := range len(c.jobs) + 1 {
+				page := job.Page{Account: ledger.Owned{UserID: c.user, Number: c.account.Number}, Status: status, Ascending: ascending, Limit: limit + 1}
+				lines = append(lines, fmt.Sprintf("%q ascending %t by %d: %s", status, ascending, page.Limit, inFull(t, walk(t, reader, page))))
+			}
+		}
+	}
+	return lines
+}
+
+// readJob returns what a client reads of a job, and checks that its key and its id are the user's.
+func (c *archiveClient) readJob(t *testing.T, req job.Request, id uuid.UUID) string {
+	t.Helper()
+	reader := job.NewReader(c.pool)
+	repeated, replayed, err := c.acceptor.Accept(t.Context(), req)
+	if err != nil || !replayed || repeated.ID != id {
+		t.Errorf("%s sent again: %s, replayed %t, %v; want job %s", req.Key, repeated.ID, replayed, err, id)
+	}
+	read, err := reader.Job(t.Context(), c.user, id)
+	if err != nil || inFull(t, read) != inFull(t, repeated) {
+		t.Errorf("%s reads as %s, %v; accept returned %s", req.Key, inFull(t, read), err, inFull(t, repeated))
+	}
+	req.Amount++
+	if _, _, err := c.acceptor.Accept(t.Context(), req); !errors.Is(err, job.ErrKeyReused) {
+		t.Errorf("%s for another amount: %v, want ErrKeyReused", req.Key, err)
+	}
+	opening := ledger.Opening{UserID: c.user, Currency: "KRW", Key: req.Key}
+	if _, _, err := ledger.NewAccounts(c.pool).Open(t.Context(), opening); !errors.Is(err, ledger.ErrKeyReused) {
+		t.Errorf("%s for an opening: %v, want ErrKeyReused", req.Key, err)
+	}
+	if _, err := reader.Job(t.Context(), c.stranger, id); !errors.Is(err, job.ErrNotFound) {
+		t.Errorf("%s read by a stranger: %v, want ErrNotFound", req.Key, err)
+	}
+	return inFull(t, read)
+}
+
+// check fails the test unless the client reads the lines it read before, and the jobs are archived.
+func (c *archiveClient) check(t *testing.T, when string, archived int, before []string) {
+	t.Helper()
+	if n := count(t, c.pool, "archived_jobs"); n != archived {
+		t.Errorf("%s: %d jobs are in the archive, want %d", when, n, archived)
+	}
+	for i, line := range c.read(t) {
+		if line != before[i] {
+			t.Errorf("%s: reads %s\nbefore: %s", when, line, before[i])
+		}
+	}
+	if n := count(t, c.pool, `transactions WHERE job_id IS NOT NULL AND NOT EXISTS
+		(SELECT FROM jobs WHERE id = job_id UNION ALL SELECT FROM archived_jobs WHERE id = job_id)`); n > 0 {
+		t.Errorf("%s: %d transactions of no job", when, n)
+	}
+	if found := ledgertest.Check(t, c.pool); int(found.Jobs) != len(c.jobs) {
+		t.Errorf("%s: %d jobs, want %d", when, found.Jobs, len(c.jobs))
+	}
+}
+
+// walk reads all pages of a list.
 func walk(t *testing.T, reader *job.Reader, page job.Page) (ids []uuid.UUID) {
 	t.Helper()
 	for {
@@ -226,7 +258,7 @@ func walk(t *testing.T, reader *job.Reader, page job.Page) (ids []uuid.UUID) {
 	}
 }
 
-// rejected makes n jobs that were rejected, deposits by the keys key1 to key n.
+// rejected inserts n rejected deposits, with the keys key1 to key n.
 func rejected(t testing.TB, pool *pgxpool.Pool, account ledger.Account, n int) {
 	t.Helper()
 	ledgertest.Exec(t, pool, `
@@ -236,9 +268,8 @@ func rejected(t testing.TB, pool *pgxpool.Pool, account ledger.Account, n int) {
 	ledgertest.Exec(t, pool, `INSERT INTO rejections SELECT account_id, position, job_id, now(), 'balance_limit_exceeded' FROM queue`)
 }
 
-// A key that comes back at the very moment at which its job is archived, to any
-// process, makes no second job.
-func TestArchiveWhileKeysComeBack(t *testing.T) {
+// A key that a client sends again while its job is archived makes no second job, in any process.
+func TestArchiveWhileKeysAreSentAgain(t *testing.T) {
 	t.Parallel()
 	pool := testenv.Pool(t)
 	user := ledgertest.User(t, pool)
@@ -247,16 +278,16 @@ func TestArchiveWhileKeysComeBack(t *testing.T) {
 	rejected(t, pool, account, keys)
 	one, _ := acceptor(t, pool, manyQueued)
 	two, _ := acceptor(t, pool, manyQueued)
-	var clientsAtWork errgroup.Group
+	var group errgroup.Group
 	var done atomic.Bool
 	for client := range clients {
 		a := []*job.Acceptor{one, two}[client%2]
-		clientsAtWork.Go(func() error {
+		group.Go(func() error {
 			for i := client; !done.Load(); i += 7 * clients {
 				n := 1 + i%keys
 				got, replayed, err := a.Accept(t.Context(), deposit(user, account, fmt.Sprint("key", n)))
 				if want := fmt.Sprintf("00000000-0000-7000-8000-%012d", n); err == nil && (!replayed || got.ID.String() != want) {
-					return fmt.Errorf("the key of job %s answers with %s, replayed %t", want, got.ID, replayed)
+					return fmt.Errorf("the key of job %s returns %s, replayed %t", want, got.ID, replayed)
 				}
 				if err != nil && !errors.Is(err, job.ErrUnavailable) && !errors.Is(err, job.ErrKeyBusy) {
 					return err
@@ -265,19 +296,19 @@ func TestArchiveWhileKeysComeBack(t *testing.T) {
 			return nil
 		})
 	}
-	// What a key held back for a moment is left to the next run.
-	for left := int64(keys); left > 0; {
+	// A run leaves a job whose key a client is just sending to the next run.
+	for remaining := int64(keys); remaining > 0; {
 		moved, err := job.Archive(t.Context(), pool, soon(), func(int64) {})
 		if err != nil {
 			t.Error(err)
 			break
 		}
-		if left -= moved; moved == 0 && count(t, pool, "archived_jobs") == keys {
+		if remaining -= moved; moved == 0 && count(t, pool, "archived_jobs") == keys {
 			break
 		}
 	}
 	done.Store(true)
-	if err := clientsAtWork.Wait(); err != nil {
+	if err := group.Wait(); err != nil {
 		t.Error(err)
 	}
 	if found := ledgertest.Check(t, pool); found.Jobs != keys {
@@ -288,9 +319,9 @@ func TestArchiveWhileKeysComeBack(t *testing.T) {
 	}
 }
 
-// A key that comes back in the very midst of a move, when its job is deleted and
-// that is not committed, is refused at once; asked again it answers with the job.
-func TestArchiveMeetsAKey(t *testing.T) {
+// A key that a client sends again after its job is deleted, and before that is committed, is
+// refused at once. After the commit the key returns the job.
+func TestArchiveWhileAKeyIsSentAgain(t *testing.T) {
 	t.Parallel()
 	pool := testenv.Pool(t)
 	user := ledgertest.User(t, pool)
@@ -306,12 +337,12 @@ func TestArchiveMeetsAKey(t *testing.T) {
 		_, err := job.Archive(t.Context(), pool, soon(), func(int64) {})
 		return err
 	})
-	testenv.Eventually(t, "the move waits", func() bool {
+	testenv.Eventually(t, "the move to wait", func() bool {
 		return count(t, pool, `pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'`) == 1
 	})
 	a, _ := acceptor(t, pool, manyQueued)
 	if got, _, err := a.Accept(t.Context(), deposit(user, account, "key1")); !errors.Is(err, job.ErrKeyBusy) {
-		t.Errorf("in the midst of the move: %+v, %v; want ErrKeyBusy", got, err)
+		t.Errorf("during the move: %+v, %v; want ErrKeyBusy", got, err)
 	}
 	release()
 	if err := moving.Wait(); err != nil {
@@ -319,16 +350,16 @@ func TestArchiveMeetsAKey(t *testing.T) {
 	}
 	got, replayed, err := a.Accept(t.Context(), deposit(user, account, "key1"))
 	if want := "00000000-0000-7000-8000-000000000001"; err != nil || !replayed || got.ID.String() != want {
-		t.Errorf("the key of job %s answers with %s, replayed %t, %v", want, got.ID, replayed, err)
+		t.Errorf("the key of job %s returns %s, replayed %t, %v", want, got.ID, replayed, err)
 	}
 	if found := ledgertest.Check(t, pool); found.Jobs != 1 {
 		t.Errorf("%d jobs, want 1", found.Jobs)
 	}
 }
 
-// A move that waits for nobody leaves a job whose key is just being sent, and
-// locks no key but those of the jobs that it moves.
-func TestArchiveWaitsForNobody(t *testing.T) {
+// The move does not wait for a client that is just sending a job's key: it leaves that job, and
+// locks only the keys of the jobs that it moves.
+func TestArchiveWaitsForNoKey(t *testing.T) {
 	t.Parallel()
 	pool := testenv.Pool(t)
 	user := ledgertest.User(t, pool)
@@ -337,7 +368,7 @@ func TestArchiveWaitsForNobody(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer sender.Rollback(context.WithoutCancel(t.Context())) //nolint:errcheck // it is over by then
+	defer sender.Rollback(context.WithoutCancel(t.Context())) //nolint:errcheck // it has ended by then
 	if _, err := sender.Exec(t.Context(), `SELECT pg_advisory_xact_lock_shared($1)`, ledger.KeyLock(user, "key2")); err != nil {
 		t.Fatal(err)
 	}
@@ -349,8 +380,8 @@ func TestArchiveWaitsForNobody(t *testing.T) {
 	ledgertest.Check(t, pool)
 }
 
-// The database itself keeps an archived job's key and id, whichever statement inserts
-// them: it adds nothing.
+// The database itself inserts no job with the key or the id of an archived one, whichever
+// statement tries to.
 func TestArchivedKeysAreSkipped(t *testing.T) {
 	t.Parallel()
 	pool := testenv.Pool(t)
@@ -377,9 +408,9 @@ func TestArchivedKeysAreSkipped(t *testing.T) {
 	}
 }
 
-// An accept looks for its key by index, however small the archive was when its
+// An accept searches the archive for its key by index, also where the archive was empty when the
 // connection made the plan.
-func TestArchiveIsLookedIntoByIndex(t *testing.T) {
+func TestArchiveIsSearchedByIndex(t *testing.T) {
 	t.Parallel()
 	pool, err := postgres.Open(t.Context(), postgres.Config{URL: testenv.Postgres(t), MaxConns: 1, Serving: true})
 	if err != nil {
@@ -398,16 +429,16 @@ func TestArchiveIsLookedIntoByIndex(t *testing.T) {
 		t.Fatal(err)
 	}
 	const scansSQL = `SELECT seq_scan, idx_scan FROM pg_stat_xact_user_tables WHERE relname = 'archived_jobs'`
-	var readThrough, byIndex int
-	if err := tx.QueryRow(t.Context(), scansSQL).Scan(&readThrough, &byIndex); err != nil {
+	var tableScans, indexScans int
+	if err := tx.QueryRow(t.Context(), scansSQL).Scan(&tableScans, &indexScans); err != nil {
 		t.Fatal(err)
 	}
-	if readThrough != 0 || byIndex < 2 {
-		t.Errorf("read it through %d times and looked by index %d times, want 0, and 2 for the key and the id", readThrough, byIndex)
+	if tableScans != 0 || indexScans < 2 {
+		t.Errorf("%d table scans and %d index scans, want 0, and 2 for the key and the id", tableScans, indexScans)
 	}
 }
 
-// A connection that dies anywhere in a move leaves every job where it was.
+// A connection that is lost at any point of a move leaves every job where it was.
 func TestArchiveCutOff(t *testing.T) {
 	t.Parallel()
 	tests := []struct{ name, trigger string }{
@@ -434,18 +465,18 @@ func TestArchiveCutOff(t *testing.T) {
 			}
 			ledgertest.Check(t, pool)
 			ledgertest.Exec(t, pool, `DROP FUNCTION cut CASCADE`)
-			testenv.Eventually(t, "the dead connection to let go of the keys", func() bool { return count(t, pool, keyLocks) == 0 })
+			testenv.Eventually(t, "the dead connection to release the keys", func() bool { return count(t, pool, keyLocks) == 0 })
 			archive(t, pool, soon(), jobs)
 			ledgertest.Check(t, pool)
 		})
 	}
 }
 
-// keyLocks are those that are held in the database.
+// keyLocks selects the locks of keys that sessions hold in the database.
 const keyLocks = `(SELECT FROM pg_locks WHERE locktype = 'advisory'
 	AND database = (SELECT oid FROM pg_database WHERE datname = current_database())) held`
 
-// An interrupt ends it after the step in hand; the next run goes on.
+// An interrupt ends the move after its current step; the next run continues.
 func TestArchiveInterrupted(t *testing.T) {
 	t.Parallel()
 	pool := testenv.Pool(t)
@@ -454,19 +485,19 @@ func TestArchiveInterrupted(t *testing.T) {
 	rejected(t, pool, account, jobs)
 	ctx, interrupt := context.WithCancel(t.Context())
 	defer interrupt()
-	var told []int64
+	var steps []int64
 	moved, err := job.Archive(ctx, pool, soon(), func(n int64) {
-		told = append(told, n)
+		steps = append(steps, n)
 		interrupt()
 	})
-	if !errors.Is(err, context.Canceled) || moved != step || len(told) != 1 || told[0] != step {
-		t.Errorf("moved %d, %v, told %v; want one step of %d", moved, err, told, step)
+	if !errors.Is(err, context.Canceled) || moved != step || len(steps) != 1 || steps[0] != step {
+		t.Errorf("moved %d, %v, in steps of %v; want one of %d", moved, err, steps, step)
 	}
 	archive(t, pool, soon(), jobs-step)
 	ledgertest.Check(t, pool)
 }
 
-// Reads of one job and the steps of a move go by index.
+// Postgres reads single jobs, and the jobs of a move, by index.
 func TestArchivePlans(t *testing.T) {
 	t.Parallel()
 	pool := testenv.Pool(t)
@@ -477,7 +508,7 @@ func TestArchivePlans(t *testing.T) {
 	ledgertest.Exec(t, pool, `SELECT archive_jobs(array_agg(id)) FROM jobs WHERE position % 2 = 0`)
 	ledgertest.Exec(t, pool, `VACUUM ANALYZE jobs, rejections, archived_jobs`)
 	t.Run("move", func(t *testing.T) {
-		// A connection of its own: the figures have what a session did and has not reported yet.
+		// A connection of its own: the statistics include what its session did and has not reported.
 		conn, err := pgx.Connect(t.Context(), pool.Config().ConnString())
 		if err != nil {
 			t.Fatal(err)
@@ -491,14 +522,14 @@ func TestArchivePlans(t *testing.T) {
 		const sql = `
 			SELECT archive_jobs(ARRAY(SELECT id FROM jobs ORDER BY id LIMIT 3)), 0, 0 UNION ALL
 			SELECT 0, seq_scan, idx_scan FROM pg_stat_xact_user_tables WHERE relname = 'jobs'`
-		var moved, readThrough, byIndex int
+		var moved, tableScans, indexScans int
 		rows, _ := tx.Query(t.Context(), sql) // ForEachRow returns its error
 		var row [3]int
 		if _, err := pgx.ForEachRow(rows, []any{&row[0], &row[1], &row[2]}, func() error {
-			moved, readThrough, byIndex = moved+row[0], row[1], row[2]
+			moved, tableScans, indexScans = moved+row[0], row[1], row[2]
 			return nil
-		}); err != nil || moved != 3 || readThrough != 0 || byIndex < 3 {
-			t.Errorf("moved %d, read jobs through %d times and looked by index %d times, %v; want 3, never and 3", moved, readThrough, byIndex, err)
+		}); err != nil || moved != 3 || tableScans != 0 || indexScans < 3 {
+			t.Errorf("moved %d with %d table scans and %d index scans, %v; want 3, 0 and at least 3", moved, tableScans, indexScans, err)
 		}
 	})
 	for name, statement := range job.Statements(user, "key1") {

@@ -597,7 +597,7 @@ var mutations = []mutation{
 	{
 		"a key comes back while its job is archived", keyForGood,
 		[]edit{{archive, `WHERE pg_try_advisory_xact_lock(lock)`, ``}},
-		[]string{"-run=^TestArchiveMeetsAKey$ ./internal/job", "-run=^TestArchiveWhileKeysComeBack$ ./internal/job"},
+		[]string{"-run=^TestArchiveWhileAKeyIsSentAgain$ ./internal/job", "-run=^TestArchiveWhileKeysAreSentAgain$ ./internal/job"},
 	},
 	{
 		"an archived job's key opens accounts", keyForGood,
@@ -648,7 +648,7 @@ var mutations = []mutation{
 	{
 		"an archived job has no answer", keyForGood,
 		[]edit{{accept, `FROM archived_jobs WHERE user_id = request.user_id`, `FROM archived_jobs WHERE false AND user_id = request.user_id`}},
-		[]string{"-run=^TestArchive(WhileKeysComeBack)?$ ./internal/job"},
+		[]string{"-run=^TestArchive(WhileKeysAreSentAgain)?$ ./internal/job"},
 	},
 	{
 		"an answer leaves before what it shows is durable", stays,
