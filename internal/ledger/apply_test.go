@@ -108,160 +108,6 @@ func TestApplyUnknownJob(t *testing.T) {
 	}
 }
 
-// Without a connection ApplyShared returns every job as troubled, also where there are more jobs
-// than are sent at once.
-func TestApplySharedWithoutAConnection(t *testing.T) {
-	t.Parallel()
-	pool := testenv.Pool(t)
-	user := ledgertest.User(t, pool)
-	var ids []uuid.UUID
-	for range 40 {
-		ids = append(ids, ledgertest.Job(t, pool, ledgertest.Account(t, pool, user, 0), ledger.Deposit, 1))
-	}
-	ctx, cancel := context.WithCancel(t.Context())
-	cancel()
-	applied, remaining, troubled := ledger.NewApplier(pool).ApplyShared(ctx, due(ids), 64)
-	if len(applied) > 0 || len(remaining) > 0 || !slices.Equal(troubled, due(ids)) {
-		t.Errorf("applied %d, %d remain, %d are troubled; want all %d troubled", len(applied), len(remaining), len(troubled), len(ids))
-	}
-	if applied, remaining, troubled := ledger.NewApplier(pool).ApplyShared(t.Context(), due(ids), 64); len(applied) != len(ids) || len(remaining)+len(troubled) > 0 {
-		t.Errorf("applied %d of %d, %d remain, %d are troubled", len(applied), len(ids), len(remaining), len(troubled))
-	}
-}
-
-// ApplyShared returns the job whose account is refused or locked as troubled. It applies the
-// jobs of the other accounts in the same batch, and the connection stays usable.
-func TestApplySharedBesideTrouble(t *testing.T) {
-	t.Parallel()
-	tests := []struct {
-		name, trouble string
-		kept          bool // held in an open transaction
-	}{
-		{"Refused", `ALTER TABLE transactions ADD CONSTRAINT unlucky CHECK (amount <> 13)`, false},
-		{"Locked", `SELECT FROM accounts WHERE id = (SELECT account_id FROM jobs WHERE amount = 13) FOR UPDATE`, true},
-	}
-	for _, test := range tests {
-		t.Run(test.name, func(t *testing.T) {
-			t.Parallel()
-			pool := testenv.Pool(t)
-			ledgertest.CountAttempts(t, pool)
-			user := ledgertest.User(t, pool)
-			var ids []uuid.UUID
-			for i := range 5 {
-				account := ledgertest.Account(t, pool, user, 0)
-				if i == 2 {
-					ledgertest.Job(t, pool, account, ledger.Deposit, 13)
-				}
-				for range 3 {
-					ids = append(ids[:i], ledgertest.Job(t, pool, account, ledger.Deposit, 1))
-				}
-			}
-			config := pool.Config()
-			config.MaxConns = 1
-			config.ConnConfig.RuntimeParams["lock_timeout"] = "50"
-			single, err := pgxpool.NewWithConfig(t.Context(), config)
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer single.Close()
-			holder, err := pool.Begin(t.Context())
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer holder.Rollback(t.Context()) //nolint:errcheck // it has ended by then
-			if _, err := holder.Exec(t.Context(), test.trouble); err != nil {
-				t.Fatal(err)
-			}
-			if !test.kept {
-				if err := holder.Commit(t.Context()); err != nil {
-					t.Fatal(err)
-				}
-			}
-			before := backend(t, single)
-			applied, remaining, troubled := ledger.NewApplier(single).ApplyShared(t.Context(), due(ids), 64)
-			if len(applied) != 4*3 || len(remaining) > 0 || !slices.Equal(troubled, due(ids[2:3])) {
-				t.Errorf("applied %d, %d remain, %v are troubled; want 12, none, and %s", len(applied), len(remaining), troubled, ids[2])
-			}
-			if n := ledgertest.Attempts(t, pool); n != 0 {
-				t.Errorf("%d attempts are counted; Apply counts them", n)
-			}
-			if after := backend(t, single); after != before {
-				t.Error("the connection was lost")
-			}
-		})
-	}
-}
-
-// Where the connection is lost on the way, ApplyShared returns every job of the batch as
-// troubled: without the last commit, the jobs applied before may not be flushed.
-func TestApplySharedLosesItsConnection(t *testing.T) {
-	t.Parallel()
-	pool := testenv.Pool(t)
-	user := ledgertest.User(t, pool)
-	var accounts []ledger.Account
-	var ids []uuid.UUID
-	for range 3 {
-		account := ledgertest.Account(t, pool, user, 0)
-		accounts = append(accounts, account)
-		ledgertest.Job(t, pool, account, ledger.Deposit, 1)
-		ids = append(ids, ledgertest.Job(t, pool, account, ledger.Deposit, 1))
-	}
-	holder, err := pool.Begin(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer holder.Rollback(t.Context()) //nolint:errcheck // it has ended by then
-	if _, err := holder.Exec(t.Context(), `SELECT FROM accounts WHERE id = $1 FOR UPDATE`, accounts[1].ID); err != nil {
-		t.Fatal(err)
-	}
-	var group errgroup.Group
-	group.Go(func() error {
-		_, remaining, troubled := ledger.NewApplier(pool).ApplyShared(t.Context(), due(ids), 64)
-		if len(remaining) > 0 || !slices.Equal(troubled, due(ids)) {
-			return fmt.Errorf("%v remain, %v are troubled; want none, and all of %v", remaining, troubled, ids)
-		}
-		return nil
-	})
-	testenv.Eventually(t, "the second account's apply to be ended", func() bool {
-		const sql = `SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()`
-		tag, err := pool.Exec(t.Context(), sql)
-		return err == nil && tag.RowsAffected() > 0
-	})
-	if err := group.Wait(); err != nil {
-		t.Error(err)
-	}
-	if err := holder.Rollback(t.Context()); err != nil {
-		t.Fatal(err)
-	}
-	_, remaining, troubled := ledger.NewApplier(pool).ApplyShared(t.Context(), due(ids), 64)
-	if len(remaining)+len(troubled) > 0 {
-		t.Errorf("later %d remain, and %d are troubled", len(remaining), len(troubled))
-	}
-	ledgertest.Check(t, pool)
-	for _, id := range ids {
-		if got := readJob(t, pool, id); got.Status != "succeeded" || *got.Seq != 2 {
-			t.Errorf("job %s: %+v", id, got)
-		}
-	}
-}
-
-// due says that each job's account has one job to apply.
-func due(ids []uuid.UUID) (all []ledger.Due) {
-	for _, id := range ids {
-		all = append(all, ledger.Due{JobID: id, Jobs: 1})
-	}
-	return all
-}
-
-// backend returns the process id of the server process behind the pool's one connection.
-func backend(t *testing.T, single *pgxpool.Pool) (pid int) {
-	t.Helper()
-	if err := single.QueryRow(t.Context(), `SELECT pg_backend_pid()`).Scan(&pid); err != nil {
-		t.Fatal(err)
-	}
-	return pid
-}
-
 // An apply that finds all jobs done does not wait for the account's lock.
 func TestApplyWithNothingToDo(t *testing.T) {
 	t.Parallel()
@@ -304,29 +150,6 @@ func TestApplyOnAServerThatOnlyReads(t *testing.T) {
 		if !more || !postgres.IsDown(err) || errors.Is(err, ledger.ErrJobNotFound) {
 			t.Errorf("%s: more %t, %v; want Postgres to be down", name, more, err)
 		}
-	}
-}
-
-// Jobs of an account that does not exist, as after a bad restore, end failed. They do not stay
-// queued for ever, and an operator replays them.
-func TestApplyWithoutAnAccount(t *testing.T) {
-	t.Parallel()
-	pool := testenv.Pool(t)
-	account := ledgertest.Account(t, pool, ledgertest.User(t, pool), 0)
-	id := ledgertest.Job(t, pool, account, ledger.Deposit, 1)
-	ledgertest.Unguarded(t, pool, `DELETE FROM accounts`)
-	for range ledger.MaxAttempts - 1 {
-		applied, more, err := ledger.NewApplier(pool).Apply(t.Context(), id, 64)
-		if len(applied) > 0 || !more || !errors.Is(err, ledger.ErrRefused) {
-			t.Errorf("applied %d, more %t, %v; want nothing, and ErrRefused", len(applied), more, err)
-		}
-	}
-	applied, more, err := ledger.NewApplier(pool).Apply(t.Context(), id, 64)
-	if len(applied) != 1 || more || err != nil {
-		t.Errorf("applied %d, more %t, %v; want the job, failed", len(applied), more, err)
-	}
-	if got, want := readJob(t, pool, id).String(), "failed seq - balance - failure internal_error"; got != want {
-		t.Errorf("job is %s, want %s", got, want)
 	}
 }
 
@@ -646,177 +469,74 @@ func model(balance, seq *int64, deposit bool, amount int64) string {
 	return fmt.Sprintf("succeeded seq %d balance %d failure -", *seq, *balance)
 }
 
-// A job that Postgres refuses for a reason of its own ends failed after
-// MaxAttempts, and its account goes on.
-func TestApplyRefusedJob(t *testing.T) {
+// Apply does not return a job whose row it has read and whose commit it has not: here the
+// connection dies between the two. Nor does it return the jobs before it in the batch: they are
+// committed, but may not be flushed.
+func TestApplyReturnsOnlyCommittedJobs(t *testing.T) {
 	t.Parallel()
-	pool := testenv.Pool(t)
-	account := ledgertest.Account(t, pool, ledgertest.User(t, pool), 1000)
-	ledgertest.Exec(t, pool, `ALTER TABLE transactions ADD CONSTRAINT unlucky CHECK (amount <> 13)`)
-	before := ledgertest.Job(t, pool, account, ledger.Deposit, 1)
-	beside := ledgertest.Job(t, pool, account, ledger.Deposit, 4) // shares a round trip with the next
-	unlucky := ledgertest.Job(t, pool, account, ledger.Withdrawal, 13)
-	after := ledgertest.Job(t, pool, account, ledger.Withdrawal, 2)
-	applier := ledger.NewApplier(pool)
-	for attempt := 1; attempt < ledger.MaxAttempts; attempt++ {
-		_, more, err := applier.Apply(t.Context(), after, 64)
-		if !errors.Is(err, ledger.ErrRefused) || !more {
-			t.Fatalf("attempt %d: more %t, error %v; want ErrRefused", attempt, more, err)
-		}
-		if got := readJob(t, pool, unlucky); got.Status != "queued" || got.Attempts != attempt {
-			t.Fatalf("attempt %d: job is %s after %d attempts", attempt, got, got.Attempts)
-		}
-		if got := readJob(t, pool, beside); got.Status != "succeeded" || got.Attempts != 0 {
-			t.Fatalf("attempt %d: the job before it is %s after %d attempts, undone by another job's fault", attempt, got, got.Attempts)
-		}
-		if got := readJob(t, pool, after); got.Status != "queued" {
-			t.Fatalf("attempt %d: the job behind is %s, out of order", attempt, got)
-		}
-	}
-	applied := apply(t, pool, after)
-	if len(applied) != 2 || applied[0].Outcome != ledger.Failed || applied[1].Outcome != ledger.Succeeded {
-		t.Errorf("last attempt applied %+v, want a failure and a success", applied)
-	}
-	for id, want := range map[uuid.UUID]string{
-		before:  "succeeded seq 2 balance 1001 failure -",
-		beside:  "succeeded seq 3 balance 1005 failure -",
-		unlucky: "failed seq - balance - failure internal_error",
-		after:   "succeeded seq 4 balance 1003 failure -",
-	} {
-		if got := readJob(t, pool, id); got.String() != want {
-			t.Errorf("job is %s, want %s", got, want)
-		}
-	}
-	ledgertest.Check(t, pool)
-
-	t.Run("Replay", func(t *testing.T) {
-		ledgertest.Exec(t, pool, `ALTER TABLE transactions DROP CONSTRAINT unlucky`)
-		if err := applier.Replay(t.Context(), []uuid.UUID{unlucky, before}); !errors.Is(err, ledger.ErrNotFailed) {
-			t.Fatalf("replay of a succeeded job: %v, want ErrNotFailed", err)
-		}
-		if got := readJob(t, pool, unlucky); got.Status != "failed" {
-			t.Fatalf("half a replay was done: %s", got)
-		}
-		if err := applier.Replay(t.Context(), []uuid.UUID{unlucky}); err != nil {
-			t.Fatal(err)
-		}
-		apply(t, pool, after) // which is done already
-		if got, want := readJob(t, pool, unlucky).String(), "succeeded seq 5 balance 990 failure -"; got != want {
-			t.Errorf("replayed job is %s, want %s", got, want)
-		}
-		ledgertest.Check(t, pool)
-	})
-}
-
-// An error that is not the job's fault spends no attempt: here Postgres does not grant a lock in
-// time, before the attempt is counted or after.
-func TestApplySpendsNoAttemptOnPostgresTrouble(t *testing.T) {
-	t.Parallel()
-	tests := []struct{ name, lock string }{
-		{"AccountLocked", `SELECT FROM accounts FOR UPDATE`},
-		{"HistoryLocked", `LOCK TABLE transactions IN SHARE MODE`},
+	tests := []struct {
+		name    string
+		amounts []int64 // of the account's jobs
+	}{
+		{"Alone", []int64{killedAmount}},
+		{"FirstOfABatch", []int64{1, killedAmount, 2, 3}},
+		{"LastOfABatch", []int64{1, 2, killedAmount}},
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
 			pool := testenv.Pool(t)
-			account := ledgertest.Account(t, pool, ledgertest.User(t, pool), 1000)
-			id := ledgertest.Job(t, pool, account, ledger.Deposit, 1)
-			config := pool.Config()
-			config.ConnConfig.RuntimeParams["lock_timeout"] = "50"
-			impatient, err := pgxpool.NewWithConfig(t.Context(), config)
-			if err != nil {
-				t.Fatal(err)
+			for _, sql := range faultSQL {
+				ledgertest.Exec(t, pool, sql)
 			}
-			defer impatient.Close()
-			holder, err := pool.Begin(t.Context())
-			if err != nil {
-				t.Fatal(err)
+			account := ledgertest.Account(t, pool, ledgertest.User(t, pool), 0)
+			ledgertest.Exec(t, pool, `INSERT INTO faults VALUES ($1, $2, 'commit')`, account.ID, killedAmount)
+			var ids []uuid.UUID
+			for _, amount := range test.amounts {
+				ids = append(ids, ledgertest.Job(t, pool, account, ledger.Deposit, amount))
 			}
-			defer holder.Rollback(t.Context()) //nolint:errcheck // it has ended by then
-			if _, err := holder.Exec(t.Context(), test.lock); err != nil {
-				t.Fatal(err)
+			before := slices.Index(test.amounts, killedAmount)
+			applied, more, err := ledger.NewApplier(pool).Apply(t.Context(), ids[len(ids)-1], 64)
+			alone := min(before, 1) // the first job is a batch of its own
+			if err == nil || !more || len(applied) != alone {
+				t.Errorf("returned %+v, more %t, %v before the commit", applied, more, err)
 			}
-			for range ledger.MaxAttempts + 1 {
-				if _, _, err := ledger.NewApplier(impatient).Apply(t.Context(), id, 64); err == nil || errors.Is(err, ledger.ErrRefused) {
-					t.Fatalf("while the lock is held: %v, want the lock timeout", err)
+			for i, id := range ids[before:] {
+				if got := readJob(t, pool, id).String(); got != queued {
+					t.Errorf("job %d is %s, want %s", before+i, got, queued)
 				}
 			}
-			if err := holder.Rollback(t.Context()); err != nil {
-				t.Fatal(err)
-			}
-			if got := readJob(t, pool, id); got.Attempts != 0 || got.Status != "queued" {
-				t.Errorf("job is %s after %d attempts, want queued and none", got, got.Attempts)
-			}
-			apply(t, pool, id)
+			ledgertest.Exec(t, pool, `DELETE FROM faults`)
+			apply(t, pool, ids[len(ids)-1])
 			ledgertest.Check(t, pool)
 		})
 	}
 }
 
-// A replay of an older job waits while the last attempt of another job is under way: the tried
-// job ends failed, and the older one is queued.
-func TestApplyFailsTheJobThatWasTried(t *testing.T) {
+// An account's time moves forwards only, and no attempt is spent, where the clocks that date its
+// jobs are ahead or are set back.
+func TestApplyTimeNeverGoesBack(t *testing.T) {
 	t.Parallel()
 	pool := testenv.Pool(t)
+	ledgertest.CountAttempts(t, pool)
 	account := ledgertest.Account(t, pool, ledgertest.User(t, pool), 0)
-	ledgertest.Exec(t, pool, `ALTER TABLE transactions ADD CONSTRAINT unlucky CHECK (amount NOT IN (12, 13))`)
-	older := ledgertest.Job(t, pool, account, ledger.Deposit, 12)
-	tried := ledgertest.Job(t, pool, account, ledger.Deposit, 13)
-	applier := ledger.NewApplier(pool)
-	for range 2*ledger.MaxAttempts - 2 { // all attempts of the older job, and all but one of the other
-		_, _, _ = applier.Apply(t.Context(), tried, 64)
+	var last string
+	for _, clock := range []string{"1 hour", "0", "-1 hour", "1 day", "0"} {
+		id := ledgertest.Job(t, pool, account, ledger.Deposit, 1)
+		ledgertest.Unguarded(t, pool, `UPDATE jobs SET created_at = now() + '`+clock+`' WHERE id = '`+id.String()+`'`)
+		for _, job := range apply(t, pool, id) {
+			if job.FinishedAt.Before(job.CreatedAt) {
+				t.Errorf("clock %s: finished at %v, accepted at %v", clock, job.FinishedAt, job.CreatedAt)
+			}
+			if at := job.FinishedAt.UTC().Format("2006-01-02 15:04:05.000000"); at <= last {
+				t.Errorf("clock %s: finished at %s, after %s", clock, at, last)
+			} else {
+				last = at
+			}
+		}
 	}
-	if got := readJob(t, pool, tried); got.Status != "queued" || got.Attempts != ledger.MaxAttempts-1 {
-		t.Fatalf("job is %s after %d attempts, want queued, before its last", got, got.Attempts)
+	if n := ledgertest.Attempts(t, pool); n != 0 {
+		t.Errorf("Postgres refused %d attempts", n)
 	}
-	holder, err := pool.Begin(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer holder.Rollback(t.Context()) //nolint:errcheck // it has ended by then
-	if _, err := holder.Exec(t.Context(), `SELECT pg_advisory_xact_lock(13)`); err != nil {
-		t.Fatal(err)
-	}
-	// The last attempt waits after its count, before Postgres refuses it.
-	ledgertest.Exec(t, pool, fmt.Sprintf(`
-		CREATE FUNCTION wait_at_last() RETURNS trigger LANGUAGE plpgsql AS $$
-		BEGIN
-			IF (SELECT attempts FROM queue WHERE job_id = NEW.job_id) = %d THEN
-				PERFORM pg_advisory_xact_lock(13);
-			END IF;
-			RETURN NEW;
-		END $$;
-		CREATE TRIGGER a_wait_at_last BEFORE INSERT ON transactions FOR EACH ROW EXECUTE FUNCTION wait_at_last();`, ledger.MaxAttempts))
-	var applied []ledger.Applied
-	var group errgroup.Group
-	group.Go(func() (err error) {
-		applied, _, err = applier.Apply(t.Context(), tried, 64)
-		return err
-	})
-	awaitWaiting(t, pool)
-	var replaying errgroup.Group
-	replaying.Go(func() error { return applier.Replay(t.Context(), []uuid.UUID{older}) })
-	testenv.Eventually(t, "the replay to wait for the account", func() (waits bool) {
-		const sql = `SELECT EXISTS (SELECT FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock' AND query LIKE '%DELETE FROM failures%')`
-		return pool.QueryRow(t.Context(), sql).Scan(&waits) == nil && waits
-	})
-	if err := holder.Rollback(t.Context()); err != nil {
-		t.Fatal(err)
-	}
-	if err := group.Wait(); err != nil {
-		t.Fatal(err)
-	}
-	if err := replaying.Wait(); err != nil {
-		t.Fatal(err)
-	}
-	if len(applied) != 1 || applied[0].JobID != tried || applied[0].Outcome != ledger.Failed {
-		t.Errorf("applied %+v, want the tried job failed", applied)
-	}
-	if got := readJob(t, pool, tried); got.Status != "failed" {
-		t.Errorf("the tried job is %s, want failed", got)
-	}
-	if got := readJob(t, pool, older); got.Status != "queued" || got.Attempts != 0 {
-		t.Errorf("the replayed job is %s after %d attempts, want queued and none", got, got.Attempts)
-	}
+	ledgertest.Check(t, pool)
 }

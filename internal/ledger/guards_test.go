@@ -1,104 +1,218 @@
 package ledger_test
 
 import (
-	"errors"
 	"slices"
+	"strings"
 	"testing"
 
-	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/passbook/passbook/internal/ledger"
 	"github.com/passbook/passbook/internal/ledger/ledgertest"
 	"github.com/passbook/passbook/internal/test/testenv"
 )
 
-// Apply does not return a job whose row it has read and whose commit it has not: here the
-// connection dies between the two. Nor does it return the jobs before it in the batch: they are
-// committed, but may not be flushed.
-func TestApplyReturnsOnlyCommittedJobs(t *testing.T) {
+// Every trigger of the schema fires in every session, and Verify looks for it: a migration that
+// creates or replaces a trigger must enable it always.
+func TestGuardsAreKnown(t *testing.T) {
 	t.Parallel()
-	tests := []struct {
-		name    string
-		amounts []int64 // of the account's jobs
-	}{
-		{"Alone", []int64{killedAmount}},
-		{"FirstOfABatch", []int64{1, killedAmount, 2, 3}},
-		{"LastOfABatch", []int64{1, 2, killedAmount}},
+	pool := testenv.Pool(t)
+	const sql = `SELECT tgrelid::regclass || ' ' || tgname, tgenabled = 'A' FROM pg_trigger WHERE NOT tgisinternal`
+	var known, found []string
+	for table, triggers := range ledger.Guards {
+		for _, trigger := range triggers {
+			known = append(known, table+" "+trigger)
+		}
 	}
-	for _, test := range tests {
-		t.Run(test.name, func(t *testing.T) {
+	rows, _ := pool.Query(t.Context(), sql) // ForEachRow returns its error
+	var trigger string
+	var always bool
+	if _, err := pgx.ForEachRow(rows, []any{&trigger, &always}, func() error {
+		if !always {
+			t.Errorf("%s does not always fire", trigger)
+		}
+		found = append(found, trigger)
+		return nil
+	}); err != nil {
+		t.Fatal(err)
+	}
+	slices.Sort(known)
+	if slices.Sort(found); !slices.Equal(known, found) {
+		t.Errorf("the schema has %q\nVerify looks for %q", found, known)
+	}
+}
+
+// Every function of the schema fixes its search_path, except functions that name the schema of
+// each table and operator.
+func TestFunctionsFixTheirSearchPath(t *testing.T) {
+	t.Parallel()
+	pool := testenv.Pool(t)
+	const sql = `SELECT proname FROM pg_proc WHERE pronamespace = 'public'::regnamespace
+		AND NOT coalesce(array_to_string(proconfig, ' '), '') LIKE '%search_path=pg_catalog%' ORDER BY proname`
+	rows, _ := pool.Query(t.Context(), sql) // CollectRows returns its error
+	loose, err := pgx.CollectRows(rows, pgx.RowTo[string])
+	if err != nil {
+		t.Fatal(err)
+	}
+	if want := []string{"hold_balance", "hold_new_job", "hold_queue", "hold_transaction", "take_transaction_id"}; !slices.Equal(loose, want) { // migrations/00001_schema.sql says why
+		t.Errorf("%q have no search_path of their own, want %q", loose, want)
+	}
+}
+
+// Verify names a guard that is off, missing, or asleep in a session that replicates.
+func TestVerifyFindsGuards(t *testing.T) {
+	t.Parallel()
+	pool := testenv.Pool(t)
+	for _, test := range []struct{ sql, want string }{
+		{`ALTER TABLE queue DISABLE TRIGGER queue_rows`, "trigger queue_rows on queue does not always fire"},
+		{`ALTER TABLE queue ENABLE ALWAYS TRIGGER queue_rows; ALTER TABLE transactions ENABLE TRIGGER USER`, "trigger transactions_append_only on transactions does not always fire"},
+		{`ALTER TABLE transactions ENABLE REPLICA TRIGGER transactions_rules`, "trigger transactions_rules on transactions does not always fire"},
+		{`DROP TRIGGER accounts_move ON accounts`, "trigger accounts_move on accounts is missing"},
+	} {
+		ledgertest.Exec(t, pool, test.sql)
+		if found := mismatches(t, pool); !strings.Contains(found, test.want) {
+			t.Errorf("%s: found %q, want %q", test.sql, found, test.want)
+		}
+	}
+}
+
+func mismatches(t *testing.T, pool *pgxpool.Pool) string {
+	t.Helper()
+	var all []string
+	if _, err := ledger.Verify(t.Context(), pool, func(m string) { all = append(all, m) }, func(ledger.Verification) {}); err != nil {
+		t.Fatal(err)
+	}
+	return strings.Join(all, "\n")
+}
+
+// No session can avoid the rules by its settings or its temporary tables: neither as a replica,
+// nor with own tables and operators that its search_path finds first.
+func TestGuardsHoldInEverySession(t *testing.T) {
+	t.Parallel()
+	toArchive := func(schema string) string {
+		return strings.Replace(strings.Replace(ledgertest.ToArchive, "archived_jobs", schema+".archived_jobs", 1), "job_states", "public.job_states", 1) + " WHERE status <> 'queued'; "
+	}
+	const queued = `.queue SELECT account_id, position, job_id FROM public.transactions WHERE position IS NOT NULL; `
+	temporary := `CREATE TEMP TABLE jobs (LIKE public.jobs); CREATE TEMP TABLE archived_jobs (LIKE public.archived_jobs);
+		CREATE TEMP TABLE accounts (LIKE public.accounts); CREATE TEMP TABLE transactions (LIKE public.transactions);
+		CREATE TEMP TABLE queue (LIKE public.queue INCLUDING DEFAULTS); CREATE TEMP TABLE rejections (LIKE public.rejections);
+		INSERT INTO pg_temp` + queued + toArchive("pg_temp")
+	for name, session := range map[string]string{
+		"Replica":         `SET session_replication_role = replica`,
+		"TemporaryTables": temporary,
+		"TemporaryFirst":  temporary + `SET search_path = pg_temp, public`,
+		"OwnSchema": `CREATE SCHEMA own; CREATE TABLE own.archived_jobs (LIKE public.archived_jobs); CREATE TABLE own.jobs (LIKE public.jobs);
+			CREATE TABLE own.queue (LIKE public.queue INCLUDING DEFAULTS); INSERT INTO own` + queued + toArchive("own") + `SET search_path = own, public`,
+		"OwnOperator": `CREATE SCHEMA own;
+			CREATE FUNCTION own.yes(uuid, uuid) RETURNS boolean LANGUAGE sql AS 'SELECT true';
+			CREATE OPERATOR own.= (LEFTARG = uuid, RIGHTARG = uuid, FUNCTION = own.yes);
+			CREATE FUNCTION own.no(int, int) RETURNS boolean LANGUAGE sql AS 'SELECT false';
+			CREATE OPERATOR own.< (LEFTARG = int, RIGHTARG = int, FUNCTION = own.no);
+			SET search_path = own, pg_catalog, public`,
+	} {
+		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			pool := testenv.Pool(t)
-			for _, sql := range faultSQL {
-				ledgertest.Exec(t, pool, sql)
+			account := ledgertest.Account(t, pool, ledgertest.User(t, pool), 100)
+			archived := ledgertest.Job(t, pool, account, ledger.Deposit, 1)
+			apply(t, pool, archived)
+			ledgertest.Exec(t, pool, ledgertest.ToArchive+`; DELETE FROM jobs`)
+			apply(t, pool, ledgertest.Job(t, pool, account, ledger.Deposit, 2))
+			queued := ledgertest.Job(t, pool, account, ledger.Deposit, 3)
+			conn, err := pgx.Connect(t.Context(), pool.Config().ConnString())
+			if err != nil {
+				t.Fatal(err)
 			}
-			account := ledgertest.Account(t, pool, ledgertest.User(t, pool), 0)
-			ledgertest.Exec(t, pool, `INSERT INTO faults VALUES ($1, $2, 'commit')`, account.ID, killedAmount)
-			var ids []uuid.UUID
-			for _, amount := range test.amounts {
-				ids = append(ids, ledgertest.Job(t, pool, account, ledger.Deposit, amount))
+			defer conn.Close(t.Context()) //nolint:errcheck // nothing is pending on it
+			if _, err := conn.Exec(t.Context(), session); err != nil {
+				t.Fatal(err)
 			}
-			before := slices.Index(test.amounts, killedAmount)
-			applied, more, err := ledger.NewApplier(pool).Apply(t.Context(), ids[len(ids)-1], 64)
-			alone := min(before, 1) // the first job is a batch of its own
-			if err == nil || !more || len(applied) != alone {
-				t.Errorf("returned %+v, more %t, %v before the commit", applied, more, err)
-			}
-			for i, id := range ids[before:] {
-				if got := readJob(t, pool, id).String(); got != queued {
-					t.Errorf("job %d is %s, want %s", before+i, got, queued)
+			for _, sql := range []string{
+				`DELETE FROM public.jobs WHERE id <> '` + queued.String() + `'`,
+				`DELETE FROM public.transactions`,
+				`UPDATE public.transactions SET amount = 7`,
+				`UPDATE public.accounts SET balance = 7`,
+				`UPDATE public.jobs SET amount = 7`,
+				`DELETE FROM public.queue`,
+				`INSERT INTO public.queue (account_id, position, job_id) SELECT account_id, position, job_id FROM public.transactions WHERE position IS NOT NULL`,
+				`INSERT INTO public.failures (account_id, position, job_id, finished_at, failure)
+					SELECT account_id, position, job_id, now(), 'x' FROM public.transactions WHERE position IS NOT NULL`,
+				`INSERT INTO public.transactions (account_id, seq, type, amount, balance_after, job_id, position, created_at)
+					SELECT account_id, 99, type, amount, balance_after, job_id, position, now() FROM public.transactions WHERE position IS NOT NULL`,
+				`INSERT INTO public.transactions (account_id, seq, type, amount, balance_after, job_id, position, created_at)
+					SELECT account_id, 99, 'deposit', 3, 999, gen_random_uuid(), position, now() FROM public.queue`,
+				`TRUNCATE public.archived_jobs`,
+			} {
+				if tag, err := conn.Exec(t.Context(), sql); err == nil {
+					t.Errorf("%s: %s", sql, tag)
 				}
 			}
-			ledgertest.Exec(t, pool, `DELETE FROM faults`)
-			apply(t, pool, ids[len(ids)-1])
+			const repeated = `INSERT INTO public.jobs (id, account_id, user_id, type, amount, idempotency_key)
+				SELECT gen_random_uuid(), account_id, user_id, type, amount, idempotency_key FROM public.archived_jobs`
+			if tag, err := conn.Exec(t.Context(), repeated); err != nil || tag.RowsAffected() != 0 {
+				t.Errorf("a job with an archived key: %s, %v; want no row", tag, err)
+			}
+			var outcome *string
+			if err := conn.QueryRow(t.Context(), `SELECT outcome::text FROM public.apply_job($1, $2, 0)`, queued, ledger.MaxAmount).Scan(&outcome); err != nil || outcome == nil || *outcome != "succeeded" {
+				t.Errorf("apply_job: %v, %v", outcome, err)
+			}
 			ledgertest.Check(t, pool)
 		})
 	}
 }
 
-// An account's time moves forwards only, and no attempt is spent, where the clocks that date its
-// jobs are ahead or are set back.
-func TestApplyTimeNeverGoesBack(t *testing.T) {
+// A role that does not own the tables can neither change a balance without its history nor the
+// history without its balance, whatever it was granted.
+func TestRoleWithEveryGrant(t *testing.T) {
 	t.Parallel()
 	pool := testenv.Pool(t)
-	ledgertest.CountAttempts(t, pool)
-	account := ledgertest.Account(t, pool, ledgertest.User(t, pool), 0)
-	var last string
-	for _, clock := range []string{"1 hour", "0", "-1 hour", "1 day", "0"} {
-		id := ledgertest.Job(t, pool, account, ledger.Deposit, 1)
-		ledgertest.Unguarded(t, pool, `UPDATE jobs SET created_at = now() + '`+clock+`' WHERE id = '`+id.String()+`'`)
-		for _, job := range apply(t, pool, id) {
-			if job.FinishedAt.Before(job.CreatedAt) {
-				t.Errorf("clock %s: finished at %v, accepted at %v", clock, job.FinishedAt, job.CreatedAt)
+	ledgertest.Exec(t, pool, `CREATE ROLE lavish; GRANT ALL ON ALL TABLES IN SCHEMA public TO lavish; GRANT ALL ON ALL SEQUENCES IN SCHEMA public TO lavish`)
+	account := ledgertest.Account(t, pool, ledgertest.User(t, pool), 100)
+	apply(t, pool, ledgertest.Job(t, pool, account, ledger.Deposit, 5))
+	ledgertest.Job(t, pool, account, ledger.Deposit, 6)
+	const record = `INSERT INTO transactions (account_id, seq, type, amount, balance_after, job_id, position, created_at)
+		SELECT account_id, 3, type, amount, 111, id, position, now() FROM job_states WHERE status = 'queued'`
+	const move = `UPDATE accounts SET balance = 111, last_seq = 3, last_at = now()`
+	for _, sql := range []string{
+		move, record, move + "; " + record, `UPDATE accounts SET created_at = created_at`, `DELETE FROM accounts`,
+		`INSERT INTO accounts (user_id, number, currency, balance, last_seq, last_at, created_at) SELECT user_id, '1234', 'KRW', 5, 1, now(), now() FROM accounts`,
+		`UPDATE transactions SET amount = 7`, `DELETE FROM transactions`, `TRUNCATE transactions`,
+		`DELETE FROM queue`, `UPDATE queue SET position = 0`, `TRUNCATE queue`,
+		`INSERT INTO queue SELECT account_id, position, job_id FROM transactions WHERE position IS NOT NULL`,
+		`INSERT INTO rejections SELECT account_id, position, job_id, now(), 'x' FROM queue`,
+		`INSERT INTO failures SELECT account_id, position, job_id, 0, now(), 'x' FROM transactions WHERE position IS NOT NULL`,
+		`UPDATE jobs SET amount = 7`, ledgertest.ToArchive + ` WHERE status = 'succeeded'`,
+		`SELECT apply_job(id, 0, 0) FROM jobs`, `SELECT deposit_initial(id, 5) FROM accounts`, `SELECT archive_jobs(array_agg(id)) FROM jobs`,
+	} {
+		t.Run(sql, func(t *testing.T) {
+			if _, err := pool.Exec(t.Context(), `SET LOCAL ROLE lavish; `+sql); err == nil {
+				t.Error("is not refused")
 			}
-			if at := job.FinishedAt.UTC().Format("2006-01-02 15:04:05.000000"); at <= last {
-				t.Errorf("clock %s: finished at %s, after %s", clock, at, last)
-			} else {
-				last = at
-			}
-		}
+		})
 	}
-	if n := ledgertest.Attempts(t, pool); n != 0 {
-		t.Errorf("Postgres refused %d attempts", n)
+	for _, sql := range []string{ // what the role of a serving process needs
+		`SELECT FROM accounts FOR NO KEY UPDATE`,
+		`UPDATE queue SET attempts = attempts + 1`,
+		`INSERT INTO failures SELECT account_id, position, job_id, 5, now(), 'internal_error' FROM queue`,
+		`DELETE FROM failures`,
+	} {
+		if tag, err := pool.Exec(t.Context(), `SET LOCAL ROLE lavish; `+sql); err != nil || tag.RowsAffected() != 1 {
+			t.Errorf("%s: %s, %v; want one row", sql, tag, err)
+		}
 	}
 	ledgertest.Check(t, pool)
 }
 
-// A key that has made a job opens no account, also when the job is archived.
-func TestOpenWithAJobsKey(t *testing.T) {
+// An account has one initial deposit, and it is the first transaction.
+func TestInitialDepositOnce(t *testing.T) {
 	t.Parallel()
 	pool := testenv.Pool(t)
-	user := ledgertest.User(t, pool)
-	id := ledgertest.Job(t, pool, ledgertest.Account(t, pool, user, 0), ledger.Deposit, 1)
-	open := func(when string) {
-		t.Helper()
-		got, replayed, err := ledger.NewAccounts(pool).Open(t.Context(), ledger.Opening{UserID: user, Currency: "KRW", Key: id.String()})
-		if !errors.Is(err, ledger.ErrKeyReused) {
-			t.Errorf("%s: opened %+v, replayed %t, %v; want ErrKeyReused", when, got, replayed, err)
+	account := ledgertest.Account(t, pool, ledgertest.User(t, pool), 100)
+	for _, id := range []int64{account.ID, account.ID + 1} {
+		if _, err := pool.Exec(t.Context(), `SELECT deposit_initial($1, 5)`, id); err == nil || !strings.Contains(err.Error(), "has a history, or does not exist") {
+			t.Errorf("account %d: %v, want a refusal", id, err)
 		}
 	}
-	open("live")
-	apply(t, pool, id)
-	ledgertest.Exec(t, pool, ledgertest.ToArchive+`; DELETE FROM jobs`)
-	open("archived")
+	ledgertest.Check(t, pool)
 }
