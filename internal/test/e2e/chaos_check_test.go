@@ -20,20 +20,20 @@ import (
 
 // check holds what clients saw against what a bank with a single thread does:
 //
-//   - every order that got its 202 is one job, and there are no others
+//   - every request that got its 202 is one job, and there are no others
 //   - every job is finished, and as it was first seen finished
-//   - the orders of a client who sends one at a time end as one thread ends them
+//   - the requests of a client who sends one at a time end as one thread ends them
 //   - B, sent after A's 202 had arrived, comes after A, whichever APIs took them;
-//     a client who sends one order at a time gets the order that it sent
-//   - there is a bank with a single thread that would have answered every order
+//     a client who sends one request at a time gets the request that it sent
+//   - there is a bank with a single thread that would have answered every request
 //     and every look at a balance as they were answered: porcupine finds it
 //   - a key, sent once more, answers with its job
 //   - `worker verify` finds nothing, and Postgres never had to refuse anything
 func (c *chaos) check() {
 	c.t.Helper()
 	const fewest = 100
-	if n := c.load.tally(acceptedOrder); n < fewest {
-		c.violation("only %d orders were accepted: that proves nothing", n)
+	if n := c.load.tally(acceptedRequest); n < fewest {
+		c.violation("only %d requests were accepted: that proves nothing", n)
 	}
 	l := c.login()
 	var group errgroup.Group
@@ -72,10 +72,10 @@ func (c *chaos) checkBook(l *client, b *book) {
 		}
 		jobs[job.ID] = job
 	}
-	if len(jobs) != len(b.orders) {
-		c.violation("account %s has %d jobs for %d orders", b.number, len(jobs), len(b.orders))
+	if len(jobs) != len(b.requests) {
+		c.violation("account %s has %d jobs for %d requests", b.number, len(jobs), len(b.requests))
 	}
-	for _, p := range b.orders {
+	for _, p := range b.requests {
 		if jobs[p.job] == nil {
 			c.violation("account %s: job %s got its 202 and is not there", b.number, p.job)
 			return
@@ -91,18 +91,18 @@ func (c *chaos) checkBook(l *client, b *book) {
 	l.checkHistory(b.number)
 }
 
-// checkModel does the orders of a client who sends one at a time once more, in
+// checkModel does the requests of a client who sends one at a time once more, in
 // their order, with one thread.
 func (c *chaos) checkModel(b *book, jobs map[string]*ended) {
 	if !b.sequential {
 		return
 	}
 	bank := newBank(b.initial)
-	for i, p := range b.orders {
+	for i, p := range b.requests {
 		next, want := bank.do(jobs[p.job].Type, p.amount)
 		bank = next
 		if got := jobs[p.job].outcome(); got != want {
-			c.violation("account %s, order %d (%s of %d): %s, a single thread makes it %s", b.number, i, p.entry, p.amount, got, want)
+			c.violation("account %s, request %d (%s of %d): %s, a single thread makes it %s", b.number, i, p.entry, p.amount, got, want)
 			return
 		}
 	}
@@ -110,8 +110,8 @@ func (c *chaos) checkModel(b *book, jobs map[string]*ended) {
 
 // checkRealTime holds the jobs' order against the times of their accepts.
 func (c *chaos) checkRealTime(b *book, jobs map[string]*ended) {
-	bySent := slices.SortedFunc(slices.Values(b.orders), func(x, y *placed) int { return cmp.Compare(x.sent, y.sent) })
-	byAccepted := slices.SortedFunc(slices.Values(b.orders), func(x, y *placed) int { return cmp.Compare(x.accepted, y.accepted) })
+	bySent := slices.SortedFunc(slices.Values(b.requests), func(x, y *placed) int { return cmp.Compare(x.sent, y.sent) })
+	byAccepted := slices.SortedFunc(slices.Values(b.requests), func(x, y *placed) int { return cmp.Compare(x.accepted, y.accepted) })
 	latest, next := -1, 0 // the latest place among the jobs accepted so far
 	for i, p := range bySent {
 		for ; next < len(byAccepted) && byAccepted[next].accepted < p.sent; next++ {
@@ -121,7 +121,7 @@ func (c *chaos) checkRealTime(b *book, jobs map[string]*ended) {
 			c.violation("account %s: job %s was sent after a later one's 202 had arrived, and comes before it", b.number, p.job)
 		}
 		if b.sequential && jobs[p.job].n != i {
-			c.violation("account %s: order %d of a client who sends one at a time is job %d", b.number, i, jobs[p.job].n)
+			c.violation("account %s: request %d of a client who sends one at a time is job %d", b.number, i, jobs[p.job].n)
 		}
 	}
 }
@@ -130,7 +130,7 @@ func (c *chaos) checkRealTime(b *book, jobs map[string]*ended) {
 // Postgres's: no other clock may get into them.
 func (c *chaos) checkTimes(b *book, jobs map[string]*ended) {
 	const slack = time.Second
-	for _, p := range b.orders {
+	for _, p := range b.requests {
 		created, err := time.Parse(time.RFC3339, jobs[p.job].CreatedAt)
 		at := created.Sub(c.load.started)
 		if err != nil || at < p.sent-slack || at > p.accepted+slack {
@@ -211,7 +211,7 @@ func bankModel(initial int64) porcupine.Model {
 // position among the effects takes for ever.
 func (c *chaos) checkPorcupine(b *book, jobs map[string]*ended) {
 	var accepts, effects []porcupine.Operation
-	for i, p := range b.orders {
+	for i, p := range b.requests {
 		op := porcupine.Operation{
 			ClientId: i % crowd,
 			Input:    asked{jobs[p.job].Type, p.amount}, Output: answered{outcome: jobs[p.job].outcome()},
@@ -363,7 +363,7 @@ func (c *chaos) checkKeys(l *client) {
 	var group errgroup.Group
 	group.SetLimit(connections)
 	for _, b := range c.load.books {
-		for i, p := range b.orders {
+		for i, p := range b.requests {
 			group.Go(func() error {
 				status, header, answer, err := l.call(c.t.Context(), c.system.api(i), http.MethodPost,
 					"/v1/accounts/"+p.account+"/"+p.entry, p.key, map[string]any{"amount": p.amount})

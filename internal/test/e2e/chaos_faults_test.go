@@ -488,8 +488,8 @@ func (c *chaos) someJobs(r *rand.Rand, n int) (ids []string) {
 	for range n {
 		b := books[r.IntN(len(books))]
 		b.mu.Lock()
-		if len(b.orders) > 0 {
-			ids = append(ids, b.orders[len(b.orders)-1-r.IntN(min(len(b.orders), 50))].job)
+		if len(b.requests) > 0 {
+			ids = append(ids, b.requests[len(b.requests)-1-r.IntN(min(len(b.requests), 50))].job)
 		}
 		b.mu.Unlock()
 	}

@@ -14,18 +14,18 @@ import (
 // Bounds of the load.
 const (
 	tryTimeout    = 4 * time.Second       // of one request; the next try goes to the other API
-	settleTimeout = 3 * time.Minute       // of an order, through every fault
+	settleTimeout = 3 * time.Minute       // of a request, through every fault
 	tryPause      = 20 * time.Millisecond // between two tries
-	longestThink  = 60 * time.Millisecond // between a client's orders
-	bookLength    = 250                   // orders, before the clients turn to a fresh account: porcupine is quick with so many
+	longestThink  = 60 * time.Millisecond // between a client's requests
+	bookLength    = 250                   // requests, before the clients turn to a fresh account: porcupine is quick with so many
 	watchers      = 4                     // who look how jobs end
 	maxWatched    = 4096
 )
 
-// placed is an order that got its 202, and all that clients saw of it. Times
+// placed is a request that got its 202, and all that clients saw of it. Times
 // are since the start.
 type placed struct {
-	order
+	jobRequest
 	sent, accepted time.Duration // first try sent; answer arrived
 	job            string
 
@@ -44,18 +44,18 @@ type sight struct {
 type book struct {
 	number     string
 	initial    int64
-	sequential bool // one client, one order at a time
+	sequential bool // one client, one request at a time
 
-	mu     sync.Mutex // guards the rest
-	orders []*placed
-	sights []sight
+	mu       sync.Mutex // guards the rest
+	requests []*placed
+	sights   []sight
 }
 
 // chaosLoad is the clients and what they saw: nothing else do the checkers believe.
 type chaosLoad struct {
 	t       *chaos
 	started time.Time
-	stop    chan struct{} // closed when no new order shall be placed
+	stop    chan struct{} // closed when no new request shall be placed
 	watch   chan *placed
 	login   atomic.Pointer[client]
 	keys    atomic.Int64
@@ -78,9 +78,9 @@ func (l *chaosLoad) now() time.Duration { return time.Since(l.started) }
 
 // What the clients count, beside what their functions name.
 const (
-	acceptedOrder = "orders accepted"
-	refused503    = "answers 503 unavailable, tried again"
-	noAnswer      = "requests without an answer, tried again"
+	acceptedRequest = "requests accepted"
+	refused503      = "answers 503 unavailable, tried again"
+	noAnswer        = "requests without an answer, tried again"
 )
 
 func (l *chaosLoad) tally(what string) int {
@@ -150,26 +150,26 @@ func problemCode(answer []byte) string {
 	return problem.Code
 }
 
-// place sends an order and keeps what came of it. It answers false when the
+// place sends a request and keeps what came of it. It answers false when the
 // client can't go on.
-func (l *chaosLoad) place(b *book, api int, o order) bool {
-	return l.placeSince(l.now(), b, api, o)
+func (l *chaosLoad) place(b *book, api int, req jobRequest) bool {
+	return l.placeSince(l.now(), b, api, req)
 }
 
-func (l *chaosLoad) placeSince(sent time.Duration, b *book, api int, o order) bool {
-	p := &placed{order: o, sent: sent}
-	status, answer, err := l.settleAnywhere(api, "/v1/accounts/"+o.account+"/"+o.entry, o.key, map[string]any{"amount": o.amount})
+func (l *chaosLoad) placeSince(sent time.Duration, b *book, api int, req jobRequest) bool {
+	p := &placed{jobRequest: req, sent: sent}
+	status, answer, err := l.settleAnywhere(api, "/v1/accounts/"+req.account+"/"+req.entry, req.key, map[string]any{"amount": req.amount})
 	p.accepted = l.now()
 	var job jobAnswer
 	switch {
 	case err != nil:
-		l.t.violation("order %s: %v", o.key, err)
+		l.t.violation("request %s: %v", req.key, err)
 		return false
 	case status != http.StatusAccepted && status != http.StatusOK:
-		l.t.violation("order %s was answered %d %s", o.key, status, answer)
+		l.t.violation("request %s was answered %d %s", req.key, status, answer)
 		return false
 	case json.Unmarshal(answer, &job) != nil || job.ID == "":
-		l.t.violation("order %s was answered with no job: %s", o.key, answer)
+		l.t.violation("request %s was answered with no job: %s", req.key, answer)
 		return false
 	}
 	p.job = job.ID
@@ -177,9 +177,9 @@ func (l *chaosLoad) placeSince(sent time.Duration, b *book, api int, o order) bo
 		p.saw(string(answer), p.accepted)
 	}
 	b.mu.Lock()
-	b.orders = append(b.orders, p)
+	b.requests = append(b.requests, p)
 	b.mu.Unlock()
-	l.count(acceptedOrder)
+	l.count(acceptedRequest)
 	select {
 	case l.watch <- p:
 	default: // the watchers have enough
@@ -222,7 +222,7 @@ func (l *chaosLoad) key(kind string) string {
 	return fmt.Sprintf("%s-%d", kind, l.keys.Add(1))
 }
 
-// client places orders on one account after the other, of its own or shared
+// client places requests on one account after the other, of its own or shared
 // with the group's other clients.
 func (l *chaosLoad) client(shared *sharedBook, random *rand.Rand) {
 	for api := random.IntN(2); !l.stopped(); api++ {
@@ -230,18 +230,18 @@ func (l *chaosLoad) client(shared *sharedBook, random *rand.Rand) {
 		if b == nil {
 			return
 		}
-		o := order{account: b.number, entry: "deposits", amount: 1 + random.Int64N(400), key: l.key("order")}
+		req := jobRequest{account: b.number, entry: "deposits", amount: 1 + random.Int64N(400), key: l.key("request")}
 		if random.IntN(2) == 0 {
-			o.entry = "withdrawals"
+			req.entry = "withdrawals"
 		}
 		var ok bool
 		switch random.IntN(20) {
 		case 0:
-			ok = l.placeTwice(b, api, o)
+			ok = l.placeTwice(b, api, req)
 		case 1:
-			ok = l.place(b, api, o) && l.reuse(api, o)
+			ok = l.place(b, api, req) && l.reuse(api, req)
 		default:
-			ok = l.place(b, api, o)
+			ok = l.place(b, api, req)
 		}
 		if !ok {
 			return
@@ -263,7 +263,7 @@ func (s *sharedBook) book(l *chaosLoad, api int, random *rand.Rand) *book {
 	defer s.mu.Unlock()
 	if s.now != nil {
 		s.now.mu.Lock()
-		full := len(s.now.orders) >= bookLength
+		full := len(s.now.requests) >= bookLength
 		s.now.mu.Unlock()
 		if !full {
 			return s.now
@@ -273,8 +273,8 @@ func (s *sharedBook) book(l *chaosLoad, api int, random *rand.Rand) *book {
 	return s.now
 }
 
-// placeTwice sends one order to both APIs at once: they must agree on its job.
-func (l *chaosLoad) placeTwice(b *book, api int, o order) bool {
+// placeTwice sends one request to both APIs at once: they must agree on its job.
+func (l *chaosLoad) placeTwice(b *book, api int, req jobRequest) bool {
 	type result struct {
 		job jobAnswer
 		err error
@@ -285,7 +285,7 @@ func (l *chaosLoad) placeTwice(b *book, api int, o order) bool {
 		var r result
 		var status int
 		var answer []byte
-		status, answer, r.err = l.settleAnywhere(api+1, "/v1/accounts/"+o.account+"/"+o.entry, o.key, map[string]any{"amount": o.amount})
+		status, answer, r.err = l.settleAnywhere(api+1, "/v1/accounts/"+req.account+"/"+req.entry, req.key, map[string]any{"amount": req.amount})
 		if r.err == nil {
 			if r.err = json.Unmarshal(answer, &r.job); r.err == nil && r.job.ID == "" {
 				r.err = fmt.Errorf("%d %s", status, answer)
@@ -293,27 +293,27 @@ func (l *chaosLoad) placeTwice(b *book, api int, o order) bool {
 		}
 		other <- r
 	}()
-	ok := l.placeSince(sent, b, api, o)
+	ok := l.placeSince(sent, b, api, req)
 	r := <-other
 	if !ok {
 		return false
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	for _, p := range b.orders {
-		if p.key == o.key && (r.err != nil || p.job != r.job.ID) {
-			l.t.violation("key %s made job %s at one API and %s (%v) at the other", o.key, p.job, r.job.ID, r.err)
+	for _, p := range b.requests {
+		if p.key == req.key && (r.err != nil || p.job != r.job.ID) {
+			l.t.violation("key %s made job %s at one API and %s (%v) at the other", req.key, p.job, r.job.ID, r.err)
 		}
 	}
-	l.count("orders sent to both APIs at once")
+	l.count("requests sent to both APIs at once")
 	return true
 }
 
 // reuse sends a used key with another amount: it must be refused.
-func (l *chaosLoad) reuse(api int, o order) bool {
-	status, answer, err := l.settleAnywhere(api, "/v1/accounts/"+o.account+"/"+o.entry, o.key, map[string]any{"amount": o.amount + 1})
+func (l *chaosLoad) reuse(api int, req jobRequest) bool {
+	status, answer, err := l.settleAnywhere(api, "/v1/accounts/"+req.account+"/"+req.entry, req.key, map[string]any{"amount": req.amount + 1})
 	if err != nil || status != http.StatusUnprocessableEntity || problemCode(answer) != "idempotency_key_reused" {
-		l.t.violation("key %s used for something else: %d %s %v", o.key, status, answer, err)
+		l.t.violation("key %s used for something else: %d %s %v", req.key, status, answer, err)
 		return false
 	}
 	l.count("keys used for something else, refused")

@@ -30,12 +30,12 @@ var (
 const (
 	chaosAPIs    = 2
 	chaosWorkers = 3
-	loners       = 16 // accounts of one client each, who sends one order at a time
+	loners       = 16 // accounts of one client each, who sends one request at a time
 	crowds       = 4  // accounts that several clients work on at once
 	crowd        = 6
 )
 
-// Clients send orders and read while every kind of fault is injected, first one kind at a
+// Clients send requests and read while every kind of fault is injected, first one kind at a
 // time, then all kinds together. After all faults are repaired and all jobs finished, the
 // answers must be those of a bank with a single thread: see check.
 func TestChaos(t *testing.T) {
@@ -75,7 +75,7 @@ type chaos struct {
 	now      []string   // the faults that are on
 	injected map[string]int
 	found    []string
-	rates    []int // orders accepted, for each line of the report
+	rates    []int // requests accepted, for each line of the report
 	drained  time.Duration
 }
 
@@ -313,10 +313,10 @@ func (c *chaos) say(format string, args ...any) {
 	fmt.Fprintf(c.t.Output(), format+"\n", args...)
 }
 
-// line says how many orders were accepted, in all and since the last line, how many were
+// line says how many requests were accepted, in all and since the last line, how many were
 // refused or unanswered, and which faults are injected now.
 func (c *chaos) line() string {
-	accepted, refused, silent := c.load.tally(acceptedOrder), c.load.tally(refused503), c.load.tally(noAnswer)
+	accepted, refused, silent := c.load.tally(acceptedRequest), c.load.tally(refused503), c.load.tally(noAnswer)
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	last := 0

@@ -189,19 +189,19 @@ func (c *client) open(initialDeposit int64) account {
 	return opened
 }
 
-// order is one deposit or withdrawal that a client wants done.
-type order struct {
+// jobRequest is a client's request for a deposit or a withdrawal.
+type jobRequest struct {
 	account string
 	entry   string // "deposits" or "withdrawals"
 	amount  int64
 	key     string
 }
 
-// settle sends an order, and the same again for as long as the answer is
+// settle sends a request, and the same again for as long as the answer is
 // unknown or says to try again: to the next API after each try, so that it does
-// not depend on one. It answers with the job that the order made.
-func (c *client) settle(firstAPI int, o order) (job jobAnswer, err error) {
-	answer, err := c.settled(firstAPI, o)
+// not depend on one. It answers with the job that the request made.
+func (c *client) settle(firstAPI int, req jobRequest) (job jobAnswer, err error) {
+	answer, err := c.settled(firstAPI, req)
 	if err == nil {
 		err = json.Unmarshal(answer, &job)
 	}
@@ -209,19 +209,19 @@ func (c *client) settle(firstAPI int, o order) (job jobAnswer, err error) {
 }
 
 // settled is settle with the job as the answer shows it.
-func (c *client) settled(firstAPI int, o order) ([]byte, error) {
+func (c *client) settled(firstAPI int, req jobRequest) ([]byte, error) {
 	deadline, cancel := context.WithTimeout(c.t.Context(), patience)
 	defer cancel()
 	for try := firstAPI; ; try++ {
-		status, answer, err := c.send(deadline, try, o)
+		status, answer, err := c.send(deadline, try, req)
 		switch {
 		case err == nil && (status == http.StatusAccepted || status == http.StatusOK):
 			return answer, nil
 		case err == nil && status < http.StatusInternalServerError:
-			return nil, fmt.Errorf("%s: %d %s", o.key, status, answer)
+			return nil, fmt.Errorf("%s: %d %s", req.key, status, answer)
 		}
 		if !c.pause(deadline) {
-			return nil, fmt.Errorf("%s: never settled: %d %s %w", o.key, status, answer, err)
+			return nil, fmt.Errorf("%s: never settled: %d %s %w", req.key, status, answer, err)
 		}
 	}
 }
@@ -237,8 +237,8 @@ func (c *client) pause(deadline context.Context) bool {
 	}
 }
 
-func (c *client) send(ctx context.Context, api int, o order) (status int, answer []byte, err error) {
-	return c.ask(ctx, c.system.api(api), http.MethodPost, "/v1/accounts/"+o.account+"/"+o.entry, o.key, map[string]any{"amount": o.amount})
+func (c *client) send(ctx context.Context, api int, req jobRequest) (status int, answer []byte, err error) {
+	return c.ask(ctx, c.system.api(api), http.MethodPost, "/v1/accounts/"+req.account+"/"+req.entry, req.key, map[string]any{"amount": req.amount})
 }
 
 func (c *client) account(number string) (a account) {

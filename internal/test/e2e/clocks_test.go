@@ -43,19 +43,19 @@ func TestClocksApart(t *testing.T) {
 				s.workers = append(s.workers, startSkewed(t, s, "worker", skew))
 			}
 			c := newClient(t, s)
-			const accounts, orders, initial = 8, 150, 500
+			const accounts, requests, initial = 8, 150, 500
 			var (
 				sent    atomic.Int64
 				midway  = make(chan struct{})
 				reached = sync.OnceFunc(func() { close(midway) })
 				clients errgroup.Group
-				results [accounts][]*sentOrder
+				results [accounts][]*sentRequest
 			)
 			for i := range accounts {
 				number := c.open(initial).Number
 				clients.Go(func() (err error) {
-					results[i], err = sendSequentially(c, i, number, initial, orders, func() {
-						if sent.Add(1) == accounts*orders/3 {
+					results[i], err = sendSequentially(c, i, number, initial, requests, func() {
+						if sent.Add(1) == accounts*requests/3 {
 							reached()
 						}
 					})
@@ -76,9 +76,9 @@ func TestClocksApart(t *testing.T) {
 			if took := time.Since(over); took > afterWorker {
 				t.Errorf("drained %v after the last accept, want at most %v", took, afterWorker)
 			}
-			for _, orders := range results {
-				compare(c, orders)
-				checkTimes(c, orders[0].account)
+			for _, requests := range results {
+				compare(c, requests)
+				checkTimes(c, requests[0].account)
 			}
 			checkAllTimes(t, s)
 			s.verify()

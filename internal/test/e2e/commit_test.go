@@ -39,9 +39,9 @@ func TestNoAnswerBeforeTheCommit(t *testing.T) {
 			if _, err := holder.Exec(t.Context(), `SELECT pg_advisory_xact_lock(1)`); err != nil {
 				t.Fatal(err)
 			}
-			o := order{account: a.Number, entry: "deposits", amount: 1, key: "k"}
+			req := jobRequest{account: a.Number, entry: "deposits", amount: 1, key: "k"}
 			asked := time.Now()
-			status, answer, err := c.send(t.Context(), 0, o)
+			status, answer, err := c.send(t.Context(), 0, req)
 			if took := time.Since(asked); err != nil || status < http.StatusInternalServerError || took > answerBound {
 				t.Errorf("answered %d %s, %v after %v before the commit; want 5xx within %v", status, answer, err, took, answerBound)
 			}
@@ -54,7 +54,7 @@ func TestNoAnswerBeforeTheCommit(t *testing.T) {
 			if _, err := s.pool.Exec(t.Context(), `DROP TRIGGER at_commit ON jobs`); err != nil {
 				t.Fatal(err)
 			}
-			if _, err := c.settle(0, o); err != nil {
+			if _, err := c.settle(0, req); err != nil {
 				t.Error(err)
 			}
 			s.drained()

@@ -29,7 +29,7 @@ const openingDeposit = 500
 const crashPartitions = 2
 
 // crashEnvironment is a system with one API and no worker, one account, and the outcomes
-// of the orders so far if a single thread applied them.
+// of the requests so far if a single thread applied them.
 type crashEnvironment struct {
 	t *testing.T
 	*system
@@ -40,9 +40,9 @@ type crashEnvironment struct {
 	balance    int64
 	seq        int64 // of the account's last transaction
 	refuse     int64 // the amount that Postgres refuses
-	orders     []*sentOrder
-	unanswered *sentOrder // whose process died before it answered
-	gate       pgx.Tx     // keeps the gate closed
+	requests   []*sentRequest
+	unanswered *sentRequest // whose process died before it answered
+	gate       pgx.Tx       // keeps the gate closed
 }
 
 // newCrashEnvironment sets up an environment on a database of its own.
@@ -110,41 +110,41 @@ func signUpCrashUser(t *testing.T, s *system) {
 	crashUser.token = tokens.AccessToken
 }
 
-// next adds an order of the account, with the outcome that it must have.
-func (sc *crashEnvironment) next(entry string, amount int64) *sentOrder {
-	o := &sentOrder{order: order{account: sc.number, entry: entry, amount: amount, key: fmt.Sprint("crash-", len(sc.orders))}}
-	sc.orders = append(sc.orders, o)
+// next adds a request of the account, with the outcome that it must have.
+func (sc *crashEnvironment) next(entry string, amount int64) *sentRequest {
+	req := &sentRequest{jobRequest: jobRequest{account: sc.number, entry: entry, amount: amount, key: fmt.Sprint("crash-", len(sc.requests))}}
+	sc.requests = append(sc.requests, req)
 	switch {
 	case amount == sc.refuse:
-		o.want = "failed internal_error"
-		return o
+		req.want = "failed internal_error"
+		return req
 	case entry == "withdrawals" && sc.balance < amount:
-		o.want = "rejected insufficient_funds"
-		return o
+		req.want = "rejected insufficient_funds"
+		return req
 	case entry == "withdrawals":
 		sc.balance -= amount
 	default:
 		sc.balance += amount
 	}
 	sc.seq++
-	o.want = fmt.Sprintf("succeeded seq %d balance %d", sc.seq, sc.balance)
-	return o
+	req.want = fmt.Sprintf("succeeded seq %d balance %d", sc.seq, sc.balance)
+	return req
 }
 
-// send sends an order to the API that is not killed.
+// send sends a request to the API that is not killed.
 func (sc *crashEnvironment) send(entry string, amount int64) {
 	sc.t.Helper()
-	o := sc.next(entry, amount)
+	req := sc.next(entry, amount)
 	var err error
-	if o.job, err = sc.c.settle(0, o.order); err != nil {
+	if req.job, err = sc.c.settle(0, req.jobRequest); err != nil {
 		sc.t.Fatal(err)
 	}
 }
 
-// sendOrders sends n orders, one after another, that all succeed, while no worker runs.
-// It awaits the task of each order before it sends the next: the notifier merges
+// sendRequests sends n requests, one after another, that all succeed, while no worker runs.
+// It awaits the task of each request before it sends the next: the notifier merges
 // notifications of one account that wait together.
-func (sc *crashEnvironment) sendOrders(n int) {
+func (sc *crashEnvironment) sendRequests(n int) {
 	sc.t.Helper()
 	for i := range n {
 		if i%2 == 0 {
@@ -152,14 +152,14 @@ func (sc *crashEnvironment) sendOrders(n int) {
 		} else {
 			sc.send("withdrawals", int64(50+i))
 		}
-		sc.awaitTasks(len(sc.orders))
+		sc.awaitTasks(len(sc.requests))
 	}
 }
 
-// neighbourly is the amount of each neighbour's order.
+// neighbourly is the amount of each neighbour's request.
 const neighbourly = 77
 
-// sendNeighbour sends the only order of an account of the same partition.
+// sendNeighbour sends the only request of an account of the same partition.
 func (sc *crashEnvironment) sendNeighbour() {
 	sc.t.Helper()
 	own := sc.partition(sc.number)
@@ -167,19 +167,19 @@ func (sc *crashEnvironment) sendNeighbour() {
 	for sc.partition(number) != own {
 		number = sc.c.open(openingDeposit).Number
 	}
-	o := &sentOrder{
-		order: order{account: number, entry: "deposits", amount: neighbourly, key: fmt.Sprint("crash-", len(sc.orders))},
-		want:  fmt.Sprintf("succeeded seq 2 balance %d", openingDeposit+neighbourly),
+	req := &sentRequest{
+		jobRequest: jobRequest{account: number, entry: "deposits", amount: neighbourly, key: fmt.Sprint("crash-", len(sc.requests))},
+		want:       fmt.Sprintf("succeeded seq 2 balance %d", openingDeposit+neighbourly),
 	}
-	sc.orders = append(sc.orders, o)
+	sc.requests = append(sc.requests, req)
 	var err error
-	if o.job, err = sc.c.settle(0, o.order); err != nil {
+	if req.job, err = sc.c.settle(0, req.jobRequest); err != nil {
 		sc.t.Fatal(err)
 	}
-	sc.awaitTasks(len(sc.orders))
+	sc.awaitTasks(len(sc.requests))
 }
 
-// followUp sends orders that must take effect after all that were before.
+// followUp sends requests that must take effect after all that were before.
 func (sc *crashEnvironment) followUp() {
 	sc.t.Helper()
 	sc.send("deposits", 11)
@@ -192,9 +192,9 @@ func (sc *crashEnvironment) followUp() {
 func (sc *crashEnvironment) sendUnheard(dying *process) {
 	sc.t.Helper()
 	sc.unanswered = sc.next("deposits", 31)
-	o := sc.unanswered.order
+	req := sc.unanswered.jobRequest
 	status, answer, err := sc.c.ask(sc.t.Context(), "http://"+dying.addr, http.MethodPost,
-		"/v1/accounts/"+o.account+"/"+o.entry, o.key, map[string]any{"amount": o.amount})
+		"/v1/accounts/"+req.account+"/"+req.entry, req.key, map[string]any{"amount": req.amount})
 	switch {
 	case err != nil:
 	case status != http.StatusAccepted:
@@ -206,7 +206,7 @@ func (sc *crashEnvironment) sendUnheard(dying *process) {
 	}
 }
 
-// askAgain sends the unanswered order once more, to another API: it is answered
+// askAgain sends the unanswered request once more, to another API: it is answered
 // with the job that was committed or answered before, where there is one.
 func (sc *crashEnvironment) askAgain() {
 	sc.t.Helper()
@@ -218,7 +218,7 @@ func (sc *crashEnvironment) askAgain() {
 	if err != nil && !errors.Is(err, pgx.ErrNoRows) {
 		sc.t.Fatal(err)
 	}
-	again, err := sc.c.settle(0, sc.unanswered.order)
+	again, err := sc.c.settle(0, sc.unanswered.jobRequest)
 	if err != nil {
 		sc.t.Fatal(err)
 	}
@@ -317,18 +317,18 @@ func (sc *crashEnvironment) awaitTasks(n int) {
 // enqueueLast enqueues a task for the newest job.
 func (sc *crashEnvironment) enqueueLast() {
 	sc.t.Helper()
-	last := sc.orders[len(sc.orders)-1]
+	last := sc.requests[len(sc.requests)-1]
 	task := queue.Task{JobID: uuid.MustParse(last.job.ID), AccountID: sc.accountID(last.account)}
 	sc.withQueue(func(client *queue.Client) error { return client.Enqueue(sc.t.Context(), task) })
 }
 
-// enqueueEach enqueues a task for each order, as sweeps do.
+// enqueueEach enqueues a task for each request, as sweeps do.
 func (sc *crashEnvironment) enqueueEach() {
 	sc.t.Helper()
 	flushAll(sc.t, sc.system)
 	sc.withQueue(func(client *queue.Client) error {
-		for _, o := range sc.orders {
-			task := queue.Task{JobID: uuid.MustParse(o.job.ID), AccountID: sc.accountID(o.account)}
+		for _, req := range sc.requests {
+			task := queue.Task{JobID: uuid.MustParse(req.job.ID), AccountID: sc.accountID(req.account)}
 			if err := client.Enqueue(sc.t.Context(), task); err != nil {
 				return err
 			}
@@ -344,12 +344,12 @@ func (sc *crashEnvironment) enqueueShared() {
 	now, cancel := context.WithCancel(sc.t.Context())
 	cancel()
 	var ids []int64
-	for _, o := range sc.orders {
-		ids = append(ids, sc.accountID(o.account))
+	for _, req := range sc.requests {
+		ids = append(ids, sc.accountID(req.account))
 	}
 	sc.withQueue(func(client *queue.Client) error {
-		for i, o := range sc.orders {
-			client.Notify(ids[i], int64(i), uuid.MustParse(o.job.ID), 1)
+		for i, req := range sc.requests {
+			client.Notify(ids[i], int64(i), uuid.MustParse(req.job.ID), 1)
 		}
 		return client.Run(now) // what is there already
 	})
@@ -448,12 +448,12 @@ func (sc *crashEnvironment) held(n int) {
 // check compares everything with the model.
 func (sc *crashEnvironment) check() {
 	sc.t.Helper()
-	byAccount := map[string][]*sentOrder{}
-	for _, o := range sc.orders {
-		byAccount[o.account] = append(byAccount[o.account], o)
+	byAccount := map[string][]*sentRequest{}
+	for _, req := range sc.requests {
+		byAccount[req.account] = append(byAccount[req.account], req)
 	}
-	for _, orders := range byAccount {
-		compare(sc.c, orders)
+	for _, requests := range byAccount {
+		compare(sc.c, requests)
 	}
 	if sc.refuse == 0 {
 		sc.verify()

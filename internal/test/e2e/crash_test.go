@@ -43,12 +43,12 @@ var crashes = []crashRow{
 	{point: failpoint.OpenUncommitted, program: "api", lead: opening(0), jobs: "none"},
 	{point: failpoint.OpenCommitted, program: "api", lead: opening(1), jobs: "none"},
 
-	{point: failpoint.AcceptCollected, program: "api", lead: thirdOrder, jobs: "2 queued", tasks: 2},
-	{point: failpoint.AcceptCommitted, program: "api", lead: thirdOrder, jobs: "3 queued", tasks: 2, sweep: true},
-	{point: failpoint.AcceptNotified, program: "api", lead: thirdOrder, jobs: "3 queued", tasks: anyNumber, sweep: true},
-	{point: failpoint.ResponseUnwritten, program: "api", lead: thirdOrder, jobs: "3 queued", tasks: anyNumber, sweep: true},
-	{point: failpoint.NotificationsCollected, program: "api", lead: thirdOrder, jobs: "3 queued", tasks: 2, sweep: true},
-	{point: failpoint.NotificationsWritten, program: "api", lead: thirdOrder, jobs: "3 queued", tasks: 3},
+	{point: failpoint.AcceptCollected, program: "api", lead: thirdRequest, jobs: "2 queued", tasks: 2},
+	{point: failpoint.AcceptCommitted, program: "api", lead: thirdRequest, jobs: "3 queued", tasks: 2, sweep: true},
+	{point: failpoint.AcceptNotified, program: "api", lead: thirdRequest, jobs: "3 queued", tasks: anyNumber, sweep: true},
+	{point: failpoint.ResponseUnwritten, program: "api", lead: thirdRequest, jobs: "3 queued", tasks: anyNumber, sweep: true},
+	{point: failpoint.NotificationsCollected, program: "api", lead: thirdRequest, jobs: "3 queued", tasks: 2, sweep: true},
+	{point: failpoint.NotificationsWritten, program: "api", lead: thirdRequest, jobs: "3 queued", tasks: 3},
 
 	{point: failpoint.NotificationsTaken, program: "worker", lead: notified, jobs: "3 queued", tasks: 1, sweep: true},
 	{point: failpoint.TaskReceived, program: "worker", lead: threeTasks, jobs: "3 queued", tasks: 3},
@@ -157,10 +157,10 @@ func TestCrashPointsAreNotInProductionBuilds(t *testing.T) {
 
 // The functions that bring a process to its point. Each returns when the process is dead.
 
-// thirdOrder is for an API: two orders are queued and have tasks, and the API dies during
+// thirdRequest is for an API: two requests are queued and have tasks, and the API dies during
 // the third.
-func thirdOrder(sc *crashEnvironment) {
-	sc.sendOrders(2)
+func thirdRequest(sc *crashEnvironment) {
+	sc.sendRequests(2)
 	dying := sc.arm()
 	sc.sendUnheard(dying)
 	sc.died(dying)
@@ -192,37 +192,37 @@ func opening(left int) func(*crashEnvironment) {
 	}
 }
 
-// threeTasks is for a worker: three orders are queued, each with a task, as sweeps
+// threeTasks is for a worker: three requests are queued, each with a task, as sweeps
 // enqueue them.
 func threeTasks(sc *crashEnvironment) {
-	sc.sendOrders(3)
+	sc.sendRequests(3)
 	sc.enqueueEach()
 	sc.died(sc.arm())
 }
 
-// notified is for a worker: three orders are queued, the first with a task, the others
+// notified is for a worker: three requests are queued, the first with a task, the others
 // with notifications that came while the task was pending.
 func notified(sc *crashEnvironment) {
-	sc.sendOrders(3)
+	sc.sendRequests(3)
 	sc.died(sc.arm())
 }
 
-// oneTask is for a worker: n orders are queued, with one task for the last, as the sweep
+// oneTask is for a worker: n requests are queued, with one task for the last, as the sweep
 // enqueues it.
 func oneTask(n int) func(*crashEnvironment) {
 	return func(sc *crashEnvironment) {
-		sc.sendOrders(n)
+		sc.sendRequests(n)
 		flushAll(sc.t, sc.system)
 		sc.enqueueLast()
 		sc.died(sc.arm())
 	}
 }
 
-// sharedTask is for a worker: n orders of the account and one order of each of two
+// sharedTask is for a worker: n requests of the account and one request of each of two
 // neighbours are queued, with one task for the three accounts.
 func sharedTask(n int) func(*crashEnvironment) {
 	return func(sc *crashEnvironment) {
-		sc.sendOrders(n)
+		sc.sendRequests(n)
 		sc.sendNeighbour()
 		sc.sendNeighbour()
 		flushAll(sc.t, sc.system)
@@ -247,17 +247,17 @@ func heldNeighbour(sc *crashEnvironment) {
 	sc.held(1)
 }
 
-// noTask is for a worker: three orders are queued, and Redis has no task for them.
+// noTask is for a worker: three requests are queued, and Redis has no task for them.
 func noTask(sc *crashEnvironment) {
-	sc.sendOrders(3)
+	sc.sendRequests(3)
 	flushAll(sc.t, sc.system)
 	sc.died(sc.arm())
 }
 
-// refusedTasks is for a worker: three orders are queued, and Redis refuses every task of
+// refusedTasks is for a worker: three requests are queued, and Redis refuses every task of
 // their account from then on.
 func refusedTasks(sc *crashEnvironment) {
-	sc.sendOrders(3)
+	sc.sendRequests(3)
 	flushAll(sc.t, sc.system)
 	sc.withRedis(func(r *redis.Client) error {
 		pending := "asynq:{" + queues.Name(sc.partition(sc.number)) + "}:pending"
@@ -269,7 +269,7 @@ func refusedTasks(sc *crashEnvironment) {
 // commitAlone is for a worker: it has sent an apply, which waits inside Postgres. Postgres
 // commits it after the worker has died.
 func commitAlone(sc *crashEnvironment) {
-	sc.sendOrders(3)
+	sc.sendRequests(3)
 	sc.enqueueEach()
 	sc.closeGate(lockHeld)
 	sc.died(sc.arm())
@@ -279,7 +279,7 @@ func commitAlone(sc *crashEnvironment) {
 	sc.becomes("1 succeeded, 2 queued")
 }
 
-// halfBatch is for a worker: of five orders it applies the first alone and the others in
+// halfBatch is for a worker: of five requests it applies the first alone and the others in
 // one batch, of which Postgres has committed the first and is held at the second.
 func halfBatch(sc *crashEnvironment) {
 	sc.closeGate(`BEFORE INSERT ON transactions FOR EACH ROW WHEN (NEW.seq = 4)`)
@@ -287,7 +287,7 @@ func halfBatch(sc *crashEnvironment) {
 	sc.held(1)
 }
 
-// heardInPart is for a worker: of the batch behind the first of twenty orders it has
+// heardInPart is for a worker: of the batch behind the first of twenty requests it has
 // received eight results, and Postgres is held at the tenth.
 func heardInPart(sc *crashEnvironment) {
 	sc.closeGate(`BEFORE INSERT ON transactions FOR EACH ROW WHEN (NEW.seq = 12)`)
@@ -295,7 +295,7 @@ func heardInPart(sc *crashEnvironment) {
 	sc.held(1)
 }
 
-// refused is for a worker: three orders are queued. Postgres refuses the first, and has
+// refused is for a worker: three requests are queued. Postgres refuses the first, and has
 // refused it so many times.
 func refused(attempts int) func(*crashEnvironment) {
 	return func(sc *crashEnvironment) {
@@ -304,7 +304,7 @@ func refused(attempts int) func(*crashEnvironment) {
 		sc.send("deposits", sc.refuse)
 		sc.awaitTasks(1)
 		sc.exec(fmt.Sprintf(`UPDATE queue SET attempts = %d`, attempts))
-		sc.sendOrders(2)
+		sc.sendRequests(2)
 		sc.enqueueEach()
 		sc.died(sc.arm())
 	}

@@ -12,7 +12,7 @@ import (
 )
 
 const (
-	// failoverBound is how soon after a promotion an order is accepted and done.
+	// failoverBound is how soon after a promotion a request is accepted and done.
 	failoverBound = 15 * time.Second
 	// loadBound is what a loaded machine may add to that.
 	loadBound = time.Second
@@ -86,7 +86,7 @@ func TestFailover(t *testing.T) {
 				t.Fatal(err)
 			}
 			s.pool.Reset()
-			s.finish(c, order{extra.Number, "deposits", 1, "after-the-failover"})
+			s.finish(c, jobRequest{extra.Number, "deposits", 1, "after-the-failover"})
 			took := time.Since(promoted)
 			t.Logf("accepted and done %v after the promotion began", took)
 			if took > failoverBound {
@@ -99,10 +99,10 @@ func TestFailover(t *testing.T) {
 	}
 }
 
-// finish sends an order and waits until it is done.
-func (s *system) finish(c *client, o order) {
+// finish sends a request and waits until it is done.
+func (s *system) finish(c *client, req jobRequest) {
 	s.t.Helper()
-	job, err := c.settle(0, o)
+	job, err := c.settle(0, req)
 	if err != nil {
 		s.t.Fatal(err)
 	}
@@ -151,7 +151,7 @@ func TestStandbyAway(t *testing.T) {
 		t.Fatal(err)
 	}
 	s.pool.Reset()
-	s.finish(c, order{a.Number, "deposits", 5, tests[0].name})
+	s.finish(c, jobRequest{a.Number, "deposits", 5, tests[0].name})
 	if n := len(c.checkHistory(a.Number)); n != 1 {
 		t.Errorf("%d transactions, want 1", n)
 	}

@@ -30,16 +30,16 @@ func TestFaultInsideAnAccept(t *testing.T) {
 		t.Run(row.name, func(t *testing.T) {
 			t.Parallel()
 			sc := newHeldEnvironment(t, row)
-			sc.sendOrders(2)
+			sc.sendRequests(2)
 			sc.closeGate(row.gate)
 			faulty := startVariant(t, armed, "api", sc.env())
 			sc.mu.Lock()
 			sc.apis = append(sc.apis, faulty)
 			sc.mu.Unlock()
-			o := sc.next("deposits", 31)
+			req := sc.next("deposits", 31)
 			var asking errgroup.Group
 			asking.Go(func() (err error) {
-				o.job, err = sc.c.settle(1, o.order) // the faulty API first, then each in turn
+				req.job, err = sc.c.settle(1, req.jobRequest) // the faulty API first, then each in turn
 				return err
 			})
 			sc.held(1)
@@ -70,7 +70,7 @@ func TestFaultInsideAnApply(t *testing.T) {
 		t.Run(row.name, func(t *testing.T) {
 			t.Parallel()
 			sc := newHeldEnvironment(t, row)
-			sc.sendOrders(3)
+			sc.sendRequests(3)
 			sc.closeGate(row.gate)
 			faulty := startVariant(t, armed, "worker", sc.env())
 			sc.held(1)

@@ -97,7 +97,7 @@ func (w *responseCheck) check(t testing.TB, bound time.Duration) {
 	t.Logf("%d accepted, %d times 503, the slowest answer after %v", w.accepted, w.refused, w.slowest)
 }
 
-// load is sequential clients, with an account each, that send orders until stop.
+// load is sequential clients, with an account each, that send requests until stop.
 type load struct {
 	c                *client
 	sequentialClient []*sequentialClient
@@ -135,7 +135,7 @@ func (l *load) stop() {
 	}
 	l.c.system.drained()
 	for _, sequentialClient := range l.sequentialClient {
-		compare(l.c, sequentialClient.orders)
+		compare(l.c, sequentialClient.requests)
 	}
 	l.c.system.verify()
 }

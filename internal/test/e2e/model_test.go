@@ -12,15 +12,15 @@ import (
 	"golang.org/x/sync/errgroup"
 )
 
-// Each account has one client, which sends one order at a time to the APIs in turn,
+// Each account has one client, which sends one request at a time to the APIs in turn,
 // without waiting for outcomes. Every outcome must be what a single thread makes of the
-// orders in their order, whichever process dies. A client without an answer sends the
-// order again with the same key.
+// requests in their order, whichever process dies. A client without an answer sends the
+// request again with the same key.
 func TestSequentialClients(t *testing.T) {
 	tests := []struct {
-		name             string
-		accounts, orders int
-		inject           func(*testing.T, *system)
+		name               string
+		accounts, requests int
+		inject             func(*testing.T, *system)
 	}{
 		{"Undisturbed", 12, 100, func(*testing.T, *system) {}},
 		{"EverythingKilled", 8, 100, func(t *testing.T, s *system) {
@@ -43,14 +43,14 @@ func TestSequentialClients(t *testing.T) {
 				sent    atomic.Int64
 				midway  = make(chan struct{})
 				clients errgroup.Group
-				results = make([][]*sentOrder, test.accounts)
+				results = make([][]*sentRequest, test.accounts)
 			)
 			for i := range test.accounts {
 				const initial = 500
 				a := c.open(initial)
 				clients.Go(func() (err error) {
-					results[i], err = sendSequentially(c, i, a.Number, initial, test.orders, func() {
-						if sent.Add(1) == int64(test.accounts*test.orders/3) {
+					results[i], err = sendSequentially(c, i, a.Number, initial, test.requests, func() {
+						if sent.Add(1) == int64(test.accounts*test.requests/3) {
 							close(midway)
 						}
 					})
@@ -63,23 +63,23 @@ func TestSequentialClients(t *testing.T) {
 				t.Fatal(err)
 			}
 			s.drained()
-			for _, orders := range results {
-				compare(c, orders)
+			for _, requests := range results {
+				compare(c, requests)
 			}
 			s.verify()
 		})
 	}
 }
 
-// sentOrder is an accepted order and what a single thread makes of it.
-type sentOrder struct {
-	order
+// sentRequest is an accepted request and what a single thread makes of it.
+type sentRequest struct {
+	jobRequest
 	job  jobAnswer
 	want string
 }
 
-// sendSequentially sends n random orders on one account, one after the other.
-func sendSequentially(c *client, client int, number string, balance int64, n int, sent func()) ([]*sentOrder, error) {
+// sendSequentially sends n random requests on one account, one after the other.
+func sendSequentially(c *client, client int, number string, balance int64, n int, sent func()) ([]*sentRequest, error) {
 	t := newSequentialClient(c, client, number, balance)
 	for range n {
 		if err := t.next(); err != nil {
@@ -87,18 +87,18 @@ func sendSequentially(c *client, client int, number string, balance int64, n int
 		}
 		sent()
 	}
-	return t.orders, nil
+	return t.requests, nil
 }
 
-// sequentialClient sends orders on one account, one at a time, and knows what a single
+// sequentialClient sends requests on one account, one at a time, and knows what a single
 // thread makes of them.
 type sequentialClient struct {
 	c            *client
-	client       int // a number of its own: it seeds the orders and chooses the first API
+	client       int // a number of its own: it seeds the requests and chooses the first API
 	number       string
 	balance, seq int64
 	random       *rand.Rand
-	orders       []*sentOrder
+	requests     []*sentRequest
 }
 
 func newSequentialClient(c *client, client int, number string, balance int64) *sequentialClient {
@@ -109,31 +109,31 @@ func newSequentialClient(c *client, client int, number string, balance int64) *s
 	}
 }
 
-// next sends a random order until it is accepted.
+// next sends a random request until it is accepted.
 func (t *sequentialClient) next() (err error) {
-	i := len(t.orders)
-	o := &sentOrder{order: order{
-		account: t.number, entry: "deposits", amount: 1 + t.random.Int64N(400), key: fmt.Sprintf("order-%s-%d", t.number, i),
+	i := len(t.requests)
+	req := &sentRequest{jobRequest: jobRequest{
+		account: t.number, entry: "deposits", amount: 1 + t.random.Int64N(400), key: fmt.Sprintf("request-%s-%d", t.number, i),
 	}}
 	if t.random.IntN(2) == 0 {
-		o.entry = "withdrawals"
+		req.entry = "withdrawals"
 	}
-	o.want = t.predict(o.order)
-	if o.job, err = t.c.settle(t.client+i, o.order); err != nil {
+	req.want = t.predict(req.jobRequest)
+	if req.job, err = t.c.settle(t.client+i, req.jobRequest); err != nil {
 		return err
 	}
-	t.orders = append(t.orders, o)
+	t.requests = append(t.requests, req)
 	return nil
 }
 
-func (t *sequentialClient) predict(o order) string {
+func (t *sequentialClient) predict(req jobRequest) string {
 	switch {
-	case o.entry == "withdrawals" && t.balance < o.amount:
+	case req.entry == "withdrawals" && t.balance < req.amount:
 		return "rejected insufficient_funds"
-	case o.entry == "withdrawals":
-		t.balance -= o.amount
+	case req.entry == "withdrawals":
+		t.balance -= req.amount
 	default:
-		t.balance += o.amount
+		t.balance += req.amount
 	}
 	t.seq++
 	return fmt.Sprintf("succeeded seq %d balance %d", t.seq, t.balance)
@@ -141,27 +141,27 @@ func (t *sequentialClient) predict(o order) string {
 
 // compare compares every outcome with the model's, and the account with its history. A
 // key that is sent once more must answer with its job.
-func compare(c *client, orders []*sentOrder) {
+func compare(c *client, requests []*sentRequest) {
 	c.t.Helper()
-	number := orders[0].account
+	number := requests[0].account
 	finished := map[string]jobAnswer{}
 	jobs := c.jobs(number)
 	for _, job := range jobs {
 		finished[job.ID] = job
 	}
-	if len(jobs) != len(orders) || len(finished) != len(orders) {
-		c.t.Errorf("account %s has %d jobs of %d orders", number, len(jobs), len(orders))
+	if len(jobs) != len(requests) || len(finished) != len(requests) {
+		c.t.Errorf("account %s has %d jobs of %d requests", number, len(jobs), len(requests))
 	}
-	for i, o := range orders {
-		if got := finished[o.job.ID].outcome(); got != o.want {
-			c.t.Fatalf("account %s, order %d (%s of %d): %s, a single thread makes it %s", number, i, o.entry, o.amount, got, o.want)
+	for i, req := range requests {
+		if got := finished[req.job.ID].outcome(); got != req.want {
+			c.t.Fatalf("account %s, request %d (%s of %d): %s, a single thread makes it %s", number, i, req.entry, req.amount, got, req.want)
 		}
-		if jobs[i].ID != o.job.ID {
+		if jobs[i].ID != req.job.ID {
 			c.t.Errorf("account %s: job %d is listed out of order", number, i)
 		}
 	}
-	last := orders[len(orders)-1]
-	if again, err := c.settle(0, last.order); err != nil || again.ID != last.job.ID || again.outcome() != last.want {
+	last := requests[len(requests)-1]
+	if again, err := c.settle(0, last.jobRequest); err != nil || again.ID != last.job.ID || again.outcome() != last.want {
 		c.t.Errorf("key %s answers with %s %s, %v; want %s", last.key, again.ID, again.outcome(), err, last.job.ID)
 	}
 	c.checkHistory(number)
@@ -210,7 +210,7 @@ func TestOneKeyAtOnce(t *testing.T) {
 	a := c.open(0)
 	const rounds = 100
 	for round := range rounds {
-		o := order{account: a.Number, entry: "deposits", amount: 1, key: fmt.Sprint("same-", round)}
+		req := jobRequest{account: a.Number, entry: "deposits", amount: 1, key: fmt.Sprint("same-", round)}
 		var (
 			group errgroup.Group
 			jobs  [2]jobAnswer
@@ -219,7 +219,7 @@ func TestOneKeyAtOnce(t *testing.T) {
 		for api := range 2 {
 			group.Go(func() (err error) {
 				<-ready
-				jobs[api], err = c.settle(api, o)
+				jobs[api], err = c.settle(api, req)
 				return err
 			})
 		}
@@ -254,7 +254,7 @@ func TestStopInOrder(t *testing.T) {
 	for connection := range connections {
 		group.Go(func() error {
 			for i := 0; ; i++ {
-				status, _, err := c.send(context.Background(), 0, order{
+				status, _, err := c.send(context.Background(), 0, jobRequest{
 					account: a.Number, entry: "deposits", amount: 1, key: fmt.Sprintf("stop-%d-%d", connection, i),
 				})
 				switch {

@@ -62,14 +62,14 @@ func TestOperating(t *testing.T) {
 	if _, err := admin.Exec(t.Context(), `ALTER TABLE transactions ADD CONSTRAINT unlucky CHECK (amount <> 13)`); err != nil {
 		t.Fatal(err)
 	}
-	orders := []order{
+	requests := []jobRequest{
 		{a.Number, "deposits", 5, "one"},
 		{a.Number, "withdrawals", 1000, "too-much"},
 		{a.Number, "deposits", 13, "unlucky"},
 	}
 	var ids []string
-	for _, o := range orders {
-		job, err := c.settle(0, o)
+	for _, req := range requests {
+		job, err := c.settle(0, req)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -87,7 +87,7 @@ func TestOperating(t *testing.T) {
 	checkOps(t, s)
 	t.Run("Archive", func(t *testing.T) {
 		checkArchiveArguments(t, s)
-		checkArchive(t, s, admin, c, orders, ids)
+		checkArchive(t, s, admin, c, requests, ids)
 	})
 	t.Run("Replay", func(t *testing.T) { checkReplay(t, s, admin, c, ids[2]) })
 	s.refused = ledger.MaxAttempts
@@ -152,7 +152,7 @@ func checkArchiveArguments(t *testing.T, s *system) {
 
 // checkArchive archives the two finished jobs: they read as before, and their keys answer
 // with them. It changes ids to those of the jobs made older.
-func checkArchive(t *testing.T, s *system, admin *pgxpool.Pool, c *client, orders []order, ids []string) {
+func checkArchive(t *testing.T, s *system, admin *pgxpool.Pool, c *client, requests []jobRequest, ids []string) {
 	t.Helper()
 	if _, err := admin.Exec(t.Context(), ledgertest.UnguardedSQL(ageSQL)); err != nil {
 		t.Fatal(err)
@@ -174,9 +174,9 @@ func checkArchive(t *testing.T, s *system, admin *pgxpool.Pool, c *client, order
 	if read(&after); !reflect.DeepEqual(after, before) {
 		t.Errorf("the jobs read as %+v, before as %+v", after, before)
 	}
-	for i, o := range orders {
-		if again, err := c.settle(0, o); err != nil || again.ID != ids[i] {
-			t.Errorf("key %s answers with %s, %v; want job %s", o.key, again.ID, err, ids[i])
+	for i, req := range requests {
+		if again, err := c.settle(0, req); err != nil || again.ID != ids[i] {
+			t.Errorf("key %s answers with %s, %v; want job %s", req.key, again.ID, err, ids[i])
 		}
 	}
 	verify := begin(t, "worker", s.env(), "verify")
@@ -226,7 +226,7 @@ func TestDashboard(t *testing.T) {
 	s := newSystem(t, variant{}, 1, 1)
 	c := newClient(t, s)
 	a := c.open(0)
-	if _, err := c.settle(0, order{a.Number, "deposits", 5, "one"}); err != nil {
+	if _, err := c.settle(0, jobRequest{a.Number, "deposits", 5, "one"}); err != nil {
 		t.Fatal(err)
 	}
 	s.drained()
@@ -284,7 +284,7 @@ func TestMixUp(t *testing.T) {
 	}
 	s.start(1, 1)
 	c := newClient(t, s)
-	if _, err := c.settle(0, order{c.open(0).Number, "deposits", 5, "one"}); err != nil {
+	if _, err := c.settle(0, jobRequest{c.open(0).Number, "deposits", 5, "one"}); err != nil {
 		t.Fatal(err)
 	}
 	s.drained()
@@ -386,7 +386,7 @@ func TestReadiness(t *testing.T) {
 	}
 	check("without Redis", workerOps, http.StatusServiceUnavailable)
 	check("without Redis", s.api(0), http.StatusOK)
-	status, answer, err := c.send(t.Context(), 0, order{a.Number, "deposits", 1, "no-redis"})
+	status, answer, err := c.send(t.Context(), 0, jobRequest{a.Number, "deposits", 1, "no-redis"})
 	if err != nil || status != http.StatusAccepted {
 		t.Errorf("without Redis: %d %s %v, want 202", status, answer, err)
 	}
@@ -394,7 +394,7 @@ func TestReadiness(t *testing.T) {
 		t.Fatal(err)
 	}
 	check("without Postgres", s.api(0), http.StatusServiceUnavailable)
-	status, answer, err = c.send(t.Context(), 0, order{a.Number, "deposits", 1, "no-postgres"})
+	status, answer, err = c.send(t.Context(), 0, jobRequest{a.Number, "deposits", 1, "no-postgres"})
 	if err != nil || status != http.StatusServiceUnavailable {
 		t.Errorf("without Postgres: %d %s %v, want 503", status, answer, err)
 	}

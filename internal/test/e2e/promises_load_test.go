@@ -21,12 +21,12 @@ import (
 
 // Who sends and who reads.
 const (
-	ownAccounts    = 5 // of one client each, so that a single thread says how each order ends
+	ownAccounts    = 5 // of one client each, so that a single thread says how each request ends
 	sharedAccounts = 3
 	sharers        = 5 // clients of each of those
 	readers        = 6
 	maxUnfinished  = 600 // accepted jobs that no reader has seen finished; clients wait then
-	recentOrders   = 20  // of a client, whose keys are sent again
+	recentRequests = 20  // of a client, whose keys are sent again
 	firstBalance   = 1000
 )
 
@@ -45,21 +45,21 @@ type round struct {
 	sending    sync.RWMutex              // a client sends under RLock; Lock pauses them all
 	exporting  sync.Mutex                // held by the reader that has the user's one export
 	slots      chan struct{}             // holds one for each job, from before its accept until a reader saw it finished
-	unfinished chan roundOrder           // accepted jobs, for the readers
+	unfinished chan roundRequest         // accepted jobs, for the readers
 	group      errgroup.Group
 }
 
-// roundAccount is an account and the orders of each of its clients, each in the order in
+// roundAccount is an account and the requests of each of its clients, each in the order in
 // which the client sent them: the next one after the 202 of the one before.
 type roundAccount struct {
-	number string
-	mu     sync.Mutex // guards orders
-	orders [][]roundOrder
+	number   string
+	mu       sync.Mutex // guards requests
+	requests [][]roundRequest
 }
 
-// roundOrder is an order and the job that its 202 named.
-type roundOrder struct {
-	order
+// roundRequest is a request and the job that its 202 named.
+type roundRequest struct {
+	jobRequest
 	job            string
 	sent, accepted time.Time // first try sent; 202 arrived
 }
@@ -68,7 +68,7 @@ func newRound(t *testing.T, s *system) *round {
 	t.Helper()
 	r := &round{
 		t: t, s: s, c: newClient(t, s), record: newRecord(), stop: make(chan struct{}),
-		slots: make(chan struct{}, maxUnfinished), unfinished: make(chan roundOrder, maxUnfinished),
+		slots: make(chan struct{}, maxUnfinished), unfinished: make(chan roundRequest, maxUnfinished),
 	}
 	r.ended = sync.OnceValue(func() error {
 		close(r.stop)
@@ -79,7 +79,7 @@ func newRound(t *testing.T, s *system) *round {
 		if n >= ownAccounts {
 			clients = sharers
 		}
-		a := &roundAccount{number: r.c.open(firstBalance).Number, orders: make([][]roundOrder, clients)}
+		a := &roundAccount{number: r.c.open(firstBalance).Number, requests: make([][]roundRequest, clients)}
 		r.accounts = append(r.accounts, a)
 		for client := range clients {
 			r.group.Go(func() error { return r.send(a, client) })
@@ -105,7 +105,7 @@ func (r *round) stopped() bool {
 	}
 }
 
-// send sends one order after the other, while there is room.
+// send sends one request after the other, while there is room.
 func (r *round) send(a *roundAccount, client int) error {
 	for n := 0; ; n++ {
 		select {
@@ -113,13 +113,13 @@ func (r *round) send(a *roundAccount, client int) error {
 		case <-r.stop:
 			return nil
 		}
-		o := order{account: a.number, entry: "deposits", amount: 1 + rand.Int64N(firstBalance), key: fmt.Sprintf("%s-%d-%d", a.number, client, n)}
+		req := jobRequest{account: a.number, entry: "deposits", amount: 1 + rand.Int64N(firstBalance), key: fmt.Sprintf("%s-%d-%d", a.number, client, n)}
 		if rand.IntN(2) == 0 {
-			o.entry = "withdrawals"
+			req.entry = "withdrawals"
 		}
 		r.sending.RLock()
 		since := r.record.known("a 202")
-		body, err := r.c.settled(n, o)
+		body, err := r.c.settled(n, req)
 		r.sending.RUnlock()
 		var job jobAnswer
 		if err == nil {
@@ -129,10 +129,10 @@ func (r *round) send(a *roundAccount, client int) error {
 			return err
 		}
 		r.record.job(since, body)
-		accepted := roundOrder{o, job.ID, since.at, time.Now()}
+		accepted := roundRequest{req, job.ID, since.at, time.Now()}
 		r.unfinished <- accepted // a slot is free
 		a.mu.Lock()
-		a.orders[client] = append(a.orders[client], accepted)
+		a.requests[client] = append(a.requests[client], accepted)
 		a.mu.Unlock()
 	}
 }
@@ -224,23 +224,23 @@ func (r *round) readEverything() {
 
 // readJob reads an accepted job that no reader has seen finished.
 func (r *round) readJob(since known, api int, a *roundAccount) error {
-	return r.poll(func(o roundOrder) (finished bool, err error) {
+	return r.poll(func(req roundRequest) (finished bool, err error) {
 		var body json.RawMessage
-		err = r.getJSON(api, "/v1/jobs/"+o.job, &body)
+		err = r.getJSON(api, "/v1/jobs/"+req.job, &body)
 		return err == nil && r.record.job(since, body), err
 	}, func() error { return r.readJobs(since, api, a) })
 }
 
 // poll takes an unfinished job and reads it; where it stays unfinished another reader will.
 // Where there is none it calls otherwise.
-func (r *round) poll(read func(roundOrder) (finished bool, err error), otherwise func() error) error {
+func (r *round) poll(read func(roundRequest) (finished bool, err error), otherwise func() error) error {
 	select {
-	case o := <-r.unfinished:
-		finished, err := read(o)
+	case req := <-r.unfinished:
+		finished, err := read(req)
 		if finished {
 			<-r.slots
 		} else {
-			r.unfinished <- o
+			r.unfinished <- req
 		}
 		return err
 	default:
@@ -339,34 +339,34 @@ func (r *round) balanceAt(api int, number string, at time.Time) (m moment, err e
 	return m, r.getJSON(api, "/v1/accounts/"+number+"/balance?at="+at.UTC().Format("2006-01-02T15:04:05.000000Z"), &m)
 }
 
-// replay sends an order again: an unfinished one, or one of an account's last.
+// replay sends a request again: an unfinished one, or one of an account's last.
 func (r *round) replay(since known, api int, a *roundAccount) error {
 	recent := func() error {
-		client := rand.IntN(len(a.orders))
+		client := rand.IntN(len(a.requests))
 		a.mu.Lock()
-		orders := a.orders[client]
+		requests := a.requests[client]
 		a.mu.Unlock()
-		if len(orders) == 0 {
+		if len(requests) == 0 {
 			return nil
 		}
-		_, err := r.sendAgain(since, api, orders[len(orders)-1-rand.IntN(min(len(orders), recentOrders))])
+		_, err := r.sendAgain(since, api, requests[len(requests)-1-rand.IntN(min(len(requests), recentRequests))])
 		return err
 	}
 	if rand.IntN(2) == 0 {
 		return recent()
 	}
-	return r.poll(func(o roundOrder) (bool, error) { return r.sendAgain(since, api, o) }, recent)
+	return r.poll(func(req roundRequest) (bool, error) { return r.sendAgain(since, api, req) }, recent)
 }
 
-func (r *round) sendAgain(since known, api int, o roundOrder) (finished bool, err error) {
-	status, body, err := r.c.send(r.t.Context(), api, o.order)
+func (r *round) sendAgain(since known, api int, req roundRequest) (finished bool, err error) {
+	status, body, err := r.c.send(r.t.Context(), api, req.jobRequest)
 	switch {
 	case err != nil || status == http.StatusServiceUnavailable:
 		return false, errUnanswered
 	case status != http.StatusOK && status != http.StatusAccepted:
-		return false, fmt.Errorf("key %s once more: %d %s", o.key, status, body)
-	case !bytes.Contains(body, []byte(o.job)):
-		r.record.change("key %s made job %s and now answers %s", o.key, o.job, body)
+		return false, fmt.Errorf("key %s once more: %d %s", req.key, status, body)
+	case !bytes.Contains(body, []byte(req.job)):
+		r.record.change("key %s made job %s and now answers %s", req.key, req.job, body)
 	}
 	return r.record.job(since, body), nil
 }
@@ -450,53 +450,53 @@ func (r *round) checkAccount(a *roundAccount) {
 	if err := r.readExport(since, 0, a); err != nil {
 		r.t.Errorf("export of %s: %v", a.number, err)
 	}
-	orders := slices.Concat(a.orders...)
-	if len(jobs) != len(orders) {
-		r.t.Errorf("account %s has %d jobs for %d orders", a.number, len(jobs), len(orders))
+	requests := slices.Concat(a.requests...)
+	if len(jobs) != len(requests) {
+		r.t.Errorf("account %s has %d jobs for %d requests", a.number, len(jobs), len(requests))
 	}
-	r.checkOutcomes(a, orders, jobs, byJob)
-	r.checkRealTime(a, orders, byJob)
+	r.checkOutcomes(a, requests, jobs, byJob)
+	r.checkRealTime(a, requests, byJob)
 }
 
-// checkOutcomes checks that each order's job is there, as its transaction says and, where
+// checkOutcomes checks that each request's job is there, as its transaction says and, where
 // the account has one client, as a single thread would have done it.
-func (r *round) checkOutcomes(a *roundAccount, orders []roundOrder, jobs map[string]jobAnswer, byJob map[string]transaction) {
+func (r *round) checkOutcomes(a *roundAccount, requests []roundRequest, jobs map[string]jobAnswer, byJob map[string]transaction) {
 	r.t.Helper()
 	bank := newBank(firstBalance)
-	for _, o := range orders {
-		job, exists := jobs[o.job]
-		x, moved := byJob[o.job]
+	for _, req := range requests {
+		job, exists := jobs[req.job]
+		x, moved := byJob[req.job]
 		switch {
 		case !exists:
-			r.t.Errorf("account %s: job %s got its 202 and is not there", a.number, o.job)
+			r.t.Errorf("account %s: job %s got its 202 and is not there", a.number, req.job)
 			return
 		case moved != (job.Transaction != nil) || moved && x.Seq != job.Transaction.Seq:
-			r.t.Errorf("job %s is %+v, its transaction %+v", o.job, job, x)
+			r.t.Errorf("job %s is %+v, its transaction %+v", req.job, job, x)
 		}
-		if next, want := bank.do(job.Type, o.amount); len(a.orders) == 1 {
+		if next, want := bank.do(job.Type, req.amount); len(a.requests) == 1 {
 			bank = next
 			if got := job.outcome(); got != want {
-				r.t.Errorf("account %s, %s of %d: %s, a single thread makes it %s", a.number, o.entry, o.amount, got, want)
+				r.t.Errorf("account %s, %s of %d: %s, a single thread makes it %s", a.number, req.entry, req.amount, got, want)
 				return
 			}
 		}
 	}
 }
 
-// checkRealTime checks that what was sent after another order's 202 took effect after it,
+// checkRealTime checks that what was sent after another request's 202 took effect after it,
 // whichever clients sent them.
-func (r *round) checkRealTime(a *roundAccount, orders []roundOrder, byJob map[string]transaction) {
+func (r *round) checkRealTime(a *roundAccount, requests []roundRequest, byJob map[string]transaction) {
 	r.t.Helper()
-	moved := slices.DeleteFunc(orders, func(o roundOrder) bool { return byJob[o.job].Seq == 0 })
-	bySent := slices.SortedFunc(slices.Values(moved), func(x, y roundOrder) int { return x.sent.Compare(y.sent) })
-	byAccepted := slices.SortedFunc(slices.Values(moved), func(x, y roundOrder) int { return x.accepted.Compare(y.accepted) })
+	moved := slices.DeleteFunc(requests, func(req roundRequest) bool { return byJob[req.job].Seq == 0 })
+	bySent := slices.SortedFunc(slices.Values(moved), func(x, y roundRequest) int { return x.sent.Compare(y.sent) })
+	byAccepted := slices.SortedFunc(slices.Values(moved), func(x, y roundRequest) int { return x.accepted.Compare(y.accepted) })
 	last, next := int64(0), 0
-	for _, o := range bySent {
-		for ; byAccepted[next].accepted.Before(o.sent); next++ { // an order's own 202 comes after it was sent
+	for _, req := range bySent {
+		for ; byAccepted[next].accepted.Before(req.sent); next++ { // a request's own 202 comes after it was sent
 			last = max(last, byJob[byAccepted[next].job].Seq)
 		}
-		if seq := byJob[o.job].Seq; seq < last {
-			r.t.Errorf("account %s: job %s is transaction %d, and was sent after the 202 of transaction %d", a.number, o.job, seq, last)
+		if seq := byJob[req.job].Seq; seq < last {
+			r.t.Errorf("account %s: job %s is transaction %d, and was sent after the 202 of transaction %d", a.number, req.job, seq, last)
 			return
 		}
 	}

@@ -33,7 +33,7 @@ const (
 )
 
 // An answer never changes. Postgres crashes again and again, in the middle of batches,
-// while clients send orders and other clients read everything, as fast as they can. In the
+// while clients send requests and other clients read everything, as fast as they can. In the
 // end everything that a client has read must read the same.
 func TestPromises(t *testing.T) {
 	t.Parallel()

@@ -143,7 +143,7 @@ func queueBehindLock(t *testing.T, s *system, c *client, each int) (numbers []st
 	for _, number := range numbers {
 		group.Go(func() error {
 			for i := range each {
-				if _, err := c.settle(0, order{number, "deposits", 1, fmt.Sprint(number, "-", i)}); err != nil {
+				if _, err := c.settle(0, jobRequest{number, "deposits", 1, fmt.Sprint(number, "-", i)}); err != nil {
 					return err
 				}
 			}
@@ -212,7 +212,7 @@ func TestRecoveryWithoutRedis(t *testing.T) {
 			measured(t, "all finished while it lasts", time.Since(accepted), whileRedisRefuses)
 			repair()
 			over := time.Now()
-			if _, err := c.settle(0, order{numbers[0], "deposits", 1, "after"}); err != nil {
+			if _, err := c.settle(0, jobRequest{numbers[0], "deposits", 1, "after"}); err != nil {
 				t.Error(err)
 			}
 			s.drained()
@@ -252,7 +252,7 @@ func warm(t *testing.T, c *client, numbers []string) {
 	group.SetLimit(connections)
 	for i := range warmed {
 		group.Go(func() error {
-			_, err := c.settle(i, order{numbers[i%len(numbers)], "deposits", 1, fmt.Sprint("warm-", i)})
+			_, err := c.settle(i, jobRequest{numbers[i%len(numbers)], "deposits", 1, fmt.Sprint("warm-", i)})
 			return err
 		})
 	}
@@ -270,10 +270,10 @@ func acceptAll(t *testing.T, c *client, numbers []string) (took []time.Duration)
 	var group errgroup.Group
 	group.SetLimit(connections)
 	for i := range accepts {
-		o := order{numbers[i%len(numbers)], "deposits", 1, fmt.Sprint("load-", i)}
+		req := jobRequest{numbers[i%len(numbers)], "deposits", 1, fmt.Sprint("load-", i)}
 		group.Go(func() error {
 			started := time.Now()
-			status, answer, err := c.send(t.Context(), i, o)
+			status, answer, err := c.send(t.Context(), i, req)
 			took[i] = time.Since(started)
 			if err != nil || status != http.StatusAccepted {
 				return fmt.Errorf("accept %d: %d %s %w", i, status, answer, err)
@@ -333,7 +333,7 @@ func TestRecoveryWithoutPostgres(t *testing.T) {
 			measured(t, "slowest answer", worst, refusalBound)
 			repair()
 			over := time.Now()
-			if _, err := c.settle(0, order{a.Number, "deposits", 1, "after"}); err != nil {
+			if _, err := c.settle(0, jobRequest{a.Number, "deposits", 1, "after"}); err != nil {
 				t.Error(err)
 			}
 			s.drained()

@@ -22,7 +22,7 @@ func TestReadReplica(t *testing.T) {
 	finish := func() {
 		t.Helper()
 		entries++
-		s.finish(c, order{a.Number, "deposits", 5, a.Number + string(rune('a'+entries))})
+		s.finish(c, jobRequest{a.Number, "deposits", 5, a.Number + string(rune('a'+entries))})
 		if n := len(c.checkHistory(a.Number)); n != entries {
 			t.Errorf("%d transactions, want %d", n, entries)
 		}

@@ -68,8 +68,8 @@ func TestServingRole(t *testing.T) {
 	s, _ := newServedSystem(t, 1, 1)
 	c := newClient(t, s)
 	a := c.open(100)
-	for _, o := range []order{{a.Number, "deposits", 5, "one"}, {a.Number, "withdrawals", 1000, "too-much"}, {a.Number, "withdrawals", 7, "two"}} {
-		if _, err := c.settle(0, o); err != nil {
+	for _, req := range []jobRequest{{a.Number, "deposits", 5, "one"}, {a.Number, "withdrawals", 1000, "too-much"}, {a.Number, "withdrawals", 7, "two"}} {
+		if _, err := c.settle(0, req); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -87,7 +87,7 @@ func TestServingRole(t *testing.T) {
 	}
 
 	s.workers[0].stop() // so that there is a queued job
-	if _, err := c.settle(0, order{a.Number, "deposits", 9, "queued"}); err != nil {
+	if _, err := c.settle(0, jobRequest{a.Number, "deposits", 9, "queued"}); err != nil {
 		t.Fatal(err)
 	}
 	for _, sql := range forbidden {

@@ -29,13 +29,13 @@ func TestSeedExperiment(t *testing.T) {
 	)
 	group.SetLimit(connections)
 	for i := range 2 * each {
-		o := order{account: a.Number, entry: "deposits", amount: amount, key: fmt.Sprint("seed-", i)}
+		req := jobRequest{account: a.Number, entry: "deposits", amount: amount, key: fmt.Sprint("seed-", i)}
 		if i%2 == 1 {
-			o.entry = "withdrawals"
+			req.entry = "withdrawals"
 		}
 		group.Go(func() error {
 			// A cold api may be too busy for the first hundred at once, and says so.
-			job, err := c.settle(i/2, o)
+			job, err := c.settle(i/2, req)
 			if err != nil {
 				return fmt.Errorf("request %d: %w", i, err)
 			}

@@ -64,7 +64,7 @@ func TestShutdownDelay(t *testing.T) {
 			t.Errorf("the operator's port says %d %s", status, body)
 		}
 	}
-	if status, answer, err := c.send(t.Context(), 0, order{a.Number, "deposits", 1, "late"}); err != nil || status != http.StatusAccepted {
+	if status, answer, err := c.send(t.Context(), 0, jobRequest{a.Number, "deposits", 1, "late"}); err != nil || status != http.StatusAccepted {
 		t.Errorf("a late deposit: %d %s %v", status, answer, err)
 	}
 	close(looksAway)

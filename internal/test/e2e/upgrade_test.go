@@ -139,7 +139,7 @@ func (u *upgrade) pauseWorkers() {
 	a := u.c.open(0)
 	var ids []string
 	for _, p := range u.apis {
-		job, err := u.at(p).settle(0, order{a.Number, "deposits", 1, "no-worker-" + p.addr})
+		job, err := u.at(p).settle(0, jobRequest{a.Number, "deposits", 1, "no-worker-" + p.addr})
 		if err != nil {
 			u.t.Fatal(err)
 		}
@@ -164,12 +164,12 @@ func (u *upgrade) understand() {
 	}{{"FromOldToNew", u.apis[1], u.apis[0]}, {"FromNewToOld", u.apis[0], u.apis[1]}} {
 		from, to := u.at(way.from), u.at(way.to)
 		a := from.open(100)
-		o := order{a.Number, "deposits", 1, way.name}
-		job, err := from.settle(0, o)
+		req := jobRequest{a.Number, "deposits", 1, way.name}
+		job, err := from.settle(0, req)
 		if err != nil {
 			u.t.Fatal(err)
 		}
-		if again, err := to.settle(0, o); err != nil || again.ID != job.ID {
+		if again, err := to.settle(0, req); err != nil || again.ID != job.ID {
 			u.t.Errorf("%s: the key of job %s answers with %s, %v", way.name, job.ID, again.ID, err)
 		}
 		u.passTokens(from, to)
