@@ -77,7 +77,7 @@ func (b *balancer) remove(addr string) {
 	api.inFlight.Wait()
 }
 
-// resetServed answers how many requests each API had since it was last asked.
+// resetServed returns how many requests each API had since the last call.
 func (b *balancer) resetServed() map[string]int {
 	b.mu.Lock()
 	defer b.mu.Unlock()

@@ -22,12 +22,12 @@ import (
 //
 //   - every request that got its 202 is one job, and there are no others
 //   - every job is finished, and as it was first seen finished
-//   - the requests of a client who sends one at a time end as one thread ends them
+//   - the requests of a client that sends one at a time end as one thread ends them
 //   - B, sent after A's 202 had arrived, comes after A, whichever APIs took them;
-//     a client who sends one request at a time gets the request that it sent
+//     a client that sends one request at a time gets the request that it sent
 //   - there is a bank with a single thread that would have answered every request
 //     and every look at a balance as they were answered: porcupine finds it
-//   - a key, sent once more, answers with its job
+//   - a key, sent again, returns its job
 //   - `worker verify` finds nothing, and Postgres never had to refuse anything
 func (c *chaos) check() {
 	c.t.Helper()
@@ -91,8 +91,8 @@ func (c *chaos) checkBook(l *client, b *book) {
 	l.checkHistory(b.number)
 }
 
-// checkModel does the requests of a client who sends one at a time once more, in
-// their order, with one thread.
+// checkModel repeats the requests of a client that sends one at a time, in their order, with one
+// thread.
 func (c *chaos) checkModel(b *book, jobs map[string]*ended) {
 	if !b.sequential {
 		return
@@ -121,7 +121,7 @@ func (c *chaos) checkRealTime(b *book, jobs map[string]*ended) {
 			c.violation("account %s: job %s was sent after a later one's 202 had arrived, and comes before it", b.number, p.job)
 		}
 		if b.sequential && jobs[p.job].n != i {
-			c.violation("account %s: request %d of a client who sends one at a time is job %d", b.number, i, jobs[p.job].n)
+			c.violation("account %s: request %d of a client that sends one at a time is job %d", b.number, i, jobs[p.job].n)
 		}
 	}
 }
@@ -165,7 +165,7 @@ func (b bank) do(entry string, amount int64) (bank, string) {
 	return b, fmt.Sprintf("succeeded seq %d balance %d", b.seq, b.balance)
 }
 
-// What porcupine's operations ask: a job, or a look at the balance.
+// The inputs and outputs of porcupine's operations: a job, or a read of the balance.
 type (
 	asked struct {
 		entry  string // empty for a look
@@ -202,7 +202,7 @@ func bankModel(initial int64) porcupine.Model {
 	}
 }
 
-// checkPorcupine asks whether there is an order of what happened to the account
+// checkPorcupine checks whether there is an order of what happened to the account
 // that explains every answer. Twice: once with all jobs between their first try
 // and their 202, which is when their order is settled; and once with those that
 // moved the balance between their first try and the moment a client saw them
@@ -356,7 +356,7 @@ func (c *chaos) explain(b *book, what string, history []porcupine.Operation) {
 	c.violation("account %s: no order of its %s explains the answers (%s); the picture: %s %v", b.number, what, result, picture, err)
 }
 
-// checkKeys sends every key once more.
+// checkKeys sends every key again.
 func (c *chaos) checkKeys(l *client) {
 	c.t.Helper()
 	const connections = 64

@@ -95,7 +95,7 @@ const (
 
 func (f fault) refuses() bool { return strings.HasPrefix(f.name, redisRefuses) }
 
-// faults are all the kinds, or those that were asked for.
+// faults returns all kinds, or the kinds that the run names.
 func (c *chaos) faults() []fault {
 	const s, ms = time.Second, time.Millisecond
 	all := []fault{
@@ -282,7 +282,7 @@ func (c *chaos) redisAged(_ *rand.Rand, lasts time.Duration) {
 	}
 }
 
-// copyFolder keeps the owners, who need not be us.
+// copyFolder keeps the owners of the files, which need not be the test's user.
 func copyFolder(ctx context.Context, from, to string) error {
 	if out, err := exec.CommandContext(ctx, "cp", "-a", from, to).CombinedOutput(); err != nil {
 		return fmt.Errorf("copy %s: %w\n%s", from, err, out)

@@ -18,7 +18,7 @@ const (
 	tryPause      = 20 * time.Millisecond // between two tries
 	longestThink  = 60 * time.Millisecond // between a client's requests
 	bookLength    = 250                   // requests, before the clients turn to a fresh account: porcupine is quick with so many
-	watchers      = 4                     // who look how jobs end
+	watchers      = 4                     // clients that read how jobs end
 	maxWatched    = 4096
 )
 
@@ -150,7 +150,7 @@ func problemCode(answer []byte) string {
 	return problem.Code
 }
 
-// place sends a request and keeps what came of it. It answers false when the
+// place sends a request and keeps what came of it. It returns false when the
 // client can't go on.
 func (l *chaosLoad) place(b *book, api int, req jobRequest) bool {
 	return l.placeSince(l.now(), b, api, req)
@@ -361,7 +361,7 @@ func (l *chaosLoad) watcher(api int) {
 	}
 }
 
-// poll reads a job and tells whether it was finished.
+// poll reads a job and reports whether it was finished.
 func (l *chaosLoad) poll(p *placed, api int) bool {
 	ctx, cancel := context.WithTimeout(context.Background(), tryTimeout)
 	defer cancel()

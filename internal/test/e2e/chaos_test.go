@@ -30,7 +30,7 @@ var (
 const (
 	chaosAPIs    = 2
 	chaosWorkers = 3
-	loners       = 16 // accounts of one client each, who sends one request at a time
+	loners       = 16 // accounts of one client each, which sends one request at a time
 	crowds       = 4  // accounts that several clients work on at once
 	crowd        = 6
 )

@@ -12,7 +12,7 @@ import (
 	"time"
 )
 
-// client is a user of the API, who knows nothing but what it answers.
+// client is a user of the API, and knows only what the API responds.
 type client struct {
 	t      testing.TB
 	system *system
@@ -97,7 +97,7 @@ func (c *client) signUp() {
 	defer cancel()
 	for n := 0; ; n++ {
 		c.user = map[string]string{"email": fmt.Sprintf("%p.%d@example.com", c, n), "password": "a long enough password"}
-		status, text, err := c.ask(deadline, c.system.api(0), http.MethodPost, "/v1/users", "", c.user)
+		status, text, err := c.request(deadline, c.system.api(0), http.MethodPost, "/v1/users", "", c.user)
 		switch {
 		case err == nil && status == http.StatusCreated:
 			return
@@ -111,15 +111,15 @@ type tokens struct {
 	AccessToken string `json:"access_token"`
 }
 
-// must asks the first API, and again while that says to try again, and fails the
-// test unless it answers with status.
+// must sends a request to the first API, again while the API says so, and fails the test unless
+// the response has the status.
 func (c *client) must(status int, method, path string, body, answer any) {
 	c.t.Helper()
 	deadline, cancel := context.WithTimeout(c.t.Context(), patience)
 	defer cancel()
-	got, text, err := c.ask(deadline, c.system.api(0), method, path, "", body)
+	got, text, err := c.request(deadline, c.system.api(0), method, path, "", body)
 	for err == nil && got == http.StatusServiceUnavailable && status != got && c.pause(deadline) {
-		got, text, err = c.ask(deadline, c.system.api(0), method, path, "", body)
+		got, text, err = c.request(deadline, c.system.api(0), method, path, "", body)
 	}
 	if err != nil || got != status {
 		c.t.Fatalf("%s %s: %d %s %v; want %d", method, path, got, text, err, status)
@@ -131,12 +131,12 @@ func (c *client) must(status int, method, path string, body, answer any) {
 	}
 }
 
-func (c *client) ask(ctx context.Context, api, method, path, key string, body any) (status int, answer []byte, err error) {
+func (c *client) request(ctx context.Context, api, method, path, key string, body any) (status int, answer []byte, err error) {
 	status, _, answer, err = c.call(ctx, api, method, path, key, body)
 	return status, answer, err
 }
 
-// call is ask, with the answer's header.
+// call is request, with the response's header.
 func (c *client) call(ctx context.Context, api, method, path, key string, body any) (status int, header http.Header, answer []byte, err error) {
 	var encoded []byte
 	if body != nil {
@@ -238,7 +238,7 @@ func (c *client) pause(deadline context.Context) bool {
 }
 
 func (c *client) send(ctx context.Context, api int, req jobRequest) (status int, answer []byte, err error) {
-	return c.ask(ctx, c.system.api(api), http.MethodPost, "/v1/accounts/"+req.account+"/"+req.entry, req.key, map[string]any{"amount": req.amount})
+	return c.request(ctx, c.system.api(api), http.MethodPost, "/v1/accounts/"+req.account+"/"+req.entry, req.key, map[string]any{"amount": req.amount})
 }
 
 func (c *client) account(number string) (a account) {

@@ -193,7 +193,7 @@ func (sc *crashEnvironment) sendUnheard(dying *process) {
 	sc.t.Helper()
 	sc.unanswered = sc.next("deposits", 31)
 	req := sc.unanswered.jobRequest
-	status, answer, err := sc.c.ask(sc.t.Context(), "http://"+dying.addr, http.MethodPost,
+	status, answer, err := sc.c.request(sc.t.Context(), "http://"+dying.addr, http.MethodPost,
 		"/v1/accounts/"+req.account+"/"+req.entry, req.key, map[string]any{"amount": req.amount})
 	switch {
 	case err != nil:
@@ -206,9 +206,9 @@ func (sc *crashEnvironment) sendUnheard(dying *process) {
 	}
 }
 
-// askAgain sends the unanswered request once more, to another API: it is answered
-// with the job that was committed or answered before, where there is one.
-func (sc *crashEnvironment) askAgain() {
+// sendAgain sends the unanswered request to another API. The response must name the job that was
+// committed or returned before, where there is one.
+func (sc *crashEnvironment) sendAgain() {
 	sc.t.Helper()
 	if sc.unanswered == nil {
 		return
@@ -230,9 +230,9 @@ func (sc *crashEnvironment) askAgain() {
 	sc.unanswered.job = again
 }
 
-// open opens an account under a key, and answers with its number.
+// open opens an account under a key, and returns its number.
 func (sc *crashEnvironment) open(api string) (number string, err error) {
-	status, answer, err := sc.c.ask(sc.t.Context(), api, http.MethodPost, "/v1/accounts", "opening",
+	status, answer, err := sc.c.request(sc.t.Context(), api, http.MethodPost, "/v1/accounts", "opening",
 		map[string]any{"initial_deposit": openingDeposit})
 	if err != nil {
 		return "", err

@@ -90,7 +90,7 @@ func TestCrashPoints(t *testing.T) {
 			sc := newCrashEnvironment(t, row)
 			row.lead(sc)
 			sc.left(row.jobs, row.tasks)
-			sc.askAgain()
+			sc.sendAgain()
 			sc.openGate()
 			if !row.sweep {
 				sc.followUp()
@@ -167,7 +167,7 @@ func thirdRequest(sc *crashEnvironment) {
 }
 
 // opening is for an API: a client opens an account. Then left accounts are there, and the
-// same key opens one account or is answered with it.
+// same key opens one account or returns it.
 func opening(left int) func(*crashEnvironment) {
 	return func(sc *crashEnvironment) {
 		dying := sc.arm()
@@ -186,7 +186,7 @@ func opening(left int) func(*crashEnvironment) {
 			return err == nil
 		})
 		if opened := sc.numbersOpened(); len(opened) != 1 || opened[0] != again || left == 1 && there[0] != again {
-			sc.t.Errorf("the key opened %v, and %v before it was asked again; answered %s", opened, there, again)
+			sc.t.Errorf("the key opened %v, and %v before it was sent again; the response is %s", opened, there, again)
 		}
 		sc.number, sc.balance = again, openingDeposit
 	}

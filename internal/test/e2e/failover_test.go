@@ -135,7 +135,7 @@ func TestStandbyAway(t *testing.T) {
 	c.watch = w.see
 	for _, test := range tests {
 		for try := range 2 {
-			status, answer, err := c.ask(t.Context(), c.system.api(0), http.MethodPost, test.path, test.name, test.body)
+			status, answer, err := c.request(t.Context(), c.system.api(0), http.MethodPost, test.path, test.name, test.body)
 			if err != nil || status != http.StatusServiceUnavailable {
 				t.Errorf("%s, try %d: %d %s %v; want 503", test.name, try, status, answer, err)
 			}

@@ -14,7 +14,7 @@ import (
 )
 
 // An API that has no file descriptor left for another connection tries again until it has,
-// and the clients who waited are served.
+// and the API serves the clients that waited.
 func TestOutOfFileDescriptors(t *testing.T) {
 	t.Parallel()
 	s := &system{t: t, postgres: testenv.PostgresServer(t), redis: testenv.RedisServer(t)}

@@ -37,15 +37,15 @@ func TestFaultInsideAnAccept(t *testing.T) {
 			sc.apis = append(sc.apis, faulty)
 			sc.mu.Unlock()
 			req := sc.next("deposits", 31)
-			var asking errgroup.Group
-			asking.Go(func() (err error) {
+			var sending errgroup.Group
+			sending.Go(func() (err error) {
 				req.job, err = sc.c.settle(1, req.jobRequest) // the faulty API first, then each in turn
 				return err
 			})
 			sc.held(1)
 			row.inject(sc, faulty)
 			sc.openGate()
-			if err := asking.Wait(); err != nil {
+			if err := sending.Wait(); err != nil {
 				t.Fatal(err)
 			}
 			sc.followUp()

@@ -21,8 +21,8 @@ import (
 // link is the network between one process and one store: a proxy that can be
 // made to delay, cut, swallow and refuse.
 type link struct {
-	proxy *toxiproxy.Proxy // who has busy may change it
-	busy  sync.Mutex       // held by the fault that has the link in hand
+	proxy *toxiproxy.Proxy // the fault that holds busy may change it
+	busy  sync.Mutex       // held by the fault that uses the link
 	url   string           // the store's, through here
 }
 
@@ -61,7 +61,7 @@ func lastingAddress(t testing.TB) string {
 		address := fmt.Sprintf("127.0.0.1:%d", first-1-rand.IntN(min(below, first/2)))
 		l, err := lc.Listen(t.Context(), "tcp4", address)
 		if err == nil {
-			_ = l.Close() // it was only asked whether it is free
+			_ = l.Close() // it was opened to find a free port
 			return address
 		}
 	}

@@ -34,7 +34,7 @@ func TestAcceptsHaveConnectionsOfTheirOwn(t *testing.T) {
 	for range readers {
 		group.Go(func() {
 			for reading.Err() == nil {
-				_, _, _ = c.ask(reading, s.api(0), http.MethodGet, "/v1/accounts/"+a.Number+"/transactions", "", nil) // a 503 each
+				_, _, _ = c.request(reading, s.api(0), http.MethodGet, "/v1/accounts/"+a.Number+"/transactions", "", nil) // a 503 each
 			}
 		})
 	}
@@ -43,7 +43,7 @@ func TestAcceptsHaveConnectionsOfTheirOwn(t *testing.T) {
 		return s.pool.QueryRow(t.Context(), sql, conns-1).Scan(&held) == nil && held
 	})
 	for i := range deposits {
-		status, answer, err := c.ask(t.Context(), s.api(0), http.MethodPost,
+		status, answer, err := c.request(t.Context(), s.api(0), http.MethodPost,
 			"/v1/accounts/"+a.Number+"/deposits", fmt.Sprint(i), map[string]any{"amount": 1})
 		if err != nil || status != http.StatusAccepted {
 			t.Errorf("deposit %d: %d %s %v", i, status, answer, err)

@@ -48,7 +48,7 @@ var builds = struct {
 	dirs map[string]string // guarded by it; where each variant is
 }{dirs: map[string]string{}}
 
-// build builds the variant once and answers with the folder of its programs.
+// build builds the variant once and returns the folder of its programs.
 func (v variant) build() (string, error) {
 	builds.Lock()
 	defer builds.Unlock()
@@ -224,7 +224,7 @@ func (p *process) wait() error {
 	return p.err
 }
 
-// stop asks it to stop and waits; it must end well.
+// stop signals the process to stop and waits; it must exit with 0.
 func (p *process) stop() {
 	p.t.Helper()
 	_ = p.cmd.Process.Signal(syscall.SIGTERM)

@@ -19,7 +19,7 @@ import (
 	"golang.org/x/sync/errgroup"
 )
 
-// Who sends and who reads.
+// The accounts, the sending clients and the reading ones.
 const (
 	ownAccounts    = 5 // of one client each, so that a single thread says how each request ends
 	sharedAccounts = 3
@@ -426,7 +426,7 @@ func (r *round) end() {
 	}
 }
 
-// checkAccount reads everything of an account once more: each 202 has its job, finished
+// checkAccount reads everything of an account again: each 202 has its job, finished
 // once, in the order of acceptance.
 func (r *round) checkAccount(a *roundAccount) {
 	r.t.Helper()
@@ -502,7 +502,7 @@ func (r *round) checkRealTime(a *roundAccount, requests []roundRequest, byJob ma
 	}
 }
 
-// checkMoments asks for each balance at a time once more.
+// checkMoments reads each balance at a time again.
 func (r *round) checkMoments() {
 	r.t.Helper()
 	const atOnce = 8

@@ -75,7 +75,7 @@ func newFragileSystem(t *testing.T) *system {
 	return s
 }
 
-// promisesEnv is for clients who ask for all that they can, and for batches that are full.
+// promisesEnv is for clients that send as much as they can, so that batches are full.
 func promisesEnv(string, int) []string {
 	return []string{"RATE_LIMIT_PER_MINUTE=0", "QUEUE_PARTITIONS=2"}
 }

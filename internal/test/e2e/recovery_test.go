@@ -344,14 +344,14 @@ func TestRecoveryWithoutPostgres(t *testing.T) {
 	}
 }
 
-// refusals asks everything at once that needs Postgres, and answers how long the
-// slowest answer took.
+// refusals sends at once every kind of request that needs Postgres, and returns how long the
+// slowest response took.
 func refusals(t *testing.T, c, unseen *client, number, theirs string, round int, serves bool) (worst time.Duration) {
 	t.Helper()
 	const seenBy, unseenBy = 0, 1
 	deposit := map[string]any{"amount": 1}
 	credentials := map[string]any{"email": "unknown@example.com", "password": "a long enough password"}
-	asks := []struct {
+	requests := []struct {
 		by           *client
 		api          int
 		method, path string
@@ -373,20 +373,20 @@ func refusals(t *testing.T, c, unseen *client, number, theirs string, round int,
 	}
 	var mu sync.Mutex // guards worst
 	var group sync.WaitGroup
-	for i, ask := range asks {
+	for i, request := range requests {
 		group.Go(func() {
 			started := time.Now()
-			answer, err := ask.by.askWhole(ask.api, ask.method, ask.path, fmt.Sprint("refused-", round, "-", i), ask.body)
+			answer, err := request.by.requestWhole(request.api, request.method, request.path, fmt.Sprint("refused-", round, "-", i), request.body)
 			took := time.Since(started)
 			mu.Lock()
 			defer mu.Unlock()
 			worst = max(worst, took)
 			switch {
 			case err != nil:
-				t.Errorf("%s %s: %v after %v", ask.method, ask.path, err, took)
+				t.Errorf("%s %s: %v after %v", request.method, request.path, err, took)
 			case serves && answer.status < http.StatusInternalServerError:
 			case answer.status != http.StatusServiceUnavailable || answer.code != "unavailable" || answer.retryAfter < 1:
-				t.Errorf("%s %s: %+v after %v, want 503 unavailable with Retry-After", ask.method, ask.path, answer, took)
+				t.Errorf("%s %s: %+v after %v, want 503 unavailable with Retry-After", request.method, request.path, answer, took)
 			}
 		})
 	}
@@ -401,7 +401,7 @@ type wholeAnswer struct {
 	retryAfter int
 }
 
-func (c *client) askWhole(api int, method, path, key string, body any) (answer wholeAnswer, err error) {
+func (c *client) requestWhole(api int, method, path, key string, body any) (answer wholeAnswer, err error) {
 	encoded, err := json.Marshal(body)
 	if err != nil {
 		return answer, err

@@ -7,7 +7,7 @@ import (
 	"github.com/passbook/passbook/internal/test/testenv"
 )
 
-// A client who has seen its job finished finds it in the history, wherever the
+// A client that has seen its job finished finds it in the history, wherever the
 // replica is with it, and where there is none any more.
 func TestReadReplica(t *testing.T) {
 	t.Parallel()

@@ -40,7 +40,7 @@ func TestShutdownDelay(t *testing.T) {
 		clients.Go(func() {
 			for !isClosed(looksAway) {
 				// Without a key: the HTTP client would send it again by itself.
-				status, answer, err := c.ask(t.Context(), s.api(0), http.MethodPost, "/v1/accounts", "", map[string]any{})
+				status, answer, err := c.request(t.Context(), s.api(0), http.MethodPost, "/v1/accounts", "", map[string]any{})
 				if err != nil || status != http.StatusCreated {
 					t.Errorf("while the API stops: %d %s %v", status, answer, err)
 					return

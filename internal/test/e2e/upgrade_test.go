@@ -130,7 +130,7 @@ func (u *upgrade) replaceWorker(n int) {
 }
 
 // pauseWorkers stops every worker, has each API accept a job, and starts new
-// workers, who must find all that was accepted meanwhile.
+// workers, which must find all that was accepted meanwhile.
 func (u *upgrade) pauseWorkers() {
 	u.t.Helper()
 	for _, p := range u.workers {

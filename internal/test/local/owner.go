@@ -11,19 +11,18 @@ import (
 	"syscall"
 )
 
-// owner is the user whom the servers run as when we are root; nil is
-// ourselves.
+// owner is the user that the servers run as when the current user is root; nil is the current
+// user.
 type owner struct {
 	name     string
 	uid, gid uint32
 }
 
-// serviceUser is who owns what we make: ourselves, or, when we are root, the
-// first of the users that the servers' packages bring along. Postgres refuses
-// to run as root, and Redis has no need to.
+// serviceUser is the owner of new folders: the current user, or, when that is root, the first
+// user that the servers' packages created. Postgres refuses to run as root.
 func serviceUser() (*owner, error) {
 	if os.Getuid() != 0 {
-		return nil, nil //nolint:nilnil // nil is ourselves
+		return nil, nil //nolint:nilnil // nil is the current user
 	}
 	for _, name := range []string{"postgres", "redis", "nobody"} {
 		if u, err := user.Lookup(name); err == nil {
@@ -45,9 +44,8 @@ func newOwner(u *user.User) (*owner, error) {
 	return &owner{name: u.Username, uid: uint32(uid), gid: uint32(gid)}, nil
 }
 
-// ownerOf is who owns a folder that is already there, when we are root: its
-// servers go on as that user, so a clone stays usable by whom it belongs to. A
-// folder of root's own goes to the service user.
+// ownerOf is the user that runs the servers of a folder when the current user is root: the
+// folder's owner, so that the owner can go on using it, or the service user where root owns it.
 func ownerOf(info fs.FileInfo, service *owner) *owner {
 	stat, ok := info.Sys().(*syscall.Stat_t)
 	if service == nil || !ok || stat.Uid == 0 {
@@ -71,7 +69,7 @@ func (o *owner) credential() *syscall.Credential {
 	return &syscall.Credential{Uid: o.uid, Gid: o.gid}
 }
 
-// reaches tells if the owner gets into dir. It tries, because modes alone don't
+// reaches reports whether the owner can enter dir. It tries, because modes alone don't
 // tell (access lists, mounts).
 func (o *owner) reaches(ctx context.Context, dir string) bool {
 	if o == nil {

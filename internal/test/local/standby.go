@@ -121,8 +121,8 @@ func (pg *Postgres) waitForStandby(ctx context.Context) error {
 	if err := awaitReplication(ctx, conn, "sync_state = 'sync'"); err != nil {
 		return err
 	}
-	// That was the sender's word. Whether commits wait is in the hands of the
-	// checkpointer, who reads the new settings before it does what it is asked.
+	// The WAL sender is in sync. Whether commits wait for it is up to the checkpointer, which reads
+	// the new settings before it runs a checkpoint.
 	_, err = conn.Exec(ctx, `CHECKPOINT`)
 	return err
 }

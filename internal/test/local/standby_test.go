@@ -12,7 +12,7 @@ import (
 	"github.com/passbook/passbook/internal/test/testenv"
 )
 
-// mustFollow starts a primary and its standby, who go after the test.
+// mustFollow starts a primary and its standby, and removes them after the test.
 func mustFollow(t *testing.T) (primary, standby *local.Postgres) {
 	t.Helper()
 	dir := filepath.Join(dataDir(t), "it's kept") // a path that needs quoting
