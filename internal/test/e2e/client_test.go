@@ -22,7 +22,7 @@ type client struct {
 	watch  func(seen)        // where set, sees every answer
 }
 
-// seen is what came of a request.
+// seen is a request's response or error.
 type seen struct {
 	method string
 	status int
@@ -90,7 +90,8 @@ func newClient(t testing.TB, s *system) *client {
 	return c
 }
 
-// signUp makes the client's user. A 503 may have made one: the next try is another's.
+// signUp creates the client's user. A try that got a 503 may have created one, so the next try
+// has another address.
 func (c *client) signUp() {
 	c.t.Helper()
 	deadline, cancel := context.WithTimeout(c.t.Context(), patience)
@@ -197,9 +198,8 @@ type jobRequest struct {
 	key     string
 }
 
-// settle sends a request, and the same again for as long as the answer is
-// unknown or says to try again: to the next API after each try, so that it does
-// not depend on one. It answers with the job that the request made.
+// settle sends a request to one API after the other until one of them responds and does not say
+// to try again. It returns the job that the request made.
 func (c *client) settle(firstAPI int, req jobRequest) (job jobAnswer, err error) {
 	answer, err := c.settled(firstAPI, req)
 	if err == nil {
@@ -208,7 +208,7 @@ func (c *client) settle(firstAPI int, req jobRequest) (job jobAnswer, err error)
 	return job, err
 }
 
-// settled is settle with the job as the answer shows it.
+// settled is settle, and returns the job as the response shows it.
 func (c *client) settled(firstAPI int, req jobRequest) ([]byte, error) {
 	deadline, cancel := context.WithTimeout(c.t.Context(), patience)
 	defer cancel()
@@ -226,7 +226,7 @@ func (c *client) settled(firstAPI int, req jobRequest) ([]byte, error) {
 	}
 }
 
-// pause is between two tries; false when the time for tries is over.
+// pause waits between two tries. It returns false when the time for tries is over.
 func (c *client) pause(deadline context.Context) bool {
 	const pause = 20 * time.Millisecond
 	select {
@@ -273,8 +273,8 @@ func all[T any](c *client, path string) (items []T) {
 }
 
 // checkHistory checks that a history has no gap, that every balance follows from
-// the one before, and that the account says the same; it answers with the seq of
-// each job.
+// the one before, and that the account agrees with the last one. It returns the seq
+// of each job.
 func (c *client) checkHistory(number string) map[string]transaction {
 	c.t.Helper()
 	byJob := map[string]transaction{}

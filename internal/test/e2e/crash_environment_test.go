@@ -22,7 +22,7 @@ import (
 	"github.com/passbook/passbook/internal/test/testenv"
 )
 
-// openingDeposit is what every account of these tests starts with.
+// openingDeposit is the initial deposit of every account of these tests.
 const openingDeposit = 500
 
 // crashPartitions are few: there is one account, and there are many workers.
@@ -187,9 +187,9 @@ func (sc *crashEnvironment) followUp() {
 	sc.send("withdrawals", 5)
 }
 
-// sendUnheard sends a job to a process that dies while it accepts the job. A response that comes
+// sendUnanswered sends a job to a process that dies while it accepts the job. A response that comes
 // nevertheless counts.
-func (sc *crashEnvironment) sendUnheard(dying *process) {
+func (sc *crashEnvironment) sendUnanswered(dying *process) {
 	sc.t.Helper()
 	sc.unanswered = sc.next("deposits", 31)
 	req := sc.unanswered.jobRequest
@@ -265,13 +265,13 @@ func (sc *crashEnvironment) left(jobs string, tasks int) {
 	}
 }
 
-// becomes waits until that is what is in Postgres.
+// becomes waits until Postgres holds these jobs.
 func (sc *crashEnvironment) becomes(jobs string) {
 	sc.t.Helper()
 	testenv.Eventually(sc.t, jobs, func() bool { return sc.jobs() == jobs })
 }
 
-// jobs says how all jobs stand, in the order of their accepts.
+// jobs returns the states of all jobs, in the order of their accepts.
 func (sc *crashEnvironment) jobs() string {
 	sc.t.Helper()
 	const sql = `SELECT status || CASE WHEN attempts > 0 THEN ' after ' || attempts || ' attempts' ELSE '' END FROM job_states ORDER BY position`
@@ -432,7 +432,7 @@ func (sc *crashEnvironment) openGate() {
 	}
 }
 
-// held waits until so many statements are held, at the gate or by one that is.
+// held waits until so many statements wait, at the gate or for a statement at the gate.
 func (sc *crashEnvironment) held(n int) {
 	sc.t.Helper()
 	const sql = `SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()`

@@ -21,7 +21,7 @@ import (
 // whether a failpoint is set or not.
 var armed = variant{flags: []string{"-tags=failpoints"}, plain: true}
 
-// anyNumber is where the number of tasks may differ between runs.
+// anyNumber stands where the number of tasks may differ between runs.
 const anyNumber = -1
 
 // crashRow says where a process dies and what must be there right after, before another
@@ -57,7 +57,7 @@ var crashes = []crashRow{
 	{point: failpoint.ApplySent, program: "worker", lead: heldNeighbour, jobs: "3 succeeded, 2 queued", tasks: 1, sweep: true},
 	{point: failpoint.ApplySynced, program: "worker", lead: threeTasks, jobs: "1 succeeded, 2 queued", tasks: 3},
 	{point: failpoint.ApplySynced, pass: 2, program: "worker", lead: oneTask(5), jobs: "5 succeeded", tasks: 1},
-	{point: failpoint.ApplySynced, pass: 9, program: "worker", lead: heardInPart, jobs: "10 succeeded, 10 queued", tasks: 1, sweep: true},
+	{point: failpoint.ApplySynced, pass: 9, program: "worker", lead: resultsInPart, jobs: "10 succeeded, 10 queued", tasks: 1, sweep: true},
 	{point: failpoint.ApplyUnflushed, program: "worker", lead: lastRefused, jobs: "3 succeeded, 2 queued", tasks: 1, sweep: true},
 	{point: failpoint.ApplyCommitted, program: "worker", lead: threeTasks, jobs: "1 succeeded, 2 queued", tasks: 3},
 	{point: failpoint.ApplyCommitted, pass: 2, program: "worker", lead: oneTask(5), jobs: "5 succeeded", tasks: 1},
@@ -162,11 +162,11 @@ func TestCrashPointsAreNotInProductionBuilds(t *testing.T) {
 func thirdRequest(sc *crashEnvironment) {
 	sc.sendRequests(2)
 	dying := sc.arm()
-	sc.sendUnheard(dying)
+	sc.sendUnanswered(dying)
 	sc.died(dying)
 }
 
-// opening is for an API: a client opens an account. Then left accounts are there, and the
+// opening is for an API: a client opens an account. Then left accounts exist, and the
 // same key opens one account or returns it.
 func opening(left int) func(*crashEnvironment) {
 	return func(sc *crashEnvironment) {
@@ -287,16 +287,16 @@ func halfBatch(sc *crashEnvironment) {
 	sc.held(1)
 }
 
-// heardInPart is for a worker: of the batch behind the first of twenty requests it has
+// resultsInPart is for a worker: of the batch behind the first of twenty requests it has
 // received eight results, and Postgres is held at the tenth.
-func heardInPart(sc *crashEnvironment) {
+func resultsInPart(sc *crashEnvironment) {
 	sc.closeGate(`BEFORE INSERT ON transactions FOR EACH ROW WHEN (NEW.seq = 12)`)
 	oneTask(20)(sc)
 	sc.held(1)
 }
 
 // refused is for a worker: three requests are queued. Postgres refuses the first, and has
-// refused it so many times.
+// refused the given number of attempts.
 func refused(attempts int) func(*crashEnvironment) {
 	return func(sc *crashEnvironment) {
 		sc.refuse = 13

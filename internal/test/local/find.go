@@ -13,11 +13,11 @@ import (
 
 const oldestPostgres = 15
 
-// findPostgres is the folder of the binaries to use: the newest that the
-// machine has, or those that made the data, which no other version opens.
+// findPostgres returns the folder of the newest binaries of the machine, or of the version that
+// made the data, since no other version opens it.
 func findPostgres(ctx context.Context, f *folder) (string, error) {
 	found := installedPostgres(ctx)
-	if err := ctx.Err(); err != nil { // then those that are there gave no answer
+	if err := ctx.Err(); err != nil { // then no binary has reported its version
 		return "", err
 	}
 	wanted, err := f.root.ReadFile("data/PG_VERSION")

@@ -67,7 +67,7 @@ func TestMutants(t *testing.T) {
 	}
 }
 
-// report prints a line of the table and tells whether the mutant was noticed.
+// report prints a line of the table and returns whether the mutant was noticed.
 func (m mutation) report(t *testing.T, checker string, o outcome) bool {
 	t.Helper()
 	fmt.Printf("%-10s %5.1fs  %-50s %-36s %s\n", o.verdict, o.took.Seconds(), m.name, m.promise, shortened(checker))
@@ -146,8 +146,7 @@ func (m mutation) plant(ctx context.Context, t *testing.T, folder string) goTree
 	return mutant
 }
 
-// run is a go command whose builds, and those of the tests that it runs, are of
-// the mutant.
+// run returns a go command that builds the mutant, as do the tests that the command runs.
 func (g goTree) run(ctx context.Context, args ...string) *exec.Cmd {
 	const grace = 10 * time.Second
 	cmd := exec.CommandContext(ctx, "go", args...)

@@ -35,7 +35,7 @@ func TestMutationsStand(t *testing.T) {
 	}
 }
 
-// mutate answers with the mutated files' texts, by their paths from root.
+// mutate returns the mutated files' texts, by their paths from root.
 func (m mutation) mutate() (map[string]string, error) {
 	texts := map[string]string{}
 	for _, e := range m.edits {

@@ -8,7 +8,7 @@ import (
 )
 
 // Freeze stops processes, in this order, until thaw or the end of the test. What
-// they serve swallows everything meanwhile, as a lost network does.
+// they serve loses everything meanwhile, as a broken network does.
 func Freeze(t testing.TB, pids ...int) (thaw func()) {
 	t.Helper()
 	thaw = sync.OnceFunc(func() {
