@@ -18,7 +18,7 @@ import (
 	"golang.org/x/sync/errgroup"
 )
 
-// check holds what clients saw against what a bank with a single thread does:
+// check compares what clients saw with what a bank with a single thread does:
 //
 //   - every request that got its 202 is one job, and there are no others
 //   - every job is finished, and as it was first seen finished
@@ -108,7 +108,7 @@ func (c *chaos) checkModel(b *book, jobs map[string]*ended) {
 	}
 }
 
-// checkRealTime holds the jobs' order against the times of their accepts.
+// checkRealTime compares the jobs' order with the times of their accepts.
 func (c *chaos) checkRealTime(b *book, jobs map[string]*ended) {
 	bySent := slices.SortedFunc(slices.Values(b.requests), func(x, y *placed) int { return cmp.Compare(x.sent, y.sent) })
 	byAccepted := slices.SortedFunc(slices.Values(b.requests), func(x, y *placed) int { return cmp.Compare(x.accepted, y.accepted) })
@@ -126,8 +126,8 @@ func (c *chaos) checkRealTime(b *book, jobs map[string]*ended) {
 	}
 }
 
-// checkTimes holds the jobs' times against the test's clock, which is also
-// Postgres's: no other clock may get into them.
+// checkTimes compares the jobs' times with the test's clock, which is also Postgres's: they must
+// come from no other clock.
 func (c *chaos) checkTimes(b *book, jobs map[string]*ended) {
 	const slack = time.Second
 	for _, p := range b.requests {
@@ -152,7 +152,7 @@ func newBank(initial int64) bank {
 	return bank{balance: initial, seq: 1}
 }
 
-// do does one job and says how it ended, as jobAnswer.outcome does.
+// do applies one job and returns its outcome, as jobAnswer.outcome does.
 func (b bank) do(entry string, amount int64) (bank, string) {
 	if entry == "withdrawal" {
 		amount = -amount
@@ -288,7 +288,7 @@ func tightened(history []porcupine.Operation) []porcupine.Operation {
 	return ops
 }
 
-// chunksBy yields the runs of elements that are the same.
+// chunksBy yields the runs of equal elements.
 func chunksBy[T any](all []T, same func(x, y T) bool) iter.Seq[[]T] {
 	return func(yield func([]T) bool) {
 		for from := 0; from < len(all); {
@@ -304,7 +304,7 @@ func chunksBy[T any](all []T, same func(x, y T) bool) iter.Seq[[]T] {
 	}
 }
 
-// What porcupine is given must stay as right, or as wrong, as what was seen.
+// tightened keeps a history as right, or as wrong, as it was.
 func TestTightenedHistory(t *testing.T) {
 	t.Parallel()
 	deposit := func(seq, call, ends int64) porcupine.Operation {

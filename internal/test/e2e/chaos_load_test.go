@@ -51,7 +51,7 @@ type book struct {
 	sights   []sight
 }
 
-// chaosLoad is the clients and what they saw: nothing else do the checkers believe.
+// chaosLoad is the clients and what they saw. The checkers believe nothing else.
 type chaosLoad struct {
 	t       *chaos
 	started time.Time
@@ -114,8 +114,8 @@ func (l *chaosLoad) pause(d time.Duration) {
 	}
 }
 
-// settleAnywhere sends a request until it is answered for good: to the next API
-// after each try. Only a 503 that says so, and silence, may be tried again.
+// settleAnywhere sends a request to one API after the other until the response is final. Only a
+// 503 that says to try again, and a missing response, are tried again.
 func (l *chaosLoad) settleAnywhere(api int, path, key string, body any) (status int, answer []byte, err error) {
 	deadline, cancel := context.WithTimeout(context.Background(), settleTimeout)
 	defer cancel()
@@ -187,8 +187,7 @@ func (l *chaosLoad) placeSince(sent time.Duration, b *book, api int, req jobRequ
 	return true
 }
 
-// saw keeps the finished job as it was first seen, and answers false for one
-// that is another now.
+// saw keeps the finished job as it was first seen. It returns false where the job has changed.
 func (p *placed) saw(job string, at time.Duration) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -320,7 +319,7 @@ func (l *chaosLoad) reuse(api int, req jobRequest) bool {
 	return true
 }
 
-// look reads the balance, once: what can't be read now is no sight.
+// look reads the balance once, and keeps nothing where the read fails.
 func (l *chaosLoad) look(b *book, api int) {
 	ctx, cancel := context.WithTimeout(context.Background(), tryTimeout)
 	defer cancel()
@@ -401,7 +400,7 @@ func (l *chaosLoad) stayLoggedIn() {
 	}
 }
 
-// again logs the same user in once more.
+// again logs the same user in again.
 func (c *client) again(l *chaosLoad) (*client, error) {
 	status, answer, err := l.settleAnywhere(0, "/v1/sessions", "", c.user)
 	if err != nil || status != http.StatusCreated {

@@ -57,7 +57,7 @@ type roundAccount struct {
 	requests [][]roundRequest
 }
 
-// roundRequest is a request and the job that its 202 named.
+// roundRequest is a request and the job that its 202 names.
 type roundRequest struct {
 	jobRequest
 	job            string
@@ -137,7 +137,7 @@ func (r *round) send(a *roundAccount, client int) error {
 	}
 }
 
-// errUnanswered is of a request that may be sent again: no answer, or a 503.
+// errUnanswered means that a request may be sent again: it got no response, or a 503.
 var errUnanswered = errors.New("no answer")
 
 // get reads a path. It returns errUnanswered if the caller should try again.
@@ -231,8 +231,8 @@ func (r *round) readJob(since known, api int, a *roundAccount) error {
 	}, func() error { return r.readJobs(since, api, a) })
 }
 
-// poll takes an unfinished job and reads it; where it stays unfinished another reader will.
-// Where there is none it calls otherwise.
+// poll takes an unfinished job and reads it, and gives it back where it is still unfinished.
+// Without an unfinished job poll calls otherwise.
 func (r *round) poll(read func(roundRequest) (finished bool, err error), otherwise func() error) error {
 	select {
 	case req := <-r.unfinished:
@@ -263,7 +263,7 @@ func (r *round) readJobs(since known, api int, a *roundAccount) error {
 }
 
 func (r *round) readHistory(since known, api int, a *roundAccount) error {
-	var history page[toldTransaction]
+	var history page[seenTransaction]
 	if err := r.getJSON(api, "/v1/accounts/"+a.number+"/transactions?limit=100", &history); err != nil {
 		return err
 	}
@@ -279,7 +279,7 @@ func (r *round) readTransaction(since known, api int, a *roundAccount) error {
 	seq := max(1, since.latest[a.number]+int64(rand.IntN(2)))
 	path := fmt.Sprintf("/v1/accounts/%s/transactions/%d", a.number, seq)
 	status, body, err := r.get(api, path, "application/json")
-	var x toldTransaction
+	var x seenTransaction
 	switch {
 	case err != nil:
 		return err
@@ -339,7 +339,7 @@ func (r *round) balanceAt(api int, number string, at time.Time) (m moment, err e
 	return m, r.getJSON(api, "/v1/accounts/"+number+"/balance?at="+at.UTC().Format("2006-01-02T15:04:05.000000Z"), &m)
 }
 
-// replay sends a request again: an unfinished one, or one of an account's last.
+// replay sends a request again: that of an unfinished job, or a recent one of an account.
 func (r *round) replay(since known, api int, a *roundAccount) error {
 	recent := func() error {
 		client := rand.IntN(len(a.requests))
@@ -364,7 +364,7 @@ func (r *round) sendAgain(since known, api int, req roundRequest) (finished bool
 	case err != nil || status == http.StatusServiceUnavailable:
 		return false, errUnanswered
 	case status != http.StatusOK && status != http.StatusAccepted:
-		return false, fmt.Errorf("key %s once more: %d %s", req.key, status, body)
+		return false, fmt.Errorf("key %s sent again: %d %s", req.key, status, body)
 	case !bytes.Contains(body, []byte(req.job)):
 		r.record.change("key %s made job %s and now answers %s", req.key, req.job, body)
 	}
@@ -442,7 +442,7 @@ func (r *round) checkAccount(a *roundAccount) {
 		}
 		jobs[job.ID] = job
 	}
-	for _, x := range all[toldTransaction](r.c, "/v1/accounts/"+a.number+"/transactions") {
+	for _, x := range all[seenTransaction](r.c, "/v1/accounts/"+a.number+"/transactions") {
 		r.record.transaction(since, a.number, x.Seq, x.BalanceAfter, x.line())
 	}
 	byJob := r.c.checkHistory(a.number)

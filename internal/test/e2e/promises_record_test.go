@@ -64,15 +64,15 @@ type known struct {
 	latest map[string]int64
 }
 
-// toldTransaction is a transaction with everything that a client sees of it.
-type toldTransaction struct {
+// seenTransaction is a transaction with everything that a client sees of it.
+type seenTransaction struct {
 	transaction
 	Description string `json:"description"`
 	CreatedAt   string `json:"created_at"`
 }
 
 // line is the transaction as an export writes it.
-func (x toldTransaction) line() string {
+func (x seenTransaction) line() string {
 	job := ""
 	if x.JobID != nil {
 		job = *x.JobID
@@ -183,8 +183,8 @@ func (d *record) noteBalance(since known, account string, seq, balance int64) {
 	}
 }
 
-// moment keeps a balance at a time, to be asked for again; n draws the one that it replaces
-// where there are maxMoments.
+// moment keeps a balance at a time, to be read again at the end. n draws the moment that it
+// replaces where there are maxMoments.
 func (d *record) moment(since known, m moment, n func(int) int) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -205,7 +205,7 @@ func (d *record) count() (answers, news, changed int) {
 	return d.answers, d.news, d.changed
 }
 
-// Each way in which an answer can take back an earlier one is noticed.
+// record notices each way in which an answer can contradict an earlier one.
 func TestRecord(t *testing.T) {
 	t.Parallel()
 	const (
@@ -224,14 +224,14 @@ func TestRecord(t *testing.T) {
 			d.transaction(since, "A", 2, 7, "2,x")
 		}, ""},
 		{"QueuedAgain", func(d *record, _ known) { d.job(d.known("a test"), []byte(queued)) }, "queued again"},
-		{"QueuedAsAskedBefore", func(d *record, since known) { d.job(since, []byte(queued)) }, ""},
+		{"QueuedAsReadBefore", func(d *record, since known) { d.job(since, []byte(queued)) }, ""},
 		{"AnotherTime", func(d *record, since known) { d.job(since, []byte(strings.Replace(finished, `"1"`, `"2"`, 1))) }, "is now"},
 		{"AnotherOutcome", func(d *record, since known) { d.job(since, []byte(rejected)) }, "is now"},
 		{"AnotherTransaction", func(d *record, since known) { d.transaction(since, "A", 1, 5, "1,y") }, "in a test as 1,x"},
 		{"AnotherBalance", func(d *record, since known) { d.balance(since, "A", 2, 8) }, "after transaction 2"},
 		{"AnotherBalanceAtATime", func(d *record, since known) { d.moment(since, moment{Number: "A", Seq: 2, Balance: 8}, nil) }, "after transaction 2"},
 		{"SeqGoesBack", func(d *record, _ known) { d.balance(d.known("a test"), "A", 1, 5) }, "ends at transaction 1"},
-		{"SeqAsAskedBefore", func(d *record, since known) { d.balance(since, "A", 1, 5) }, ""},
+		{"SeqAsReadBefore", func(d *record, since known) { d.balance(since, "A", 1, 5) }, ""},
 		{"HistoryGoesBack", func(d *record, _ known) { d.reaches(d.known("a test"), "A", 1) }, "ends at transaction 1"},
 		{"NoJob", func(d *record, since known) { d.job(since, []byte(`{}`)) }, "no job"},
 	} {

@@ -23,8 +23,7 @@ import (
 	"github.com/passbook/passbook/internal/test/testenv"
 )
 
-// How soon after a fault every queued job is finished, where there are some
-// hundreds of them.
+// How soon after a fault every queued job is finished, where there are some hundreds.
 const (
 	afterWorker       = 5 * time.Second
 	afterRedis        = 5 * time.Second
@@ -52,15 +51,14 @@ func besideOthers(t *testing.T) {
 	}
 }
 
-// What a machine that runs other tests beside may add: a factor, and a time that it may
-// stand still for.
+// What a machine that runs other tests at the same time may add: a factor, and a pause.
 const (
 	slack  = 3
 	pauses = 2 * time.Second
 )
 
-// measured logs a line of which `make recovery` makes a table, and fails the
-// test where the bound is passed.
+// measured logs a row of the table of `make recovery`, and fails the test where the time exceeds
+// the bound.
 func measured(t *testing.T, what string, took, bound time.Duration) {
 	t.Helper()
 	if !*strict {
@@ -159,8 +157,8 @@ func queueBehindLock(t *testing.T, s *system, c *client, each int) (numbers []st
 	return numbers, release
 }
 
-// Accepts don't need Redis, and what is accepted is applied while the trouble lasts.
-// When it is back, tasks do that again, and nothing is applied twice.
+// Accepts don't need Redis: while it refuses, the sweep applies what is accepted. When Redis is
+// back, tasks name the jobs again, and no job is applied twice.
 func TestRecoveryWithoutRedis(t *testing.T) {
 	besideOthers(t)
 	tests := []struct {
@@ -184,13 +182,13 @@ func TestRecoveryWithoutRedis(t *testing.T) {
 		}},
 		{"Full", func(t *testing.T, s *system) func() {
 			t.Helper()
-			tellRedis(t, s, "CONFIG", "SET", "maxmemory", "1", "maxmemory-policy", "noeviction")
-			return func() { tellRedis(t, s, "CONFIG", "SET", "maxmemory", "0") }
+			commandRedis(t, s, "CONFIG", "SET", "maxmemory", "1", "maxmemory-policy", "noeviction")
+			return func() { commandRedis(t, s, "CONFIG", "SET", "maxmemory", "0") }
 		}},
 		{"ReadOnly", func(t *testing.T, s *system) func() {
 			t.Helper()
-			tellRedis(t, s, "REPLICAOF", "127.0.0.1", "1")
-			return func() { tellRedis(t, s, "REPLICAOF", "NO", "ONE") }
+			commandRedis(t, s, "REPLICAOF", "127.0.0.1", "1")
+			return func() { commandRedis(t, s, "REPLICAOF", "NO", "ONE") }
 		}},
 	}
 	for _, test := range tests {
@@ -229,8 +227,8 @@ func TestRecoveryWithoutRedis(t *testing.T) {
 	}
 }
 
-// tellRedis gives Redis a command.
-func tellRedis(t *testing.T, s *system, command ...any) {
+// commandRedis gives Redis a command.
+func commandRedis(t *testing.T, s *system, command ...any) {
 	t.Helper()
 	client, err := queue.Connect(s.redis.URL())
 	if err != nil {
@@ -261,8 +259,8 @@ func warm(t *testing.T, c *client, numbers []string) {
 	}
 }
 
-// acceptAll has some hundreds of deposits accepted, every one at its first try, and
-// answers how long each took, the quickest first.
+// acceptAll sends some hundreds of deposits, each of which must be accepted at the first try. It
+// returns how long each took, the quickest first.
 func acceptAll(t *testing.T, c *client, numbers []string) (took []time.Duration) {
 	t.Helper()
 	const accepts, connections = 600, 16
@@ -394,7 +392,7 @@ func refusals(t *testing.T, c, unseen *client, number, theirs string, round int,
 	return worst
 }
 
-// wholeAnswer is what a refusal must have.
+// wholeAnswer is the part of a response that a refusal is checked for.
 type wholeAnswer struct {
 	status     int
 	code       string
