@@ -28,11 +28,13 @@
 -- while a snapshot is held, the search would read all these entries: 27 ms after 200,000 jobs.
 --
 -- The search may miss no queued job below done_to, though a transaction that has drawn a position
--- may commit much later. So an apply of the job at position P notes P, and the id S that the
--- next transaction will have. Every transaction that inserts jobs takes its id before it draws
--- a position (jobs_take_transaction_id), so each transaction with an id from S on draws positions
--- above P. Once all transactions below S have ended, a search sees all jobs at or below P that
--- there will ever be. Then every job that is below the one that it finds, and not above P, is
+-- may commit much later. So an apply of the job at position P notes P, and S, its own transaction's
+-- id. The apply has taken S, by its lock of the account, after it saw the named job, whose position
+-- is P or higher. Every transaction that inserts jobs takes its id before it draws a position
+-- (jobs_take_transaction_id), so each transaction with an id above S draws positions above P. (The
+-- snapshot's xmax would not do as S: transactions above it may have drawn positions long before.)
+-- Once all transactions below S have ended, a search sees all jobs at or below P that there will
+-- ever be. An apply whose transaction had an id before notes nothing. Then every job that is below the one that it finds, and not above P, is
 -- done. A replay lowers done_to (replay_job). For a named job at or below done_to the search
 -- begins at the start. After a restore into a server with lower ids, transactions would not
 -- reach S for long: the apply notes it anew.
@@ -61,6 +63,7 @@ DECLARE
     at              bigint;      -- the job's position
     settled         bigint;      -- what becomes done_to, once
     settler         xid8;        -- once all transactions below this have ended
+    notes           boolean := pg_current_xact_id_if_assigned() IS NULL;
     seen            pg_snapshot; -- of the search
 BEGIN
     IF current_setting('transaction_read_only') = 'on' THEN -- a standby, which may not have all jobs yet
@@ -108,8 +111,10 @@ BEGIN
     END IF;
     IF settler IS NULL OR pg_snapshot_xmin(seen) >= settler THEN
         done := CASE WHEN settler IS NULL THEN done ELSE greatest(done, least(settled, at)) END;
-        settled := at;
-        settler := pg_snapshot_xmax(seen);
+        IF notes THEN
+            settled := at;
+            settler := pg_current_xact_id();
+        END IF;
     END IF;
     kind := job_type;
     accepted := job_created;

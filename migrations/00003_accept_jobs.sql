@@ -1,5 +1,17 @@
 -- +goose Up
 
+-- The migrations before were written anew before the first release. A database that has the old
+-- ones has no queue.
+-- +goose StatementBegin
+DO $$
+BEGIN
+    IF to_regclass('queue') IS NULL THEN
+        RAISE EXCEPTION 'this database is older than the first release of Passbook: start with an empty one';
+    END IF;
+END
+$$;
+-- +goose StatementEnd
+
 -- What an accept does, in small statements whose plans Postgres keeps. To set up one statement
 -- for the whole accept took longer than to run it (internal/bench/EXPERIMENTS.md).
 --

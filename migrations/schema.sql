@@ -86,6 +86,7 @@ DECLARE
     at              bigint;      -- the job's position
     settled         bigint;      -- what becomes done_to, once
     settler         xid8;        -- once all transactions below this have ended
+    notes           boolean := pg_current_xact_id_if_assigned() IS NULL;
     seen            pg_snapshot; -- of the search
 BEGIN
     IF current_setting('transaction_read_only') = 'on' THEN -- a standby, which may not have all jobs yet
@@ -133,8 +134,10 @@ BEGIN
     END IF;
     IF settler IS NULL OR pg_snapshot_xmin(seen) >= settler THEN
         done := CASE WHEN settler IS NULL THEN done ELSE greatest(done, least(settled, at)) END;
-        settled := at;
-        settler := pg_snapshot_xmax(seen);
+        IF notes THEN
+            settled := at;
+            settler := pg_current_xact_id();
+        END IF;
     END IF;
     kind := job_type;
     accepted := job_created;

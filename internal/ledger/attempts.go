@@ -104,9 +104,10 @@ const retrySQL = `
 // older one: one step into the queue.
 //
 // $1 the named job. One row, the oldest job and its attempts so far; no row where no job up to
-// the named one is queued.
+// the named one is queued. A count that is out of reason stays far below what the column holds:
+// the job ends failed, where an overflow would stop its account.
 const countSQL = `
-	UPDATE queue SET attempts = queue.attempts + 1
+	UPDATE queue SET attempts = least(queue.attempts, 1000) + 1
 	FROM jobs named LEFT JOIN accounts account ON account.id = named.account_id, LATERAL (
 			SELECT account_id, position FROM queue
 			WHERE account_id = named.account_id AND position <= named.position

@@ -1,6 +1,7 @@
 package ledger_test
 
 import (
+	"context"
 	"strings"
 	"testing"
 
@@ -200,4 +201,52 @@ func TestApplyAfterARestoreWithLowerIDs(t *testing.T) {
 		}
 		return doneTo >= second
 	})
+}
+
+// A transaction with a higher id than an insert that is not over may have drawn a lower position
+// than that insert's last ones. Its job, committed late, comes before a job that is sent then.
+func TestApplyFindsAPositionDrawnInBetween(t *testing.T) {
+	t.Parallel()
+	const insertSQL = `INSERT INTO jobs (id, account_id, user_id, idempotency_key, type, amount)
+		VALUES ($1, $2, (SELECT user_id FROM accounts WHERE id = $2), $3, 'deposit', 1)`
+	pool := testenv.Pool(t)
+	account := ledgertest.Account(t, pool, ledgertest.User(t, pool), 0)
+	apply(t, pool, ledgertest.Job(t, pool, account, ledger.Deposit, 1))
+	begin := func() (tx pgx.Tx) {
+		tx, err := pool.Begin(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = tx.Rollback(context.WithoutCancel(t.Context())) }) // nothing, after its commit
+		return tx
+	}
+	insert := func(tx pgx.Tx) uuid.UUID {
+		id := uuid.New()
+		if _, err := tx.Exec(t.Context(), insertSQL, id, account.ID, id.String()); err != nil {
+			t.Fatal(err)
+		}
+		return id
+	}
+	commit := func(tx pgx.Tx) {
+		if err := tx.Commit(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	first := begin()
+	if _, err := first.Exec(t.Context(), `SELECT pg_current_xact_id()`); err != nil { // as jobs_take_transaction_id does
+		t.Fatal(err)
+	}
+	second := begin()
+	late := insert(second)
+	jobs := []uuid.UUID{insert(first), insert(first)}
+	commit(first)
+	for _, id := range jobs {
+		apply(t, pool, id)
+	}
+	commit(second)
+	after := ledgertest.Job(t, pool, account, ledger.Deposit, 1)
+	apply(t, pool, after)
+	if one, other := readJob(t, pool, late), readJob(t, pool, after); one.Status != "succeeded" || *one.Seq >= *other.Seq {
+		t.Errorf("the job that was committed first is %s, the job that was sent after it %s", one, other)
+	}
 }

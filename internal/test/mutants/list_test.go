@@ -280,6 +280,21 @@ var mutations = []mutation{
 		[]string{"-run=^TestApplyRefusedJob$ ./internal/ledger"},
 	},
 	{
+		"positions above the snapshot's xmax count as later ones", inOrder,
+		[]edit{{applying, `settler := pg_current_xact_id();`, `settler := pg_snapshot_xmax(seen);`}},
+		[]string{"-run=^TestApplyFindsAPositionDrawnInBetween$ ./internal/ledger"},
+	},
+	{
+		"a page of the sweep is in no order", disposable,
+		[]edit{{backlog, "\n	ORDER BY page.account_id`", "`"}},
+		[]string{"-run=^TestBacklogPagesSeeEveryAccount$ ./internal/job"},
+	},
+	{
+		"a queued job is never confirmed", stays,
+		[]edit{{jobLists, `queuedBy("xmin")`, `"NULL::xid"`}},
+		[]string{"-run=^TestGate_EveryRoute$ ./internal/api"},
+	},
+	{
 		"the search for the oldest queued job passes over what is committed late", inOrder,
 		[]edit{{applying, `OR pg_snapshot_xmin(seen) >= settler THEN`, `OR true THEN`}},
 		[]string{"-run=^TestApplyFindsWhatIsCommittedLate$/^Inserted$ ./internal/ledger"},
