@@ -34,7 +34,9 @@ func NewBacklog(pool *pgxpool.Pool) *Backlog {
 // the row to learn that it is gone. So each statement names a position where it can: Postgres
 // passes over the entries before it in the index, some hundred a page.
 
-// oldestQueuedSQL steps into the queue once an account, however long the account's queue.
+// oldestQueuedSQL steps into the queue once an account, however long the account's queue. A row
+// of the queue without its job, as a partial restore may leave it, is a row of the page too: a
+// short page would look like the last one.
 //
 // $1 the account id to go on after, $2 the position above which jobs are looked for, $3 how
 // many accounts.
@@ -46,7 +48,9 @@ const oldestQueuedSQL = `
 		SELECT next.* FROM oldest, LATERAL (SELECT account_id, job_id, position FROM queue
 			WHERE account_id > oldest.account_id AND position > $2 ORDER BY account_id, position LIMIT 1) next
 	)
-	SELECT oldest.account_id, job_id, oldest.position, clock_timestamp() - created_at FROM oldest JOIN jobs ON id = job_id LIMIT $3`
+	SELECT page.account_id, job_id, page.position, coalesce(clock_timestamp() - created_at, '0')
+	FROM (SELECT * FROM oldest LIMIT $3) page LEFT JOIN jobs ON id = job_id
+	ORDER BY page.account_id`
 
 // OldestQueued reads the oldest queued job above a position of up to limit accounts, in the
 // order of the accounts' ids, after the account with the id after.

@@ -91,3 +91,33 @@ func pagesRead(t *testing.T, pool *pgxpool.Pool, statement job.Statement) int {
 	t.Logf("%d pages: %.60q", explained[0].Plan.Hit+explained[0].Plan.Read, statement.SQL)
 	return explained[0].Plan.Hit + explained[0].Plan.Read
 }
+
+// Page by page, a scan sees every account that has queued jobs, whatever plan Postgres chooses.
+func TestBacklogPagesSeeEveryAccount(t *testing.T) {
+	t.Parallel()
+	const accounts, page = 3000, 1000
+	pool := testenv.Pool(t)
+	user := ledgertest.User(t, pool)
+	ledgertest.Exec(t, pool, `INSERT INTO accounts (user_id, number, currency, last_at, created_at)
+		SELECT $1, (100000000000 + n)::text, 'KRW', now(), now() FROM generate_series(1, $2) n`, user, accounts)
+	ledgertest.Exec(t, pool, `INSERT INTO jobs (id, user_id, account_id, type, amount, idempotency_key)
+		SELECT gen_random_uuid(), user_id, id, 'deposit', 1, gen_random_uuid()::text FROM (SELECT * FROM accounts ORDER BY random()) account`)
+	ledgertest.Exec(t, pool, `ANALYZE jobs, queue`)
+	seen := map[int64]bool{}
+	for after, n := int64(0), page; n == page; {
+		oldest, err := job.NewBacklog(pool).OldestQueued(t.Context(), after, 0, page)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, one := range oldest {
+			if one.AccountID <= after {
+				t.Fatalf("account %d comes after account %d", one.AccountID, after)
+			}
+			seen[one.AccountID], after = true, one.AccountID
+		}
+		n = len(oldest)
+	}
+	if len(seen) != accounts {
+		t.Errorf("the pages show %d accounts, want %d", len(seen), accounts)
+	}
+}
