@@ -146,6 +146,7 @@ func TestGate_EveryRoute(t *testing.T) {
 	c := s.user(t)
 	o := haveJobs(s, c)
 	long := s.api.timeout
+	alone := c.open(0)
 	c.get("/v1/accounts").want(http.StatusOK) // all up to here is confirmed
 
 	back := testenv.AwayStandby(t, server.URL())
@@ -161,6 +162,7 @@ func TestGate_EveryRoute(t *testing.T) {
 	c.get("/v1/jobs/"+o.waiting.ID).want(http.StatusOK).wantHeader("Retry-After", "1")
 	c.get("/v1/jobs/" + uuid.NewString()).want(http.StatusNotFound)
 	c.get("/v1/users/me").want(http.StatusOK)
+	showsNoUnansweredJob(c, alone)
 
 	s.api.timeout = long
 	back()
@@ -173,6 +175,20 @@ func TestGate_EveryRoute(t *testing.T) {
 	back = testenv.AwayStandby(t, server.URL())
 	each(t, "Old", c, slices.DeleteFunc(o.probes(t), func(p probe) bool { return p.writes }), check)
 	back()
+}
+
+// showsNoUnansweredJob has an accept run out of time while the standby is away. Its commit ends the
+// wait, and reads see a queued job that the standby does not have: no list shows it.
+func showsNoUnansweredJob(c client, a accountJSON) {
+	c.t.Helper()
+	c.post(jobsOf(a, "deposits"), `{"amount":1}`, "Idempotency-Key", uuid.NewString()).want(http.StatusServiceUnavailable)
+	testenv.Eventually(c.t, "the job to be there, and not shown", func() bool {
+		answer := c.get(jobsOf(a, "jobs"))
+		if answer.status == http.StatusOK && len(decode[pageJSON[jobJSON]](answer).Data) > 0 {
+			c.t.Fatalf("a job that only the primary has is shown: %s", answer)
+		}
+		return answer.status == http.StatusServiceUnavailable
+	})
 }
 
 // haveJobs accepts what the test applies later.

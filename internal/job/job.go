@@ -70,9 +70,16 @@ const columns = `job.id, job.position, account.number, job.type, job.amount, acc
 const stored = `id, position, account_id, user_id, amount, created_at, finished_at, seq, balance_after, type, status,
 	idempotency_key, description, failure`
 
-// shownColumns end a read, as postgres.Showing wants it. A queued job needs no confirmation:
-// its accept was flushed before a client could see it.
+// shownColumns end a read, as postgres.Showing wants it.
 const shownColumns = `, job.finished_by, ` + postgres.ShownSQL
+
+// queuedBy is what a read of a queued job reports in place of finished_by, from the id of the
+// transaction that accepted the job. It is null where the primary is alone: there a commit is
+// flushed before any read sees it. With a synchronous standby an accept that ran out of time ends
+// its wait for the standby, and reads see a job that only the primary has.
+func queuedBy(accepted string) string {
+	return `CASE WHEN current_setting('synchronous_standby_names') <> '' THEN ` + accepted + ` END`
+}
 
 // Reader reads jobs.
 type Reader struct {
@@ -88,8 +95,10 @@ func NewReader(pool *pgxpool.Pool) *Reader {
 // the planner would read all of the user's accounts.
 //
 // $1 the job's id, $2 the caller.
+var readSQL = selectSQL + `(SELECT ` + stored + `, coalesce(finished_by, ` + queuedBy("accepted_by") + `) AS finished_by
+	FROM job_states WHERE id = $1) job ` + ownedSQL
+
 const (
-	readSQL         = selectSQL + `(SELECT ` + stored + `, finished_by FROM job_states WHERE id = $1) job ` + ownedSQL
 	readArchivedSQL = selectSQL + `(SELECT ` + stored + `, xmin AS finished_by FROM archived_jobs WHERE id = $1) job ` + ownedSQL
 
 	selectSQL = `SELECT ` + columns + shownColumns + ` FROM `

@@ -98,7 +98,7 @@ type stretch struct {
 
 var stretches = map[Status][]stretch{
 	Queued: {{columns: `job_id AS id, position, 'queued'::job_status AS status, NULL::text AS failure, NULL::bigint AS seq, NULL::balance AS balance_after,
-		NULL::timestamptz AS finished_at, NULL::xid AS finished_by FROM queue`}},
+		NULL::timestamptz AS finished_at, ` + queuedBy("xmin") + ` AS finished_by FROM queue`}},
 	Succeeded: {{columns: `job_id AS id, position, 'succeeded'::job_status AS status, NULL::text AS failure, seq, balance_after,
 		created_at AS finished_at, xmin AS finished_by FROM transactions`}},
 	Rejected: {

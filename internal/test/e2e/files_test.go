@@ -44,7 +44,7 @@ func TestOutOfFileDescriptors(t *testing.T) {
 		idle = append(idle, conn)
 	}
 	testenv.Eventually(t, "the API says that it can accept no more", func() bool {
-		return strings.Contains(api.log(), "no connection can be accepted") || isClosed(api.done)
+		return strings.Contains(api.log(), "accept failed; trying again") || isClosed(api.done)
 	})
 	closeIdle()
 	if status, body := get(t, "http://"+api.addr+"/readyz"); status != http.StatusOK {
