@@ -17,10 +17,8 @@ const slowBatch = 50 * time.Millisecond
 
 // batcher puts the due jobs of several partitions into one batch, so that they use the same
 // round trips and the same flush. Jobs that come while a batch runs wait for the next one. No
-// timer holds a batch back: its size follows the load. A second batch begins beside the first
-// only where it is full, because small batches cost more for each job and compete for the
-// processors. As many batches run at once as the process has processors. Slow batches run
-// beside them, at most one for each partition.
+// timer holds a batch back: its size follows the load. As many batches run at once as the process
+// has processors. Slow batches run beside them, at most one for each partition.
 type batcher struct {
 	applier sharedApplier
 	most    int           // batches that run at once, beside the slow ones
@@ -61,17 +59,10 @@ func (b *batcher) apply(ctx context.Context, due []ledger.Due) *part {
 func (b *batcher) begin(ctx context.Context) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	for len(b.waiting) > 0 && (b.running == 0 || b.running < b.most && jobsOf(b.waiting) >= maxBatchJobs) {
+	for len(b.waiting) > 0 && b.running < b.most {
 		b.running++
 		go b.run(ctx, b.nextBatch())
 	}
-}
-
-func jobsOf(parts []*part) (n int) {
-	for _, p := range parts {
-		n += len(p.due)
-	}
-	return n
 }
 
 // run applies a batch. It starts the next batches when this one has ended or is slow.

@@ -81,32 +81,6 @@ func TestBatcherJoinsPartitions(t *testing.T) {
 	}
 }
 
-// A second batch begins beside the first only once it is full.
-func TestBatcherFillsBatches(t *testing.T) {
-	t.Parallel()
-	h := heldApplier{begun: make(chan []ledger.Due), release: make(chan struct{})}
-	b := newBatcher(h)
-	b.slow = time.Hour
-	results := make(chan *part)
-	begin := func(n int) { go func() { results <- b.apply(t.Context(), dueOf(n)) }() }
-	begin(1)
-	<-h.begun
-	begin(1)
-	testenv.Eventually(t, "the second partition to wait", func() bool {
-		b.mu.Lock()
-		defer b.mu.Unlock()
-		return len(b.waiting) == 1
-	})
-	begin(maxBatchJobs - 1)
-	if full := <-h.begun; len(full) != maxBatchJobs {
-		t.Errorf("the second batch has %d jobs, want %d", len(full), maxBatchJobs)
-	}
-	close(h.release)
-	for range 3 {
-		<-results
-	}
-}
-
 // The next batches begin while a slow one runs.
 func TestBatcherPassesASlowBatch(t *testing.T) {
 	t.Parallel()
