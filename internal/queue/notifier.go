@@ -133,8 +133,8 @@ const (
 // jobs.
 //
 // No wake-up is lost: a worker first takes a task from the pending list and then the
-// notifications, so it finds all that were added while the task was pending. And when its
-// script finds no notification, the same script says that the worker takes no more.
+// notifications, so it finds all that were added while the task was pending. Its last script
+// finds the list empty and deletes the key that says it is awake, in one step.
 func (w *writer) write(ctx context.Context, partitions map[int][]Notification) (written bool) {
 	failpoint.Hit(failpoint.NotificationsCollected)
 	answers, err := w.add(ctx, partitions)

@@ -8,8 +8,8 @@ import (
 	"github.com/redis/go-redis/v9"
 )
 
-// With manyTasks pending tasks, or more than manyNotified notifications, a partition has too
-// many for its assigned worker: another one helps.
+// With manyTasks pending tasks, or more than manyNotified notifications beside a pending task, a
+// partition has too many for its assigned worker. Another worker takes a task and helps.
 const (
 	manyTasks    = 8
 	manyNotified = 8 * maxBatch

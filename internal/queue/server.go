@@ -247,8 +247,9 @@ const (
 	sleepIfNone = ""
 )
 
-// awakeFor is how long a worker counts as awake after it has taken notifications. It bounds
-// how long notifications wait that are added after the worker's death.
+// awakeFor is how long a worker counts as awake after it has taken notifications. For so long
+// after its death the API still adds notifications to the list; the next task takes them, or the
+// sweep finds their jobs.
 const awakeFor = 2 * time.Second
 
 // take takes up to n of a partition's notifications, the oldest first, and returns whether

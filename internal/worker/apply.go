@@ -16,8 +16,8 @@ import (
 )
 
 const (
-	// maxBatchJobs bounds the jobs that one task applies before the partition's other accounts
-	// follow. The oldest job of each of its accounts is not counted.
+	// maxBatchJobs is about how many jobs a batch applies before the others follow: at least one
+	// of each of its accounts.
 	maxBatchJobs = 64
 	// downPause is how long a partition waits before it asks a Postgres that is down again.
 	// The task stays active: every other task would meet the same error.

@@ -23,8 +23,8 @@ const (
 	// where its partition has pending tasks. A sweep that finds nothing is one probe of an
 	// index, some 100 µs of Postgres, so a dozen workers need less than 1 % of a core.
 	sweepEvery = 500 * time.Millisecond
-	// sweepShare bounds long sweeps, of a long backlog, to a fifth of the time: the pause is
-	// so many times as long as the sweep, up to longestSweepPause. After Redis has lost all
+	// sweepShare is how many times as long as the sweep the pause after it is, at least
+	// sweepEvery and at most longestSweepPause: sweeps of a long backlog leave Postgres time. After Redis has lost all
 	// tasks, an account of a long backlog waits for two of these pauses.
 	sweepShare        = 4
 	longestSweepPause = 1500 * time.Millisecond
