@@ -30,7 +30,7 @@ func newMetrics(registry prometheus.Registerer) *metrics {
 			Name: "passbook_jobs_accepted_total", Help: "Jobs that this process committed, by type.",
 		}, []string{"type"}),
 		replayed: prometheus.NewCounter(prometheus.CounterOpts{
-			Name: "passbook_jobs_replayed_total", Help: "Requests that an idempotency key answered with an earlier job.",
+			Name: "passbook_keys_repeated_total", Help: "Requests that an idempotency key answered with an earlier job.",
 		}),
 		crowded: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "passbook_http_connections_crowded_total",
