@@ -286,10 +286,12 @@ CREATE TABLE failures (
     PRIMARY KEY (account_id, position)
 );
 
--- A job that is rejected or failed leaves the queue. An insert of an
--- outcome must not say ON CONFLICT DO NOTHING: it would take the job out of the queue and leave
--- no outcome. Only the tables' owner could say that, and `worker verify` would find it. The role that writes a failure has no
+-- A job that is rejected or failed leaves the queue. The role that writes a failure has no
 -- right to delete there: the function runs as its owner.
+--
+-- No insert of an outcome may have an ON CONFLICT DO NOTHING: it would take the job out of the
+-- queue and leave no outcome. Only the tables' owner can insert transactions and rejections, and
+-- `worker verify` reports such a job.
 -- +goose StatementBegin
 CREATE FUNCTION dequeue_job() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $$
 BEGIN

@@ -63,7 +63,7 @@ DECLARE
     at              bigint;      -- the job's position
     settled         bigint;      -- what becomes done_to, once
     settler         xid8;        -- once all transactions below this have ended
-    notes           boolean := pg_current_xact_id_if_assigned() IS NULL;
+    notes           boolean := pg_current_xact_id_if_assigned() IS NULL; -- this apply notes P and S
     seen            pg_snapshot; -- of the search
 BEGIN
     IF current_setting('transaction_read_only') = 'on' THEN -- a standby, which may not have all jobs yet

@@ -3,6 +3,7 @@ package migrations_test
 import (
 	"context"
 	"fmt"
+	"strings"
 	"testing"
 	"testing/fstest"
 
@@ -40,6 +41,20 @@ func TestUpAtOnce(t *testing.T) {
 	}
 	if version != want || applied != want {
 		t.Errorf("version %d after %d migrations, want %d", version, applied, want)
+	}
+}
+
+// A database whose first migrations were others is refused by name, and stays as it is.
+func TestUpRefusesAnOlderDatabase(t *testing.T) {
+	t.Parallel()
+	url := testenv.Postgres(t)
+	execute(t, url, `DROP FUNCTION accept_jobs; DROP TABLE queue CASCADE; DELETE FROM passbook_schema_version WHERE version_id > 2`)
+	if err := migrations.Up(t.Context(), url); err == nil || !strings.Contains(err.Error(), "older than the first release") {
+		t.Errorf("got %v, want that the database is older than the first release", err)
+	}
+	var version int64
+	if err := connect(t, url).QueryRow(t.Context(), `SELECT max(version_id) FROM passbook_schema_version`).Scan(&version); err != nil || version != 2 {
+		t.Errorf("version %d, %v; want 2", version, err)
 	}
 }
 

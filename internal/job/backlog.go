@@ -69,7 +69,8 @@ func (b *Backlog) OldestQueued(ctx context.Context, after, above int64, limit in
 // oldest queued ones, as arrays.
 const nextOldestSQL = `
 	SELECT next.* FROM unnest($1::bigint[], $2::bigint[]) known (account_id, position),
-		LATERAL (SELECT queue.account_id, job_id, queue.position, clock_timestamp() - created_at FROM queue JOIN jobs ON id = job_id
+		LATERAL (SELECT queue.account_id, job_id, queue.position, coalesce(clock_timestamp() - created_at, '0')
+			FROM queue LEFT JOIN jobs ON id = job_id
 			WHERE queue.account_id = known.account_id AND queue.position >= known.position
 			ORDER BY queue.position LIMIT 1) next`
 

@@ -99,6 +99,22 @@ func TestApplyRefusedJob(t *testing.T) {
 	})
 }
 
+// A count of attempts that is out of reason does not stop the account: the refused job fails.
+func TestApplyRefusedJobWithAWildCount(t *testing.T) {
+	t.Parallel()
+	pool := testenv.Pool(t)
+	account := ledgertest.Account(t, pool, ledgertest.User(t, pool), 1000)
+	ledgertest.Exec(t, pool, `ALTER TABLE transactions ADD CONSTRAINT unlucky CHECK (amount <> 13)`)
+	unlucky := ledgertest.Job(t, pool, account, ledger.Deposit, 13)
+	after := ledgertest.Job(t, pool, account, ledger.Deposit, 1)
+	ledgertest.Exec(t, pool, `UPDATE queue SET attempts = 32767 WHERE job_id = $1`, unlucky)
+	apply(t, pool, after)
+	if one, other := readJob(t, pool, unlucky), readJob(t, pool, after); one.Status != "failed" || other.Status != "succeeded" {
+		t.Errorf("the refused job is %s, the next one %s; want failed and succeeded", one, other)
+	}
+	ledgertest.Check(t, pool)
+}
+
 // An error that is not the job's fault spends no attempt: here Postgres does not grant a lock in
 // time, before the attempt is counted or after.
 func TestApplySpendsNoAttemptOnPostgresTrouble(t *testing.T) {

@@ -170,6 +170,7 @@ const jobsSQL = `
 			CASE
 				WHEN job.id IS NULL THEN 'is ' || state.status || ' but does not exist'
 				WHEN job.archived <> coalesce(state.status, 'rejected') THEN 'is archived as ' || job.archived || ', and ' || coalesce(state.status, 'has no transaction')
+				WHEN job.archived = 'rejected' AND state.job_id IS NOT NULL THEN 'is archived as rejected, and its rejection is still there'
 				WHEN job.archived IS NULL AND state.job_id IS NULL THEN 'is not queued, and has no transaction, rejection or failure'
 				WHEN (job.account_id, job.position) <> (state.account_id, state.position) THEN 'is ' || state.status || ' at a position that is not its own'
 				WHEN state.status = 'succeeded' AND (

@@ -29,6 +29,7 @@ func TestVerifyFinds(t *testing.T) {
 		{"MissingRejection", `DELETE FROM rejections`, "is not queued, and has no transaction, rejection or failure"},
 		{"RejectionOfAnArchivedJob", toArchive + ` WHERE seq = 2; DELETE FROM jobs USING archived_jobs a WHERE jobs.id = a.id;
 			INSERT INTO rejections SELECT account_id, position, id, now(), 'x' FROM archived_jobs`, "is archived as succeeded, and rejected"},
+		{"RejectionOfAnArchivedRejectedJob", toArchive + ` WHERE status = 'rejected'; DELETE FROM jobs USING archived_jobs a WHERE jobs.id = a.id`, "its rejection is still there"},
 		{"QueuedThoughItSucceeded", `INSERT INTO queue SELECT account_id, position, job_id FROM transactions WHERE seq = 2`, "is queued and succeeded"},
 		{"FailedThoughItIsRejected", `INSERT INTO failures SELECT account_id, position, job_id, 5, finished_at, failure FROM rejections`, "is failed and rejected"},
 		{"RejectionOfNoJob", `UPDATE rejections SET job_id = gen_random_uuid()`, "is rejected but does not exist"},

@@ -280,6 +280,11 @@ var mutations = []mutation{
 		[]string{"-run=^TestApplyRefusedJob$ ./internal/ledger"},
 	},
 	{
+		"a wild count of attempts overflows", ownTrouble,
+		[]edit{{attempts, `least(queue.attempts, 1000) + 1`, `queue.attempts + 1`}},
+		[]string{"-run=^TestApplyRefusedJobWithAWildCount$ ./internal/ledger"},
+	},
+	{
 		"positions above the snapshot's xmax count as later ones", inOrder,
 		[]edit{{applying, `settler := pg_current_xact_id();`, `settler := pg_snapshot_xmax(seen);`}},
 		[]string{"-run=^TestApplyFindsAPositionDrawnInBetween$ ./internal/ledger"},
