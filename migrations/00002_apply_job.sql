@@ -18,10 +18,10 @@
 --
 -- https://www.postgresql.org/docs/current/transaction-iso.html#XACT-READ-COMMITTED
 --
--- It returns the job, and in behind how many jobs are still queued up to the named one: 0 where
--- the job is the named one; else counted as far as count_to, and null where that is 0. Where no
--- job up to the named one was queued, it returns no job and 0 in behind. Where the named job is
--- unknown, it returns only nulls.
+-- It returns the job with its account, and in behind how many jobs are still queued up to the
+-- named one: 0 where the job is the named one; else counted as far as count_to, and null where
+-- that is 0. Where no job up to the named one was queued, it returns no job and 0 in behind.
+-- Where the named job is unknown, it returns only nulls.
 --
 -- The search for the oldest queued job begins above done_to, because the index of the queue
 -- keeps an entry of each job that has finished since the oldest snapshot began. Without that,
@@ -46,10 +46,10 @@
 -- the batch flushes for it (internal/ledger/pipeline.go).
 -- +goose StatementBegin
 CREATE FUNCTION apply_job(up_to_job uuid, max_balance bigint, count_to bigint, flush boolean DEFAULT true,
-    OUT job uuid, OUT kind entry_type, OUT outcome job_status, OUT accepted timestamptz, OUT finished timestamptz, OUT behind bigint)
+    OUT job uuid, OUT account bigint, OUT kind entry_type, OUT outcome job_status, OUT accepted timestamptz, OUT finished timestamptz,
+    OUT behind bigint)
 LANGUAGE plpgsql SECURITY DEFINER AS $$
 DECLARE
-    account         bigint;
     up_to           bigint;      -- the named job's position
     queued          boolean;     -- whether the named job is queued
     total           bigint;      -- the balance, and then what it would become

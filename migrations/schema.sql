@@ -67,12 +67,11 @@ BEGIN
 END
 $$;
 
-CREATE FUNCTION public.apply_job(up_to_job uuid, max_balance bigint, count_to bigint, flush boolean DEFAULT true, OUT job uuid, OUT kind public.entry_type, OUT outcome public.job_status, OUT accepted timestamp with time zone, OUT finished timestamp with time zone, OUT behind bigint) RETURNS record
+CREATE FUNCTION public.apply_job(up_to_job uuid, max_balance bigint, count_to bigint, flush boolean DEFAULT true, OUT job uuid, OUT account bigint, OUT kind public.entry_type, OUT outcome public.job_status, OUT accepted timestamp with time zone, OUT finished timestamp with time zone, OUT behind bigint) RETURNS record
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'public', 'pg_temp'
     AS $$
 DECLARE
-    account         bigint;
     up_to           bigint;      -- the named job's position
     queued          boolean;     -- whether the named job is queued
     total           bigint;      -- the balance, and then what it would become
@@ -751,7 +750,7 @@ ALTER TABLE public.transactions ENABLE ROW LEVEL SECURITY;
 
 CREATE POLICY transactions_read ON public.transactions FOR SELECT USING (true);
 
-REVOKE ALL ON FUNCTION public.apply_job(up_to_job uuid, max_balance bigint, count_to bigint, flush boolean, OUT job uuid, OUT kind public.entry_type, OUT outcome public.job_status, OUT accepted timestamp with time zone, OUT finished timestamp with time zone, OUT behind bigint) FROM PUBLIC;
+REVOKE ALL ON FUNCTION public.apply_job(up_to_job uuid, max_balance bigint, count_to bigint, flush boolean, OUT job uuid, OUT account bigint, OUT kind public.entry_type, OUT outcome public.job_status, OUT accepted timestamp with time zone, OUT finished timestamp with time zone, OUT behind bigint) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION public.archive_jobs(ids uuid[]) FROM PUBLIC;
 

@@ -16,6 +16,7 @@ import (
 // Applied is one job that Apply finished.
 type Applied struct {
 	JobID      uuid.UUID
+	AccountID  int64
 	Type       EntryType
 	Outcome    Outcome
 	CreatedAt  time.Time // when the job was accepted

@@ -98,7 +98,7 @@ const lockSQL = `
 // retrySQL is applySQL, without counting. One row, the job; no row where no job up to the
 // named one was queued.
 const retrySQL = `
-	SELECT job, kind, outcome, accepted, finished FROM apply_job($1, $2, 0) WHERE job IS NOT NULL`
+	SELECT job, account, kind, outcome, accepted, finished FROM apply_job($1, $2, 0) WHERE job IS NOT NULL`
 
 // countSQL counts an attempt of the account's oldest queued job, if that is the named job or an
 // older one: one step into the queue.
@@ -129,7 +129,7 @@ const failSQL = `
 		WHERE id = $1
 		RETURNING job_id, finished_at
 	)
-	SELECT id, type, 'failed', created_at, failed.finished_at FROM failed JOIN jobs ON id = job_id WHERE id = $1`
+	SELECT id, account_id, type, 'failed', created_at, failed.finished_at FROM failed JOIN jobs ON id = job_id WHERE id = $1`
 
 func queryApplied(ctx context.Context, tx pgx.Tx, sql string, args ...any) ([]Applied, error) {
 	rows, _ := tx.Query(ctx, sql, args...) // CollectRows returns its error

@@ -251,11 +251,12 @@ func readResult(types *pgtype.Map, pipeline *pgconn.Pipeline) (result, error) {
 func parseResult(types *pgtype.Map, record []byte) (r result, err error) {
 	var (
 		id                 pgtype.UUID
+		account            pgtype.Int8
 		kind, outcome      pgtype.Text
 		accepted, finished pgtype.Timestamptz
 		behind             pgtype.Int8
 	)
-	fields := pgtype.CompositeFields{&id, &kind, &outcome, &accepted, &finished, &behind}
+	fields := pgtype.CompositeFields{&id, &account, &kind, &outcome, &accepted, &finished, &behind}
 	if err := types.Scan(pgtype.RecordOID, pgx.BinaryFormatCode, record, fields); err != nil {
 		return result{}, fmt.Errorf("parse the result of an apply: %w", err)
 	}
@@ -265,7 +266,7 @@ func parseResult(types *pgtype.Map, record []byte) (r result, err error) {
 		return r, nil
 	}
 	r.applied = []Applied{{
-		JobID: id.Bytes, Type: EntryType(kind.String), Outcome: Outcome(outcome.String),
+		JobID: id.Bytes, AccountID: account.Int64, Type: EntryType(kind.String), Outcome: Outcome(outcome.String),
 		CreatedAt: accepted.Time, FinishedAt: finished.Time,
 	}}
 	return r, nil
