@@ -42,13 +42,16 @@ func work(ctx context.Context, cfg config.Process, log *slog.Logger) error {
 	ops.RegisterPool(registry, "applies", pool)
 	registry.MustRegister(metrics.NewQueueMetricsCollector(asynq.NewInspectorFromRedisClient(inspected)))
 
+	counts := worker.NewMetrics(registry)
+	publisher := queue.NewPublisher(process.Redis, process.Queues, log, counts.Unpublished)
 	jobs := worker.New(worker.Config{
-		Applier: ledger.NewApplier(pool),
-		Backlog: job.NewBacklog(pool),
-		Queue:   queue.NewClient(process.Redis, process.Queues, log, func() {}),
-		Metrics: worker.NewMetrics(registry),
-		Log:     log,
-		Pruner:  auth.NewPruner(pool),
+		Applier:   ledger.NewApplier(pool),
+		Backlog:   job.NewBacklog(pool),
+		Queue:     queue.NewClient(process.Redis, process.Queues, log, func() {}),
+		Publisher: publisher,
+		Metrics:   counts,
+		Log:       log,
+		Pruner:    auth.NewPruner(pool),
 	}, ctx.Done())
 	queues := queue.NewServer(queue.ServerConfig{
 		Redis: process.Redis, Queues: process.Queues, Handler: jobs.Apply, IsFailure: worker.IsFailure, Log: log,
@@ -61,6 +64,7 @@ func work(ctx context.Context, cfg config.Process, log *slog.Logger) error {
 		return err
 	}
 
+	defer publish(ctx, publisher)() // it publishes the last jobs, so it ends after the working
 	working, failed := errgroup.WithContext(ctx)
 	working.Go(operator.Serve)
 	working.Go(func() error { return queues.Run(failed) })
@@ -80,6 +84,17 @@ func work(ctx context.Context, cfg config.Process, log *slog.Logger) error {
 	}
 	log.Info("worker stopped")
 	return nil
+}
+
+// publish runs the publisher until stop.
+func publish(ctx context.Context, publisher *queue.Publisher) (stop func()) {
+	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	var publishing errgroup.Group
+	publishing.Go(func() error { return publisher.Run(ctx) })
+	return func() {
+		cancel()
+		_ = publishing.Wait() // returns no error
+	}
 }
 
 const dashboardPath = "/queues"

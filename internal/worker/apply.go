@@ -109,14 +109,22 @@ func (w *Worker) applyOne(ctx context.Context, id uuid.UUID, limit int) (more bo
 	}
 }
 
-// record counts the finished jobs and logs the failed ones.
+// record counts the finished jobs, logs the failed ones, and publishes all of them: their ends
+// are flushed. After a kill before the message is sent no API hears of them, and their waiting
+// clients get them from the APIs' own look into Postgres, about a second later.
 func (w *Worker) record(applied []ledger.Applied) {
-	for _, job := range applied {
+	if len(applied) == 0 {
+		return
+	}
+	finished := make([]queue.Finished, len(applied))
+	for i, job := range applied {
+		finished[i] = queue.Finished{JobID: job.JobID, AccountID: job.AccountID}
 		w.cfg.Metrics.finished(job)
 		if job.Outcome == ledger.Failed {
 			w.cfg.Log.Error("job failed", "job_id", job.JobID)
 		}
 	}
+	w.cfg.Publisher.Publish(finished)
 }
 
 // IsFailure is true for an error that counts as an attempt of the task: of its own accounts'

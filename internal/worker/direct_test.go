@@ -193,6 +193,7 @@ func TestSweepsShareStalledAccounts(t *testing.T) {
 		w := worker.New(worker.Config{
 			Applier: ledger.NewApplier(s.pool), Backlog: job.NewBacklog(s.pool), Queue: s.client,
 			Metrics: worker.NewMetrics(registry), Log: slog.New(slog.DiscardHandler),
+			Publisher: queue.NewPublisher(s.redis, s.queues, slog.New(slog.DiscardHandler), func(int) {}),
 		}, nil)
 		w.Sweep(t.Context()) // sees the accounts for the first time
 		group.Go(func() error {

@@ -88,12 +88,15 @@ func (s *system) sweeper() *worker.Worker {
 }
 
 func (s *system) worker(stopping <-chan struct{}) *worker.Worker {
+	metrics, log := worker.NewMetrics(prometheus.NewRegistry()), slog.New(slog.DiscardHandler)
 	return worker.New(worker.Config{
 		Applier: ledger.NewApplier(s.pool),
 		Backlog: job.NewBacklog(s.pool),
 		Queue:   s.client,
-		Metrics: worker.NewMetrics(prometheus.NewRegistry()),
-		Log:     slog.New(slog.DiscardHandler),
+		Metrics: metrics,
+		Log:     log,
+
+		Publisher: queue.NewPublisher(s.redis, s.queues, log, metrics.Unpublished),
 	}, stopping)
 }
 

@@ -19,6 +19,7 @@ type Metrics struct {
 	direct       prometheus.Counter
 	unknown      prometheus.Counter
 	postgresDown prometheus.Counter
+	unpublished  prometheus.Counter
 	failed       prometheus.Gauge
 }
 
@@ -51,10 +52,13 @@ func NewMetrics(registry prometheus.Registerer) *Metrics {
 			Name: "passbook_apply_postponed_total", Help: "Times an active task waited because Postgres was down.",
 		}),
 	}
+	m.unpublished = prometheus.NewCounter(prometheus.CounterOpts{
+		Name: "passbook_finished_jobs_unpublished_total", Help: "Finished jobs of which this worker could not tell the APIs, because Redis refused or was slow. Waiting clients get them about a second later.",
+	})
 	m.failed = prometheus.NewGauge(prometheus.GaugeOpts{
 		Name: "passbook_failed_jobs", Help: "Failed jobs in Postgres that wait for an operator, up to 1000; every worker shows the same number.",
 	})
-	registry.MustRegister(m.jobs, m.seconds, m.oldest, m.accounts, m.requeued, m.direct, m.unknown, m.postgresDown, m.failed)
+	registry.MustRegister(m.jobs, m.seconds, m.oldest, m.accounts, m.requeued, m.direct, m.unknown, m.postgresDown, m.unpublished, m.failed)
 	for _, entry := range []ledger.EntryType{ledger.Deposit, ledger.Withdrawal} {
 		for _, outcome := range []ledger.Outcome{ledger.Succeeded, ledger.Rejected, ledger.Failed} {
 			m.jobs.WithLabelValues(string(entry), string(outcome)) // present from the start, so that a rate includes the first job
@@ -67,6 +71,9 @@ func (m *Metrics) finished(job ledger.Applied) {
 	m.jobs.WithLabelValues(string(job.Type), string(job.Outcome)).Inc()
 	m.seconds.Observe(job.FinishedAt.Sub(job.CreatedAt).Seconds())
 }
+
+// Unpublished counts finished jobs that were not published.
+func (m *Metrics) Unpublished(jobs int) { m.unpublished.Add(float64(jobs)) }
 
 // backlog records the oldest queued jobs of all accounts.
 func (m *Metrics) backlog(queued []job.OldestQueued) {

@@ -15,12 +15,13 @@ import (
 
 // Config is what a worker works with.
 type Config struct {
-	Applier *ledger.Applier
-	Backlog *job.Backlog
-	Queue   *queue.Client
-	Metrics *Metrics
-	Log     *slog.Logger
-	Pruner  Pruner // of sessions; may be nil
+	Applier   *ledger.Applier
+	Backlog   *job.Backlog
+	Queue     *queue.Client
+	Publisher *queue.Publisher
+	Metrics   *Metrics
+	Log       *slog.Logger
+	Pruner    Pruner // of sessions; may be nil
 }
 
 // Worker applies the jobs that tasks name, and sweeps for jobs that no task names.
