@@ -14,6 +14,7 @@ import (
 	"github.com/passbook/passbook/internal/auth"
 	"github.com/passbook/passbook/internal/boot"
 	"github.com/passbook/passbook/internal/config"
+	"github.com/passbook/passbook/internal/finished"
 	"github.com/passbook/passbook/internal/job"
 	"github.com/passbook/passbook/internal/ledger"
 	"github.com/passbook/passbook/internal/ops"
@@ -47,12 +48,14 @@ func serve(ctx context.Context, cfg config.API, log *slog.Logger) error {
 	loops := loops{
 		notifier: queue.NewClient(process.Redis, process.Queues, log, lost.Inc),
 		gate:     postgres.NewGate(process.Registry, pools.accepts, pools.requests),
+		finished: finished.New(queue.NewSubscription(process.Redis, process.Queues, log), pools.accepts, log),
 		owner:    process.Owner,
 	}
 	loops.acceptor = job.NewAcceptor(pools.accepts, loops.notifier, cfg.MaxQueuedPerAccount)
 	checks := readiness(process, pools)
 	edge, err := newEdge(cfg, pools, api.Config{ //nolint:contextcheck // a request has its own
-		Acceptor: loops.acceptor, Gate: loops.gate, Checks: checks, Stopping: ctx.Done(), Registry: process.Registry, Log: log,
+		Acceptor: loops.acceptor, Gate: loops.gate, Finished: loops.finished, Checks: checks, Stopping: ctx.Done(),
+		Registry: process.Registry, Log: log,
 	})
 	if err != nil {
 		return err
@@ -75,6 +78,7 @@ type loops struct {
 	acceptor *job.Acceptor
 	gate     *postgres.Gate
 	notifier *queue.Client
+	finished *finished.Hub
 	owner    *queue.Owner
 }
 
@@ -88,7 +92,8 @@ func serveUntilStopped(
 	serving.Go(func() error { return edge.Serve(listener) })
 	serving.Go(operator.Serve)
 	running := []*background{
-		start(ctx, loops.acceptor.Run), start(ctx, loops.gate.Run), start(ctx, loops.notifier.Run), start(ctx, loops.owner.Run),
+		start(ctx, loops.finished.Run), start(ctx, loops.acceptor.Run), start(ctx, loops.gate.Run), start(ctx, loops.notifier.Run),
+		start(ctx, loops.owner.Run),
 	}
 	<-failed.Done() // ctx ended, or a server failed
 	process.Log.Info("api stopping", "delay", process.Config.ShutdownDelay.String())

@@ -19,6 +19,7 @@ import (
 	"github.com/valyala/fasthttp"
 
 	"github.com/passbook/passbook/internal/auth"
+	"github.com/passbook/passbook/internal/finished"
 	"github.com/passbook/passbook/internal/job"
 	"github.com/passbook/passbook/internal/ledger"
 	"github.com/passbook/passbook/internal/ops"
@@ -44,6 +45,7 @@ type Config struct {
 	Jobs       *job.Reader
 	Statements *statement.Statements
 	Gate       *postgres.Gate  // holds an answer until what it shows is durable
+	Finished   *finished.Hub   // tells of jobs that finish
 	CursorKeys [][]byte        // the first signs cursors, all verify
 	Checks     []ops.Check     // what /readyz asks
 	Stopping   <-chan struct{} // closed when the process begins to stop; nil for never

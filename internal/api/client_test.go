@@ -25,11 +25,13 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/passbook/passbook/internal/auth"
+	"github.com/passbook/passbook/internal/finished"
 	"github.com/passbook/passbook/internal/job"
 	"github.com/passbook/passbook/internal/ledger"
 	"github.com/passbook/passbook/internal/ledger/ledgertest"
 	"github.com/passbook/passbook/internal/ops"
 	"github.com/passbook/passbook/internal/postgres"
+	"github.com/passbook/passbook/internal/queue"
 	"github.com/passbook/passbook/internal/statement"
 	"github.com/passbook/passbook/internal/test/testenv"
 )
@@ -49,6 +51,7 @@ var (
 type server struct {
 	api  *API
 	gate *postgres.Gate
+	hub  *finished.Hub
 	pool *pgxpool.Pool
 	addr string
 	log  *logBuffer
@@ -64,6 +67,7 @@ type settings struct {
 	keys      []auth.Key
 	checks    []ops.Check
 	stopping  chan struct{}
+	messages  finished.Messages                                         // of the workers; none at first
 	total     int                                                       // connections
 	address   int                                                       // connections of each
 	edit      func(*API)                                                // before it serves
@@ -74,9 +78,12 @@ type silent struct{}
 
 func (silent) Notify(int64, int64, uuid.UUID, int) {}
 
+// Run hears nothing, as while Redis is away.
+func (silent) Run(ctx context.Context, _ func([]queue.Finished), _ func(bool)) { <-ctx.Done() }
+
 func start(t *testing.T, edits ...func(*settings)) *server {
 	t.Helper()
-	set := settings{maxQueued: manyQueued, keys: []auth.Key{firstKey}, edit: func(*API) {}}
+	set := settings{maxQueued: manyQueued, keys: []auth.Key{firstKey}, messages: silent{}, edit: func(*API) {}}
 	for _, edit := range edits {
 		edit(&set)
 	}
@@ -86,6 +93,7 @@ func start(t *testing.T, edits ...func(*settings)) *server {
 	s := &server{pool: set.pool, log: &logBuffer{}, http: &http.Client{Transport: &http.Transport{}}}
 	acceptor := job.NewAcceptor(s.pool, silent{}, set.maxQueued)
 	s.gate = postgres.NewGate(prometheus.NewRegistry(), set.pool)
+	s.hub = finished.New(set.messages, set.pool, slog.New(slog.DiscardHandler))
 	s.api = s.newAPI(t, acceptor, set)
 	set.edit(s.api)
 	listener, err := (&net.ListenConfig{Control: set.control}).Listen(t.Context(), "tcp", "127.0.0.1:0")
@@ -98,6 +106,7 @@ func start(t *testing.T, edits ...func(*settings)) *server {
 	var serving, running errgroup.Group
 	running.Go(func() error { return acceptor.Run(accepting) })
 	running.Go(func() error { return s.gate.Run(accepting) })
+	running.Go(func() error { return s.hub.Run(accepting) })
 	serving.Go(func() error { return s.api.Serve(listener) })
 	t.Cleanup(func() {
 		s.http.CloseIdleConnections()
@@ -151,6 +160,7 @@ func (s *server) newAPI(t *testing.T, acceptor *job.Acceptor, set settings) *API
 		Jobs:       job.NewReader(s.pool),
 		Statements: statement.New(s.pool, nil),
 		Gate:       s.gate,
+		Finished:   s.hub,
 		CursorKeys: secrets,
 		Checks:     set.checks,
 		Stopping:   set.stopping,
