@@ -14,24 +14,24 @@ import (
 )
 
 const (
-	// announceEvery is how often a worker announces itself, and forgetAfter when the others
-	// take a worker for dead that has not.
+	// announceEvery is how often a worker announces itself. One that has not done so for
+	// forgetAfter counts as dead.
 	announceEvery = 2 * time.Second
 	forgetAfter   = 3 * announceEvery
 )
 
-// workersKey is the key of a sorted set of the running workers, by the time of their last
-// announcement, and the channel of their messages when they start and stop. It decides only
-// which worker is woken for a partition.
+// workersKey is the key of a sorted set: the running workers, by the time of their last
+// announcement. It is also the channel on which workers say that they start or stop. Both
+// decide only which worker is woken for a partition.
 func (q Queues) workersKey() string { return q.Prefix + ":workers" }
 
 // assignment assigns each partition to one worker, by rendezvous hashing (Thaler and
 // Ravishankar, 1998). Only the assigned worker is woken for the partition's tasks.
 //
-// Were all workers woken, each but one would ask Redis twice for nothing
-// (internal/bench/EXPERIMENTS.md), and two workers at one partition would have batches half
-// as large. The others poll the partition's pending list, and help a worker that is dead or
-// has too many tasks.
+// If Redis woke all workers, all but one would ask Redis twice for nothing
+// (internal/bench/EXPERIMENTS.md), and two workers at one partition would split its batches.
+// The other workers poll the partition's pending list, and help when the assigned worker is
+// dead or has too many tasks.
 type assignment struct {
 	client    redis.UniversalClient
 	id        string // of this worker
@@ -76,9 +76,9 @@ func (a *assignment) run(ctx context.Context) {
 	}
 }
 
-// announceScript dates a worker's announcement by Redis's clock, because a worker's may be
-// wrong, and removes old ones. It also removes those dated in the future: the clock of
-// another Redis wrote them, before a failover.
+// announceScript records the time of a worker's announcement, by Redis's clock: a worker's
+// own may be wrong. It removes announcements that are too old, and those from the future: a
+// Redis with another clock wrote them, before a failover.
 //
 // KEYS[1] the workers; ARGV[1] the worker, ARGV[2] forgetAfter in seconds. Returns the
 // running workers.
@@ -98,8 +98,8 @@ func (a *assignment) announce(ctx context.Context) (workers []string, err error)
 	return announceScript.Run(ctx, a.client, []string{a.queues.workersKey()}, a.id, int(forgetAfter.Seconds())).StringSlice()
 }
 
-// withdraw removes this worker, so that the others serve its partitions at once. After an
-// error they forget it forgetAfter its last announcement.
+// withdraw removes this worker, so that the others serve its partitions at once. If that
+// fails, the worker counts as dead forgetAfter its last announcement.
 func (a *assignment) withdraw(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
@@ -113,8 +113,8 @@ func (a *assignment) withdraw(ctx context.Context) {
 	}
 }
 
-// assign computes which partitions are assigned to others of the workers. With no worker
-// known, none is.
+// assign computes which partitions are assigned to other workers. If workers is empty, all
+// partitions are assigned to this worker.
 func (a *assignment) assign(workers []string) {
 	elsewhere := map[string]bool{}
 	for partition := range a.queues.Partitions {

@@ -15,12 +15,12 @@ import (
 const (
 	// requestTimeout bounds one exchange with Redis, so that a Redis that hangs is noticed.
 	requestTimeout = time.Second
-	// taskTimeout is when Asynq gives a task to another worker although its worker lives.
-	// Postgres's own time-outs end the work long before, unless very many accounts of the
-	// task each meet one.
+	// taskTimeout is how long a worker may handle a task before Asynq gives the task to
+	// another worker too. Postgres's own time-outs end the work long before, unless very many
+	// accounts of the task each meet one.
 	taskTimeout = time.Minute
-	// maxRetry is Asynq's bound on the attempts of a task. It must outlast the attempts of
-	// all earlier jobs of the account. Postgres counts and bounds those of a job.
+	// maxRetry bounds Asynq's attempts of a task. It is high, because one task may need several
+	// attempts for each earlier job of its account. Postgres bounds the attempts of each job.
 	maxRetry = 1000
 )
 
@@ -33,13 +33,13 @@ type Client struct {
 	dropped       func() // called for each notification that was not written
 }
 
-// NewClient writes to queues. It calls dropped for each notification that it could not
-// write. Notify needs a running Run.
+// NewClient makes a client that writes to queues. The client calls dropped for each
+// notification that it could not write. Notify needs a running Run.
 func NewClient(r redis.UniversalClient, queues Queues, log *slog.Logger, dropped func()) *Client {
 	return &Client{redis: r, queues: queues, log: log, notifications: make(chan Notification, maxNotifications), dropped: dropped}
 }
 
-// Enqueue writes a task now. It succeeds, too, where the task exists already.
+// Enqueue writes a task now. It returns nil, too, if the task exists already.
 func (c *Client) Enqueue(ctx context.Context, task Task) error {
 	if err := c.queues.Owner.Err(); err != nil {
 		return err
@@ -57,19 +57,18 @@ func enqueue(ctx context.Context, client *asynq.Client, queue, id string, notifi
 	return nil
 }
 
-// ErrNoAnswer is returned without a question to Redis, because Redis has just not answered
-// another one.
+// ErrNoAnswer is returned without a call to Redis, after an earlier call got no answer.
 var ErrNoAnswer = errors.New("Redis does not answer") //nolint:staticcheck // a name
 
-// IsAnswer is true for an error that Redis answered with, which concerns the question
-// alone. It is false where Redis did not answer.
+// IsAnswer is true for an error that Redis itself returned: it concerns that command alone.
+// It is false if Redis did not answer.
 func IsAnswer(err error) bool {
 	_, answered := errors.AsType[redis.Error](err)
 	return answered
 }
 
-// Find reads where a task is. Asynq's Inspector takes no context: with a Redis that hangs it
-// would wait for longer than a sweep may take.
+// Find reads where a task is. It does not use Asynq's Inspector, which takes no context: if
+// Redis hangs, the Inspector waits for longer than a sweep may take.
 func (c *Client) Find(ctx context.Context, task Task) (TaskInfo, error) {
 	if err := c.queues.Owner.Err(); err != nil {
 		return TaskInfo{}, err

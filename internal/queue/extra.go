@@ -17,7 +17,7 @@ import (
 const (
 	// extraEvery is how often extra queues are looked for.
 	extraEvery = 2 * time.Second
-	// extraIdle is how many looks without a task end the serving of extra queues.
+	// extraIdle is after how many looks without a task a worker stops serving extra queues.
 	extraIdle = 30
 	// extraConcurrency is how many of their tasks are handled at once. They share one Asynq
 	// server, which polls. Postgres keeps the order of jobs.
@@ -30,8 +30,9 @@ const (
 var ErrExtraQueues = errors.New("queues of more partitions than QUEUE_PARTITIONS hold tasks")
 
 // extraQueues serves extra queues: queues under the installation's prefix whose partition
-// this process doesn't have. A process with more partitions writes to them, or has. Without
-// this their tasks would stay in Redis for ever; the sweep would find the jobs, later.
+// this process doesn't have. A process with more partitions writes to them, or did before. If
+// they were not served, their tasks would stay in Redis for ever, and their jobs would wait for
+// the sweep.
 type extraQueues struct {
 	cfg    ServerConfig
 	handle asynq.HandlerFunc
@@ -90,7 +91,7 @@ func (e *extraQueues) look(ctx context.Context) {
 }
 
 // find returns the extra queues and how many tasks they hold. A key of a wrong type counts
-// as none.
+// as empty.
 func (e *extraQueues) find(ctx context.Context) (names []string, tasks int64, err error) {
 	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()

@@ -9,7 +9,7 @@ import (
 	"github.com/google/uuid"
 )
 
-// Notification says that an account has queued jobs, up to one of them.
+// Notification says that an account has queued jobs. It names the last of them.
 type Notification struct {
 	JobID     uuid.UUID
 	AccountID int64 // 0: unknown

@@ -15,11 +15,11 @@ import (
 )
 
 const (
-	// maxNotifications is how many notifications wait in memory. Those beyond are dropped,
-	// and the sweep finds their jobs.
+	// maxNotifications bounds the notifications that wait in memory. Notify drops further
+	// ones, and the sweep finds their jobs.
 	maxNotifications = 65536
-	// maxCollected bounds how many notifications are written together. A Redis script
-	// takes at most 8,000 (LUAI_MAXCSTACK), should all be of one partition.
+	// maxCollected bounds how many notifications are written together. If all are of one
+	// partition, they are arguments of one script, which takes at most 8,000 (LUAI_MAXCSTACK).
 	maxCollected = 4096
 	// maxNotified bounds the notifications of a partition in Redis, some 60 bytes each, so
 	// that they don't fill Redis while no worker runs.
@@ -28,8 +28,8 @@ const (
 	maxWriters = 4
 	// drainTimeout bounds the writing after ctx has ended.
 	drainTimeout = 3 * time.Second
-	// renewEvery is how often the Asynq client is made anew. A client registers the names of
-	// its queues once; a Redis that came back empty has lost them, and the dashboard and the
+	// renewEvery is how often the notifier makes a new Asynq client. A client registers the
+	// names of its queues only once. After Redis has lost the names, the dashboard and the
 	// metrics would not show the queues.
 	renewEvery = 10 * time.Second
 )
@@ -49,7 +49,7 @@ func (c *Client) Notify(accountID, position int64, jobID uuid.UUID, jobs int) {
 //
 //	writing ──ctx ends──▶ draining ──none is left, Redis fails, or drainTimeout──▶ end
 //
-// It needs no timer to make batches: it writes together what arrives during one write.
+// It needs no timer to make batches: what arrives during one write is the next batch.
 func (c *Client) Run(ctx context.Context) error {
 	redisCtx, cancel := context.WithCancel(context.WithoutCancel(ctx)) // ends drainTimeout after ctx
 	defer cancel()
@@ -102,12 +102,12 @@ func (w *writer) collect(first Notification) map[int][]Notification {
 	return partitions
 }
 
-// notifyScript adds notifications to a partition's list, where a worker takes them, or a
-// pending task will, and the list is not full.
+// notifyScript adds notifications to a partition's list, if the list has space for them and
+// a worker will take them: a task is pending, or a worker is awake.
 //
 // KEYS[1] the partition's notifications, KEYS[2] its pending list, KEYS[3] the key that
-// exists while a worker takes them; ARGV[1] the bound of the list, ARGV[2…] the notifications.
-// Returns 1 where it has added them, else needsTask or full.
+// exists while a worker is awake; ARGV[1] the bound of the list, ARGV[2…] the notifications.
+// Returns 1 if it has added them, else needsTask or full.
 var notifyScript = redis.NewScript(`
 if redis.call("LLEN", KEYS[2]) == 0 and redis.call("EXISTS", KEYS[3]) == 0 then
 	return 0
@@ -122,15 +122,15 @@ end
 redis.call("RPUSH", KEYS[1], unpack(ARGV, 2))
 return 1`)
 
-// The answers of notifyScript where it has added nothing.
+// The answers of notifyScript if it has added nothing.
 const (
 	needsTask = 0
 	full      = -1
 )
 
-// write adds the notifications to their partitions' lists, or enqueues tasks for them. It
-// returns false after an error, which also ends the writing of tasks: the sweep finds the
-// jobs.
+// write adds the notifications to their partitions' lists, or enqueues tasks for them. After
+// an error it drops the notifications that it has not written, and returns false: the sweep
+// finds their jobs.
 //
 // No wake-up is lost: a worker first takes a task from the pending list and then the
 // notifications, so it finds all that were added while the task was pending. Its last script
@@ -158,16 +158,16 @@ func (w *writer) write(ctx context.Context, partitions map[int][]Notification) (
 	return written
 }
 
-// add runs notifyScript for each partition. It returns an error where Redis does not answer,
-// or another installation owns the queues.
+// add runs notifyScript for each partition. It returns an error if Redis does not answer, or
+// if another installation owns the queues.
 func (w *writer) add(ctx context.Context, partitions map[int][]Notification) (answers map[int]*redis.Cmd, err error) {
 	if err := w.queues.Owner.Err(); err != nil {
 		return nil, err
 	}
 	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
-	// EVALSHA costs Redis 15 % less than EVAL. A Redis that does not know the script, after its
-	// restart, answers NOSCRIPT, and learns it by EVAL.
+	// EVALSHA costs Redis 15 % less than EVAL. After a restart Redis does not know the script:
+	// it answers NOSCRIPT, and learns the script from an EVAL.
 	answers, err = w.run(ctx, notifyScript.EvalSha, partitions)
 	unknown := map[int][]Notification{}
 	for partition, answer := range answers {
@@ -186,8 +186,8 @@ func (w *writer) add(ctx context.Context, partitions map[int][]Notification) (an
 // evaluator is how a script is run: by EVAL or EVALSHA.
 type evaluator func(ctx context.Context, c redis.Scripter, keys []string, args ...any) *redis.Cmd
 
-// run runs notifyScript for each partition, in one round trip. An error that Redis answered
-// with concerns its partition, and stands in its answer alone.
+// run runs notifyScript for each partition, in one round trip. An error that Redis returned
+// concerns one partition; it stands in the answer for that partition.
 func (w *writer) run(ctx context.Context, eval evaluator, partitions map[int][]Notification) (answers map[int]*redis.Cmd, err error) {
 	answers = make(map[int]*redis.Cmd, len(partitions))
 	_, err = w.redis.Pipelined(ctx, func(p redis.Pipeliner) error {

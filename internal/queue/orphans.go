@@ -10,14 +10,15 @@ import (
 const (
 	// maxOrphans is how many orphans one script removes. It takes Redis about a millisecond.
 	maxOrphans = 200
-	// maxDequeues is how often one dequeue asks Redis again after it removed orphans.
+	// maxDequeues bounds how often one dequeue asks Redis again after it removed orphans.
 	maxDequeues = 50
 )
 
-// orphansScript removes orphans. An orphan is a name in a pending list, or among the active
-// tasks, whose task does not exist, because Redis evicted it or an operator deleted it, or is
-// of a wrong type. Asynq's dequeue moves an orphan to the active tasks, where it stays for
-// ever. No task that is being written is removed: Asynq writes a task and its name together.
+// orphansScript removes orphans. An orphan is the name of a task that does not exist, in a
+// pending list or in the list of active tasks: Redis evicted the task, an operator deleted it,
+// or its key has a wrong type. Asynq's dequeue moves an orphan to the active tasks, where it
+// stays for ever. No task that is being written looks like an orphan: Asynq writes a task and
+// its name together.
 //
 // KEYS[1] the pending list; ARGV[1] the beginning of the partition's keys, ARGV[2] the bound
 // of each list. Returns how many it removed.

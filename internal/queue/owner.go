@@ -12,8 +12,8 @@ import (
 	"github.com/redis/go-redis/v9"
 )
 
-// ownerEvery is how often a process checks which installation owns the queues. For about so
-// long after FLUSHALL two installations may share them, and give each other's tasks back.
+// ownerEvery is how often a process checks which installation owns the queues. For about that
+// long after FLUSHALL two installations may share them; each gives the other's tasks back.
 const ownerEvery = 2 * time.Second
 
 // The metric of both processes.
@@ -69,8 +69,8 @@ func (o *Owner) Run(ctx context.Context) error {
 	}
 }
 
-// Check takes the queues where no installation owns them, and logs when the owner changes.
-// Where Redis does not answer nothing changes: an outage is no conflict.
+// Check takes the queues if no installation owns them, and logs when the owner changes. If
+// Redis does not answer, nothing changes: an outage is no conflict.
 func (o *Owner) Check(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()

@@ -8,11 +8,11 @@ import (
 	"github.com/redis/go-redis/v9"
 )
 
-// With manyTasks pending tasks, or more than manyNotified notifications beside a pending task, a
-// partition has too many for its assigned worker. Another worker takes a task and helps.
+// A partition with manyTasks pending tasks, or with a pending task and more than manyNotified
+// notifications, has too many for its assigned worker. Another worker then takes a task too.
 const (
 	manyTasks    = 8
-	manyNotified = 8 * maxBatch
+	manyNotified = 8 * maxTaken
 )
 
 // PendingList is the state of a partition's pending list.
@@ -22,7 +22,7 @@ type PendingList struct {
 	Paused   bool   // an operator paused the partition
 	Err      error  // Redis's error; the other fields are then unknown
 
-	many bool // more than one worker should have
+	many bool // manyTasks, or more than manyNotified
 }
 
 // PendingLists are the pending lists of all partitions.

@@ -17,7 +17,7 @@ type Queues struct {
 	// that is not Asynq's, so that installations can share a Redis.
 	Prefix     string
 	Partitions int
-	Owner      *Owner // nil: the queues are used without a check of their installation
+	Owner      *Owner // nil: no check whether another installation owns the queues
 }
 
 // Name is the Asynq queue of a partition.

@@ -28,8 +28,8 @@ const (
 	firstRetryDelay   = 250 * time.Millisecond
 	longestRetryDelay = time.Second
 	// firstUnknownDelay doubles with each attempt of a task of an unknown job, up to
-	// longestUnknownDelay. These are longer, because each retry looks like progress to the
-	// sweep of the installation that knows the job, and so keeps it from helping. After
+	// longestUnknownDelay. Both are longer than those above: each retry looks like progress to
+	// the sweep of the installation that knows the job, and that sweep would wait. After
 	// maxUnknownAttempts, some twenty minutes, the task is archived.
 	firstUnknownDelay   = 15 * time.Second
 	longestUnknownDelay = time.Minute
@@ -38,11 +38,11 @@ const (
 	LongestRetry = longestRetryDelay + forwardEvery
 )
 
-// Handler applies each job's account up to the job. It returns remaining, the jobs that need
-// another task, behind the pending ones; and troubled, those whose accounts met err. Each
-// troubled job is tried again after a delay. Where err is ErrUnknownJob the delays are longer,
-// and after maxUnknownAttempts the task is archived, where an operator sees it. An err without
-// a troubled job brings all jobs back.
+// Handler applies each job's account up to the job. It returns in remaining the jobs that need
+// another task, which comes after the pending ones, and in troubled the jobs whose accounts had
+// the error err. Each troubled job is tried again after a delay. If err is ErrUnknownJob, the
+// delays are longer, and after maxUnknownAttempts the task is archived, where an operator sees
+// it. If err comes without a troubled job, all jobs are tried again.
 type Handler func(ctx context.Context, jobs []Notification) (remaining, troubled []Notification, err error)
 
 // ServerConfig configures a Server.
@@ -139,15 +139,15 @@ func (s *Server) Run(ctx context.Context) error {
 	return nil
 }
 
-// process handles a task, and in further batches the notifications of its partition, which
-// arrive while it handles a batch. It ends when none has arrived for linger.
+// process handles a task. Then it handles, batch by batch, the notifications that have arrived
+// for the partition meanwhile. It ends when none has arrived for linger, or after longestTask.
 func (s *Server) process(ctx context.Context, task *asynq.Task) error {
 	named, err := parse(task.Payload())
 	if err != nil {
 		return fmt.Errorf("%w: %w", err, asynq.SkipRetry)
 	}
 	queue, _ := asynq.GetQueueName(ctx)
-	notified, more := s.take(ctx, queue, maxBatch-len(named), stayAwake)
+	notified, more := s.take(ctx, queue, maxTaken-len(named), stayAwake)
 	batch := slices.Concat(named, notified)
 	for end, batches := time.Now().Add(s.longestTask), 1; len(batch) > 0; batches++ {
 		err = s.handle(ctx, queue, batch, named)
@@ -164,8 +164,9 @@ func (s *Server) process(ctx context.Context, task *asynq.Task) error {
 	return err
 }
 
-// handle handles a batch of jobs; the task names the jobs in named. It returns the error with
-// which the task is tried again, for named jobs only: it writes tasks for the others.
+// handle handles a batch of jobs. named are those that the task itself names. If one of them is
+// troubled, handle returns its error, with which Asynq tries the task again. For every other
+// job that is troubled or remaining it writes a task.
 func (s *Server) handle(ctx context.Context, queue string, batch, named []Notification) error {
 	remaining, troubled, err := s.cfg.Handler(ctx, batch)
 	// A kill before the acknowledgement leaves the task active until its lease ends. Its jobs
@@ -186,9 +187,9 @@ func (s *Server) handle(ctx context.Context, queue string, batch, named []Notifi
 	if len(remaining) == 0 {
 		return retried
 	}
-	// A kill before the next tasks are written leaves this task active until its lease ends,
-	// and the jobs to the sweep. A kill after it leaves this task and the next ones; when this
-	// one comes back, it finds the jobs of the others finished.
+	// After a kill before the next tasks are written, this task stays active until its lease
+	// ends, and the sweep finds the jobs. After a kill once they are written, this task comes
+	// back too, and finds the jobs of the next ones finished.
 	failpoint.Hit(failpoint.RemainingUnwritten)
 	id, _ := asynq.GetTaskID(ctx)
 	err = s.enqueueNext(ctx, queue, id, remaining)
@@ -197,29 +198,29 @@ func (s *Server) handle(ctx context.Context, queue string, batch, named []Notifi
 }
 
 const (
-	// maxBatch bounds the notifications of a batch.
-	maxBatch = 64
+	// maxTaken bounds the notifications of a batch.
+	maxTaken = 64
 	// maxBatches bounds the batches of a task, well within taskTimeout.
 	maxBatches = 128
-	// longestTask is when a task takes no more notifications, so that the tasks behind it are
-	// handled, and a pause of the partition has its effect.
+	// longestTask is after how long a task takes no more notifications, so that the tasks behind
+	// it are handled, and an operator's pause of the partition takes effect.
 	longestTask = 2 * time.Second
 	// linger is how long a task waits for more notifications: a task of its own for each would
 	// cost Redis and the worker more. It is well within awakeFor.
 	linger = 500 * time.Millisecond
 )
 
-// next takes the partition's next notifications. Where there was no more to do, it waits for
-// some for linger. An empty batch means that the worker takes no more.
+// next takes the partition's next notifications. If more is false, it waits for them, linger
+// at most. An empty batch ends the task.
 func (s *Server) next(ctx context.Context, queue string, more bool) (batch []Notification, stillMore bool) {
 	idle := time.NewTimer(s.linger)
 	defer idle.Stop()
 	for !more && s.waiting.awaitNotified(ctx, queue, idle.C) {
-		if batch, more = s.take(ctx, queue, maxBatch, stayAwake); len(batch) > 0 {
+		if batch, more = s.take(ctx, queue, maxTaken, stayAwake); len(batch) > 0 {
 			return batch, more
 		}
 	}
-	return s.take(ctx, queue, maxBatch, sleepIfNone)
+	return s.take(ctx, queue, maxTaken, sleepIfNone)
 }
 
 // takeScript takes a partition's oldest notifications, and writes whether its worker is
@@ -227,8 +228,8 @@ func (s *Server) next(ctx context.Context, queue string, more bool) (batch []Not
 //
 // KEYS[1] the notifications, KEYS[2] the key that exists while a worker is awake, KEYS[3] the
 // pending list; ARGV[1] how many to take at most, ARGV[2] stayAwake, sleep or sleepIfNone,
-// ARGV[3] awakeFor in milliseconds. Returns how many tasks are pending and notifications left,
-// and the notifications taken.
+// ARGV[3] awakeFor in milliseconds. Returns the number of pending tasks and of notifications
+// left, as one sum, and then the notifications taken.
 var takeScript = redis.NewScript(`
 local taken = redis.call("LPOP", KEYS[1], ARGV[1])
 if ARGV[2] == "awake" or ARGV[2] == "" and taken then
@@ -240,23 +241,23 @@ taken = taken or {}
 table.insert(taken, 1, tostring(redis.call("LLEN", KEYS[1]) + redis.call("LLEN", KEYS[3])))
 return taken`)
 
-// What a worker is after it has taken notifications.
+// ARGV[2] of takeScript: whether the worker stays awake and will take more notifications.
 const (
 	stayAwake   = "awake"
 	sleep       = "asleep"
 	sleepIfNone = ""
 )
 
-// awakeFor is how long a worker counts as awake after it has taken notifications. For so long
+// awakeFor is how long a worker counts as awake after it has taken notifications. For that long
 // after its death the API still adds notifications to the list; the next task takes them, or the
 // sweep finds their jobs.
 const awakeFor = 2 * time.Second
 
 // take takes up to n of a partition's notifications, the oldest first, and returns whether
-// there is more to do: tasks are pending, or notifications left. It takes none where Redis does
+// there is more to do: tasks are pending, or notifications are left. It takes none if Redis does
 // not answer, and skips malformed ones: the sweep finds the jobs.
 //
-// After a kill the notifications are lost, and the sweep finds the jobs, too.
+// A kill loses the notifications that were taken; the sweep finds their jobs too.
 func (s *Server) take(ctx context.Context, queue string, n int, then string) (taken []Notification, more bool) {
 	keys := []string{notifiedOf(queue), awakeOf(queue), keysOf(queue) + "pending"}
 	answer, err := takeScript.Run(ctx, s.cfg.Redis, keys, n, then, awakeFor.Milliseconds()).StringSlice()
@@ -277,7 +278,8 @@ func (s *Server) take(ctx context.Context, queue string, n int, then string) (ta
 	return taken, more
 }
 
-// enqueueNotified writes a task for the remaining notifications, if there are any.
+// enqueueNotified writes a task for one of the remaining notifications, if there are any. That
+// task takes the others.
 func (s *Server) enqueueNotified(ctx context.Context, queue string) error {
 	next, _ := s.take(ctx, queue, 1, sleep)
 	if len(next) == 0 {
@@ -286,9 +288,9 @@ func (s *Server) enqueueNotified(ctx context.Context, queue string) error {
 	return enqueue(ctx, s.client, queue, next[0].JobID.String(), next)
 }
 
-// enqueueNext writes the tasks that follow the task called id, one for each job and named
-// after it. So where the name exists, that task is for the same job, perhaps the sweep's; and
-// an account with an error delays no other.
+// enqueueNext writes the tasks that follow the task called id, one for each job, so that an
+// account with an error delays no other. Each is named after its job: if the name exists, that
+// task is for the same job, perhaps the sweep's.
 func (s *Server) enqueueNext(ctx context.Context, queue, id string, jobs []Notification) error {
 	for _, job := range jobs {
 		if err := enqueue(ctx, s.client, queue, nextID(job.JobID, id), []Notification{job}); err != nil {
@@ -298,13 +300,13 @@ func (s *Server) enqueueNext(ctx context.Context, queue, id string, jobs []Notif
 	return nil
 }
 
-// retryDelay is the pause after a task's attempt number attempts.
-func retryDelay(attempts int, err error, _ *asynq.Task) time.Duration {
+// retryDelay is the pause before the next attempt of a task that was retried so many times.
+func retryDelay(retries int, err error, _ *asynq.Task) time.Duration {
 	first, longest := firstRetryDelay, longestRetryDelay
 	if errors.Is(err, ErrUnknownJob) {
 		first, longest = firstUnknownDelay, longestUnknownDelay
 	}
-	return min(first<<min(attempts, 10), longest)
+	return min(first<<min(retries, 10), longest)
 }
 
 // withoutCancels is a client with which an Asynq server does not subscribe to cancelations of

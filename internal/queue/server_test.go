@@ -33,7 +33,7 @@ func TestTaskTakesNotifications(t *testing.T) {
 		w.write(t.Context(), map[int][]Notification{partition: some})
 	}
 	send(1)
-	send(maxBatch)
+	send(maxTaken)
 	batches, hold := make(chan []Notification), make(chan struct{})
 	serve(t, client, func(_ context.Context, jobs []Notification) (_, _ []Notification, _ error) {
 		batches <- jobs
@@ -41,8 +41,8 @@ func TestTaskTakesNotifications(t *testing.T) {
 		return nil, nil, nil
 	}, asIs)
 	got = append(got, receive(t, batches)...)
-	if len(got) != maxBatch {
-		t.Errorf("the first batch has %d jobs, want the task's and those that arrived while it was pending, up to %d", len(got), maxBatch)
+	if len(got) != maxTaken {
+		t.Errorf("the first batch has %d jobs, want the task's and those that arrived while it was pending, up to %d", len(got), maxTaken)
 	}
 	send(2)
 	hold <- struct{}{}
@@ -67,7 +67,7 @@ func TestTaskTakesABacklog(t *testing.T) {
 	w := newWriter(NewClient(client, queues, slog.New(slog.DiscardHandler), func() { t.Error("a notification was dropped") }))
 	const partition, batches = 2, 3
 	var some []Notification
-	for n := range int64(batches * maxBatch) {
+	for n := range int64(batches * maxTaken) {
 		some = append(some, Notification{JobID: uuid.New(), AccountID: 1, Position: n + 1, Jobs: 1})
 	}
 	w.write(t.Context(), map[int][]Notification{partition: some[:1]})
@@ -78,8 +78,8 @@ func TestTaskTakesABacklog(t *testing.T) {
 		return nil, nil, nil
 	}, func(s *Server) { s.linger, s.longestTask = time.Hour, time.Hour })
 	for n := range batches {
-		if got := receive(t, handled); got != maxBatch {
-			t.Errorf("batch %d has %d jobs, want %d", n, got, maxBatch)
+		if got := receive(t, handled); got != maxTaken {
+			t.Errorf("batch %d has %d jobs, want %d", n, got, maxTaken)
 		}
 	}
 }
@@ -158,7 +158,7 @@ func TestTaskEnqueuesTheRemaining(t *testing.T) {
 	w := newWriter(NewClient(client, queues, slog.New(slog.DiscardHandler), func() { t.Error("a notification was dropped") }))
 	const partition, batches = 2, 3
 	var some []Notification
-	for n := range int64(batches * maxBatch) {
+	for n := range int64(batches * maxTaken) {
 		some = append(some, Notification{JobID: uuid.New(), AccountID: 1, Position: n + 1, Jobs: 1})
 	}
 	w.write(t.Context(), map[int][]Notification{partition: some[:1]})
@@ -170,7 +170,7 @@ func TestTaskEnqueuesTheRemaining(t *testing.T) {
 		return nil, nil, nil
 	}, func(s *Server) { s.batches = 1 })
 	for n := range batches {
-		if got, want := receive(t, handled), fmt.Sprint(some[n*maxBatch].JobID, " ", maxBatch); got != want {
+		if got, want := receive(t, handled), fmt.Sprint(some[n*maxTaken].JobID, " ", maxTaken); got != want {
 			t.Errorf("batch %d was %s, want %s", n, got, want)
 		}
 	}

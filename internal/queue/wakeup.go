@@ -13,14 +13,14 @@ import (
 	"github.com/redis/go-redis/v9"
 )
 
-// How long a dequeue of an empty pending list waits when no wake-up comes.
+// How long a dequeue of an empty pending list waits if no wake-up comes.
 const (
 	waitWithEvents    = 3 * time.Second
 	waitWithoutEvents = 100 * time.Millisecond // Redis forbids CONFIG SET, or does not answer
 )
 
 const (
-	// enableEvery is how often it is checked that Redis still sends events.
+	// enableEvery is how often the client checks that Redis still sends events.
 	enableEvery = 10 * time.Second
 	// pollEvery is how often the pending lists of other workers are polled.
 	pollEvery = 500 * time.Millisecond
@@ -28,11 +28,12 @@ const (
 
 // waitingClient is a Redis client that saves an Asynq server from polling. A dequeue of an
 // empty pending list waits in EvalSha for the partition's wake-up: Redis's event that a task
-// was pushed onto the list. It also ends after some time, and Asynq dequeues again.
+// was pushed onto the list. The wait also ends after longestWait, and Asynq dequeues again.
 //
-// It subscribes only to the pending lists that are assigned to this worker: Redis would wake
-// every subscriber for every task, and all but one for nothing. It leaves the tasks of other
-// workers to them, unless one does not move or many wait. Then it helps until it finds none.
+// The client subscribes only to the pending lists that are assigned to this worker: Redis wakes
+// every subscriber for every task, and would wake all but one for nothing. It takes tasks from
+// another worker's list only if the oldest one does not move or many are pending. Then it helps
+// until that list is empty.
 //
 // It relies on how Asynq 0.26 dequeues: one EVALSHA a queue with four keys, the first the
 // pending list, the second the pause. TestWakeUpFitsAsynq fails where a new Asynq changes
@@ -42,8 +43,8 @@ type waitingClient struct {
 	log        *slog.Logger
 	queues     Queues
 	assignment *assignment
-	lists      map[string]string        // the pending lists, by the channels of their events and of their notifications'; read only
-	signals    map[string]chan struct{} // what an event of a channel signals; read only
+	lists      map[string]string        // by channel, the pending list of the partition; read only
+	signals    map[string]chan struct{} // by channel, what an event signals; read only
 	dequeuers  map[string]*dequeuer     // by pending list; read only
 	wait       time.Duration            // waitWithEvents; longer in tests
 	pollEvery  time.Duration            // longer in tests
@@ -130,19 +131,21 @@ func emptyList(ctx context.Context) *redis.Cmd {
 	return cmd
 }
 
-// dequeue runs Asynq's script. For an orphan the script answers as for an empty list;
-// dequeue removes orphans and runs the script again. After a task it believes one empty
-// answer, so that a list that becomes empty costs Redis nothing more. Orphans behind a task
-// wait for the next dequeue, longestWait at most.
+// dequeue runs Asynq's script. The script answers for an orphan as for an empty list. So after
+// an empty answer dequeue removes orphans, and runs the script again if there were any.
+//
+// It does not look for orphans after the first empty answer that follows a task: mostly the list
+// has just become empty, and the look would cost Redis a script. The next dequeue finds orphans
+// that were behind the task, longestWait later at most.
 func (w *waitingClient) dequeue(ctx context.Context, own *dequeuer, sha string, keys []string, args []any) *redis.Cmd {
 	for asked := 0; ; asked++ {
 		cmd := w.UniversalClient.EvalSha(ctx, sha, keys, args...)
 		err := cmd.Err()
-		believed := own.found
+		justEmptied := own.found
 		if own.found = err == nil; own.found || !IsAnswer(err) || redis.HasErrorPrefix(err, "NOSCRIPT") {
 			return cmd
 		}
-		if asked == maxDequeues || believed && errors.Is(err, redis.Nil) || !w.removeOrphans(ctx, keys[0]) {
+		if asked == maxDequeues || justEmptied && errors.Is(err, redis.Nil) || !w.removeOrphans(ctx, keys[0]) {
 			return cmd
 		}
 	}
@@ -173,9 +176,10 @@ func (w *waitingClient) await(woken <-chan struct{}, longest time.Duration) bool
 	return false
 }
 
-// awaitNotified waits until notifications are added to a queue. It returns false where the
-// task should end: another task is pending, idle has passed, or the worker stops. It does not
-// wait where Redis does not send this worker the queue's events.
+// awaitNotified waits, in the name of an active task, until notifications are added to its
+// queue. It returns false when the task should end: another task is pending, idle has fired, or
+// the worker stops. It returns false at once if Redis does not send this worker the queue's
+// events.
 func (w *waitingClient) awaitNotified(ctx context.Context, queue string, idle <-chan time.Time) bool {
 	list := keysOf(queue) + "pending"
 	own := w.dequeuers[list]
@@ -186,7 +190,7 @@ func (w *waitingClient) awaitNotified(ctx context.Context, queue string, idle <-
 		select {
 		case <-own.notified:
 			return true
-		case <-own.woken: // perhaps a late event of the task that waits here
+		case <-own.woken: // perhaps the late event of this task itself
 			if n, err := w.LLen(ctx, list).Result(); n > 0 || err != nil {
 				return false
 			}
@@ -265,8 +269,8 @@ func (w *waitingClient) subscribe(ctx context.Context, subscription *redis.PubSu
 }
 
 // handle handles an event of a subscription. A new subscription has missed what happened
-// before it, and while its connection was lost: tasks may be pending, and workers may have
-// started or stopped. So it wakes the partitions and reads the workers.
+// before it, or while its connection was lost: tasks may be pending, and workers may have
+// started or stopped. So handle then wakes the partitions and reads the workers.
 func (w *waitingClient) handle(ctx context.Context, event any) {
 	workers := w.queues.workersKey()
 	switch event := event.(type) {
@@ -359,8 +363,8 @@ func (w *waitingClient) helpOthers(ctx context.Context, before map[string]string
 	return oldest
 }
 
-// enableEvents makes Redis send the events of lists, in addition to those that it sends to
-// others. Where Redis forbids that, the pending lists are polled.
+// enableEvents makes Redis send the events of lists, in addition to those that other programs
+// have asked for. If Redis forbids that, Asynq polls the pending lists.
 func (w *waitingClient) enableEvents(ctx context.Context) {
 	err := w.mergeFlags(ctx)
 	if err != nil {
