@@ -16,24 +16,25 @@ import (
 )
 
 const (
-	// maxBatchJobs is about how many jobs a batch applies before the others follow: at least one
-	// of each of its accounts.
+	// maxBatchJobs is about how many jobs a batch applies; the others follow in the next one. It
+	// applies at least one job of each of its accounts.
 	maxBatchJobs = 64
-	// downPause is how long a partition waits before it asks a Postgres that is down again.
-	// The task stays active: every other task would meet the same error.
+	// downPause is the pause between two attempts while Postgres is down. The task stays active
+	// meanwhile: every other task would get the same error.
 	downPause = 250 * time.Millisecond
 )
 
-// sharedApplier is *ledger.Applier. It is an interface because the batcher's tests hold
-// batches under way, one after another, which no real part does.
+// sharedApplier is *ledger.Applier. It is an interface because the batcher's tests decide when
+// each batch ends.
 type sharedApplier interface {
 	ApplyShared(ctx context.Context, due []ledger.Due, limit int) (applied []ledger.Applied, remaining, troubled []ledger.Due)
 }
 
-// Apply is the queue's handler. It applies the account of each job up to that job, and
-// about maxBatchJobs jobs in all. It returns the jobs whose accounts have more to apply as
-// remaining, and those whose accounts met an error as troubled. A locked account delays the
-// others for Postgres's lock_timeout, twice: together with them and once more by itself.
+// Apply is the queue's handler. It applies the account of each job up to that job, and about
+// maxBatchJobs jobs in all. It returns in remaining the jobs whose accounts have more to apply,
+// and in troubled those whose accounts had an error. It tries a locked account twice, together
+// with the others and then by itself, so that account delays the others by twice Postgres's
+// lock_timeout.
 //
 // After a kill before Postgres has the batch, the jobs stay queued. The next task of the
 // account applies them, or the sweep's task does.
@@ -50,8 +51,8 @@ func (w *Worker) Apply(ctx context.Context, jobs []queue.Notification) (remainin
 		case errors.Is(oneErr, queue.ErrUnknownJob):
 			w.cfg.Metrics.unknown.Inc()
 			troubled, unknown = append(troubled, one), oneErr
-		case postgres.IsDown(oneErr): // and the worker stops
-			return nil, nil, oneErr // brings all jobs back
+		case postgres.IsDown(oneErr): // the worker stops, or the task's time is over
+			return nil, nil, oneErr // all jobs are tried again
 		case oneErr != nil: // this account's own
 			troubled, err = append(troubled, one), oneErr
 		case more:

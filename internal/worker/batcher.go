@@ -11,14 +11,14 @@ import (
 	"github.com/passbook/passbook/internal/ledger"
 )
 
-// slowBatch is how long a batch runs before the next one may begin beside it: a slow batch may
-// wait for an account's lock or for a standby, and the others need not wait with it.
+// slowBatch is after how long a batch counts as slow, and the next one may begin beside it. A slow
+// batch may be waiting for an account's lock or for a standby, and the others need not wait too.
 const slowBatch = 50 * time.Millisecond
 
 // batcher puts the due jobs of several partitions into one batch, so that they use the same
 // round trips and the same flush. Jobs that come while a batch runs wait for the next one. No
 // timer holds a batch back: its size follows the load. As many batches run at once as the process
-// has processors. Slow batches run beside them, at most one for each partition.
+// has processors, two at least. Slow batches run beside them, at most one for each partition.
 type batcher struct {
 	applier sharedApplier
 	most    int           // batches that run at once, beside the slow ones
@@ -54,8 +54,8 @@ func (b *batcher) apply(ctx context.Context, due []ledger.Due) *part {
 	return mine
 }
 
-// begin starts each batch that may run now. A batch ends before the calls of apply return
-// whose parts it has, so their caller waits for its goroutine.
+// begin starts each batch that may run now. The batch's goroutine has an owner: the calls of
+// apply whose parts it has wait until it has ended its work.
 func (b *batcher) begin(ctx context.Context) {
 	b.mu.Lock()
 	defer b.mu.Unlock()

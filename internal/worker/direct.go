@@ -18,7 +18,8 @@ const (
 	// directAppliers is how many groups of accounts a sweep applies at once where Redis
 	// refuses: a quarter of the worker's connections.
 	directAppliers = 4
-	// directShare bounds the accounts of a group. Few accounts make directGroups groups.
+	// directShare bounds the accounts of a group. A sweep makes at least directGroups groups, if
+	// it has so many accounts.
 	directShare  = 16
 	directGroups = 4 * directAppliers
 	// directBatches bounds the batches of a group.
@@ -27,15 +28,15 @@ const (
 	directFor = 5 * time.Second
 )
 
-// applyStalled applies accounts that no task will apply, for about directFor. The next sweep
-// applies those that are not reached. Each sweep takes its groups in a random order, and few
-// at once, so that workers seldom meet at an account, and no account is always last.
+// applyStalled applies stalled accounts for about directFor. The next sweep applies those that
+// this one has no time for. The groups come in a random order and few at once, so that two
+// workers seldom want the same account, and no account is always the last.
 func (w *Worker) applyStalled(ctx context.Context, accounts []job.OldestQueued) {
 	if len(accounts) == 0 {
 		return
 	}
 	until := time.Now().Add(directFor)
-	ctx, cancel := context.WithTimeout(ctx, 2*directFor) // for a Postgres that does not answer; else the last batches end
+	ctx, cancel := context.WithTimeout(ctx, 2*directFor) // only if Postgres hangs: the last batches end well before
 	defer cancel()
 	share := max(1, min(directShare, len(accounts)/directGroups))
 	slices.SortFunc(accounts, func(x, y job.OldestQueued) int { return cmp.Compare(x.AccountID, y.AccountID) })
@@ -52,13 +53,14 @@ func (w *Worker) applyStalled(ctx context.Context, accounts []job.OldestQueued) 
 	_ = group.Wait() // returns no error
 }
 
-// applyDirectly applies the queued jobs of some accounts, as a task for them would. It begins
-// no batch after until: one that is cut off loses its connection, and no worker knows how it
-// ended. It skips locked accounts: another worker applies them, or the next sweep does.
+// applyDirectly applies the queued jobs of some accounts, as a task for them would. It begins no
+// batch after until: a batch that its context ends loses its connection, and the worker does not
+// learn the outcome. It skips locked accounts: another worker applies them, or the next sweep
+// does.
 //
-// After a kill before the first apply the jobs are queued, for the sweep of any worker. After
-// a later one each job is as its own transaction left it, queued or finished. When Redis is
-// back, tasks that it still has for these jobs find them finished.
+// After a kill before the first apply the jobs are queued, for the sweep of any worker. After a
+// later kill each job is as its own transaction left it, queued or finished. When Redis is back,
+// the tasks that it still has for these jobs find them finished.
 func (w *Worker) applyDirectly(ctx context.Context, until time.Time, accounts []job.OldestQueued) {
 	if ctx.Err() != nil || time.Now().After(until) {
 		return
@@ -75,7 +77,7 @@ func (w *Worker) applyDirectly(ctx context.Context, until time.Time, accounts []
 		due = append(due, queue.Notification{JobID: id, Jobs: 1})
 	}
 	for batches := 0; batches < directBatches && len(due) > 0 && time.Now().Before(until); batches++ {
-		var batchErr error // of one account, or of all
+		var batchErr error
 		due, _, batchErr = w.Apply(ctx, due)
 		err = cmp.Or(err, batchErr)
 	}

@@ -14,23 +14,27 @@ const (
 	scanPage = 1000
 	// maxSwept bounds the accounts of a sweep, and so its memory.
 	maxSwept = 100_000
-	// stayFor is how many sweeps check the same maxSwept accounts where more have queued jobs.
-	// With so many, sweeps take long enough for all waits of stalled.go to pass.
+	// stayFor is how many sweeps in a row check the same maxSwept accounts, if more accounts have
+	// queued jobs. Then a sweep and its pause take seconds, so that six of them outlast each wait
+	// of stalled.go but that for a task in a long pending list.
 	stayFor = 6
-	// scanShare bounds full scans that take long to a twentieth of the time, but one runs at
-	// least every longestScanPause.
+	// scanShare bounds full scans to a twentieth of the time, while at least one begins every
+	// longestScanPause.
 	scanShare        = 20
 	longestScanPause = 30 * time.Second
 )
 
 // scan is how the sweeps find the accounts with queued jobs.
 //
-// While a snapshot is held for long, the index of queued jobs keeps every job that has
-// finished since, and a full scan becomes slower and slower. A known scan reads less: the
-// oldest queued job of a known account is at or behind its last one, and other accounts
-// have only jobs above the newest position of that time. It misses a job that was replayed
-// since, or was committed long after it got its position; the next full scan finds those. A
-// new process begins with a full scan.
+// A full scan reads the whole index of queued jobs. While a snapshot is held for long, that
+// index keeps an entry of every job that has finished since, and a full scan becomes slower and
+// slower.
+//
+// A known scan reads two parts of the index. For each account that the last sweep saw, it reads
+// from the position of the oldest queued job that the account had then. For all other accounts it
+// reads what is above the newest position of an earlier sweep, because they had no queued job
+// then. It misses a job that was replayed since, or was committed long after it drew its
+// position; the next full scan finds those. A new process begins with a full scan.
 type scan struct {
 	most int // maxSwept; fewer in tests
 	// page is Backlog.OldestQueued; tests make it fail as it does under a long snapshot.
@@ -38,14 +42,14 @@ type scan struct {
 	from   int64 // the next full scan begins after this account id
 	stayed int   // for how many sweeps from has been the same
 
-	complete bool          // the last sweep saw every account with queued jobs
-	newest   [3]int64      // the newest position before this sweep, the last, and the one before
+	complete bool          // the last full scan saw every account with queued jobs
+	newest   [3]int64      // the newest position before this sweep, before the last one, and before the one before that
 	at       time.Time     // end of the last full scan
 	took     time.Duration // its duration
 }
 
-// note notes the newest position before this sweep. Where it was higher before, as after a
-// failover, the sweep makes a full scan.
+// note records the newest position before this sweep. If the position has become lower, as after
+// a failover, this sweep makes a full scan.
 func (s *scan) note(newest int64) {
 	if newest < s.newest[0] {
 		s.complete = false
@@ -62,14 +66,13 @@ func (s *scan) isDue() bool {
 	return !s.complete || time.Since(s.at) >= min(scanShare*s.took, longestScanPause)
 }
 
-// ended notes the end of a full scan. complete is false where it did not see every account
-// with queued jobs.
+// ended records that a full scan has ended, and whether it saw every account with queued jobs.
 func (s *scan) ended(began time.Time, complete bool) {
 	s.at, s.took, s.complete = time.Now(), time.Since(began), complete
 }
 
-// oldestQueued reads the oldest queued jobs of up to maxSwept accounts. After a full scan that
-// Postgres ends because it takes too long, it reads what a known scan finds.
+// oldestQueued reads the oldest queued jobs of up to maxSwept accounts. If Postgres ends a full
+// scan because it takes too long, oldestQueued makes a known scan instead.
 func (w *Worker) oldestQueued(ctx context.Context) ([]job.OldestQueued, error) {
 	newest, err := w.newest(ctx)
 	if err != nil {
@@ -89,9 +92,9 @@ func (w *Worker) oldestQueued(ctx context.Context) ([]job.OldestQueued, error) {
 	return w.scanKnown(ctx)
 }
 
-// scanAll reads the oldest queued jobs of up to maxSwept accounts. Where more accounts have
-// queued jobs, stayFor sweeps read the same ones, which is long enough to know the stalled
-// ones. Then the next accounts follow.
+// scanAll is a full scan: it reads the oldest queued jobs of up to maxSwept accounts. If more
+// accounts have queued jobs, stayFor sweeps in a row read the same ones and find out which of them
+// are stalled. Then the next accounts follow.
 func (w *Worker) scanAll(ctx context.Context) (queued []job.OldestQueued, complete bool, err error) {
 	after, from := w.scan.from, w.scan.from
 	for len(queued) < w.scan.most {
@@ -112,8 +115,8 @@ func (w *Worker) scanAll(ctx context.Context) (queued []job.OldestQueued, comple
 	return queued, from == 0 && after == 0, nil
 }
 
-// scanKnown reads the oldest queued jobs of the last sweep's accounts, and of up to maxSwept
-// accounts with newer jobs.
+// scanKnown is a known scan: it reads the oldest queued jobs of the last sweep's accounts, and of
+// up to maxSwept accounts with newer jobs.
 func (w *Worker) scanKnown(ctx context.Context) (queued []job.OldestQueued, err error) {
 	var known []job.OldestQueued
 	for _, account := range w.accounts {

@@ -18,18 +18,18 @@ import (
 )
 
 const (
-	// sweepEvery is the pause between two sweeps, and most of how long a recovery takes: an
-	// account without a task waits for two sweeps and a wake-up, and for three more sweeps
-	// where its partition has pending tasks. A sweep that finds nothing is one probe of an
-	// index, some 100 µs of Postgres, so a dozen workers need less than 1 % of a core.
+	// sweepEvery is the pause between two sweeps. A recovery takes mostly these pauses: an account
+	// without a task waits for two sweeps and a wake-up, and for three more sweeps if its
+	// partition has pending tasks. A sweep that finds nothing is one probe of an index, some
+	// 100 µs of Postgres, so a dozen workers need less than 1 % of a core.
 	sweepEvery = 500 * time.Millisecond
-	// sweepShare is how many times as long as the sweep the pause after it is, at least
-	// sweepEvery and at most longestSweepPause: sweeps of a long backlog leave Postgres time. After Redis has lost all
-	// tasks, an account of a long backlog waits for two of these pauses.
+	// After a sweep that took long, the pause is sweepShare times as long as the sweep, at most
+	// longestSweepPause, so that sweeps of a long backlog leave Postgres time for applies. After
+	// Redis has lost all tasks, an account of a long backlog waits for two of these pauses.
 	sweepShare        = 4
 	longestSweepPause = 1500 * time.Millisecond
 	// stepTimeout bounds the reading of a page of accounts and the check of one account, so
-	// that a connection which swallows everything does not end the sweeps.
+	// that a connection which swallows everything does not stop the sweeps for ever.
 	stepTimeout = 5 * time.Second
 	// redisTimeout bounds each exchange with Redis.
 	redisTimeout = time.Second
@@ -37,10 +37,10 @@ const (
 	sweepers = 16
 )
 
-// sweep enqueues each account again that no task will apply: its oldest queued job is the
-// same as a sweep ago, and its task is missing or has been in the same state for too long.
-// One task for the newest job is enough, because it applies all earlier ones. Where Redis
-// refuses, the sweep applies the account itself. An error at one key or partition concerns
+// sweep finds the stalled accounts and enqueues them again. An account is stalled if its oldest
+// queued job is the same as a sweep ago, and its task is missing or has been in the same state
+// for too long. One task for the newest job is enough, because it applies all earlier ones. If
+// Redis refuses, the sweep applies the account itself. An error at one key or partition concerns
 // only the accounts there.
 func (w *Worker) sweep(ctx context.Context) {
 	queued, err := w.oldestQueued(ctx)
@@ -64,26 +64,26 @@ func (w *Worker) sweep(ctx context.Context) {
 			continue
 		}
 		group.Go(func() error {
-			found.record(oldest, w.checkStalled(ctx, &accounts[i], &found))
+			found.record(oldest, w.checkUnchanged(ctx, &accounts[i], &found))
 			return nil
 		})
 	}
 	_ = group.Wait() // each error is recorded
 	if found.err != nil && ctx.Err() == nil {
-		w.cfg.Log.Warn("sweep met errors", "error", found.err, "direct_accounts", len(found.direct))
+		w.cfg.Log.Warn("sweep could not enqueue every stalled account", "error", found.err, "direct_accounts", len(found.direct))
 	}
 	w.remember(queued, accounts)
 	w.applyStalled(ctx, found.direct)
 }
 
-// errNoTask is returned for an account that the sweep must apply itself: Redis does not read
+// errNoTask is returned for an account that the sweep must apply itself: Redis refuses to read
 // or write its task, or its tasks do not help.
 var errNoTask = errors.New("no task will apply the account")
 
 // findings is what a sweep learns while it checks accounts.
 type findings struct {
 	lists    queue.PendingLists
-	noAnswer atomic.Bool // Redis does not answer, so the sweep asks it no more
+	noAnswer atomic.Bool // Redis does not answer; this sweep calls it no more
 
 	mu     sync.Mutex         // guards the fields below
 	direct []job.OldestQueued // the oldest queued jobs of the accounts that the sweep applies itself
@@ -103,8 +103,8 @@ func (f *findings) record(oldest job.OldestQueued, err error) {
 	f.err = cmp.Or(f.err, err)
 }
 
-// refused makes errNoTask of Redis's error. It remembers a Redis that does not answer, which
-// would cost every other account the same time-out.
+// refused makes errNoTask of Redis's error. It records in noAnswer that Redis does not answer:
+// each further call of the sweep would cost the same time-out.
 func (f *findings) refused(err error) error {
 	if !queue.IsAnswer(err) {
 		f.noAnswer.Store(true)
@@ -117,7 +117,7 @@ func (w *Worker) remember(queued []job.OldestQueued, accounts []watched) {
 	requeued := 0
 	next := make(map[int64]watched, len(queued))
 	for i, oldest := range queued {
-		if accounts[i].stalled > 0 && accounts[i].task != w.accounts[oldest.AccountID].task {
+		if accounts[i].unchanged > 0 && accounts[i].task != w.accounts[oldest.AccountID].task {
 			requeued++
 		}
 		next[oldest.AccountID] = accounts[i]
@@ -129,11 +129,11 @@ func (w *Worker) remember(queued []job.OldestQueued, accounts []watched) {
 	}
 }
 
-// pendingLists polls the pending lists before this sweep writes any task. It does not ask
-// Redis where no account is stalled.
+// pendingLists polls the pending lists before this sweep writes any task. It does not call Redis
+// if no account's oldest queued job is the same as a sweep ago.
 func (w *Worker) pendingLists(ctx context.Context, queued []job.OldestQueued) queue.PendingLists {
-	stalled := func(oldest job.OldestQueued) bool { return w.accounts[oldest.AccountID].oldest.JobID == oldest.JobID }
-	if !slices.ContainsFunc(queued, stalled) {
+	unchanged := func(oldest job.OldestQueued) bool { return w.accounts[oldest.AccountID].oldest.JobID == oldest.JobID }
+	if !slices.ContainsFunc(queued, unchanged) {
 		return queue.PendingLists{}
 	}
 	ctx, cancel := context.WithTimeout(ctx, redisTimeout)
@@ -141,19 +141,20 @@ func (w *Worker) pendingLists(ctx context.Context, queued []job.OldestQueued) qu
 	return w.cfg.Queue.PendingLists(ctx)
 }
 
-// checkStalled enqueues a stalled account again, unless its task is believed to apply it. It
-// returns errNoTask for one that the sweep must apply itself.
-func (w *Worker) checkStalled(ctx context.Context, account *watched, found *findings) error {
+// checkUnchanged checks an account whose oldest queued job is the same as a sweep ago. It enqueues
+// the account again if it is stalled. It returns errNoTask if the sweep must apply the account
+// itself.
+func (w *Worker) checkUnchanged(ctx context.Context, account *watched, found *findings) error {
 	list := found.lists.Of(account.task.AccountID)
 	if list.Err != nil || found.noAnswer.Load() {
-		account.stalled++
+		account.unchanged++
 		return fmt.Errorf("%w: %w", errNoTask, cmp.Or(list.Err, queue.ErrNoAnswer))
 	}
 	asking, cancel := context.WithTimeout(ctx, redisTimeout)
 	defer cancel()
 	info, err := w.cfg.Queue.Find(asking, account.task)
 	if err != nil {
-		account.stalled++
+		account.unchanged++
 		return found.refused(err)
 	}
 	believed := account.observe(info, list)
@@ -183,7 +184,7 @@ func (w *Worker) enqueueAgain(ctx context.Context, account *watched, found *find
 	}
 	next := queue.Task{AccountID: account.task.AccountID, JobID: newest, Attempt: account.task.Attempt + 1}
 	// After a kill before the task is written, the sweeps of other workers find the account.
-	// After a kill behind it, they find the task, and believe one that is pending.
+	// After a kill once it is written, they find the task, and believe it while it is pending.
 	failpoint.Hit(failpoint.SweepTaskUnwritten)
 	asking, cancel := context.WithTimeout(ctx, redisTimeout)
 	defer cancel()

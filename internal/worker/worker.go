@@ -29,9 +29,9 @@ type Worker struct {
 	cfg      Config
 	batcher  *batcher
 	stopping <-chan struct{}      // closed when no attempt should start any more
-	accounts map[int64]watched    // the accounts with queued jobs, by id, at the last sweep; the sweep's
-	scan     scan                 // the sweep's
-	warned   map[string]time.Time // last warning of each part of the housekeeping; the housekeeping's
+	accounts map[int64]watched    // the accounts with queued jobs, by id, at the last sweep; only sweeps use it
+	scan     scan                 // only sweeps use it
+	warned   map[string]time.Time // the last warning of each part of the housekeeping; only that uses it
 }
 
 // New makes a worker. It stops waiting for Postgres when stopping is closed.

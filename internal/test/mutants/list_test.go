@@ -455,7 +455,7 @@ var mutations = []mutation{
 	},
 	{
 		"a task is believed for ever", disposable,
-		[]edit{{stalled, `return !isLongPending(a.stalled) && (list.Oldest != "" || !a.isLong(longUnlisted))`, `return true`}},
+		[]edit{{stalled, `return !isLongPending(a.unchanged) && (list.Oldest != "" || !a.isLong(longUnlisted))`, `return true`}},
 		[]string{"-run=^TestSweepPassesALostPendingList$ ./internal/worker"},
 	},
 	{
