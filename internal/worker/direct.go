@@ -70,7 +70,7 @@ func (w *Worker) applyDirectly(ctx context.Context, until time.Time, accounts []
 		w.cfg.Log.Warn("sweep could not find jobs of stalled accounts", "error", err)
 		return
 	}
-	w.cfg.Metrics.direct.Add(float64(len(jobs)))
+	w.cfg.Metrics.applies.Add(float64(len(jobs)))
 	failpoint.Hit(failpoint.DirectUnapplied)
 	var due []queue.Notification
 	for _, id := range jobs {

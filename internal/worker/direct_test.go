@@ -209,7 +209,7 @@ func TestSweepsShareStalledAccounts(t *testing.T) {
 			t.Fatal(err)
 		}
 		for _, family := range families {
-			if family.GetName() == "passbook_sweep_applied_accounts_total" {
+			if family.GetName() == "passbook_sweep_applies_total" {
 				applied += family.GetMetric()[0].GetCounter().GetValue()
 			}
 		}

@@ -15,8 +15,8 @@ type Metrics struct {
 	seconds      prometheus.Histogram
 	oldest       prometheus.Gauge
 	accounts     prometheus.Gauge
-	requeued     prometheus.Counter
-	direct       prometheus.Counter
+	enqueues     prometheus.Counter
+	applies      prometheus.Counter
 	unknown      prometheus.Counter
 	postgresDown prometheus.Counter
 	unpublished  prometheus.Counter
@@ -39,17 +39,17 @@ func NewMetrics(registry prometheus.Registerer) *Metrics {
 		accounts: prometheus.NewGauge(prometheus.GaugeOpts{
 			Name: "passbook_accounts_with_queued_jobs", Help: "Accounts with queued jobs at the last sweep.",
 		}),
-		requeued: prometheus.NewCounter(prometheus.CounterOpts{
-			Name: "passbook_sweep_requeued_total", Help: "Stalled accounts that the sweep enqueued again.",
+		enqueues: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "passbook_sweep_enqueues_total", Help: "Times the sweep enqueued a stalled account again.",
 		}),
-		direct: prometheus.NewCounter(prometheus.CounterOpts{
-			Name: "passbook_sweep_applied_accounts_total", Help: "Stalled accounts that the sweep applied itself, because Redis refused their tasks or the tasks did not help.",
+		applies: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "passbook_sweep_applies_total", Help: "Times the sweep began to apply a stalled account itself, because Redis refused its task or the task did not help.",
 		}),
 		unknown: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "passbook_tasks_of_unknown_jobs_total", Help: "Times a task was given back because it names a job that this database does not know.",
 		}),
 		postgresDown: prometheus.NewCounter(prometheus.CounterOpts{
-			Name: "passbook_apply_postponed_total", Help: "Times an active task waited because Postgres was down.",
+			Name: "passbook_postgres_down_waits_total", Help: "Times an apply waited, and was tried again, because Postgres was down.",
 		}),
 	}
 	m.unpublished = prometheus.NewCounter(prometheus.CounterOpts{
@@ -58,7 +58,7 @@ func NewMetrics(registry prometheus.Registerer) *Metrics {
 	m.failed = prometheus.NewGauge(prometheus.GaugeOpts{
 		Name: "passbook_failed_jobs", Help: "Failed jobs in Postgres that wait for an operator, up to 1000; every worker shows the same number.",
 	})
-	registry.MustRegister(m.jobs, m.seconds, m.oldest, m.accounts, m.requeued, m.direct, m.unknown, m.postgresDown, m.unpublished, m.failed)
+	registry.MustRegister(m.jobs, m.seconds, m.oldest, m.accounts, m.enqueues, m.applies, m.unknown, m.postgresDown, m.unpublished, m.failed)
 	for _, entry := range []ledger.EntryType{ledger.Deposit, ledger.Withdrawal} {
 		for _, outcome := range []ledger.Outcome{ledger.Succeeded, ledger.Rejected, ledger.Failed} {
 			m.jobs.WithLabelValues(string(entry), string(outcome)) // present from the start, so that a rate includes the first job

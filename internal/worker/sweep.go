@@ -114,18 +114,18 @@ func (f *findings) refused(err error) error {
 
 // remember keeps the accounts for the next sweep, and counts those that were enqueued again.
 func (w *Worker) remember(queued []job.OldestQueued, accounts []watched) {
-	requeued := 0
+	enqueued := 0
 	next := make(map[int64]watched, len(queued))
 	for i, oldest := range queued {
 		if accounts[i].unchanged > 0 && accounts[i].task != w.accounts[oldest.AccountID].task {
-			requeued++
+			enqueued++
 		}
 		next[oldest.AccountID] = accounts[i]
 	}
 	w.accounts = next
-	if requeued > 0 {
-		w.cfg.Metrics.requeued.Add(float64(requeued))
-		w.cfg.Log.Info("sweep enqueued stalled accounts again", "accounts", requeued)
+	if enqueued > 0 {
+		w.cfg.Metrics.enqueues.Add(float64(enqueued))
+		w.cfg.Log.Info("sweep enqueued stalled accounts again", "accounts", enqueued)
 	}
 }
 
