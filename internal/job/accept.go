@@ -22,11 +22,11 @@ import (
 const (
 	// maxBatch is how many accepts share an insert.
 	maxBatch = 64
-	// slowInsert is how long an insert runs alone. Meanwhile the next batch collects:
-	// more inserts at once would make the batches smaller, not faster. A slow insert
-	// may wait for a lock or a standby, so the next one then begins. committers
-	// bounds how many inserts run at once.
+	// slowInsert is after how long an insert counts as slow, and the next one begins beside it.
+	// Until then the next batch collects: a second insert would make the batches smaller, not
+	// faster. A slow insert may be waiting for a lock or a standby.
 	slowInsert = 10 * time.Millisecond
+	// committers bounds how many inserts run at once.
 	committers = 2
 	// maxWaiting is how many accepts may wait for a committer.
 	maxWaiting = 1024
@@ -134,7 +134,7 @@ func (r result) show(ctx context.Context) {
 // answered its last request.
 func (a *Acceptor) Run(ctx context.Context) error {
 	var group errgroup.Group
-	mayCollect := make(chan struct{}, 1) // holds a token: its taker collects the next batch
+	mayCollect := make(chan struct{}, 1) // holds a token: the committer that takes it collects the next batch
 	mayCollect <- struct{}{}
 	for range committers {
 		group.Go(func() error {
@@ -303,8 +303,8 @@ func (a *Acceptor) columns(batch []*request) []any {
 	return []any{ids, users, numbers, keys, locks, types, amounts, descriptions, firsts, capacities, a.maxQueued}
 }
 
-// sendAccepted sends the results of the requests but of those that met a job with their
-// key or a full queue, which it leaves to sendRepeated.
+// sendAccepted sends the results of the requests that need no second look. It returns the other
+// ones, for sendRepeated: a job has their key, or their account's queue is full.
 func (a *Acceptor) sendAccepted(batch []*request, accepted map[uuid.UUID]acceptedRow) (repeated []*request) {
 	for _, r := range batch {
 		if row := accepted[r.id]; row.Capacity != nil {
@@ -396,7 +396,7 @@ func (a *Acceptor) sendRepeated(ctx context.Context, requests []*request, accept
 	}
 }
 
-// made tells whether the job is the one that the request asks for.
+// made reports whether the job is the one that the request asks for.
 func (r Request) made(job Job) bool {
 	return job.Account == r.Account && job.Type == r.Type && job.Amount == r.Amount && equal(job.Description, r.Description)
 }

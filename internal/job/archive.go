@@ -24,8 +24,8 @@ const (
 	// minArchiveAge is how old a job must be. A client may still poll for a younger one, or
 	// send its key again, and a task may name it: each would cost a second statement.
 	minArchiveAge = 30 * 24 * time.Hour
-	// clockSlack is how far ahead the clock of the API may have been that made a
-	// job's id. Where a clock was further ahead, the job stays until a later run.
+	// clockSlack is how far ahead an API's clock may have been when it made a job's id. If it was
+	// further ahead, the job stays until a later run.
 	clockSlack = time.Hour
 )
 
@@ -82,17 +82,16 @@ func Archive(ctx context.Context, pool *pgxpool.Pool, before time.Time, progress
 
 // stepSQL reads the next jobs in the order of their ids.
 //
-// $1 the id to go on after, $2 the id to end before, $3 the time before which
-// they must have finished to move, $4 how many. Their ids and keys, and whether they
-// move.
+// $1 and $2 the ids between which the jobs are, $3 the time before which a job must have
+// finished to move, $4 how many jobs. Their ids, users and keys, and whether they move.
 const stepSQL = `
 	SELECT id, user_id, idempotency_key, status IN ('succeeded', 'rejected') AND finished_at < $3
 	FROM job_states WHERE id > $1 AND id < $2 ORDER BY id LIMIT $4`
 
 // takeSQL locks the keys of the jobs that move, so that no insert of such a key is under way.
-// Meanwhile accept_jobs refuses the keys; a request that is repeated after the move sees the
-// archive. The move does not wait: it leaves a job whose key is locked to a later run. A lock on
-// the whole table would wait for every vacuum of it, and hold up all accepts and applies.
+// While they are locked, accept_jobs refuses the keys; a request that is repeated after the move
+// sees the archive. takeSQL does not wait: a job whose key is locked stays for a later run. A
+// lock on the whole table would wait for every vacuum of it, and delay all accepts and applies.
 //
 // $1 the jobs' ids, $2 their keys' locks, as arrays. The ids of the jobs to move.
 const takeSQL = `SELECT id FROM unnest($1::uuid[], $2::bigint[]) AS job (id, lock) WHERE pg_try_advisory_xact_lock(lock)`

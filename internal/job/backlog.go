@@ -29,13 +29,13 @@ func NewBacklog(pool *pgxpool.Pool) *Backlog {
 	return &Backlog{pool: pool}
 }
 
-// The index of the queue keeps the entries of jobs that finished since the oldest snapshot
-// began, as long as that snapshot is held. For each entry that a scan meets, Postgres reads
-// the row to learn that it is gone. So each statement names a position where it can: Postgres
-// passes over the entries before it in the index, some hundred a page.
+// While a snapshot is held, the index of the queue keeps the entries of all jobs that have
+// finished since the snapshot began. For each entry that a scan meets, Postgres reads the row to
+// learn that it is gone. So each statement names a position if it can: Postgres skips the
+// entries below it in the index, some hundred a page.
 
-// oldestQueuedSQL steps into the queue once an account, however long the account's queue. A row
-// of the queue without its job, as a partial restore may leave it, is a row of the page too: a
+// oldestQueuedSQL reads one row of the queue for each account, however many jobs the account has.
+// A partial restore may leave a row of the queue without its job. That row is on the page too: a
 // short page would look like the last one.
 //
 // $1 the account id to go on after, $2 the position above which jobs are looked for, $3 how
@@ -63,7 +63,7 @@ func (b *Backlog) OldestQueued(ctx context.Context, after, above int64, limit in
 	return oldest, nil
 }
 
-// nextOldestSQL steps into the queue once an account.
+// nextOldestSQL reads one row of the queue for each account.
 //
 // $1 the accounts' ids, $2 the positions of the jobs that were their
 // oldest queued ones, as arrays.
@@ -74,8 +74,8 @@ const nextOldestSQL = `
 			WHERE queue.account_id = known.account_id AND queue.position >= known.position
 			ORDER BY queue.position LIMIT 1) next`
 
-// NextOldestQueued reads the oldest queued jobs again of accounts whose oldest queued jobs
-// are known; accounts without a queued job are left out. It misses a job that was replayed
+// NextOldestQueued reads again the oldest queued job of each known account, beginning at the one
+// that is known. It leaves out accounts without a queued job. It misses a job that was replayed
 // meanwhile.
 func (b *Backlog) NextOldestQueued(ctx context.Context, known []OldestQueued) ([]OldestQueued, error) {
 	accounts, positions := unzip(known)
@@ -109,8 +109,8 @@ const lastSQL = `
 	SELECT job_id FROM queue WHERE account_id = $1 AND position >= $2
 	ORDER BY position DESC LIMIT 1`
 
-// Last returns the newest queued job of the account whose oldest queued job is given;
-// ErrNotFound where no job of it is queued.
+// Last returns the newest queued job of the account whose oldest queued job is given. It returns
+// ErrNotFound if no job of the account is queued.
 func (b *Backlog) Last(ctx context.Context, oldest OldestQueued) (id uuid.UUID, err error) {
 	rows, _ := b.pool.Query(ctx, lastSQL, oldest.AccountID, oldest.Position) // CollectExactlyOneRow returns its error
 	id, err = pgx.CollectExactlyOneRow(rows, pgx.RowTo[uuid.UUID])
@@ -124,8 +124,8 @@ func (b *Backlog) Last(ctx context.Context, oldest OldestQueued) (id uuid.UUID, 
 }
 
 // unlockedSQL locks the accounts until the statement ends. Until then the same statement of
-// another worker passes over these accounts, so that the two share the work. An account
-// that has lost its row has no lock, and its jobs must fail rather than wait for ever.
+// another worker skips these accounts, so that the two workers share the work. It also returns
+// the jobs of an account that has lost its row: they must fail rather than wait for ever.
 //
 // $1 the accounts' ids, $2 the positions of their oldest queued jobs, as arrays.
 const unlockedSQL = `
@@ -137,9 +137,9 @@ const unlockedSQL = `
 	WHERE oldest.account_id IN (SELECT id FROM unlocked)
 		OR NOT EXISTS (SELECT FROM accounts WHERE id = oldest.account_id)`
 
-// Unlocked returns the newest queued job of each account whose oldest queued job is given.
-// It leaves out the accounts without a queued job, and those that a transaction has locked, so
-// that its caller need not wait for a lock. Accounts that have lost their rows stay in.
+// Unlocked returns the newest queued job of each account whose oldest queued job is given. It
+// leaves out accounts without a queued job, and accounts that a transaction has locked, so that
+// its caller need not wait for a lock. It includes accounts that have lost their rows.
 func (b *Backlog) Unlocked(ctx context.Context, oldest []OldestQueued) ([]uuid.UUID, error) {
 	accounts, positions := unzip(oldest)
 	rows, _ := b.pool.Query(ctx, unlockedSQL, accounts, positions) // CollectRows returns its error

@@ -7,19 +7,20 @@ import (
 	"github.com/hashicorp/golang-lru/v2/simplelru"
 )
 
-// countPause is how long a counted queue is not counted again, for each job in
-// it. That is some eighty times what counting costs, so an account whose queue is full
-// hardly slows the others.
 const (
+	// countPause, times the number of jobs in a queue, is how long the queue is not counted again:
+	// some eighty times as long as the count takes, so an account with a full queue hardly slows
+	// the others.
 	countPause    = 20 * time.Microsecond
 	maxCountPause = time.Second
-	maxCapacities = 10_000 // accounts remembered, some 200 bytes each
+	// maxCapacities bounds the accounts that capacities remembers, some 200 bytes each.
+	maxCapacities = 10_000
 )
 
-// capacities remembers how many more jobs the long queues take. Each accept counts
-// a short queue anew. A long one is counted once within countPause; until then this
-// process subtracts what it accepts itself, so several processes may pass the bound
-// by what they accept in that time.
+// capacities remembers how many more jobs the long queues take. Each accept counts a short queue
+// anew. A long queue is counted again only after the pause that countPause gives it. Meanwhile
+// this process subtracts the jobs that it accepts itself, so several processes together may pass
+// the bound by what they accept in that time.
 type capacities struct {
 	now func() time.Time
 
@@ -37,7 +38,7 @@ func newCapacities(now func() time.Time) *capacities {
 	return &capacities{now: now, accounts: accounts}
 }
 
-// known returns how many more jobs the account takes; nil where they must be counted.
+// known returns how many more jobs the account takes; nil if its queue must be counted.
 func (c *capacities) known(account string) *int {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -60,7 +61,7 @@ func (c *capacities) counted(account string, queued, more int) {
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if !c.accounts.Contains(account) { // else the insert did not count: it was given the capacity
+	if !c.accounts.Contains(account) { // otherwise the insert was given the capacity and did not count
 		c.accounts.Add(account, capacity{jobs: more, until: c.now().Add(pause)})
 	}
 }

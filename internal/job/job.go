@@ -63,20 +63,19 @@ type Job struct {
 const columns = `job.id, job.position, account.number, job.type, job.amount, account.currency, job.description,
 	job.status, job.failure, job.seq, job.balance_after, job.created_at, job.finished_at`
 
-// stored are the columns of job_states and of archived_jobs. Every statement that puts the two
-// tables together names them, so that it goes on while an operator or a migration adds a
-// column to one table and then to the other. archive_jobs and refuse_unless_archived name
-// them too.
+// stored are the columns of job_states and of archived_jobs. Every statement that joins the rows
+// of both names them, so that it works on while a migration adds a column to one table and then
+// to the other. archive_jobs and refuse_unless_archived name them too.
 const stored = `id, position, account_id, user_id, amount, created_at, finished_at, seq, balance_after, type, status,
 	idempotency_key, description, failure`
 
-// shownColumns end a read, as postgres.Showing wants it.
+// shownColumns are the last two columns of a read, which postgres.Showing takes.
 const shownColumns = `, job.finished_by, ` + postgres.ShownSQL
 
-// queuedBy is what a read of a queued job reports in place of finished_by, from the id of the
-// transaction that accepted the job. It is null where the primary is alone: there a commit is
-// flushed before any read sees it. With a synchronous standby an accept that ran out of time ends
-// its wait for the standby, and reads see a job that only the primary has.
+// queuedBy is what a read of a queued job reports in place of finished_by; accepted is the id of
+// the transaction that accepted the job. It is null if there is no synchronous standby: the commit
+// was flushed before any read could see it. With one, an accept that runs out of time ends its
+// wait for the standby, and reads see a job that only the primary has.
 func queuedBy(accepted string) string {
 	return `CASE WHEN current_setting('synchronous_standby_names') <> '' THEN ` + accepted + ` END`
 }
@@ -91,8 +90,8 @@ func NewReader(pool *pgxpool.Pool) *Reader {
 	return &Reader{pool: pool}
 }
 
-// readSQL reads a job from jobs, and readArchivedSQL from the archive. With = for the owners,
-// the planner would read all of the user's accounts.
+// readSQL reads a job from jobs, and readArchivedSQL from the archive. They compare the owners
+// with IS NOT DISTINCT FROM: with = the planner would read all of the user's accounts.
 //
 // $1 the job's id, $2 the caller.
 var readSQL = selectSQL + `(SELECT ` + stored + `, coalesce(finished_by, ` + queuedBy("accepted_by") + `) AS finished_by

@@ -60,10 +60,10 @@ func (r *Reader) checkOwned(ctx context.Context, account ledger.Owned) error {
 	return nil
 }
 
-// listSQL reads each status from its own stretch of an index, in order, merges the
-// stretches, and reads the requests of the jobs on the page. An index for the unfiltered list
-// would cost every accept one more index entry. A job that succeeded is found by its
-// transaction, also where it is archived.
+// listSQL reads the jobs of each status from its own stretch of an index, in order, merges the
+// stretches, and reads the requests of the jobs on the page. A single index for the unfiltered
+// list would cost every accept one more entry. A job that succeeded is found by its transaction,
+// even if it is archived.
 //
 // The statement finds the account by its owner and number, once.
 //
