@@ -11,9 +11,9 @@ import (
 
 // abandonTimeout bounds each of the two steps in which pgx abandons a connection that did
 // not answer in time: pgx sends a cancel request, then waits for the server to close the
-// connection. pgx itself gives both steps 15 s, and the connection keeps its slot in the
-// pool meanwhile. When a network cut had hit every connection of a pool, no request was
-// served for 15 s after the network was back (https://github.com/jackc/pgx/issues/948).
+// connection. pgx itself allows 15 s for both, and the connection keeps its slot in the pool
+// meanwhile. So after a network cut that hit every connection of a pool, the pool served no
+// request for 15 s (https://github.com/jackc/pgx/issues/948).
 //
 // pgx v5.13 has no setting for these 15 s: they are a constant in asyncClose of
 // pgconn/pgconn.go. BuildContextWatcherHandler only decides how a context ends a read, before

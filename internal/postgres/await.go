@@ -12,16 +12,16 @@ import (
 )
 
 const (
-	// awaitPause is the time between two checks of a Postgres that is not there yet.
+	// awaitPause is the time between two checks while Postgres can't be reached.
 	awaitPause = time.Second
 	// unknownHost is how long a host may have no address: a container platform may create its
 	// name together with its server.
 	unknownHost = 30 * time.Second
 )
 
-// Await runs a check at the start of a process, and runs it again while Postgres is not there
-// yet. ErrMisconfigured, with what to change, for a fault that does not pass; with several hosts
-// in the URL only where every host has one.
+// Await runs a check at the start of a process. While Postgres can't be reached, it runs the
+// check again every awaitPause. It returns ErrMisconfigured, with what to change, for a fault
+// that waiting does not end. If the URL names several hosts, each of them must have such a fault.
 func Await(ctx context.Context, pool *pgxpool.Pool, log *slog.Logger, check func(context.Context) error) error {
 	return await(ctx, pool, log, unknownHost, check)
 }
@@ -56,9 +56,9 @@ func checkInTime(ctx context.Context, check func(context.Context) error) error {
 	return check(ctx)
 }
 
-// permanentFault explains the error of the pool's last attempt; nil where another attempt may
-// succeed. pgx ends an attempt at the first host that refuses the user, so permanentFault tries
-// each of several hosts.
+// permanentFault explains the error of the pool's last attempt. It returns nil if another attempt
+// may succeed. pgx ends an attempt at the first host that refuses the user, so permanentFault
+// tries each of several hosts.
 func permanentFault(ctx context.Context, pool *pgxpool.Pool, err error, unknown bool) error {
 	fault := explain(err, unknown)
 	hosts := eachHost(pool.Config().ConnConfig)

@@ -13,7 +13,7 @@ const readOnly = "25006"
 // IsDataFault reports whether Postgres refused the values of a statement, so that it will
 // refuse the same statement again: a constraint, a value out of range, an exception of a
 // trigger. Any other error (no connection, shutdown, no space, a lock not granted, a deadlock,
-// an unexpected schema) passes, or is not of this statement alone.
+// an unexpected schema) is temporary, or concerns other statements too.
 //
 // The classes are those of https://www.postgresql.org/docs/15/errcodes-appendix.html.
 func IsDataFault(err error) bool {
@@ -35,8 +35,8 @@ func isTransient(err error) bool {
 	return ok && (pg.Code == "40001" || pg.Code == "40P01")
 }
 
-// IsDown reports whether err says that Postgres serves no client now: no connection, or a
-// server that stops, starts, is full or is a standby. What was sent may have been committed.
+// IsDown reports whether err says that Postgres serves no client now: there is no connection, or
+// the server stops, starts, is full or is a standby. What was sent may have been committed.
 func IsDown(err error) bool {
 	pg, ok := errors.AsType[*pgconn.PgError](err)
 	if !ok {

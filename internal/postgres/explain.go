@@ -14,8 +14,8 @@ import (
 // does not help.
 var ErrMisconfigured = errors.New("the database URL does not fit its server")
 
-// Explain returns ErrMisconfigured, with what is wrong and what to change, for an error of a
-// connect that every other attempt would return too, and err itself for any other error.
+// Explain returns ErrMisconfigured, with what is wrong and what to change, if every further
+// attempt to connect would return the error err too. Otherwise it returns err itself.
 func Explain(err error) error {
 	if fault := explain(err, true); fault != nil {
 		return fault
@@ -23,8 +23,8 @@ func Explain(err error) error {
 	return err
 }
 
-// explain returns nil where another attempt may succeed. unknown says that a host without an
-// address counts as wrong: it had none for unknownHost.
+// explain returns nil if another attempt may succeed. unknown says that a host without an
+// address counts as wrong, because it has had none for unknownHost.
 func explain(err error, unknown bool) error {
 	failed, ok := errors.AsType[*pgconn.ConnectError](err)
 	if !ok {
@@ -36,9 +36,9 @@ func explain(err error, unknown bool) error {
 	return nil
 }
 
-// sentenceOf returns what is wrong and what to change; empty unless every part of err is
-// permanent. It takes the last part: pgx tries a host in several forms of TLS, and the server
-// refuses the first for its form, and the last for what is wrong.
+// sentenceOf returns what is wrong and what to change. It returns an empty string unless every
+// part of err is permanent. Of several parts it explains the last: pgx tries a host with and
+// without TLS, and the server may refuse the first attempt only because of its TLS.
 func sentenceOf(err error, unknown bool) (sentence string) {
 	if several, ok := err.(interface{ Unwrap() []error }); ok {
 		for _, part := range several.Unwrap() {

@@ -16,8 +16,8 @@ import (
 // confirmTimeout bounds a confirmation, which may wait for a standby that is away.
 const confirmTimeout = 1500 * time.Millisecond
 
-// ErrUnconfirmed is returned for a read from a server that has crashed since, or that is not
-// the server that confirms: what the read showed may be lost.
+// ErrUnconfirmed is returned if the server of a read has crashed since, or is not the server that
+// confirms: what the read showed may be lost.
 var ErrUnconfirmed = errors.New("the read can't be confirmed any more")
 
 // errNoServerLife is returned for a connection that SecureSession has not set up.
@@ -29,11 +29,12 @@ var errNoServerLife = errors.New("the connection has no server life")
 // The worker commits without a flush. For some milliseconds other transactions see rows that a
 // crash would still undo. A confirmation is a transaction that flushes. Postgres flushes its
 // log in order, so a confirmation makes all transactions durable that had ended when it began.
-// The gate remembers them by the confirmation's horizon: reads of rows below it don't wait.
-// Reads of newer rows share the next confirmation, which begins when the current one has ended.
+// The gate keeps the last confirmation's horizon: an answer that shows only rows of transactions
+// below it does not wait. Answers that show newer rows share the next confirmation, which begins
+// when the current one has ended.
 //
 // A crash of Postgres between a read and its confirmation may undo what was read. Then the
-// confirmation is of another ServerLife than the read, and the answer is dropped.
+// confirmation has another ServerLife than the read, and the answer is dropped.
 type Gate struct {
 	pool   *pgxpool.Pool   // confirms
 	others []*pgxpool.Pool // serve reads
@@ -46,7 +47,7 @@ type Gate struct {
 	mu        sync.Mutex    // guards the fields below
 	last      horizon       // of the last confirmation
 	next      *confirmation // the one that has not begun; nil for none
-	abandoned ServerLife    // of the connections that were closed last
+	abandoned ServerLife    // the one for which abandon last closed the connections
 }
 
 // horizon says that the transactions of a server life with ids below xid are durable.
@@ -55,7 +56,7 @@ type horizon struct {
 	xid  uint64
 }
 
-// confirmation is a confirmation that answers wait for. done is closed once the other fields
+// confirmation is one confirmation; answers wait for it. done is closed once the other fields
 // are set.
 type confirmation struct {
 	done chan struct{}
@@ -80,9 +81,11 @@ func NewGate(registry prometheus.Registerer, pool *pgxpool.Pool, others ...*pgxp
 	return g
 }
 
-// Watch begins a request: reads with the returned context report what they show. The first
-// request of a process waits for a first confirmation, with which Wait compares a later one.
-// Without it, Wait drops an answer whose reads have reported nothing.
+// Watch begins a request: reads with the returned context report to Shown what they show.
+//
+// Watch also notes the server life of the last confirmation. Wait needs it if the reads report
+// no server life of their own. Before the first confirmation there is none, so Watch makes one.
+// If that fails, Wait drops an answer whose reads have reported nothing.
 func (g *Gate) Watch(ctx context.Context) (context.Context, *Shown) {
 	ctx, shown := WithShown(ctx)
 	if shown.before = g.life(); shown.before == (ServerLife{}) {
@@ -99,9 +102,9 @@ func (g *Gate) life() ServerLife {
 	return g.last.life
 }
 
-// Wait returns nil once all that was shown is durable. Where no read has reported what it
-// shows, Wait confirms everything that was there. After an error the answer must not be sent:
-// ErrUnconfirmed where the read may be lost, any other error where Wait could not find out.
+// Wait returns nil once all that was shown is durable. If no read has reported what it shows,
+// Wait confirms all that was visible. After an error the answer must not be sent. ErrUnconfirmed
+// says that what was read may be lost, any other error that Wait could not find out.
 func (g *Gate) Wait(ctx context.Context, shown *Shown) error {
 	if shown.torn {
 		g.abandon(shown.life)
@@ -136,7 +139,7 @@ func (g *Gate) Wait(ctx context.Context, shown *Shown) error {
 	return nil
 }
 
-// join returns the next confirmation to begin, or nil where none is needed.
+// join returns the next confirmation to begin, or nil if none is needed.
 func (g *Gate) join(shown *Shown) *confirmation {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -150,7 +153,7 @@ func (g *Gate) join(shown *Shown) *confirmation {
 	return g.next
 }
 
-// abandon closes the connections of all pools, once for a server life. A connection to a
+// abandon closes the connections of all pools, once for each server life. A connection to a
 // server that is no longer the primary would go on serving reads that can't be confirmed.
 func (g *Gate) abandon(life ServerLife) {
 	g.mu.Lock()
@@ -181,7 +184,7 @@ func (g *Gate) Run(ctx context.Context) error {
 func (g *Gate) confirmNext(ctx context.Context) {
 	g.mu.Lock()
 	c := g.next
-	g.next = nil // answers from here on may show what this confirmation does not cover
+	g.next = nil // answers that come from now on need the one after this
 	g.mu.Unlock()
 	defer close(c.done)
 	if c.horizon, c.err = g.confirm(ctx); c.err != nil {
@@ -192,16 +195,17 @@ func (g *Gate) confirmNext(ctx context.Context) {
 	g.last = c.horizon
 }
 
-// confirmSQL is ConfirmSQL with two transaction ids: the oldest that had not ended when the
-// statement's snapshot was taken, before its message was written, and its own.
+// confirmSQL is ConfirmSQL with two transaction ids: of the oldest transaction that had not ended
+// when the statement took its snapshot, which is before it writes its message; and its own.
 const confirmSQL = `SELECT pg_snapshot_xmin(pg_current_snapshot()), pg_current_xact_id(), (` + ConfirmSQL + `)`
 
-// confirm returns once its own transaction is durable, and so every transaction that had ended
-// before it began.
+// confirm returns once its own transaction is durable. Then every transaction that had ended
+// before it began is durable too.
 //
-// The horizon is the oldest transaction that was still running. A running transaction may have
-// ended subtransactions with higher ids, which no snapshot lists. Where no transaction was
-// running, the horizon is just above confirm's own.
+// The horizon is the id of the oldest transaction that had not ended. Many transactions above
+// it have ended too. But a running transaction may have written rows in a subtransaction with a
+// higher id, which the snapshot does not list, so no higher id is safe. If no other transaction
+// was running, the horizon is just above confirm's own id.
 func (g *Gate) confirm(ctx context.Context) (h horizon, err error) {
 	ctx, cancel := context.WithTimeout(ctx, g.timeout)
 	defer cancel()

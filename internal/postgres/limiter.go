@@ -26,10 +26,10 @@ var errPausing = errors.New("no new connection yet")
 //
 // After a crash of Postgres or a network cut, every slot of every pool needs a new
 // connection at once, and again as soon as an attempt fails. Postgres takes connections in
-// the order in which they arrive, and forks a process for each. When its backlog takes
-// longer than connectTimeout, Postgres serves only connections that their clients have given
-// up, and those clients come again: on a busy machine for 46 s after the network was back.
-// A short backlog is worked off.
+// the order in which they arrive, and forks a process for each. When its backlog takes longer
+// than connectTimeout, Postgres only serves connections that their clients have given up, and
+// those clients connect again. On a busy machine this lasted for 46 s after the network was
+// back. Fewer attempts keep the backlog short.
 //
 // connectTimeout begins after the wait for a slot.
 type connectLimiter struct {

@@ -38,8 +38,8 @@ type LockRetries struct {
 // Do runs try, and again after a pause while try returns ErrLocked: for up to lockRetryFor,
 // and for up to maxLockRetries callers of a row at once. Then it returns ErrLocked.
 //
-// try holds a connection only until it returns, locks with SKIP LOCKED or NOWAIT, and runs
-// more than once, so it must keep nothing from a try that found the row locked.
+// try must lock with SKIP LOCKED or NOWAIT, so that it holds a connection only briefly. It may run
+// more than once, so it must keep nothing from a run that found the row locked.
 func (r *LockRetries) Do(ctx context.Context, row string, try func() error) error {
 	err := try()
 	if !errors.Is(err, ErrLocked) || !r.begin(row) {

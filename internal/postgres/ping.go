@@ -18,10 +18,10 @@ const (
 
 // pinger checks whether idle connections still work.
 //
-// After a network cut a connection may swallow everything that it is sent, and mostly each
+// After a network cut a connection may swallow everything that it is sent, and usually every
 // connection of the pool does. So when one ping times out, pinger abandons all connections,
-// and the pool opens new ones. To ping them one after another would take a pingTimeout for
-// each, and the requests meanwhile would fail.
+// and the pool opens new ones. If it pinged them one after another, each would take a
+// pingTimeout, and requests would fail meanwhile.
 type pinger struct {
 	pool *pgxpool.Pool
 
@@ -46,7 +46,7 @@ func (p *pinger) isDead(ctx context.Context, idle pgxpool.ShouldPingParams) bool
 }
 
 // abandonAll abandons all connections because a ping that began at pinged timed out. It does
-// nothing where they were abandoned since.
+// nothing if they have been abandoned since.
 func (p *pinger) abandonAll(pinged time.Time) {
 	p.mu.Lock()
 	defer p.mu.Unlock()

@@ -23,32 +23,31 @@ const (
 // maxIdleTime is how long a connection stays open without use.
 const maxIdleTime = time.Minute
 
-// The same bounds for serving connections. Their statements take milliseconds; one that takes
-// this long is stuck, and so is every request that waits for it.
+// The same bounds for serving connections. Their statements take milliseconds. One that takes
+// so long is stuck, and the requests that wait for it must not wait much longer.
 const (
 	servingStatementTimeout = 3 * time.Second
 	servingIdleTimeout      = 5 * time.Second
 )
 
-// RoundTripTimeout is how long a client waits for the next result before it abandons the
-// connection. It is longer than Postgres's own time-outs on a serving connection: Postgres ends
-// a statement that is only slow, and the client gets its error. Applies that are sent together
-// share it, some at a time.
+// RoundTripTimeout is how long a process waits for the next result before it abandons the
+// connection. It is longer than Postgres's own time-outs on a serving connection: if a statement
+// is only slow, Postgres ends it, and the process gets the error. Of applies that are sent
+// together, every few results have that time.
 const RoundTripTimeout = lockTimeout + servingStatementTimeout + 1500*time.Millisecond
 
 // Config says which database to open and how wide.
 type Config struct {
 	URL      string
-	MaxConns int32 // unless the URL says pool_max_conns; pgx's own default where 0
-	// Part returns how many of these connections this pool has, where a process has several
+	MaxConns int32 // unless the URL says pool_max_conns; 0 for pgx's own default
+	// Part returns how many of these connections this pool has, if a process has several
 	// pools; nil for all.
 	Part        func(total int32) int32
 	Application string       // what pg_stat_activity shows
 	Log         *slog.Logger // logs that a server takes no writes; nil for no log
-	// Serving is for connections that answer clients or apply jobs. Postgres keeps a plan that
-	// it made while a table was small. So these connections plan for an index, in its order,
-	// from the start: for an account with few transactions the planner would read and sort all
-	// of them instead of one page.
+	// Serving is for connections that answer clients or apply jobs. Postgres keeps a plan that it
+	// made while a table was small: one that reads and sorts all transactions of an account. So
+	// on these connections the planner uses an index, and reads in its order, from the start.
 	Serving bool
 }
 
@@ -70,7 +69,7 @@ func Open(ctx context.Context, cfg Config) (*pgxpool.Pool, error) {
 	params["lock_timeout"] = milliseconds(lockTimeout)
 	params["idle_in_transaction_session_timeout"] = milliseconds(idleTimeout)
 	// When a worker's host vanishes between an apply and its COMMIT, the account stays locked
-	// until Postgres notices: by default after two hours, this way within 20 s.
+	// until Postgres notices: after two hours by default, within 20 s with these settings.
 	params["tcp_keepalives_idle"], params["tcp_keepalives_interval"], params["tcp_keepalives_count"] = "5", "5", "3"
 	if cfg.Serving {
 		params["enable_seqscan"] = "off"
@@ -135,12 +134,12 @@ func OpenServing(ctx context.Context, cfg Config, schema int64, log *slog.Logger
 }
 
 // ConfirmSQL makes the commit of a reading transaction wait for the disk and for a synchronous
-// standby, as the commit of a writer does, and so for everything that it has read. A row may be
-// visible before it is durable: where the standby was away and the writer's client gave up
-// waiting, the row stays visible for as long as this primary runs.
+// standby, as the commit of a writer does. Then all that the transaction has read is durable
+// too. A row may be visible before it is durable, even for long: if the standby is away and the
+// writer's client gives up waiting, the row is visible for as long as this primary runs.
 //
-// It writes an empty message to Postgres's log: the commit of a transaction that writes nothing
-// there does not wait.
+// It writes an empty message to Postgres's log, because the commit of a transaction that writes
+// nothing there does not wait.
 const ConfirmSQL = `SELECT pg_logical_emit_message(true, 'passbook', '')`
 
 func milliseconds(d time.Duration) string {

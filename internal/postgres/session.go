@@ -15,8 +15,9 @@ import (
 var ErrUnsuitable = errors.New("unsuitable database")
 
 // sessionParams are the settings that the statements rely on, whatever the configuration of the
-// server, the database or the role says. A session keeps a setting that it has set itself when
-// the running server reloads its configuration; it does not keep one that was only right.
+// server, the database or the role says. Each session sets them itself, also if the value is
+// right already: when the server reloads its configuration, only the settings that a session has
+// set itself stay as they are.
 // https://www.postgresql.org/docs/current/config-setting.html
 var sessionParams = map[string]string{
 	"client_encoding":                "UTF8",
@@ -43,14 +44,16 @@ func SetSession(cfg *pgx.ConnConfig, application string) {
 	}
 }
 
-// sessionSQL sets what the promises rely on. synchronous_commit: a 202 says that the job is on
-// disk; the stronger remote_apply stays. session_replication_role: any other value turns off the
-// triggers that enforce the rules of the bank; some roles may not set it. transaction_timeout,
-// since Postgres 17, would end a step of an archive or a migration; statements have their own
-// bounds.
+// sessionSQL sets what the promises rely on:
+//   - synchronous_commit is on, because a 202 says that the job is on disk. The stronger
+//     remote_apply stays.
+//   - session_replication_role is origin, because any other value turns off triggers. Some roles
+//     may not set it.
+//   - transaction_timeout, new in Postgres 17, is 0: it would end a step of an archive or of a
+//     migration. Statements have their own bounds.
 //
-// One row: the encoding of the database, the session_replication_role that the session ends up
-// with, and the server life.
+// One row: the encoding of the database, the resulting session_replication_role and
+// synchronous_commit, the result of setting transaction_timeout, and the server life.
 const sessionSQL = `
 	SELECT current_setting('server_encoding'),
 		CASE WHEN has_parameter_privilege('session_replication_role', 'SET')

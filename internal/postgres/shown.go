@@ -36,10 +36,10 @@ const HistorySQL = `(SELECT system_identifier FROM pg_control_system()) || '/' |
 		ELSE ('x' || left(pg_walfile_name(pg_current_wal_insert_lsn()), 8))::bit(32)::int
 	END`
 
-// startSQL reads ServerLife.Start. Where one process of the server is killed, the postmaster
-// stays and starts all others anew; then only the counters, which a crash resets, show the
-// crash. An operator may reset them too. Then reads through older connections are not confirmed
-// until those connections are replaced.
+// startSQL reads ServerLife.Start. If one process of the server is killed, the postmaster stays
+// and restarts all others. Then its start time shows no crash, but the time of the last reset of
+// the statistics does: a crash resets them. If an operator resets them, answers of older
+// connections are not confirmed until those connections are replaced.
 const startSQL = `extract(epoch FROM pg_postmaster_start_time()) || '/' ||
 	coalesce(extract(epoch FROM pg_stat_get_bgwriter_stat_reset_time())::text, '')`
 
@@ -73,7 +73,7 @@ func shownIn(ctx context.Context) *Shown {
 	return &Shown{}
 }
 
-// ShowNone reports that the answer shows nothing, or only what the request itself has
+// ShowNone reports that the answer shows no row, or only rows that the request itself has
 // committed with a flush.
 func ShowNone(ctx context.Context) { shownIn(ctx).reported = true }
 
@@ -118,7 +118,7 @@ func (r shownRow) Scan(dest ...any) error {
 // AddTo reports to the context what s shows.
 func (s *Shown) AddTo(ctx context.Context) { s.AddAs(ctx, s.life) }
 
-// AddAs is AddTo for reads that count as reads of another server's life.
+// AddAs is AddTo, but the reads count as reads in the server life life.
 func (s *Shown) AddAs(ctx context.Context, life ServerLife) {
 	to := shownIn(ctx)
 	if s.reported {
@@ -142,16 +142,16 @@ func (s *Shown) add(xid uint64) { s.newest = max(s.newest, xid) }
 // transaction.
 const firstNormal = 3
 
-// widen returns the 64-bit id of the transaction that wrote a row, of which the row keeps the
-// low 32 bits, xmin. next is the next id when the row was visible. It returns the newest id
-// that fits: a frozen row may be older by a multiple of 2^32, and then counts as younger than
-// it is, never as older. 0 for a row that is older than any transaction.
+// widen returns the 64-bit id of the transaction that wrote a row. The row keeps the low 32 bits
+// of it, xmin; next is the next id when the row was visible. widen returns the newest id that
+// fits both. A frozen row may be older, by a multiple of 2^32: it counts as newer than it is,
+// never as older. It returns 0 for a row that is older than any transaction.
 func widen(xmin uint32, next uint64) uint64 {
 	if xmin < firstNormal {
 		return 0
 	}
 	back := uint64(uint32(next-1) - xmin) //nolint:gosec // modulo 2^32
-	if back >= next {                     // no visible row is
+	if back >= next {                     // no visible row has such an id
 		return math.MaxUint64
 	}
 	return next - 1 - back

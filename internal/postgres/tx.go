@@ -11,7 +11,7 @@ import (
 const maxTries = 5
 
 // InTx runs do in one transaction and commits it. After a serialization failure or a deadlock it
-// runs do again, maxTries times in all, so do must keep nothing from a run that failed.
+// runs do again, up to maxTries times in all, so do must keep nothing from a run that failed.
 func InTx(ctx context.Context, pool *pgxpool.Pool, do func(pgx.Tx) error) error {
 	var err error
 	for range maxTries {
