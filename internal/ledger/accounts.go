@@ -107,11 +107,11 @@ const accountColumns = `accounts.id, number, currency, balance, last_seq, accoun
 // readSQL reads accounts as postgres.Showing wants them.
 const readSQL = `SELECT ` + accountColumns + `, accounts.xmin, ` + postgres.ShownSQL + ` FROM accounts`
 
-// insertAccount returns pgx.ErrNoRows where an account has the number, or an account or a job
-// has the key. The caller has the key's lock, so the statement sees all that the key has made.
-// Any other conflict, as of an id that the sequence gives again, is an error. Where another
-// transaction has inserted the number and not committed, the statement waits and keeps its
-// connection, for the few statements until that commit.
+// insertAccount returns pgx.ErrNoRows if an account has the number, or an account or a job has
+// the key. The caller has the key's lock, so the statement sees all that the key has made. Any
+// other conflict is an error, such as an id that the sequence gives again. If another transaction
+// has inserted the number and not committed yet, the statement waits for it with its connection,
+// for the few statements until that commit.
 func insertAccount(ctx context.Context, tx pgx.Tx, opening Opening, number string) (Account, error) {
 	const sql = `
 		INSERT INTO accounts (user_id, number, currency, open_key, open_request, last_at, created_at)
@@ -202,8 +202,8 @@ func readAccount(ctx context.Context, q querier, sql string, args ...any) (Accou
 
 // KeyLock returns the advisory lock of an idempotency key. Openings and moves to the archive
 // take it exclusively, accepts of jobs share it. So a key never makes both an account and a
-// job, nor a second job while its first job moves. No request waits for the lock: it gets
-// ErrKeyBusy, also where the lock is that of another key with the same hash.
+// job, nor a second job while its first job moves. No request waits for the lock: a request that
+// does not get it returns ErrKeyBusy. Two keys with the same hash share a lock.
 func KeyLock(userID uuid.UUID, key string) int64 {
 	hash := fnv.New64a()
 	_, _ = hash.Write(userID[:]) // never fails

@@ -35,7 +35,7 @@ func NewApplier(pool *pgxpool.Pool) *Applier {
 
 // Apply applies the queued jobs of upTo's account in order of position, up to upTo itself and
 // at most limit of them. Each job has a transaction of its own. Apply returns the jobs that it
-// finished, and more where upTo is not among them and may still be queued.
+// finished. more says that upTo is not among them and may still be queued.
 //
 // A kill before a job's commit leaves the job queued, a kill after it leaves the job finished.
 // There is no state between, and a job that is not queued is not applied again.
@@ -45,8 +45,8 @@ func NewApplier(pool *pgxpool.Pool) *Applier {
 // job failed. ErrJobNotFound means that no job has the id upTo. Any other error is a fault of
 // Postgres or of the connection, and no attempt is counted.
 func (a *Applier) Apply(ctx context.Context, upTo uuid.UUID, limit int) (applied []Applied, more bool, err error) {
-	// Most accounts have only upTo queued: one transaction, one round trip. Only where an
-	// older job was the first do the others share the next round trip.
+	// Most accounts have only upTo queued, so the first round trip has one transaction. If that
+	// applied an older job, the others share the next round trip.
 	for jobs := (dueJobs{upTo: upTo, n: 1}); jobs.n > 0; jobs.n = min(jobs.remaining, limit-len(applied)) {
 		var batch []Applied
 		batch, jobs, err = a.applyNext(ctx, jobs)
@@ -58,8 +58,8 @@ func (a *Applier) Apply(ctx context.Context, upTo uuid.UUID, limit int) (applied
 	return applied, more, nil
 }
 
-// applyNext applies the oldest jobs.n of the jobs, and attempts a refused job once more. after
-// are the jobs that remain.
+// applyNext applies the oldest jobs.n of the due jobs. It attempts a job that Postgres refused
+// once more. after are the jobs that remain.
 func (a *Applier) applyNext(ctx context.Context, jobs dueJobs) (applied []Applied, after dueJobs, err error) {
 	applied, all := a.applyAll(ctx, []dueJobs{jobs})
 	after = all[0]
@@ -85,8 +85,8 @@ type Due struct {
 
 // ApplyShared applies due jobs of several accounts: about limit of them, and at least one of
 // each account. The jobs share round trips and flushes. remaining are the accounts that have
-// more due jobs, with their number. troubled are the accounts for which an error ended the
-// work. The caller gives each of those to Apply, which meets the error and returns it.
+// more due jobs, with the number of these. troubled are the accounts whose work an error ended.
+// The caller passes each of those to Apply, which meets the error again and returns it.
 //
 // A kill leaves each job as a kill of Apply does.
 func (a *Applier) ApplyShared(ctx context.Context, due []Due, limit int) (applied []Applied, remaining, troubled []Due) {
@@ -112,12 +112,12 @@ func (a *Applier) ApplyShared(ctx context.Context, due []Due, limit int) (applie
 	return applied, remaining, troubled
 }
 
-// maxBatch bounds how many transactions share a round trip.
-const maxBatch = 64
+// maxSteps bounds how many transactions share a round trip.
+const maxSteps = 64
 
-// maxCounted bounds how far the remaining jobs of an account are counted: one more than a
-// batch can apply.
-const maxCounted = maxBatch + 1
+// maxCounted bounds how far the remaining jobs of an account are counted: one more than a round
+// trip can apply.
+const maxCounted = maxSteps + 1
 
 // dueJobs are an account's queued jobs up to one of them.
 type dueJobs struct {
@@ -145,7 +145,7 @@ func (a *Applier) applyAll(ctx context.Context, accounts []dueJobs) (applied []A
 		}
 	}
 	for len(steps) > 0 {
-		some, heard, err := a.applyBatch(ctx, steps[:min(maxBatch, len(steps))])
+		some, heard, err := a.applyBatch(ctx, steps[:min(maxSteps, len(steps))])
 		applied, steps = append(applied, some...), steps[heard:]
 		if err != nil { // no further batch is sent
 			for _, s := range steps {

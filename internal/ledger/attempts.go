@@ -12,8 +12,8 @@ import (
 	"github.com/passbook/passbook/internal/test/failpoint"
 )
 
-// MaxAttempts bounds how often a job is attempted that Postgres refuses for a reason of the
-// job's own. The last attempt ends the job failed, and its account goes on.
+// MaxAttempts bounds the attempts of a job that Postgres refuses for a reason of the job's own.
+// After the last attempt the job is failed, and its account goes on.
 const MaxAttempts = 5
 
 // ErrRefused wraps the error of a job that Postgres refused for a reason of the job's own; the
@@ -24,15 +24,15 @@ var ErrRefused = errors.New("job refused")
 const attemptTimeout = 2 * postgres.RoundTripTimeout
 
 // attemptOldest counts an attempt of the oldest queued job of upTo's account and applies the
-// job once more, to learn whether Postgres refuses this job. It returns the job where the job
-// is finished: applied, or failed after the last of MaxAttempts. It returns ErrRefused where
-// the job stays queued, and nothing where no job up to upTo is queued. (An account that has
-// lost its row has no lock: the rules refuse one of two attempts at once.)
+// job once more, to learn whether it is this job that Postgres refuses. It returns the job if
+// the job is now finished: applied, or failed after the last of MaxAttempts. It returns
+// ErrRefused if the job stays queued, and nothing if no job up to upTo is queued. (An account
+// that has lost its row can't be locked: of two attempts at once, the rules refuse one.)
 //
-// The lock holds off every other apply, and an operator's Replay. It does not hold off an
-// accept that drew an older position and commits late: its job becomes the oldest at any
-// moment. So the transaction is REPEATABLE READ: the count, the attempt and the end see the
-// queue as it was when the transaction began. Where another apply has changed the queue since,
+// The lock keeps out every other apply, and an operator's Replay. It does not keep out an
+// accept that drew an older position and commits late: that job may become the oldest at any
+// moment. So the transaction is REPEATABLE READ: the count, the attempt and the outcome see the
+// queue as it was when the transaction began. If another apply has changed the queue since,
 // Postgres reports a serialization failure and InTx begins again.
 //
 // A kill before the commit leaves the attempt uncounted and the job as it was. A kill after it
@@ -80,8 +80,8 @@ func (a *Applier) attemptOldest(ctx context.Context, upTo uuid.UUID) (finished [
 	return finished, nil
 }
 
-// notRefusal returns the error that undoes the whole transaction. A refusal undoes only the
-// savepoint, and the attempt stays counted.
+// notRefusal returns the error with which the whole transaction is undone. For a refusal it
+// returns nil: only the savepoint is undone, and the attempt stays counted.
 func notRefusal(err error) error {
 	if postgres.IsDataFault(err) {
 		return nil
@@ -89,7 +89,7 @@ func notRefusal(err error) error {
 	return err
 }
 
-// lockSQL holds every other apply of the account off until the transaction ends.
+// lockSQL keeps out every other apply of the account until the transaction ends.
 //
 // $1 the named job.
 const lockSQL = `
@@ -101,11 +101,11 @@ const retrySQL = `
 	SELECT job, account, kind, outcome, accepted, finished FROM apply_job($1, $2, 0) WHERE job IS NOT NULL`
 
 // countSQL counts an attempt of the account's oldest queued job, if that is the named job or an
-// older one: one step into the queue.
+// older one. It stops counting at 1,001, which is far more than MaxAttempts: an overflow of the
+// column would stop the account for ever.
 //
-// $1 the named job. One row, the oldest job and its attempts so far; no row where no job up to
-// the named one is queued. A count that is out of reason stays far below what the column holds:
-// the job ends failed, where an overflow would stop its account.
+// $1 the named job. One row, the oldest job and its attempts, this one included; no row if no
+// job up to the named one is queued.
 const countSQL = `
 	UPDATE queue SET attempts = least(queue.attempts, 1000) + 1
 	FROM jobs named LEFT JOIN accounts account ON account.id = named.account_id, LATERAL (
@@ -118,7 +118,7 @@ const countSQL = `
 	WHERE named.id = $1 AND queue.account_id = oldest.account_id AND queue.position = oldest.position
 	RETURNING queue.job_id, queue.attempts`
 
-// failSQL ends a queued job failed. No balance changes.
+// failSQL moves a queued job to failed. No balance changes.
 //
 // $1 the job. One row, the job.
 const failSQL = `

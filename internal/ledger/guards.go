@@ -8,7 +8,7 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
-// guards are the triggers that hold the rules of the bank. migrations/00001_schema.sql enables
+// guards are the triggers that enforce the rules of the bank. migrations/00001_schema.sql enables
 // them in every session, whatever its session_replication_role is.
 var guards = map[string][]string{
 	"accounts":      {"accounts_are_kept", "accounts_form", "accounts_move", "accounts_start_empty", "accounts_terms"},
@@ -20,17 +20,17 @@ var guards = map[string][]string{
 	"transactions":  {"transactions_append_only", "transactions_rules"},
 }
 
-// guardsSQL reads which triggers of a table are not enabled always.
+// guardsSQL reads which triggers of a table are not ENABLE ALWAYS.
 //
 // $1 the table, $2 its triggers. One row a trigger: its name, and how it is enabled, null
-// where it is missing.
+// if it is missing.
 const guardsSQL = `
 	SELECT guard, tgenabled::text
 	FROM unnest($2::text[]) guard LEFT JOIN pg_trigger ON tgrelid = $1::text::regclass AND tgname = guard
 	WHERE tgenabled IS DISTINCT FROM 'A'`
 
-// verifyGuards reports the triggers that are missing or not enabled always, for example after
-// a restore or a replication.
+// verifyGuards reports the triggers that are missing or not ENABLE ALWAYS, for example after a
+// restore or a replication.
 func verifyGuards(ctx context.Context, tx pgx.Tx, mismatch func(string, ...any)) error {
 	for _, table := range slices.Sorted(maps.Keys(guards)) {
 		rows, _ := tx.Query(ctx, guardsSQL, table, guards[table]) // ForEachRow returns its error

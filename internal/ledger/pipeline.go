@@ -42,14 +42,14 @@ var (
 // applyBatch sends the transactions of all steps together. Each transaction commits by itself,
 // in order. Only the last commit waits until it is flushed: the log is flushed in order, so
 // all commits before it are flushed with it. The first transaction that fails ends the batch,
-// and its account gets the error; Postgres does not begin those behind it. Where the last
-// transaction failed, or wrote nothing and so flushed nothing, a transaction of its own flushes
-// the commits before it.
+// and its account gets the error; Postgres does not begin the ones after it. If the last
+// transaction failed, or wrote nothing and so flushed nothing, one more transaction flushes the
+// commits before it.
 //
 // heard counts the steps whose result arrived; applied are their jobs, each of them durable.
 // err is the connection failure that ended the reading. Then heard is 0, because the commits
-// whose results had arrived may be lost with the connection. applyBatch waits
-// postgres.RoundTripTimeout for flushEvery results, or for one that fails. After that it
+// whose results had arrived may not have been flushed. applyBatch waits at most
+// postgres.RoundTripTimeout for the next results, which come flushEvery at a time. After that it
 // abandons the connection, and Postgres may still apply, once, what was sent.
 //
 // A kill of the worker after the batch was sent stops no transaction at once: Postgres commits
@@ -99,7 +99,7 @@ func (a *Applier) applyBatch(ctx context.Context, batch []step) (applied []Appli
 	return applied, heard, nil
 }
 
-// prepare returns the statements as the server describes them. It asks once a connection.
+// prepare returns the server's descriptions of the statements. It asks for them once a connection.
 func prepare(ctx context.Context, conn *pgx.Conn) (prepared map[string]*pgconn.StatementDescription, err error) {
 	prepared = map[string]*pgconn.StatementDescription{}
 	for _, s := range []statement{apply, begin, commit, chain} {
@@ -122,8 +122,8 @@ var (
 	unflushed  = []byte{0}
 )
 
-// flushEvery is after how many transactions Postgres sends their results: to send and to
-// receive them costs each side about a tenth of an apply.
+// flushEvery is after how many transactions Postgres sends their results together: to send and
+// to receive each by itself would cost each side about a tenth of an apply.
 const flushEvery = 8
 
 // sendBatch sends the batch's transactions with a single Sync at their end. The Sync commits
@@ -131,8 +131,8 @@ const flushEvery = 8
 // which Postgres would send the results at once.
 func sendBatch(pipeline *pgconn.Pipeline, prepared map[string]*pgconn.StatementDescription, batch []step) {
 	send := func(s statement, args ...[]byte) {
-		// By a description: by its name pgx would have each apply described anew. pgx 5.12
-		// loses count of descriptions when a statement fails, but not before the Sync.
+		// With a description: with the name alone pgx would ask for the description of each apply.
+		// pgx 5.12 miscounts descriptions once a statement has failed, but not before the Sync.
 		pipeline.SendQueryStatement(prepared[s.name], args, inBinary, inBinary)
 	}
 	if len(batch) > 1 {
@@ -162,10 +162,10 @@ func sendBatch(pipeline *pgconn.Pipeline, prepared map[string]*pgconn.StatementD
 	}
 }
 
-// readBatch reads the result of each transaction, up to the first that failed, and calls each
-// after every result. A job counts as applied only when the end of its transaction has a result
-// too, its COMMIT or the Sync: then Postgres has committed it. wrote is whether the last
-// transaction that was read has applied a job.
+// readBatch reads the results up to the first transaction that failed, and calls each after every
+// result. A job counts as applied only once the result of its COMMIT, or of the Sync, has arrived:
+// then Postgres has committed it. wrote says whether the last transaction that was read has
+// applied a job.
 func readBatch(types *pgtype.Map, pipeline *pgconn.Pipeline, batch []step, each func()) (applied []Applied, heard int, wrote bool, err error) {
 	if len(batch) > 1 {
 		if _, err := pipeline.GetResults(); err != nil { // of BEGIN
@@ -184,7 +184,7 @@ func readBatch(types *pgtype.Map, pipeline *pgconn.Pipeline, batch []step, each 
 			return applied, i + 1, false, nil
 		}
 		if err != nil {
-			return nil, 0, false, err // the connection is lost, and with it the other results
+			return nil, 0, false, err // the connection is lost, and the other results with it
 		}
 		applied = append(applied, result.applied...)
 		wrote = len(result.applied) > 0
@@ -218,7 +218,7 @@ type result struct {
 	unknown   bool      // no job has the id that was named
 }
 
-// record notes the result of an apply.
+// record records the result of an apply.
 func (d *dueJobs) record(r result) {
 	d.remaining = r.remaining
 	if r.unknown {
@@ -246,8 +246,8 @@ func readResult(types *pgtype.Map, pipeline *pgconn.Pipeline) (result, error) {
 	return parseResult(types, read.Rows[0][0])
 }
 
-// parseResult parses the record that apply_job returns. To scan it into pgx's own types takes a
-// quarter of the time that pointers take.
+// parseResult parses the record that apply_job returns. It scans into pgx's own types, which takes
+// a quarter of the time that scanning into pointers takes.
 func parseResult(types *pgtype.Map, record []byte) (r result, err error) {
 	var (
 		id                 pgtype.UUID

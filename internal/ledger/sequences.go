@@ -19,16 +19,16 @@ var ErrSequenceBehind = fmt.Errorf("%w: sequence behind its table", postgres.Err
 
 // Bounds of the check at start; verify and migrate read all rows.
 const (
-	// newestJobs is how many of the newest jobs by id are read. Ids follow the clock of the
-	// API, positions the sequence; their orders differ only among accepts at the same time.
+	// newestJobs is how many of the newest jobs by id the check reads. Ids follow the clock of the
+	// API, positions follow the sequence; their orders differ only among accepts at the same time.
 	newestJobs = 10_000
-	// checkedQueued is how many queued jobs are read: a long backlog that is not cached must
-	// not keep a process from starting.
+	// checkedQueued is how many queued jobs the check reads: a long backlog that is not cached
+	// must not delay the start of a process.
 	checkedQueued = 10_000
 )
 
-// A sequence is read after the snapshot of its statement is taken, so its next number
-// is higher than every number in the snapshot, unless it is behind.
+// Each statement reads its sequence after it has taken its snapshot. So the next number is higher
+// than every number that the snapshot shows, unless the sequence is behind.
 //
 // One row a sequence: its name, its next number, the highest number in use.
 const (

@@ -149,9 +149,9 @@ func (r *recomputed) end(mismatch func(string, ...any)) {
 }
 
 // jobsSQL pairs all jobs, archived or not, with the rows that state their outcomes, and returns
-// the pairs that do not agree. A job has one state and its own position, and its transaction
-// has its amount. The rejection of an archived job is deleted. A job, and a key, is either in
-// jobs or in the archive.
+// the pairs that do not agree. A job must have exactly one state and a position of its own, and its
+// transaction the same amount. An archived job must have no rejection: the archive states it. A
+// job and its key must be in jobs or in the archive, not in both.
 const jobsSQL = `
 	WITH states AS NOT MATERIALIZED (
 		SELECT job_id, account_id, position, 'queued' AS status, NULL::entry_type AS type, NULL::bigint AS amount, NULL AS description,
