@@ -1,12 +1,12 @@
 -- +goose Up
 
--- The tables, and the rules of the bank, which hold for every role and in every session.
+-- The tables, and the rules of the bank, which Postgres enforces for every role and in every
+-- session.
 --
--- Rules that an apply would pay for stand in triggers and not in CHECK constraints. Postgres
--- reads the tree of each check, and of each trigger's condition, anew for every statement
--- that changes a row: all of them together, about a third of what an apply costs. It reads the
--- body of a function once a connection, and a trigger BEFORE UPDATE OF some columns only
--- where a statement sets one of them.
+-- Rules of tables that an apply changes stand in triggers and not in CHECK constraints. Postgres
+-- parses each constraint, and each trigger's condition, anew for every statement that changes a
+-- row: together, about a third of what an apply costs. It reads the body of a function once a
+-- connection, and a trigger BEFORE UPDATE OF some columns only if a statement sets one of them.
 --
 -- Triggers are ENABLE ALWAYS: session_replication_role = replica switches off the others. A
 -- database that receives these tables by logical replication disables them until it
@@ -16,9 +16,9 @@
 -- Row level security binds every role but the owner of the tables. Whatever such a role was
 -- granted, it moves no balance, writes no history, ends no job as succeeded and archives no
 -- job, except by the functions apply_job, deposit_initial and archive_jobs, which run as their
--- owner. The policies cost the owner nothing, so they cost an apply nothing. (A trigger that looks
--- for the history of each balance, deferred to the commit, cost an apply 17 %.) A pg_dump
--- runs as the owner, a superuser or a role that has BYPASSRLS.
+-- owner. The policies cost the owner nothing, so they cost an apply nothing. (A deferred trigger
+-- that compares each balance with its history made an apply 17 % slower.) A pg_dump runs as the
+-- owner, a superuser or a role that has BYPASSRLS.
 
 -- +goose StatementBegin
 CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$
@@ -28,9 +28,9 @@ END
 $$;
 -- +goose StatementEnd
 
--- Which installation this database is. Processes keep the id in Redis, too, so that two
--- installations that use the same queues are noticed. A copy of the database has the
--- same id, until `UPDATE installation SET id = gen_random_uuid()`.
+-- The id of the installation to which this database belongs. Processes keep the id in Redis too,
+-- so that they notice another installation that uses the same queues. A copy of the database has
+-- the same id, until `UPDATE installation SET id = gen_random_uuid()`.
 CREATE TABLE installation (
     one_row boolean PRIMARY KEY DEFAULT true CHECK (one_row),
     id      uuid    NOT NULL DEFAULT gen_random_uuid()
@@ -58,8 +58,8 @@ CREATE INDEX sessions_user ON sessions (user_id);
 -- To find a user's oldest live session.
 CREATE INDEX sessions_live ON sessions (user_id, created_at) WHERE revoked_at IS NULL;
 
--- The refresh tokens, by their hashes. parent is the token that the session spent for this one;
--- closed says that a spent token may not be used once more, as it may for a short while.
+-- The refresh tokens, by their hashes. parent is the token that the session spent for this one.
+-- A spent token may be used once more within a short time; closed says that it may not any more.
 CREATE TABLE refresh_tokens (
     hash       bytea       PRIMARY KEY,
     parent     bytea,
@@ -123,9 +123,9 @@ CREATE TRIGGER accounts_terms
         IS DISTINCT FROM (OLD.number, OLD.currency, OLD.user_id, OLD.created_at, OLD.open_key, OLD.open_request))
     EXECUTE FUNCTION refuse('an account keeps its terms');
 
--- A balance moves by one transaction at a time and forwards in time.
+-- A balance moves by one transaction at a time, and each transaction is later than the last.
 -- +goose StatementBegin
-CREATE FUNCTION hold_balance() RETURNS trigger LANGUAGE plpgsql AS $$
+CREATE FUNCTION check_balance() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
     IF NOT (NEW.last_seq OPERATOR(pg_catalog.=) (OLD.last_seq OPERATOR(pg_catalog.+) 1) AND NEW.last_at OPERATOR(pg_catalog.>) OLD.last_at
          OR NEW.last_seq OPERATOR(pg_catalog.=) OLD.last_seq AND NEW.balance OPERATOR(pg_catalog.=) OLD.balance
@@ -136,37 +136,33 @@ BEGIN
 END
 $$;
 -- +goose StatementEnd
-CREATE TRIGGER accounts_move BEFORE UPDATE ON accounts FOR EACH ROW EXECUTE FUNCTION hold_balance();
+CREATE TRIGGER accounts_move BEFORE UPDATE ON accounts FOR EACH ROW EXECUTE FUNCTION check_balance();
 
 ALTER TABLE accounts ENABLE ALWAYS TRIGGER accounts_are_kept, ENABLE ALWAYS TRIGGER accounts_form, ENABLE ALWAYS TRIGGER accounts_move,
     ENABLE ALWAYS TRIGGER accounts_start_empty, ENABLE ALWAYS TRIGGER accounts_terms;
 
--- A row is not locked without a policy that lets it be updated; the check refuses the update.
+-- To lock a row, a role needs a policy that lets it update the row. The check refuses the update.
 CREATE POLICY accounts_read ON accounts FOR SELECT USING (true);
 CREATE POLICY accounts_open ON accounts FOR INSERT WITH CHECK (true); -- empty: accounts_start_empty
 CREATE POLICY accounts_lock ON accounts FOR UPDATE USING (true) WITH CHECK (false);
 ALTER TABLE accounts ENABLE ROW LEVEL SECURITY;
 
--- A job is in one state, and one row states it:
---
---   queue ──────┬──────────▶ transactions   succeeded
---     ▲         ├──────────▶ rejections     rejected
---     │         └──────────▶ failures       failed
---     └──── replay ────────────┘
+-- A job is in one state (drawn in docs/architecture.md), and one row states it: its row in queue,
+-- transactions (succeeded), rejections (rejected) or failures (failed).
 --
 -- jobs holds the requests, and is never rewritten. A trigger of jobs puts each new job into
 -- the queue. The triggers of the three outcomes take it out, and refuse an outcome whose job
 -- is not queued. A replay deletes the failure, whose trigger puts the job back. No other
--- statement inserts or deletes rows of the queue. The view job_states shows all of a job.
+-- statement inserts or deletes rows of the queue. The view job_states joins a job and its state.
 --
--- Positions are drawn at insert, from one sequence. It must not cache: a cached
--- range is its connection's own, and a later job could draw a lower position.
+-- An insert draws the position from one sequence. The sequence must not cache: each connection
+-- would have a range of its own, and a later job could draw a lower position.
 CREATE TYPE job_status AS ENUM ('queued', 'succeeded', 'rejected', 'failed');
 CREATE SEQUENCE job_positions AS bigint CACHE 1;
 
--- account_id has no foreign key: its check would lock the account's row for
--- every accept, in the way of the applies. The insert takes the id from the
--- accounts table in the same statement, and accounts are never deleted.
+-- account_id has no foreign key: to check it, every accept would lock the account's row, and
+-- applies would wait. The insert takes the id from the accounts table in the same statement,
+-- and accounts are never deleted.
 CREATE TABLE jobs (
     id              uuid        PRIMARY KEY,
     position        bigint      NOT NULL DEFAULT nextval('job_positions'),
@@ -187,7 +183,7 @@ CREATE TRIGGER jobs_terms BEFORE UPDATE ON jobs
     FOR EACH STATEMENT EXECUTE FUNCTION refuse('what was asked never changes');
 
 -- +goose StatementBegin
-CREATE FUNCTION hold_new_job() RETURNS trigger LANGUAGE plpgsql AS $$
+CREATE FUNCTION check_job() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
     IF pg_catalog.length(NEW.idempotency_key) OPERATOR(pg_catalog.=) 0 OR pg_catalog.length(NEW.idempotency_key) OPERATOR(pg_catalog.>) 255
         OR NEW.idempotency_key OPERATOR(pg_catalog.~) '[^!-~]' OR pg_catalog.length(NEW.description) OPERATOR(pg_catalog.>) 140 THEN
@@ -197,10 +193,10 @@ BEGIN
 END
 $$;
 -- +goose StatementEnd
-CREATE TRIGGER jobs_form BEFORE INSERT ON jobs FOR EACH ROW EXECUTE FUNCTION hold_new_job();
+CREATE TRIGGER jobs_form BEFORE INSERT ON jobs FOR EACH ROW EXECUTE FUNCTION check_job();
 
--- A transaction that inserts jobs has its id before it draws a position: accounts.done_to
--- stands on that (00002_apply_job.sql).
+-- A transaction that inserts jobs has its id before it draws a position: the proof of
+-- accounts.done_to needs that (00002_apply_job.sql).
 -- +goose StatementBegin
 CREATE FUNCTION take_transaction_id() RETURNS trigger LANGUAGE plpgsql AS $$
 DECLARE
@@ -213,23 +209,23 @@ $$;
 CREATE TRIGGER jobs_take_transaction_id BEFORE INSERT ON jobs FOR EACH STATEMENT EXECUTE FUNCTION take_transaction_id();
 
 -- +goose StatementBegin
-CREATE FUNCTION enqueue_jobs() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $$
+CREATE FUNCTION enter_queue() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $$
 BEGIN
     INSERT INTO queue (account_id, position, job_id) SELECT account_id, position, id FROM accepted;
     RETURN NULL;
 END
 $$;
 -- +goose StatementEnd
-CREATE TRIGGER jobs_enqueue AFTER INSERT ON jobs REFERENCING NEW TABLE AS accepted
-    FOR EACH STATEMENT EXECUTE FUNCTION enqueue_jobs();
+CREATE TRIGGER jobs_enter_queue AFTER INSERT ON jobs REFERENCING NEW TABLE AS accepted
+    FOR EACH STATEMENT EXECUTE FUNCTION enter_queue();
 
 CREATE POLICY jobs_read ON jobs FOR SELECT USING (true);
-CREATE POLICY jobs_accept ON jobs FOR INSERT WITH CHECK (true); -- queued: jobs_enqueue
+CREATE POLICY jobs_accept ON jobs FOR INSERT WITH CHECK (true); -- queued: jobs_enter_queue
 ALTER TABLE jobs ENABLE ROW LEVEL SECURITY;
 
 -- The queued jobs. The primary key finds an account's oldest one, and serves the sweep. A
--- row lives for milliseconds, so most rows of the table are dead. Vacuum removes them early,
--- and keeps the pages: to truncate the table takes a lock that stops every accept and apply.
+-- row lives for milliseconds, so most rows of the table are dead. Vacuum removes them early, but
+-- does not truncate the table: that takes a lock which stops every accept and apply.
 CREATE TABLE queue (
     account_id bigint   NOT NULL,
     position   bigint   NOT NULL,
@@ -238,9 +234,9 @@ CREATE TABLE queue (
     PRIMARY KEY (account_id, position)
 ) WITH (autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_insert_scale_factor = 0.02, autovacuum_vacuum_cost_delay = 0, vacuum_truncate = false);
 
--- Only a trigger of another table inserts or deletes rows: this one then runs at depth 2.
+-- Only a trigger of another table may insert or delete rows: then this one runs at depth 2.
 -- +goose StatementBegin
-CREATE FUNCTION hold_queue() RETURNS trigger LANGUAGE plpgsql AS $$
+CREATE FUNCTION check_queue() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
     IF pg_catalog.pg_trigger_depth() OPERATOR(pg_catalog.<) 2 THEN
         RAISE EXCEPTION '% on %: a job enters the queue by its accept or replay and leaves it by its outcome', TG_OP, TG_TABLE_NAME
@@ -250,7 +246,7 @@ BEGIN
 END
 $$;
 -- +goose StatementEnd
-CREATE TRIGGER queue_rows BEFORE INSERT OR DELETE ON queue FOR EACH STATEMENT EXECUTE FUNCTION hold_queue();
+CREATE TRIGGER queue_rows BEFORE INSERT OR DELETE ON queue FOR EACH STATEMENT EXECUTE FUNCTION check_queue();
 CREATE TRIGGER queue_attempts BEFORE UPDATE OF attempts ON queue
     FOR EACH ROW WHEN (NOT (NEW.attempts >= 0)) EXECUTE FUNCTION refuse('attempts are counted from 0');
 CREATE TRIGGER queue_is_kept BEFORE TRUNCATE ON queue
@@ -289,11 +285,11 @@ CREATE TABLE failures (
 -- A job that is rejected or failed leaves the queue. The role that writes a failure has no
 -- right to delete there: the function runs as its owner.
 --
--- No insert of an outcome may have an ON CONFLICT DO NOTHING: it would take the job out of the
--- queue and leave no outcome. Only the tables' owner can insert transactions and rejections, and
--- `worker verify` reports such a job.
+-- No insert of an outcome may have ON CONFLICT DO NOTHING: on a conflict, it would take the job
+-- out of the queue and insert no outcome. Only the tables' owner can insert transactions and
+-- rejections, and `worker verify` reports such a job.
 -- +goose StatementBegin
-CREATE FUNCTION dequeue_job() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $$
+CREATE FUNCTION leave_queue() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $$
 BEGIN
     DELETE FROM queue WHERE account_id = NEW.account_id AND position = NEW.position AND job_id = NEW.job_id;
     IF NOT FOUND THEN
@@ -303,8 +299,8 @@ BEGIN
 END
 $$;
 -- +goose StatementEnd
-CREATE TRIGGER rejections_dequeue BEFORE INSERT ON rejections FOR EACH ROW EXECUTE FUNCTION dequeue_job();
-CREATE TRIGGER failures_dequeue BEFORE INSERT ON failures FOR EACH ROW EXECUTE FUNCTION dequeue_job();
+CREATE TRIGGER rejections_leave_queue BEFORE INSERT ON rejections FOR EACH ROW EXECUTE FUNCTION leave_queue();
+CREATE TRIGGER failures_leave_queue BEFORE INSERT ON failures FOR EACH ROW EXECUTE FUNCTION leave_queue();
 
 CREATE TRIGGER rejections_are_kept BEFORE UPDATE OR TRUNCATE ON rejections
     FOR EACH STATEMENT EXECUTE FUNCTION refuse('a finished job never changes');
@@ -326,18 +322,18 @@ CREATE TRIGGER failures_replay AFTER DELETE ON failures FOR EACH ROW EXECUTE FUN
 CREATE POLICY rejections_read ON rejections FOR SELECT USING (true);
 ALTER TABLE rejections ENABLE ROW LEVEL SECURITY;
 CREATE POLICY failures_read ON failures FOR SELECT USING (true);
-CREATE POLICY failures_fail ON failures FOR INSERT WITH CHECK (true); -- a queued job: failures_dequeue
+CREATE POLICY failures_fail ON failures FOR INSERT WITH CHECK (true); -- a queued job: failures_leave_queue
 CREATE POLICY failures_replay ON failures FOR DELETE USING (true);    -- it is queued again: failures_replay
 ALTER TABLE failures ENABLE ROW LEVEL SECURITY;
 
-ALTER TABLE failures ENABLE ALWAYS TRIGGER failures_are_kept, ENABLE ALWAYS TRIGGER failures_dequeue, ENABLE ALWAYS TRIGGER failures_replay;
+ALTER TABLE failures ENABLE ALWAYS TRIGGER failures_are_kept, ENABLE ALWAYS TRIGGER failures_leave_queue, ENABLE ALWAYS TRIGGER failures_replay;
 
 -- History, append-only. created_at rises strictly within an account, so that a range of time
--- is a range of seq: the indexes hold that within a type; across types apply_job does, and
--- `worker verify` looks.
+-- is a range of seq. Unique indexes enforce that within a type, apply_job across types, and
+-- `worker verify` checks it.
 --
--- History is vacuumed to freeze it and analyzed for its plans' sake, a twentieth at a time:
--- at the defaults, a fifth and a tenth, the work of months comes at once.
+-- Autovacuum freezes and analyzes history after each twentieth that is new. With the defaults, a
+-- fifth and a tenth, it would do the work of months at once.
 CREATE TABLE transactions (
     account_id    bigint      NOT NULL,
     seq           bigint      NOT NULL,
@@ -350,24 +346,24 @@ CREATE TABLE transactions (
     description   text,
     PRIMARY KEY (account_id, seq)
 ) WITH (autovacuum_vacuum_insert_scale_factor = 0.05, autovacuum_analyze_scale_factor = 0.05);
--- A job becomes one transaction, whatever the code does. The index also lists an account's
--- jobs that succeeded. Initial deposits, which have no job, are left out.
+-- This index makes a second transaction of a job impossible, whatever the code does. It also
+-- lists an account's jobs that succeeded. Initial deposits have no job and are left out.
 CREATE UNIQUE INDEX transactions_jobs ON transactions (account_id, position) WHERE position IS NOT NULL;
--- A type's transactions by their time. An index for all times beside them would cost every
--- apply an entry: a read of both types merges these two.
+-- The transactions of each type by their time. A read of both types merges the two indexes: a
+-- third one for all types would cost every apply an entry.
 CREATE UNIQUE INDEX transactions_deposit_times ON transactions (account_id, created_at) WHERE type = 'deposit';
 CREATE UNIQUE INDEX transactions_withdrawal_times ON transactions (account_id, created_at) WHERE type = 'withdrawal';
 
 CREATE TRIGGER transactions_append_only BEFORE UPDATE OR DELETE OR TRUNCATE ON transactions
     FOR EACH STATEMENT EXECUTE FUNCTION refuse('history is append-only');
 
--- A job that succeeds leaves the queue. Every apply runs this function, so it has no SET
--- clause (see the end of this file) and names the schema of the queue instead.
+-- check_transaction also takes the job that succeeds out of the queue. Every apply runs it, so it
+-- has no SET clause (see the end of this file) and names the schema of the queue instead.
 -- +goose StatementBegin
 DO $do$
 BEGIN
     EXECUTE format($function$
-CREATE FUNCTION hold_transaction() RETURNS trigger LANGUAGE plpgsql AS $$
+CREATE FUNCTION check_transaction() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
     IF NEW.job_id IS NOT NULL THEN
         DELETE FROM %1$s.queue WHERE account_id OPERATOR(pg_catalog.=) NEW.account_id AND position OPERATOR(pg_catalog.=) NEW.position
@@ -381,7 +377,7 @@ BEGIN
     IF NOT (NEW.seq OPERATOR(pg_catalog.>=) 1) THEN
         RAISE EXCEPTION '%% on %%: a history begins with transaction 1', TG_OP, TG_TABLE_NAME USING ERRCODE = 'integrity_constraint_violation';
     END IF;
-    -- What the row says of the balance before it can't be negative either.
+    -- The balance before the transaction can't be negative either.
     IF NOT (NEW.type OPERATOR(pg_catalog.=) 'withdrawal' OR NEW.balance_after OPERATOR(pg_catalog.>=) NEW.amount) THEN
         RAISE EXCEPTION '%% on %%: no balance was ever negative', TG_OP, TG_TABLE_NAME USING ERRCODE = 'integrity_constraint_violation';
     END IF;
@@ -392,20 +388,20 @@ $function$, (SELECT relnamespace::regnamespace FROM pg_class WHERE oid = 'queue'
 END
 $do$;
 -- +goose StatementEnd
-CREATE TRIGGER transactions_rules BEFORE INSERT ON transactions FOR EACH ROW EXECUTE FUNCTION hold_transaction();
+CREATE TRIGGER transactions_rules BEFORE INSERT ON transactions FOR EACH ROW EXECUTE FUNCTION check_transaction();
 
 ALTER TABLE transactions ENABLE ALWAYS TRIGGER transactions_append_only, ENABLE ALWAYS TRIGGER transactions_rules;
 
 CREATE POLICY transactions_read ON transactions FOR SELECT USING (true);
 ALTER TABLE transactions ENABLE ROW LEVEL SECURITY;
 
--- The jobs that `worker archive` has moved here after years, with their keys: a key is an answer
--- for good. No apply reads them. The table and its indexes may be moved to a slower tablespace
+-- The old jobs that `worker archive` has moved here, with their keys: a key is an answer for
+-- good. No apply reads them. The table and its indexes may be moved to a slower tablespace
 -- (ALTER TABLE archived_jobs SET TABLESPACE …), but must stay in the database: each accept
 -- looks for its key here.
 --
--- A row holds all that job_states shows of its job. The transaction of a job that succeeded
--- stays in the history; the rejection of one that was rejected is deleted.
+-- A row holds all that job_states showed of its job. The transaction of a job that succeeded
+-- stays in the history; the rejection of a job that was rejected is deleted.
 CREATE TABLE archived_jobs (
     id              uuid        PRIMARY KEY,
     position        bigint      NOT NULL,
@@ -433,8 +429,8 @@ ALTER TABLE archived_jobs ENABLE ALWAYS TRIGGER archived_jobs_append_only;
 CREATE POLICY archived_jobs_read ON archived_jobs FOR SELECT USING (true);
 ALTER TABLE archived_jobs ENABLE ROW LEVEL SECURITY;
 
--- job_states shows each job that is not archived with its state. finished_by is the xmin of the
--- row that states its outcome, null while it is queued: what postgres.Showing asks for.
+-- job_states shows each job that is not archived, with its state. finished_by is the xmin of the
+-- row that states its outcome, null while it is queued; postgres.Showing reads it.
 CREATE VIEW job_states WITH (security_invoker = true) AS
 SELECT job.id, job.position, job.account_id, job.user_id, job.amount, job.created_at,
     coalesce(transaction.created_at, rejection.finished_at, failure.finished_at) AS finished_at,
@@ -485,13 +481,12 @@ CREATE TRIGGER jobs_leave_archived BEFORE DELETE ON jobs
 CREATE TRIGGER rejections_leave_archived BEFORE DELETE ON rejections
     FOR EACH ROW EXECUTE FUNCTION refuse_unless_moved();
 
--- An archived job's key or id makes no second job, whichever statement inserts it: the trigger
--- drops the row, as ON CONFLICT DO NOTHING drops the row of a key in jobs.
+-- No statement can insert a second job with an archived job's key or id: the trigger skips the
+-- row, as ON CONFLICT DO NOTHING skips the row of a key that is in jobs.
 --
--- An insert could look here before a move's commit, then meet the key in jobs, wait
--- for that commit, and find the key free. So a move takes the keys' locks, which
--- accepts share while they insert (internal/job/archive.go). To lock the key's job here
--- instead would double the cost of this look.
+-- An insert could look here before a move commits, then meet the key in jobs, wait for that
+-- commit, and find the key free. So a move takes the keys' locks, which accepts share while they
+-- insert (internal/job/archive.go). To lock the key's job here instead would cost twice as much.
 -- +goose StatementBegin
 CREATE FUNCTION skip_archived() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
@@ -505,15 +500,15 @@ $$;
 -- +goose StatementEnd
 CREATE TRIGGER jobs_skip_archived BEFORE INSERT ON jobs FOR EACH ROW EXECUTE FUNCTION skip_archived();
 
-ALTER TABLE jobs ENABLE ALWAYS TRIGGER jobs_are_kept, ENABLE ALWAYS TRIGGER jobs_enqueue, ENABLE ALWAYS TRIGGER jobs_form,
+ALTER TABLE jobs ENABLE ALWAYS TRIGGER jobs_are_kept, ENABLE ALWAYS TRIGGER jobs_enter_queue, ENABLE ALWAYS TRIGGER jobs_form,
     ENABLE ALWAYS TRIGGER jobs_leave_archived, ENABLE ALWAYS TRIGGER jobs_skip_archived, ENABLE ALWAYS TRIGGER jobs_take_transaction_id,
     ENABLE ALWAYS TRIGGER jobs_terms;
-ALTER TABLE rejections ENABLE ALWAYS TRIGGER rejections_are_kept, ENABLE ALWAYS TRIGGER rejections_dequeue,
+ALTER TABLE rejections ENABLE ALWAYS TRIGGER rejections_are_kept, ENABLE ALWAYS TRIGGER rejections_leave_queue,
     ENABLE ALWAYS TRIGGER rejections_leave_archived;
 
--- Functions move a balance together with its history, and a job to the archive. They run as
--- their owner, so a role that serves needs no right to write balances, history or the archive.
--- Only a role that was granted them may call them (deploy/postgres/roles.sql).
+-- These functions move a balance together with its history, and a job to the archive. They run as
+-- their owner, so a serving role needs no right to write balances, history or the archive. Only a
+-- role that was granted them may call them (deploy/postgres/roles.sql).
 
 -- deposit_initial makes the first transaction of an account that has none.
 -- +goose StatementBegin
@@ -533,9 +528,9 @@ END
 $$;
 -- +goose StatementEnd
 
--- close_history notes the time until which an account's balances are answered: the given time,
--- or now where that is null or later than now. It returns that time, and null where the
--- account is not the owner's.
+-- close_history records the time until which an account's balances are answered: the given time,
+-- or now if that is null or later than now. It returns that time, or null if the account is not
+-- the owner's.
 -- +goose StatementBegin
 CREATE FUNCTION close_history(owner uuid, account_number text, until timestamptz) RETURNS timestamptz
 LANGUAGE plpgsql SECURITY DEFINER AS $$
@@ -550,8 +545,8 @@ END
 $$;
 -- +goose StatementEnd
 
--- archive_jobs moves finished jobs from jobs to archived_jobs, and returns how many it moved:
--- another call may have moved some. The caller holds the locks of their keys
+-- archive_jobs moves finished jobs from jobs to archived_jobs, and returns how many it moved;
+-- another call may have moved some before. The caller holds the locks of their keys
 -- (internal/job/archive.go). If a job among them is queued or failed, it raises an error and
 -- moves no job.
 -- +goose StatementBegin
@@ -574,23 +569,23 @@ END
 $$;
 -- +goose StatementEnd
 
-REVOKE EXECUTE ON FUNCTION archive_jobs, close_history, deposit_initial, dequeue_job, enqueue_jobs, replay_job FROM PUBLIC;
+REVOKE EXECUTE ON FUNCTION archive_jobs, close_history, deposit_initial, leave_queue, enter_queue, replay_job FROM PUBLIC;
 
--- The functions find the tables that stand in the schema of jobs, and the operators of
--- Postgres, whatever search_path and whatever temporary tables the session has: with an
--- empty temporary archived_jobs an archived key made a second job. The path names the
--- schema: DATABASE_URL may choose another one than public.
+-- Each function sets its search_path, so that it finds the tables in the schema of jobs and the
+-- operators of Postgres, whatever search_path and temporary tables the session has. (Otherwise an
+-- archived key could make a second job: a session with an empty temporary table archived_jobs
+-- hid the archive.) DATABASE_URL may choose another schema than public.
 --
--- The clause costs 2 % of an apply for each function that has it. The functions that an apply
--- or an accept calls for its rows (hold_…, take_transaction_id) say instead of which schema
--- their operators, functions and tables are.
+-- A SET clause costs 2 % of an apply for each function that has it. The functions that an apply
+-- or an accept calls for each row (check_…, take_transaction_id) have none. They name the schema
+-- of each operator, function and table instead.
 -- +goose StatementBegin
 DO $$
 DECLARE
     ours     text := (SELECT relnamespace::regnamespace FROM pg_class WHERE oid = 'jobs'::regclass);
     function regproc;
 BEGIN
-    FOREACH function IN ARRAY ARRAY['archive_jobs', 'close_history', 'deposit_initial', 'dequeue_job', 'enqueue_jobs',
+    FOREACH function IN ARRAY ARRAY['archive_jobs', 'close_history', 'deposit_initial', 'leave_queue', 'enter_queue',
         'refuse', 'refuse_unless_archived', 'refuse_unless_moved', 'replay_job', 'skip_archived']::regproc[] LOOP
         EXECUTE format('ALTER FUNCTION %s SET search_path = pg_catalog, %s, pg_temp', function, ours);
     END LOOP;

@@ -1,7 +1,7 @@
 -- +goose Up
 
--- What an apply does, in small statements whose plans Postgres keeps. It runs them sooner than
--- a single statement for the whole apply (internal/bench/EXPERIMENTS.md).
+-- What an apply does, in small statements whose plans Postgres keeps: that is faster than a single
+-- statement for the whole apply (internal/bench/EXPERIMENTS.md).
 --
 -- apply_job applies the oldest queued job of an account, if that is the job that the caller names
 -- or an older one. It locks the account, decides, moves the balance and writes the history,
@@ -9,7 +9,7 @@
 -- that clock goes back, created_at never goes back within an account, nor to a time for which
 -- a balance was answered.
 --
--- The account's lock holds off every other apply of the account until the transaction ends. It
+-- The account's lock keeps out every other apply of the account until the transaction ends. It
 -- is NO KEY, so an insert that only refers to the account does not wait. Under READ COMMITTED
 -- each statement sees what was committed before it began. So a statement that runs with the
 -- lock held sees all that any apply of the account has done. A job that it sees queued stays
@@ -18,32 +18,37 @@
 --
 -- https://www.postgresql.org/docs/current/transaction-iso.html#XACT-READ-COMMITTED
 --
--- It returns the job with its account, and in behind how many jobs are still queued up to the
--- named one: 0 where the job is the named one; else counted as far as count_to, and null where
--- that is 0. Where no job up to the named one was queued, it returns no job and 0 in behind.
--- Where the named job is unknown, it returns only nulls.
+-- It returns the job that it applied with its account, and in behind how many jobs up to the named
+-- one are still queued. behind is 0 if the job is the named one; otherwise it counts up to count_to jobs, and is
+-- null if count_to is 0. If no job up to the named one was queued, apply_job returns no job and 0
+-- in behind. If the named job is unknown, it returns only nulls.
 --
 -- The search for the oldest queued job begins above done_to, because the index of the queue
--- keeps an entry of each job that has finished since the oldest snapshot began. Without that,
--- while a snapshot is held, the search would read all these entries: 27 ms after 200,000 jobs.
+-- keeps an entry of each job that has finished since the oldest snapshot began. From the start of
+-- the index, the search would read all these entries: 27 ms after 200,000 jobs.
 --
--- The search may miss no queued job below done_to, though a transaction that has drawn a position
--- may commit much later. So an apply of the job at position P notes P, and S, its own transaction's
--- id. The apply has taken S, by its lock of the account, after it saw the named job, whose position
--- is P or higher. Every transaction that inserts jobs takes its id before it draws a position
--- (jobs_take_transaction_id), so each transaction with an id above S draws positions above P. (The
--- snapshot's xmax would not do as S: transactions above it may have drawn positions long before.)
--- Once all transactions below S have ended, a search sees all jobs at or below P that there will
--- ever be. An apply whose transaction had an id before notes nothing. Then every job that is below the one that it finds, and not above P, is
--- done. A replay lowers done_to (replay_job). For a named job at or below done_to the search
--- begins at the start. After a restore into a server with lower ids, transactions would not
--- reach S for long: the apply notes it anew.
+-- No job at or below done_to may be queued, or be queued later, although a transaction may commit
+-- long after it has drawn a position. This is how done_to is found:
+--
+-- 1. An apply of the job at position P records P and its own transaction id S. It got S when it
+--    locked the account, after it had seen the named job, whose position is P or higher. An apply
+--    whose transaction already had an id records nothing.
+-- 2. Every transaction that inserts jobs takes its id before it draws a position
+--    (jobs_take_transaction_id). So each transaction with an id above S draws positions above P.
+--    (The snapshot's xmax would not do for S: a transaction above it may have drawn its position
+--    long before.)
+-- 3. Once all transactions below S have ended, a later apply sees all jobs at or below P that there
+--    will ever be. Those of them that are below the oldest queued job are done: it sets done_to.
+--
+-- A replay lowers done_to (replay_job). For a named job at or below done_to the search begins at
+-- the start. After a restore into a server with lower ids, no transaction would reach S for a long
+-- time; then the apply records S anew.
 --
 -- It runs as the tables' owner, for roles that were granted it, and in the schema of jobs
--- whatever the session's search_path is: 00001_schema.sql.
+-- whatever the session's search_path is: see the end of 00001_schema.sql.
 --
--- Where flush is false, its commit need not wait until it is flushed: a later transaction of
--- the batch flushes for it (internal/ledger/pipeline.go).
+-- If flush is false, its commit does not wait for its flush: a later transaction of the batch
+-- flushes for it (internal/ledger/pipeline.go).
 -- +goose StatementBegin
 CREATE FUNCTION apply_job(up_to_job uuid, max_balance bigint, count_to bigint, flush boolean DEFAULT true,
     OUT job uuid, OUT account bigint, OUT kind entry_type, OUT outcome job_status, OUT accepted timestamptz, OUT finished timestamptz,
@@ -61,9 +66,9 @@ DECLARE
     job_created     timestamptz;
     done            bigint;      -- where the search begins
     at              bigint;      -- the job's position
-    settled         bigint;      -- what becomes done_to, once
-    settler         xid8;        -- once all transactions below this have ended
-    notes           boolean := pg_current_xact_id_if_assigned() IS NULL; -- this apply notes P and S
+    settled         bigint;      -- P: becomes done_to, once
+    settler         xid8;        -- S: all transactions below this have ended
+    records         boolean := pg_current_xact_id_if_assigned() IS NULL; -- this apply may record P and S
     seen            pg_snapshot; -- of the search
 BEGIN
     IF current_setting('transaction_read_only') = 'on' THEN -- a standby, which may not have all jobs yet
@@ -111,7 +116,7 @@ BEGIN
     END IF;
     IF settler IS NULL OR pg_snapshot_xmin(seen) >= settler THEN
         done := CASE WHEN settler IS NULL THEN done ELSE greatest(done, least(settled, at)) END;
-        IF notes THEN
+        IF records THEN
             settled := at;
             settler := pg_current_xact_id();
         END IF;

@@ -1,7 +1,7 @@
 -- +goose Up
 
--- The migrations before were written anew before the first release. A database that has the old
--- ones has no queue.
+-- The migrations before this one were rewritten before the first release. A database that has
+-- the old ones has no table queue.
 -- +goose StatementBegin
 DO $$
 BEGIN
@@ -12,8 +12,8 @@ END
 $$;
 -- +goose StatementEnd
 
--- What an accept does, in small statements whose plans Postgres keeps. To set up one statement
--- for the whole accept took longer than to run it (internal/bench/EXPERIMENTS.md).
+-- What an accept does, in small statements whose plans Postgres keeps. A single statement for the
+-- whole accept took longer to set up than to run (internal/bench/EXPERIMENTS.md).
 --
 -- accept_jobs checks the ownership, the key and the queue capacity of each request, and inserts
 -- the jobs of the requests that pass. The requests are parallel arrays, sorted by user and key:

@@ -83,9 +83,9 @@ DECLARE
     job_created     timestamptz;
     done            bigint;      -- where the search begins
     at              bigint;      -- the job's position
-    settled         bigint;      -- what becomes done_to, once
-    settler         xid8;        -- once all transactions below this have ended
-    notes           boolean := pg_current_xact_id_if_assigned() IS NULL; -- this apply notes P and S
+    settled         bigint;      -- P: becomes done_to, once
+    settler         xid8;        -- S: all transactions below this have ended
+    records         boolean := pg_current_xact_id_if_assigned() IS NULL; -- this apply may record P and S
     seen            pg_snapshot; -- of the search
 BEGIN
     IF current_setting('transaction_read_only') = 'on' THEN -- a standby, which may not have all jobs yet
@@ -133,7 +133,7 @@ BEGIN
     END IF;
     IF settler IS NULL OR pg_snapshot_xmin(seen) >= settler THEN
         done := CASE WHEN settler IS NULL THEN done ELSE greatest(done, least(settled, at)) END;
-        IF notes THEN
+        IF records THEN
             settled := at;
             settler := pg_current_xact_id();
         END IF;
@@ -186,6 +186,67 @@ BEGIN
 END
 $$;
 
+CREATE FUNCTION public.check_balance() RETURNS trigger
+    LANGUAGE plpgsql
+    AS $$
+BEGIN
+    IF NOT (NEW.last_seq OPERATOR(pg_catalog.=) (OLD.last_seq OPERATOR(pg_catalog.+) 1) AND NEW.last_at OPERATOR(pg_catalog.>) OLD.last_at
+         OR NEW.last_seq OPERATOR(pg_catalog.=) OLD.last_seq AND NEW.balance OPERATOR(pg_catalog.=) OLD.balance
+            AND NEW.last_at OPERATOR(pg_catalog.=) OLD.last_at) THEN
+        RAISE EXCEPTION '% on %: a balance moves only with its history', TG_OP, TG_TABLE_NAME USING ERRCODE = 'integrity_constraint_violation';
+    END IF;
+    RETURN NEW;
+END
+$$;
+
+CREATE FUNCTION public.check_job() RETURNS trigger
+    LANGUAGE plpgsql
+    AS $$
+BEGIN
+    IF pg_catalog.length(NEW.idempotency_key) OPERATOR(pg_catalog.=) 0 OR pg_catalog.length(NEW.idempotency_key) OPERATOR(pg_catalog.>) 255
+        OR NEW.idempotency_key OPERATOR(pg_catalog.~) '[^!-~]' OR pg_catalog.length(NEW.description) OPERATOR(pg_catalog.>) 140 THEN
+        RAISE EXCEPTION '% on %: a key is of 1 to 255 visible characters, a description of 140 at most', TG_OP, TG_TABLE_NAME USING ERRCODE = 'integrity_constraint_violation';
+    END IF;
+    RETURN NEW;
+END
+$$;
+
+CREATE FUNCTION public.check_queue() RETURNS trigger
+    LANGUAGE plpgsql
+    AS $$
+BEGIN
+    IF pg_catalog.pg_trigger_depth() OPERATOR(pg_catalog.<) 2 THEN
+        RAISE EXCEPTION '% on %: a job enters the queue by its accept or replay and leaves it by its outcome', TG_OP, TG_TABLE_NAME
+            USING ERRCODE = 'integrity_constraint_violation';
+    END IF;
+    RETURN NULL;
+END
+$$;
+
+CREATE FUNCTION public.check_transaction() RETURNS trigger
+    LANGUAGE plpgsql
+    AS $$
+BEGIN
+    IF NEW.job_id IS NOT NULL THEN
+        DELETE FROM public.queue WHERE account_id OPERATOR(pg_catalog.=) NEW.account_id AND position OPERATOR(pg_catalog.=) NEW.position
+            AND job_id OPERATOR(pg_catalog.=) NEW.job_id;
+        IF NOT FOUND THEN
+            RAISE EXCEPTION '% on %: its job is not queued', TG_OP, TG_TABLE_NAME USING ERRCODE = 'integrity_constraint_violation';
+        END IF;
+    ELSIF NOT (NEW.position IS NULL AND NEW.seq OPERATOR(pg_catalog.=) 1 AND NEW.type OPERATOR(pg_catalog.=) 'deposit') THEN
+        RAISE EXCEPTION '% on %: a transaction has its job, but for an initial deposit', TG_OP, TG_TABLE_NAME USING ERRCODE = 'integrity_constraint_violation';
+    END IF;
+    IF NOT (NEW.seq OPERATOR(pg_catalog.>=) 1) THEN
+        RAISE EXCEPTION '% on %: a history begins with transaction 1', TG_OP, TG_TABLE_NAME USING ERRCODE = 'integrity_constraint_violation';
+    END IF;
+    -- The balance before the transaction can't be negative either.
+    IF NOT (NEW.type OPERATOR(pg_catalog.=) 'withdrawal' OR NEW.balance_after OPERATOR(pg_catalog.>=) NEW.amount) THEN
+        RAISE EXCEPTION '% on %: no balance was ever negative', TG_OP, TG_TABLE_NAME USING ERRCODE = 'integrity_constraint_violation';
+    END IF;
+    RETURN NEW;
+END
+$$;
+
 CREATE FUNCTION public.close_history(owner uuid, account_number text, until timestamp with time zone) RETURNS timestamp with time zone
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'public', 'pg_temp'
@@ -218,20 +279,7 @@ BEGIN
 END
 $$;
 
-CREATE FUNCTION public.dequeue_job() RETURNS trigger
-    LANGUAGE plpgsql SECURITY DEFINER
-    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
-    AS $$
-BEGIN
-    DELETE FROM queue WHERE account_id = NEW.account_id AND position = NEW.position AND job_id = NEW.job_id;
-    IF NOT FOUND THEN
-        RAISE EXCEPTION '% on %: its job is not queued', TG_OP, TG_TABLE_NAME USING ERRCODE = 'integrity_constraint_violation';
-    END IF;
-    RETURN NEW;
-END
-$$;
-
-CREATE FUNCTION public.enqueue_jobs() RETURNS trigger
+CREATE FUNCTION public.enter_queue() RETURNS trigger
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'public', 'pg_temp'
     AS $$
@@ -241,62 +289,14 @@ BEGIN
 END
 $$;
 
-CREATE FUNCTION public.hold_balance() RETURNS trigger
-    LANGUAGE plpgsql
+CREATE FUNCTION public.leave_queue() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
     AS $$
 BEGIN
-    IF NOT (NEW.last_seq OPERATOR(pg_catalog.=) (OLD.last_seq OPERATOR(pg_catalog.+) 1) AND NEW.last_at OPERATOR(pg_catalog.>) OLD.last_at
-         OR NEW.last_seq OPERATOR(pg_catalog.=) OLD.last_seq AND NEW.balance OPERATOR(pg_catalog.=) OLD.balance
-            AND NEW.last_at OPERATOR(pg_catalog.=) OLD.last_at) THEN
-        RAISE EXCEPTION '% on %: a balance moves only with its history', TG_OP, TG_TABLE_NAME USING ERRCODE = 'integrity_constraint_violation';
-    END IF;
-    RETURN NEW;
-END
-$$;
-
-CREATE FUNCTION public.hold_new_job() RETURNS trigger
-    LANGUAGE plpgsql
-    AS $$
-BEGIN
-    IF pg_catalog.length(NEW.idempotency_key) OPERATOR(pg_catalog.=) 0 OR pg_catalog.length(NEW.idempotency_key) OPERATOR(pg_catalog.>) 255
-        OR NEW.idempotency_key OPERATOR(pg_catalog.~) '[^!-~]' OR pg_catalog.length(NEW.description) OPERATOR(pg_catalog.>) 140 THEN
-        RAISE EXCEPTION '% on %: a key is of 1 to 255 visible characters, a description of 140 at most', TG_OP, TG_TABLE_NAME USING ERRCODE = 'integrity_constraint_violation';
-    END IF;
-    RETURN NEW;
-END
-$$;
-
-CREATE FUNCTION public.hold_queue() RETURNS trigger
-    LANGUAGE plpgsql
-    AS $$
-BEGIN
-    IF pg_catalog.pg_trigger_depth() OPERATOR(pg_catalog.<) 2 THEN
-        RAISE EXCEPTION '% on %: a job enters the queue by its accept or replay and leaves it by its outcome', TG_OP, TG_TABLE_NAME
-            USING ERRCODE = 'integrity_constraint_violation';
-    END IF;
-    RETURN NULL;
-END
-$$;
-
-CREATE FUNCTION public.hold_transaction() RETURNS trigger
-    LANGUAGE plpgsql
-    AS $$
-BEGIN
-    IF NEW.job_id IS NOT NULL THEN
-        DELETE FROM public.queue WHERE account_id OPERATOR(pg_catalog.=) NEW.account_id AND position OPERATOR(pg_catalog.=) NEW.position
-            AND job_id OPERATOR(pg_catalog.=) NEW.job_id;
-        IF NOT FOUND THEN
-            RAISE EXCEPTION '% on %: its job is not queued', TG_OP, TG_TABLE_NAME USING ERRCODE = 'integrity_constraint_violation';
-        END IF;
-    ELSIF NOT (NEW.position IS NULL AND NEW.seq OPERATOR(pg_catalog.=) 1 AND NEW.type OPERATOR(pg_catalog.=) 'deposit') THEN
-        RAISE EXCEPTION '% on %: a transaction has its job, but for an initial deposit', TG_OP, TG_TABLE_NAME USING ERRCODE = 'integrity_constraint_violation';
-    END IF;
-    IF NOT (NEW.seq OPERATOR(pg_catalog.>=) 1) THEN
-        RAISE EXCEPTION '% on %: a history begins with transaction 1', TG_OP, TG_TABLE_NAME USING ERRCODE = 'integrity_constraint_violation';
-    END IF;
-    -- What the row says of the balance before it can't be negative either.
-    IF NOT (NEW.type OPERATOR(pg_catalog.=) 'withdrawal' OR NEW.balance_after OPERATOR(pg_catalog.>=) NEW.amount) THEN
-        RAISE EXCEPTION '% on %: no balance was ever negative', TG_OP, TG_TABLE_NAME USING ERRCODE = 'integrity_constraint_violation';
+    DELETE FROM queue WHERE account_id = NEW.account_id AND position = NEW.position AND job_id = NEW.job_id;
+    IF NOT FOUND THEN
+        RAISE EXCEPTION '% on %: its job is not queued', TG_OP, TG_TABLE_NAME USING ERRCODE = 'integrity_constraint_violation';
     END IF;
     RETURN NEW;
 END
@@ -609,7 +609,7 @@ CREATE TRIGGER accounts_form BEFORE INSERT ON public.accounts FOR EACH ROW WHEN 
 
 ALTER TABLE public.accounts ENABLE ALWAYS TRIGGER accounts_form;
 
-CREATE TRIGGER accounts_move BEFORE UPDATE ON public.accounts FOR EACH ROW EXECUTE FUNCTION public.hold_balance();
+CREATE TRIGGER accounts_move BEFORE UPDATE ON public.accounts FOR EACH ROW EXECUTE FUNCTION public.check_balance();
 
 ALTER TABLE public.accounts ENABLE ALWAYS TRIGGER accounts_move;
 
@@ -629,9 +629,9 @@ CREATE TRIGGER failures_are_kept BEFORE UPDATE OR TRUNCATE ON public.failures FO
 
 ALTER TABLE public.failures ENABLE ALWAYS TRIGGER failures_are_kept;
 
-CREATE TRIGGER failures_dequeue BEFORE INSERT ON public.failures FOR EACH ROW EXECUTE FUNCTION public.dequeue_job();
+CREATE TRIGGER failures_leave_queue BEFORE INSERT ON public.failures FOR EACH ROW EXECUTE FUNCTION public.leave_queue();
 
-ALTER TABLE public.failures ENABLE ALWAYS TRIGGER failures_dequeue;
+ALTER TABLE public.failures ENABLE ALWAYS TRIGGER failures_leave_queue;
 
 CREATE TRIGGER failures_replay AFTER DELETE ON public.failures FOR EACH ROW EXECUTE FUNCTION public.replay_job();
 
@@ -641,11 +641,11 @@ CREATE TRIGGER jobs_are_kept BEFORE TRUNCATE ON public.jobs FOR EACH STATEMENT E
 
 ALTER TABLE public.jobs ENABLE ALWAYS TRIGGER jobs_are_kept;
 
-CREATE TRIGGER jobs_enqueue AFTER INSERT ON public.jobs REFERENCING NEW TABLE AS accepted FOR EACH STATEMENT EXECUTE FUNCTION public.enqueue_jobs();
+CREATE TRIGGER jobs_enter_queue AFTER INSERT ON public.jobs REFERENCING NEW TABLE AS accepted FOR EACH STATEMENT EXECUTE FUNCTION public.enter_queue();
 
-ALTER TABLE public.jobs ENABLE ALWAYS TRIGGER jobs_enqueue;
+ALTER TABLE public.jobs ENABLE ALWAYS TRIGGER jobs_enter_queue;
 
-CREATE TRIGGER jobs_form BEFORE INSERT ON public.jobs FOR EACH ROW EXECUTE FUNCTION public.hold_new_job();
+CREATE TRIGGER jobs_form BEFORE INSERT ON public.jobs FOR EACH ROW EXECUTE FUNCTION public.check_job();
 
 ALTER TABLE public.jobs ENABLE ALWAYS TRIGGER jobs_form;
 
@@ -673,7 +673,7 @@ CREATE TRIGGER queue_is_kept BEFORE TRUNCATE ON public.queue FOR EACH STATEMENT 
 
 ALTER TABLE public.queue ENABLE ALWAYS TRIGGER queue_is_kept;
 
-CREATE TRIGGER queue_rows BEFORE INSERT OR DELETE ON public.queue FOR EACH STATEMENT EXECUTE FUNCTION public.hold_queue();
+CREATE TRIGGER queue_rows BEFORE INSERT OR DELETE ON public.queue FOR EACH STATEMENT EXECUTE FUNCTION public.check_queue();
 
 ALTER TABLE public.queue ENABLE ALWAYS TRIGGER queue_rows;
 
@@ -685,19 +685,19 @@ CREATE TRIGGER rejections_are_kept BEFORE UPDATE OR TRUNCATE ON public.rejection
 
 ALTER TABLE public.rejections ENABLE ALWAYS TRIGGER rejections_are_kept;
 
-CREATE TRIGGER rejections_dequeue BEFORE INSERT ON public.rejections FOR EACH ROW EXECUTE FUNCTION public.dequeue_job();
-
-ALTER TABLE public.rejections ENABLE ALWAYS TRIGGER rejections_dequeue;
-
 CREATE TRIGGER rejections_leave_archived BEFORE DELETE ON public.rejections FOR EACH ROW EXECUTE FUNCTION public.refuse_unless_moved();
 
 ALTER TABLE public.rejections ENABLE ALWAYS TRIGGER rejections_leave_archived;
+
+CREATE TRIGGER rejections_leave_queue BEFORE INSERT ON public.rejections FOR EACH ROW EXECUTE FUNCTION public.leave_queue();
+
+ALTER TABLE public.rejections ENABLE ALWAYS TRIGGER rejections_leave_queue;
 
 CREATE TRIGGER transactions_append_only BEFORE DELETE OR UPDATE OR TRUNCATE ON public.transactions FOR EACH STATEMENT EXECUTE FUNCTION public.refuse('history is append-only');
 
 ALTER TABLE public.transactions ENABLE ALWAYS TRIGGER transactions_append_only;
 
-CREATE TRIGGER transactions_rules BEFORE INSERT ON public.transactions FOR EACH ROW EXECUTE FUNCTION public.hold_transaction();
+CREATE TRIGGER transactions_rules BEFORE INSERT ON public.transactions FOR EACH ROW EXECUTE FUNCTION public.check_transaction();
 
 ALTER TABLE public.transactions ENABLE ALWAYS TRIGGER transactions_rules;
 
@@ -758,8 +758,8 @@ REVOKE ALL ON FUNCTION public.close_history(owner uuid, account_number text, unt
 
 REVOKE ALL ON FUNCTION public.deposit_initial(account bigint, initial_amount bigint) FROM PUBLIC;
 
-REVOKE ALL ON FUNCTION public.dequeue_job() FROM PUBLIC;
+REVOKE ALL ON FUNCTION public.enter_queue() FROM PUBLIC;
 
-REVOKE ALL ON FUNCTION public.enqueue_jobs() FROM PUBLIC;
+REVOKE ALL ON FUNCTION public.leave_queue() FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION public.replay_job() FROM PUBLIC;

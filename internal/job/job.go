@@ -17,8 +17,7 @@ import (
 	"github.com/passbook/passbook/internal/postgres"
 )
 
-// Status is the state of a job. The machine is drawn beside the table, in
-// migrations/00001_schema.sql.
+// Status is the state of a job. docs/architecture.md draws the states and their changes.
 type Status string
 
 // The states of a job. All but the first are final, except that an operator can
@@ -30,7 +29,7 @@ const (
 	Failed    Status = Status(ledger.Failed)
 )
 
-// Statuses are all the states, in the order of the machine.
+// Statuses are all the states.
 var Statuses = []Status{Queued, Succeeded, Rejected, Failed}
 
 // What callers branch on.

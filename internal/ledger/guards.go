@@ -12,10 +12,10 @@ import (
 // them in every session, whatever its session_replication_role is.
 var guards = map[string][]string{
 	"accounts":      {"accounts_are_kept", "accounts_form", "accounts_move", "accounts_start_empty", "accounts_terms"},
-	"jobs":          {"jobs_are_kept", "jobs_enqueue", "jobs_form", "jobs_leave_archived", "jobs_skip_archived", "jobs_take_transaction_id", "jobs_terms"},
+	"jobs":          {"jobs_are_kept", "jobs_enter_queue", "jobs_form", "jobs_leave_archived", "jobs_skip_archived", "jobs_take_transaction_id", "jobs_terms"},
 	"queue":         {"queue_attempts", "queue_is_kept", "queue_rows", "queue_terms"},
-	"rejections":    {"rejections_are_kept", "rejections_dequeue", "rejections_leave_archived"},
-	"failures":      {"failures_are_kept", "failures_dequeue", "failures_replay"},
+	"rejections":    {"rejections_are_kept", "rejections_leave_queue", "rejections_leave_archived"},
+	"failures":      {"failures_are_kept", "failures_leave_queue", "failures_replay"},
 	"archived_jobs": {"archived_jobs_append_only"},
 	"transactions":  {"transactions_append_only", "transactions_rules"},
 }

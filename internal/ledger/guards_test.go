@@ -55,7 +55,7 @@ func TestFunctionsFixTheirSearchPath(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if want := []string{"hold_balance", "hold_new_job", "hold_queue", "hold_transaction", "take_transaction_id"}; !slices.Equal(loose, want) { // migrations/00001_schema.sql says why
+	if want := []string{"check_balance", "check_job", "check_queue", "check_transaction", "take_transaction_id"}; !slices.Equal(loose, want) { // migrations/00001_schema.sql says why
 		t.Errorf("%q have no search_path of their own, want %q", loose, want)
 	}
 }

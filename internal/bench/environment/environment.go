@@ -138,7 +138,7 @@ func (e *Environment) start(ctx context.Context, t Topology) (err error) {
 
 func (e *Environment) startPeer(ctx context.Context) error {
 	// The peer's jobs are never queued, which Passbook's rules forbid; check enables the rules again.
-	if _, err := e.Pool.Exec(ctx, `ALTER TABLE jobs DISABLE TRIGGER jobs_enqueue; ALTER TABLE transactions DISABLE TRIGGER transactions_rules`); err != nil {
+	if _, err := e.Pool.Exec(ctx, `ALTER TABLE jobs DISABLE TRIGGER jobs_enter_queue; ALTER TABLE transactions DISABLE TRIGGER transactions_rules`); err != nil {
 		return err
 	}
 	const noRedis = "redis://127.0.0.1:1" // the peer reads the api's variables, but uses no Redis
@@ -207,7 +207,7 @@ func (e *Environment) check(ctx context.Context) error {
 	if e.kept {
 		return nil
 	}
-	if _, err := pool.Exec(ctx, `ALTER TABLE jobs ENABLE ALWAYS TRIGGER jobs_enqueue; ALTER TABLE transactions ENABLE ALWAYS TRIGGER transactions_rules`); err != nil {
+	if _, err := pool.Exec(ctx, `ALTER TABLE jobs ENABLE ALWAYS TRIGGER jobs_enter_queue; ALTER TABLE transactions ENABLE ALWAYS TRIGGER transactions_rules`); err != nil {
 		return fmt.Errorf("check: %w", err)
 	}
 	var wrong []string

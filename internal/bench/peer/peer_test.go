@@ -37,7 +37,7 @@ func TestPeer(t *testing.T) {
 func testPeer(t *testing.T, apart bool) {
 	t.Helper()
 	pool := testenv.Pool(t)
-	ledgertest.Exec(t, pool, `ALTER TABLE jobs DISABLE TRIGGER jobs_enqueue; ALTER TABLE transactions DISABLE TRIGGER transactions_rules`)
+	ledgertest.Exec(t, pool, `ALTER TABLE jobs DISABLE TRIGGER jobs_enter_queue; ALTER TABLE transactions DISABLE TRIGGER transactions_rules`)
 	user := ledgertest.User(t, pool)
 	account := ledgertest.Account(t, pool, user, 100)
 	p := newPeer(pool, []byte(strings.Repeat("k", 32)), apart)
@@ -72,7 +72,7 @@ func testPeer(t *testing.T, apart bool) {
 	if status, last := post("withdrawals", "k5", `{"amount":150}`, user); status != http.StatusCreated || last.Transaction.BalanceAfter != 0 {
 		t.Errorf("withdrawal: got %d, %+v", status, last)
 	}
-	ledgertest.Exec(t, pool, `ALTER TABLE jobs ENABLE ALWAYS TRIGGER jobs_enqueue; ALTER TABLE transactions ENABLE ALWAYS TRIGGER transactions_rules`)
+	ledgertest.Exec(t, pool, `ALTER TABLE jobs ENABLE ALWAYS TRIGGER jobs_enter_queue; ALTER TABLE transactions ENABLE ALWAYS TRIGGER transactions_rules`)
 	if found := ledgertest.Check(t, pool); found.Jobs != 2 {
 		t.Errorf("there are %d jobs, want 2", found.Jobs)
 	}

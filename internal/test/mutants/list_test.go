@@ -637,7 +637,7 @@ var mutations = []mutation{
 	{
 		"every role may apply jobs and deposit", balanced,
 		[]edit{
-			{schema, `REVOKE EXECUTE ON FUNCTION archive_jobs, close_history, deposit_initial, dequeue_job, enqueue_jobs, replay_job FROM PUBLIC;`, ``},
+			{schema, `REVOKE EXECUTE ON FUNCTION archive_jobs, close_history, deposit_initial, leave_queue, enter_queue, replay_job FROM PUBLIC;`, ``},
 			{applying, `REVOKE EXECUTE ON FUNCTION apply_job FROM PUBLIC;`, ``},
 		},
 		[]string{"-run=^TestRoleWithEveryGrant$ ./internal/ledger"},
