@@ -19,6 +19,65 @@ CREATE TYPE public.job_status AS ENUM (
     'failed'
 );
 
+CREATE FUNCTION public.accept_batch(owner uuid, account_number text, ids uuid[], keys text[], locks bigint[], types public.entry_type[], amounts bigint[], descriptions text[], known_capacity bigint, max_queued bigint) RETURNS TABLE(account bigint, currency text, capacity bigint, busy boolean, fresh bigint[], reused bigint[], positions bigint[], accepted timestamp with time zone)
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
+    AS $$
+DECLARE
+    key_lock bigint;
+BEGIN
+    SELECT owned.id, owned.currency, coalesce(known_capacity, max_queued - (
+        SELECT count(*)
+        FROM (SELECT FROM queue WHERE account_id = owned.id AND position > owned.done_to LIMIT max_queued) queued
+    ))
+    INTO account, currency, capacity
+    FROM accounts owned WHERE owned.number = account_number AND owned.user_id = owner;
+    IF NOT FOUND THEN
+        RETURN;
+    END IF;
+
+    busy := false;
+    FOR key_lock IN SELECT unnest(locks) ORDER BY 1 LOOP
+        busy := NOT pg_try_advisory_xact_lock(key_lock);
+        EXIT WHEN busy;
+    END LOOP;
+    IF busy THEN
+        RETURN NEXT;
+        RETURN;
+    END IF;
+
+    SELECT array_agg(request.n ORDER BY request.n) FILTER (WHERE earlier.same IS NULL),
+        array_agg(request.n ORDER BY request.n) FILTER (WHERE NOT earlier.same)
+    INTO fresh, reused
+    FROM unnest(keys) WITH ORDINALITY request (key, n)
+    LEFT JOIN LATERAL (
+        SELECT (job.account_id, job.type, job.amount, job.description)
+            IS NOT DISTINCT FROM (account, types[request.n], amounts[request.n], descriptions[request.n]) AS same
+        FROM (
+            SELECT account_id, type, amount, description FROM jobs WHERE user_id = owner AND idempotency_key = request.key UNION ALL
+            SELECT account_id, type, amount, description FROM archived_jobs WHERE user_id = owner AND idempotency_key = request.key
+        ) job
+        UNION ALL
+        SELECT false FROM accounts WHERE user_id = owner AND open_key = request.key
+    ) earlier ON true;
+
+    IF fresh IS NOT NULL AND reused IS NULL AND cardinality(fresh) <= capacity THEN
+        WITH inserted AS (
+            INSERT INTO jobs (id, account_id, user_id, idempotency_key, type, amount, description)
+            SELECT ids[request.n], account, owner, keys[request.n], types[request.n], amounts[request.n], descriptions[request.n]
+            FROM unnest(fresh) request (n)
+            ORDER BY request.n
+            RETURNING position, created_at
+        )
+        SELECT array_agg(position ORDER BY position), max(created_at) INTO positions, accepted FROM inserted;
+        IF cardinality(positions) IS DISTINCT FROM cardinality(fresh) THEN -- jobs_skip_archived dropped one
+            RAISE EXCEPTION 'a batch is accepted as a whole' USING ERRCODE = 'integrity_constraint_violation';
+        END IF;
+    END IF;
+    RETURN NEXT;
+END
+$$;
+
 CREATE FUNCTION public.accept_jobs(ids uuid[], users uuid[], numbers text[], keys text[], locks bigint[], types public.entry_type[], amounts bigint[], descriptions text[], firsts bigint[], capacities bigint[], max_queued bigint) RETURNS TABLE(id uuid, account bigint, currency text, opened boolean, busy boolean, capacity bigint, at bigint, accepted timestamp with time zone)
     LANGUAGE plpgsql
     SET search_path TO 'pg_catalog', 'public', 'pg_temp'

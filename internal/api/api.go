@@ -227,6 +227,8 @@ func (a *API) routes() ([]route, error) {
 
 		{method: post, path: "/v1/accounts/:number/deposits", handle: a.accept(ledger.Deposit)},
 		{method: post, path: "/v1/accounts/:number/withdrawals", handle: a.accept(ledger.Withdrawal)},
+		{method: post, path: "/v1/accounts/:number/jobs", handle: a.acceptBatch},
+		{method: get, path: "/v1/jobs", handle: a.findJob, query: []string{fieldKey}},
 		{method: get, path: "/v1/jobs/:id", handle: a.readJob},
 		{
 			method: get, path: "/v1/accounts/:number/jobs", handle: a.listJobs,

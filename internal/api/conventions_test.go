@@ -71,6 +71,8 @@ func TestMethodNotAllowed(t *testing.T) {
 		{"/v1/accounts", "GET, HEAD, POST"},
 		{"/v1/accounts/1234", "GET, HEAD"},
 		{"/v1/accounts/1234/deposits", "POST"},
+		{"/v1/accounts/1234/jobs", "GET, HEAD, POST"},
+		{"/v1/jobs", "GET, HEAD"},
 		{"/v1/jobs/x", "GET, HEAD"},
 		{"/livez", "GET, HEAD"},
 	}
@@ -90,6 +92,7 @@ func TestHead(t *testing.T) {
 	for _, target := range []string{
 		"/v1/users/me", "/v1/accounts", "/v1/accounts?limit=1", "/v1/accounts/" + account.Number, "/v1/jobs/" + made.ID,
 		jobsOf(account, "transactions"), jobsOf(account, "transactions/1"), jobsOf(account, "jobs"), "/livez", "/openapi.yaml", "/v1/jobs/x",
+		"/v1/jobs?idempotency_key=k", "/v1/jobs",
 	} {
 		get, head := c.get(target, "X-Request-Id", "r"), c.send(http.MethodHead, target, "", "X-Request-Id", "r")
 		if len(head.body) > 0 {

@@ -3,7 +3,9 @@ package api
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"io"
+	"maps"
 	"mime"
 	"net/http"
 	"slices"
@@ -21,6 +23,7 @@ import (
 // body holds the JSON object of a request and collects its faults. Each read removes a field, so
 // the fields that remain at the end are unknown.
 type body struct {
+	at     string // the JSON pointer of the object; empty for the whole body
 	fields map[string]jsontext.Value
 	faults []fault
 }
@@ -81,7 +84,7 @@ func (b *body) split(object jsontext.Value) error {
 			return err
 		}
 		if len(b.fields) == maxFields {
-			b.faultAt("", "too_many_fields", "has at most "+strconv.Itoa(maxFields)+" fields")
+			b.faultAt(b.at, "too_many_fields", "has at most "+strconv.Itoa(maxFields)+" fields")
 			return nil
 		}
 		b.fields[key] = value.Clone()
@@ -100,28 +103,27 @@ const (
 var pointers = strings.NewReplacer("~", "~0", "/", "~1")
 
 func (b *body) fault(name, code, detail string) {
-	b.faultAt("/"+pointers.Replace(name), code, detail)
+	b.faultAt(b.at+"/"+pointers.Replace(name), code, detail)
 }
 
 func (b *body) faultAt(pointer, code, detail string) {
 	b.faults = append(b.faults, fault{Pointer: &pointer, Code: code, Detail: detail})
 }
 
-// err returns a problem with every fault, maxFaults at most, or nil. Fields that no read has
-// removed are faults.
+// err returns a problem with every fault, maxFaults at most, or nil.
 func (b *body) err() error {
-	var unknown []string
-	for name := range b.fields {
-		unknown = append(unknown, name)
-	}
-	slices.Sort(unknown)
-	for _, name := range unknown {
-		b.fault(name, "unknown_field", "is not known here")
-	}
+	b.refuseUnknown()
 	if len(b.faults) == 0 {
 		return nil
 	}
 	return invalid(http.StatusUnprocessableEntity, codeInvalidRequest, "The body has faults; errors names each.", firstFaults(b.faults))
+}
+
+// refuseUnknown adds a fault for each field that no read has removed.
+func (b *body) refuseUnknown() {
+	for _, name := range slices.Sorted(maps.Keys(b.fields)) {
+		b.fault(name, "unknown_field", "is not known here")
+	}
 }
 
 func firstFaults(faults []fault) []fault { return faults[:min(len(faults), maxFaults)] }
@@ -168,7 +170,7 @@ func (b *body) optionalText(name string) *string {
 }
 
 func (b *body) hasFault(name string) bool {
-	return slices.ContainsFunc(b.faults, func(f fault) bool { return *f.Pointer == "/"+name })
+	return slices.ContainsFunc(b.faults, func(f fault) bool { return *f.Pointer == b.at+"/"+name })
 }
 
 // amount reads required minor units, from 1 to ledger.MaxAmount, written as a JSON integer:
@@ -198,6 +200,46 @@ func (b *body) optionalAmount(name string) int64 {
 		return 0
 	}
 	return amount
+}
+
+// each calls read for each object of a required list, which has from 1 to most objects. It adds
+// the faults of the objects to those of b.
+func (b *body) each(name string, most int, read func(i int, item *body)) {
+	list := b.take(name)
+	switch {
+	case list == nil:
+		b.fault(name, "required", "is required")
+		return
+	case list.Kind() != '[':
+		b.fault(name, "invalid_type", "is a list of objects")
+		return
+	}
+	decoder := jsontext.NewDecoder(bytes.NewReader(list))
+	_, _ = decoder.ReadToken() // the bracket; parseBody has read all of the value, so no read here fails
+	i := 0
+	for ; decoder.PeekKind() != ']' && i < most; i++ {
+		value, err := decoder.ReadValue()
+		item := &body{at: fmt.Sprintf("%s/%s/%d", b.at, name, i), fields: map[string]jsontext.Value{}}
+		if err != nil || value.Kind() != '{' || item.split(value) != nil {
+			item.faultAt(item.at, "invalid_type", "is an object")
+		} else {
+			read(i, item)
+			item.refuseUnknown()
+		}
+		b.faults = append(b.faults, item.faults...)
+	}
+	if i == 0 || decoder.PeekKind() != ']' {
+		b.fault(name, "out_of_range", fmt.Sprintf("has from 1 to %d objects", most))
+	}
+}
+
+// oneOf reads a required string that is one of a few.
+func (b *body) oneOf(name string, values ...string) string {
+	text := b.text(name)
+	if !b.hasFault(name) && !slices.Contains(values, text) {
+		b.fault(name, "invalid_value", "is one of "+strings.Join(values, ", "))
+	}
+	return text
 }
 
 const maxDescription = 140

@@ -47,7 +47,19 @@ func (o outcomes) posts() map[string]probe {
 		"/v1/accounts":                      {body: `{"initial_deposit":100}`, headers: []string{"Idempotency-Key", o.opened}},
 		"/v1/accounts/{number}/deposits":    {body: `{"amount":5}`, headers: []string{"Idempotency-Key", o.asked}, writes: true}, // it may draw a position
 		"/v1/accounts/{number}/withdrawals": {body: `{"amount":100000}`, headers: []string{"Idempotency-Key", o.denied}, writes: true},
+		"/v1/accounts/{number}/jobs":        {body: o.batch(5)},
 	}
+}
+
+// batch is a batch of the two jobs, the first with an amount.
+func (o outcomes) batch(amount int) string {
+	return fmt.Sprintf(`{"jobs":[{"type":"deposit","amount":%d,"idempotency_key":%q},{"type":"withdrawal","amount":100000,"idempotency_key":%q}]}`,
+		amount, o.asked, o.denied)
+}
+
+// queries are what routes need beside their paths.
+func (o outcomes) queries() map[string]string {
+	return map[string]string{"/v1/jobs": "?idempotency_key=" + o.asked}
 }
 
 // probe is a request whose answer shows an outcome. One that always needs a confirmation,
@@ -76,7 +88,7 @@ func (o outcomes) probes(t *testing.T) (all []probe) {
 			if method == http.MethodPost {
 				p = o.posts()[path]
 			}
-			p.method, p.target = method, fill.Replace(path)
+			p.method, p.target = method, fill.Replace(path)+o.queries()[path]
 			if method != http.MethodGet && p.body == "" || strings.Contains(p.target, "{") {
 				t.Errorf("%s %s: no request of this test would show an outcome", method, path)
 			}
@@ -98,6 +110,9 @@ func (o outcomes) probes(t *testing.T) (all []probe) {
 		probe{method: http.MethodGet, target: account + "/jobs?status=queued", writes: true}, // it leaves those out
 		probe{method: http.MethodGet, target: account + "/jobs?order=asc&limit=1"},
 		probe{method: http.MethodGet, target: "/v1/jobs/" + o.rejected.ID},
+		probe{method: http.MethodGet, target: "/v1/jobs?idempotency_key=" + o.denied},
+		probe{method: http.MethodGet, target: "/v1/jobs?idempotency_key=" + uuid.NewString(), writes: true}, // it says that there is none
+		probe{method: http.MethodPost, target: account + "/jobs", body: o.batch(6), writes: true},
 		probe{method: http.MethodGet, target: account + "/transactions?type=deposit"},
 		probe{method: http.MethodGet, target: account + "/transactions", headers: csv},
 		probe{method: http.MethodHead, target: account + "/transactions", headers: csv},

@@ -10,6 +10,7 @@ import (
 const (
 	headerKey    = "Idempotency-Key"
 	headerReplay = "Idempotent-Replayed"
+	fieldKey     = "idempotency_key" // in bodies and queries
 	maxKey       = 255
 )
 
@@ -35,6 +36,34 @@ func requiredKey(c *fiber.Ctx) (string, error) {
 			"Send an Idempotency-Key: a fresh UUID for each thing you want done, the same one when you ask again.")
 	}
 	return key, err
+}
+
+const badKey = "is 1 to 255 visible ASCII characters, bare or as a quoted string"
+
+// key reads the key of a job in a batch: the text that a deposit has in its header.
+func (b *body) key() string {
+	text := b.text(fieldKey)
+	if b.hasFault(fieldKey) {
+		return ""
+	}
+	key, ok := parseKey(text)
+	if !ok {
+		b.fault(fieldKey, "invalid_value", badKey)
+	}
+	return key
+}
+
+// key reads the required key that jobs are looked for by.
+func (q *query) key() string {
+	text, given := q.values[fieldKey]
+	key, ok := parseKey(text)
+	switch {
+	case !given:
+		q.fault(fieldKey, "required", "is required")
+	case !ok:
+		q.fault(fieldKey, "invalid_value", badKey)
+	}
+	return key
 }
 
 // parseKey reads a key, bare or as a structured-field string (RFC 8941, section 3.3.3): "abc" and

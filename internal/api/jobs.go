@@ -1,6 +1,7 @@
 package api
 
 import (
+	"errors"
 	"fmt"
 	"net/http"
 	"strconv"
@@ -140,6 +141,23 @@ func (a *API) readJob(c *fiber.Ctx, _ *query) error {
 		return err
 	}
 	return sendJob(c, found)
+}
+
+// findJob answers with the list of the caller's job with a key, or of none.
+func (a *API) findJob(c *fiber.Ctx, q *query) error {
+	key := q.key()
+	if err := q.err(); err != nil {
+		return err
+	}
+	page := pageBody[jobBody]{Data: []jobBody{}}
+	found, err := a.cfg.Jobs.ByKey(c.UserContext(), caller(c), key)
+	switch {
+	case err == nil:
+		page.Data = append(page.Data, toJobBody(found))
+	case !errors.Is(err, job.ErrNotFound):
+		return err
+	}
+	return c.JSON(page)
 }
 
 func (a *API) listJobs(c *fiber.Ctx, q *query) error {

@@ -51,7 +51,10 @@ func newProblem(status int, code, detail string) *problem {
 	}
 }
 
-const codeInvalidRequest = "invalid_request"
+const (
+	codeInvalidRequest = "invalid_request"
+	codeKeyReused      = "idempotency_key_reused"
+)
 
 // busyRetry is the Retry-After of a request that may succeed soon, in seconds.
 const busyRetry = 1
@@ -101,7 +104,7 @@ var problems = []struct {
 		Detail: "There is an account with this number. Choose another, or leave number out.",
 	}},
 	{ledger.ErrKeyReused, problem{
-		Status: http.StatusUnprocessableEntity, Code: "idempotency_key_reused",
+		Status: http.StatusUnprocessableEntity, Code: codeKeyReused,
 		Detail: "You have used this Idempotency-Key for something else. Nothing happened.",
 	}},
 	{ledger.ErrKeyBusy, problem{

@@ -110,6 +110,10 @@ func TestInternalError(t *testing.T) {
 		"Deposit": func(c client, id string) answer {
 			return c.post(jobsOf(account, "deposits"), `{"amount":1}`, "Idempotency-Key", "k", "X-Request-Id", id)
 		},
+		"Batch": func(c client, id string) answer {
+			return c.post(jobsOf(account, "jobs"), batchOf(c.t, "k"), "X-Request-Id", id)
+		},
+		"FindJob":      func(c client, id string) answer { return c.get("/v1/jobs?idempotency_key=k", "X-Request-Id", id) },
 		"Job":          func(c client, id string) answer { return c.get("/v1/jobs/"+made.ID, "X-Request-Id", id) },
 		"Jobs":         func(c client, id string) answer { return c.get(jobsOf(account, "jobs"), "X-Request-Id", id) },
 		"Accounts":     func(c client, id string) answer { return c.get("/v1/accounts", "X-Request-Id", id) },

@@ -59,6 +59,7 @@ type Acceptor struct {
 	maxQueued  int
 	capacities *capacities
 	requests   chan *request
+	batches    chan *batchRequest
 }
 
 // NewAcceptor accepts jobs into the database behind pool and notifies the workers.
@@ -70,6 +71,7 @@ func NewAcceptor(pool *pgxpool.Pool, notifier Notifier, maxQueued int) *Acceptor
 		maxQueued:  maxQueued,
 		capacities: newCapacities(time.Now),
 		requests:   make(chan *request, maxWaiting),
+		batches:    make(chan *batchRequest, maxWaitingBatches),
 	}
 }
 
@@ -152,24 +154,35 @@ func (a *Acceptor) commitNext(ctx context.Context, mayCollect chan struct{}) (co
 	<-mayCollect
 	release := sync.OnceFunc(func() { mayCollect <- struct{}{} })
 	defer release()
-	batch := a.collect(ctx)
-	if len(batch) == 0 {
+	batch, whole := a.collect(ctx)
+	if len(batch) == 0 && whole == nil {
 		return false
 	}
 	slow := time.AfterFunc(slowInsert, release)
 	defer slow.Stop()
 	failpoint.Hit(failpoint.AcceptCollected)
-	a.commit(ctx, batch)
+	if whole != nil {
+		a.commitBatch(ctx, whole)
+	} else {
+		a.commit(ctx, batch)
+	}
 	return true
 }
 
-// collect waits for one request and takes all that wait with it. It drops requests
-// whose deadline has passed: their callers have returned, so they are not committed.
-func (a *Acceptor) collect(ctx context.Context) (batch []*request) {
+// collect waits for one request and takes all that wait with it, or takes a client's batch,
+// which has an insert of its own. Where both wait, chance decides, so neither keeps the other
+// waiting for long. collect drops what has passed its deadline: the caller has returned, so it
+// is not committed.
+func (a *Acceptor) collect(ctx context.Context) (batch []*request, whole *batchRequest) {
 	for len(batch) == 0 {
 		select {
 		case <-ctx.Done():
-			return nil
+			return nil, nil
+		case whole := <-a.batches:
+			if whole.ctx.Err() != nil {
+				continue
+			}
+			return nil, whole
 		case first := <-a.requests:
 			batch = append(batch, first)
 		}
@@ -178,7 +191,7 @@ func (a *Acceptor) collect(ctx context.Context) (batch []*request) {
 		}
 		batch = slices.DeleteFunc(batch, func(r *request) bool { return r.ctx.Err() != nil })
 	}
-	return batch
+	return batch, nil
 }
 
 // commit sends every request of the batch its result, also when ctx ends meanwhile.
@@ -319,8 +332,8 @@ func (a *Acceptor) sendAccepted(batch []*request, accepted map[uuid.UUID]accepte
 		case row.Busy:
 			r.result <- result{err: ErrKeyBusy}
 		case row.Position != nil:
-			a.capacities.use(r.Account)
-			r.result <- result{job: r.job(row)}
+			a.capacities.use(r.Account, 1)
+			r.result <- result{job: r.job(r.id, *row.Position, row.Currency, *row.CreatedAt)}
 		default:
 			repeated = append(repeated, r)
 		}
@@ -329,17 +342,17 @@ func (a *Acceptor) sendAccepted(batch []*request, accepted map[uuid.UUID]accepte
 }
 
 // job returns the job that was inserted for the request.
-func (r *request) job(row acceptedRow) Job {
+func (r Request) job(id uuid.UUID, position int64, currency string, created time.Time) Job {
 	return Job{
-		ID:          r.id,
-		Position:    *row.Position,
+		ID:          id,
+		Position:    position,
 		Account:     r.Account,
 		Type:        r.Type,
 		Amount:      r.Amount,
-		Currency:    row.Currency,
+		Currency:    currency,
 		Description: r.Description,
 		Status:      Queued,
-		CreatedAt:   *row.CreatedAt,
+		CreatedAt:   created,
 	}
 }
 
@@ -362,30 +375,18 @@ type jobKey struct {
 
 // sendRepeated sends the results of requests that inserted nothing: a job has their key,
 // or the account's queue is full. It reads after the insert, so it sees the job whose
-// commit the insert waited for. The API confirms what a replay shows, a queued job too: the
-// accept that made the job may have ended before it knew of the commit.
+// commit the insert waited for.
 func (a *Acceptor) sendRepeated(ctx context.Context, requests []*request, accepted map[uuid.UUID]acceptedRow) {
-	var users []uuid.UUID
-	var keys []string
-	for _, r := range requests {
-		users, keys = append(users, r.UserID), append(keys, r.Key)
+	keys := make([]jobKey, len(requests))
+	for i, r := range requests {
+		keys[i] = jobKey{r.UserID, r.Key}
 	}
-	type keyedJob struct {
-		jobKey
-		Job
-	}
-	ctx, shown := postgres.WithShown(ctx)
-	rows, _ := a.pool.Query(ctx, repeatedSQL, users, keys) // CollectRows returns its error
-	found, err := pgx.CollectRows(rows, postgres.Showing(ctx, rows, pgx.RowToStructByPos[keyedJob]))
-	jobs := make(map[jobKey]Job, len(found))
-	for _, row := range found {
-		jobs[row.jobKey] = row.Job
-	}
-	for _, r := range requests {
-		job, used := jobs[jobKey{r.UserID, r.Key}]
+	jobs, shown, err := a.readRepeated(ctx, keys)
+	for i, r := range requests {
+		job, used := jobs[keys[i]]
 		switch {
 		case err != nil:
-			r.result <- result{err: fmt.Errorf("read job by key: %w", err)}
+			r.result <- result{err: err}
 		case used && r.made(job):
 			r.result <- result{job: job, replayed: true, shown: shown}
 		case used || accepted[r.id].Opened:
@@ -394,6 +395,31 @@ func (a *Acceptor) sendRepeated(ctx context.Context, requests []*request, accept
 			r.result <- result{err: ErrQueueFull}
 		}
 	}
+}
+
+// readRepeated reads jobs by their keys, and what the read shows. The API confirms what a replay
+// shows, a queued job too: the accept that made the job may have ended before it knew of the commit.
+func (a *Acceptor) readRepeated(ctx context.Context, by []jobKey) (map[jobKey]Job, *postgres.Shown, error) {
+	var users []uuid.UUID
+	var keys []string
+	for _, key := range by {
+		users, keys = append(users, key.UserID), append(keys, key.Key)
+	}
+	type keyedJob struct {
+		jobKey
+		Job
+	}
+	ctx, shown := postgres.WithShown(ctx)
+	rows, _ := a.pool.Query(ctx, repeatedSQL, users, keys) // CollectRows returns its error
+	found, err := pgx.CollectRows(rows, postgres.Showing(ctx, rows, pgx.RowToStructByPos[keyedJob]))
+	if err != nil {
+		return nil, nil, fmt.Errorf("read job by key: %w", err)
+	}
+	jobs := make(map[jobKey]Job, len(found))
+	for _, row := range found {
+		jobs[row.jobKey] = row.Job
+	}
+	return jobs, shown, nil
 }
 
 // made reports whether the job is the one that the request asks for.

@@ -21,14 +21,22 @@ const manyQueued = 1000
 
 // notifications counts how often each job was notified.
 type notifications struct {
-	mu   sync.Mutex        // guards jobs
+	mu   sync.Mutex        // guards the fields below
 	jobs map[uuid.UUID]int // by id
+	last notification
 }
 
-func (n *notifications) Notify(_, _ int64, jobID uuid.UUID, _ int) {
+type notification struct {
+	accountID, position int64
+	jobID               uuid.UUID
+	jobs                int
+}
+
+func (n *notifications) Notify(accountID, position int64, jobID uuid.UUID, jobs int) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	n.jobs[jobID]++
+	n.last = notification{accountID, position, jobID, jobs}
 }
 
 func (n *notifications) count(jobID uuid.UUID) int {

@@ -66,12 +66,12 @@ func (c *capacities) counted(account string, queued, more int) {
 	}
 }
 
-// use subtracts a job that was accepted.
-func (c *capacities) use(account string) {
+// use subtracts jobs that were accepted.
+func (c *capacities) use(account string, jobs int) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if known, ok := c.accounts.Peek(account); ok {
-		known.jobs--
+		known.jobs -= jobs
 		c.accounts.Add(account, known)
 	}
 }

@@ -22,6 +22,7 @@ func Statements(userID uuid.UUID, key string) map[string]Statement {
 	return map[string]Statement{
 		"read":     {readSQL, []any{id, userID}},
 		"archived": {readArchivedSQL, []any{id, userID}},
+		"by key":   {byKeySQL, []any{key, userID}},
 		"repeated": {repeatedSQL, []any{[]uuid.UUID{userID}, []string{key}}},
 		"step":     {stepSQL, []any{id, firstID(now), now, archiveBatch}},
 	}

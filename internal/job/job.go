@@ -124,7 +124,33 @@ func (r *Reader) Job(ctx context.Context, userID, id uuid.UUID) (Job, error) {
 	return job, nil
 }
 
-func (r *Reader) read(ctx context.Context, sql string, userID, id uuid.UUID) (Job, error) {
-	rows, _ := r.pool.Query(ctx, sql, id, userID) // CollectExactlyOneRow returns its error
+// byKeySQL reads the job of a key, from the archive too: one statement has one snapshot, in which
+// a job that moves stands in one of the two tables.
+//
+// $1 the key, $2 the caller.
+var byKeySQL = selectSQL + `(
+	SELECT ` + stored + `, coalesce(finished_by, ` + queuedBy("accepted_by") + `) AS finished_by
+	FROM job_states WHERE user_id = $2 AND idempotency_key = $1 UNION ALL
+	SELECT ` + stored + `, xmin FROM archived_jobs WHERE user_id = $2 AND idempotency_key = $1) job ` + ownedSQL
+
+// ByKey reads the job that one of the caller's keys has made; ErrNotFound where it has made none.
+// A request with the key may be under way, and make one later.
+func (r *Reader) ByKey(ctx context.Context, userID uuid.UUID, key string) (Job, error) {
+	job, err := r.read(ctx, byKeySQL, userID, key)
+	if errors.Is(err, pgx.ErrNoRows) {
+		// The client may act on the absence. A server that was the primary and has not noticed
+		// that it is no longer would show it for a job that was accepted elsewhere.
+		postgres.ShowAll(ctx)
+		return Job{}, ErrNotFound
+	}
+	if err != nil {
+		return Job{}, fmt.Errorf("read job by key: %w", err)
+	}
+	return job, nil
+}
+
+// read reads the job that an id or a key names.
+func (r *Reader) read(ctx context.Context, sql string, userID uuid.UUID, name any) (Job, error) {
+	rows, _ := r.pool.Query(ctx, sql, name, userID) // CollectExactlyOneRow returns its error
 	return pgx.CollectExactlyOneRow(rows, postgres.Showing(ctx, rows, pgx.RowToStructByPos[Job]))
 }

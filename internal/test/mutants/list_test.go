@@ -16,6 +16,7 @@ type edit struct{ file, from, to string }
 const (
 	accept   = "internal/job/accept.go"
 	archive  = "internal/job/archive.go"
+	batches  = "internal/job/batch.go"
 	backlog  = "internal/job/backlog.go"
 	accounts = "internal/ledger/accounts.go"
 	apply    = "internal/ledger/apply.go"
@@ -40,6 +41,9 @@ const (
 	pending  = "internal/queue/pending.go"
 	serving  = "internal/queue/server.go"
 	edge     = "internal/api/api.go"
+
+	batchEdge = "internal/api/batch.go"
+
 	gate     = "internal/postgres/gate.go"
 	shown    = "internal/postgres/shown.go"
 	jobs     = "internal/job/job.go"
@@ -542,6 +546,82 @@ var mutations = []mutation{
 	},
 
 	{
+		"the notification names the first job of a client's batch", disposable,
+		[]edit{{batches, `row.Positions[jobs-1], batch.ids[row.Fresh[jobs-1]-1], jobs)`, `row.Positions[0], batch.ids[row.Fresh[0]-1], jobs)`}},
+		[]string{"-run=^TestAcceptBatch$ ./internal/job"},
+	},
+	{
+		"a client's batch is answered before its commit", durable,
+		[]edit{{batches, `returned, _ := a.pool.Query(ctx,`, `tx, err := a.pool.Begin(ctx)
+	if err != nil {
+		return batchRow{}, err
+	}
+	defer func() { go tx.Commit(context.WithoutCancel(ctx)) }()
+	returned, _ := tx.Query(ctx,`}},
+		[]string{"-run=^TestAcceptBatch_ReturnsAfterTheCommit$ ./internal/job"},
+	},
+	{
+		"the jobs of a client's batch take effect in the order of their keys", inOrder,
+		[]edit{{accepts, `            ORDER BY request.n
+            RETURNING`, `            ORDER BY keys[request.n]
+            RETURNING`}},
+		[]string{"-run=^TestAcceptBatch$ ./internal/job"},
+	},
+	{
+		"a client's batch with a reused key is accepted in part", keyForGood,
+		[]edit{{accepts, `AND reused IS NULL AND`, `AND`}},
+		[]string{"-run=^TestAcceptBatch_UsedKeys$ ./internal/job", "-run=^TestAcceptBatch_AtOnce$ ./internal/job"},
+	},
+	{
+		"a client's batch is accepted without the row that the database drops", durable,
+		[]edit{{accepts, `IF cardinality(positions) IS DISTINCT FROM cardinality(fresh) THEN`, `IF false THEN`}},
+		[]string{"-run=^TestAcceptBatch_DroppedRow$ ./internal/job"},
+	},
+	{
+		"a client's batch passes the queue capacity", ownTrouble,
+		[]edit{{accepts, ` AND cardinality(fresh) <= capacity THEN`, ` THEN`}},
+		[]string{"-run=^TestAcceptBatch_Refused$ ./internal/job", "-run=^TestAcceptBatch_QueueFull$ ./internal/api"},
+	},
+	{
+		"a client's batch is accepted for another user's account", "an account has one owner",
+		[]edit{{accepts, `owned.number = account_number AND owned.user_id = owner`, `owned.number = account_number`}},
+		[]string{"-run=^TestAcceptBatch_Refused$ ./internal/job", "-run=^TestAcceptBatch_AccountNotFound$ ./internal/api"},
+	},
+	{
+		"a client's batch passes over its keys' locks", keyForGood,
+		[]edit{{accepts, `busy := NOT pg_try_advisory_xact_lock(key_lock);`, `busy := false;`}},
+		[]string{"-run=^TestAcceptBatch_Refused$ ./internal/job", "-run=^TestAcceptBatch_LockedKey$ ./internal/api"},
+	},
+	{
+		"client's batches share the locks of their keys", keyForGood,
+		[]edit{{accepts, `pg_try_advisory_xact_lock(key_lock)`, `pg_try_advisory_xact_lock_shared(key_lock)`}},
+		[]string{"-run=^TestAcceptBatch_AtOnce$ ./internal/job"},
+	},
+	{
+		"a key in a client's batch may be used for another amount", keyForGood,
+		[]edit{
+			{accepts, `(job.account_id, job.type, job.amount, job.description)`, `(job.account_id, job.type, job.description)`},
+			{accepts, `(account, types[request.n], amounts[request.n], descriptions[request.n])`, `(account, types[request.n], descriptions[request.n])`},
+		},
+		[]string{"-run=^TestAcceptBatch_UsedKeys$ ./internal/job"},
+	},
+	{
+		"an opening's key takes a job of a client's batch", keyForGood,
+		[]edit{{accepts, `WHERE user_id = owner AND open_key = request.key`, `WHERE user_id = owner AND open_key = request.key AND false`}},
+		[]string{"-run=^TestAcceptBatch_UsedKeys$ ./internal/job"},
+	},
+	{
+		"an archived job's key is new to a client's batch", keyForGood,
+		[]edit{{accepts, `FROM archived_jobs WHERE user_id = owner`, `FROM archived_jobs WHERE false AND user_id = owner`}},
+		[]string{"-run=^TestAcceptBatch_UsedKeys$ ./internal/job"},
+	},
+	{
+		"a key stands twice in a client's batch", keyForGood,
+		[]edit{{batchEdge, `; repeated && req.Key != "" {`, `; repeated && req.Key == "" {`}},
+		[]string{"-run=^TestAcceptBatch_Invalid$ ./internal/api"},
+	},
+
+	{
 		"attempts never end", ownTrouble,
 		[]edit{{attempts, `attempts < MaxAttempts`, `attempts < 1000*MaxAttempts`}},
 		[]string{"-run=^TestApplyRefusedJob$ ./internal/ledger", "-run=^TestFailedJob$ ./internal/worker"},
@@ -703,6 +783,16 @@ var mutations = []mutation{
 	{
 		"a read of jobs by key omits its writers", stays,
 		[]edit{{accept, `, job.writer, `, `, NULL::xid, `}},
+		[]string{everyRoute},
+	},
+	{
+		"a search by key that finds nothing needs no confirmation", stays,
+		[]edit{{jobs, `postgres.ShowAll(ctx)`, `_ = postgres.ShowAll`}},
+		[]string{everyRoute},
+	},
+	{
+		"a batch does not report what it replays", stays,
+		[]edit{{batches, `r.shown.AddTo(ctx)`, `postgres.ShowNone(ctx)`}},
 		[]string{everyRoute},
 	},
 	{
