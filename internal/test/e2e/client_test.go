@@ -8,6 +8,7 @@ import (
 	"io"
 	"net/http"
 	"net/url"
+	"strings"
 	"testing"
 	"time"
 )
@@ -210,10 +211,26 @@ func (c *client) settle(firstAPI int, req jobRequest) (job jobAnswer, err error)
 
 // settled is settle, and returns the job as the response shows it.
 func (c *client) settled(firstAPI int, req jobRequest) ([]byte, error) {
+	return c.settledBy(firstAPI, req, c.send)
+}
+
+// settleBatch is settle for a batch of requests of one account.
+func (c *client) settleBatch(firstAPI int, requests []jobRequest) (jobs []jobAnswer, err error) {
+	answer, err := c.settledBy(firstAPI, requests[0], func(ctx context.Context, api int, _ jobRequest) (int, []byte, error) {
+		return c.sendBatch(ctx, c.system.api(api), requests)
+	})
+	var made page[jobAnswer]
+	if err == nil {
+		err = json.Unmarshal(answer, &made)
+	}
+	return made.Data, err
+}
+
+func (c *client) settledBy(firstAPI int, req jobRequest, send func(context.Context, int, jobRequest) (int, []byte, error)) ([]byte, error) {
 	deadline, cancel := context.WithTimeout(c.t.Context(), patience)
 	defer cancel()
 	for try := firstAPI; ; try++ {
-		status, answer, err := c.send(deadline, try, req)
+		status, answer, err := send(deadline, try, req)
 		switch {
 		case err == nil && (status == http.StatusAccepted || status == http.StatusOK):
 			return answer, nil
@@ -239,6 +256,19 @@ func (c *client) pause(deadline context.Context) bool {
 
 func (c *client) send(ctx context.Context, api int, req jobRequest) (status int, answer []byte, err error) {
 	return c.request(ctx, c.system.api(api), http.MethodPost, "/v1/accounts/"+req.account+"/"+req.entry, req.key, map[string]any{"amount": req.amount})
+}
+
+// sendBatch sends requests of one account as a batch.
+func (c *client) sendBatch(ctx context.Context, api string, requests []jobRequest) (status int, answer []byte, err error) {
+	return c.request(ctx, api, http.MethodPost, "/v1/accounts/"+requests[0].account+"/jobs", "", batchBody(requests))
+}
+
+func batchBody(requests []jobRequest) map[string]any {
+	jobs := make([]map[string]any, len(requests))
+	for i, req := range requests {
+		jobs[i] = map[string]any{"type": strings.TrimSuffix(req.entry, "s"), "amount": req.amount, "idempotency_key": req.key}
+	}
+	return map[string]any{"jobs": jobs}
 }
 
 func (c *client) account(number string) (a account) {

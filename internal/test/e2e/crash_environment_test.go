@@ -41,8 +41,9 @@ type crashEnvironment struct {
 	seq        int64 // of the account's last transaction
 	refuse     int64 // the amount that Postgres refuses
 	requests   []*sentRequest
-	unanswered *sentRequest // whose process died before it answered
-	gate       pgx.Tx       // keeps the gate closed
+	unanswered *sentRequest   // whose process died before it answered
+	batch      []*sentRequest // the same for a batch
+	gate       pgx.Tx         // keeps the gate closed
 }
 
 // newCrashEnvironment sets up an environment on a database of its own.
@@ -206,28 +207,69 @@ func (sc *crashEnvironment) sendUnanswered(dying *process) {
 	}
 }
 
-// sendAgain sends the unanswered request to another API. The response must name the job that was
-// committed or returned before, where there is one.
+// sendUnansweredBatch is sendUnanswered for a batch.
+func (sc *crashEnvironment) sendUnansweredBatch(dying *process) {
+	sc.t.Helper()
+	sc.batch = []*sentRequest{sc.next("deposits", 31), sc.next("withdrawals", 1_000_000), sc.next("withdrawals", 17)}
+	status, answer, err := sc.c.sendBatch(sc.t.Context(), "http://"+dying.addr, sc.batchRequests())
+	if err == nil && status != http.StatusAccepted {
+		sc.t.Fatalf("%d %s, want a 202 or no answer", status, answer)
+	}
+}
+
+func (sc *crashEnvironment) batchRequests() (requests []jobRequest) {
+	for _, req := range sc.batch {
+		requests = append(requests, req.jobRequest)
+	}
+	return requests
+}
+
+// sendAgain sends the unanswered request or batch to another API. The response must name each job
+// that was committed or returned before.
 func (sc *crashEnvironment) sendAgain() {
 	sc.t.Helper()
-	if sc.unanswered == nil {
-		return
+	switch {
+	case sc.unanswered != nil:
+		committed := sc.committed(sc.unanswered)
+		again, err := sc.c.settle(0, sc.unanswered.jobRequest)
+		if err != nil {
+			sc.t.Fatal(err)
+		}
+		sc.answered(sc.unanswered, committed, again)
+	case sc.batch != nil:
+		var committed []string
+		for _, req := range sc.batch {
+			committed = append(committed, sc.committed(req))
+		}
+		again, err := sc.c.settleBatch(0, sc.batchRequests())
+		if err != nil || len(again) != len(sc.batch) {
+			sc.t.Fatal(again, err)
+		}
+		for i, req := range sc.batch {
+			sc.answered(req, committed[i], again[i])
+		}
 	}
-	var committed string
-	err := sc.pool.QueryRow(sc.t.Context(), `SELECT id::text FROM jobs WHERE idempotency_key = $1`, sc.unanswered.key).Scan(&committed)
+}
+
+// committed returns the id of the job that the request's key has made; empty for none.
+func (sc *crashEnvironment) committed(req *sentRequest) (id string) {
+	sc.t.Helper()
+	err := sc.pool.QueryRow(sc.t.Context(), `SELECT id::text FROM jobs WHERE idempotency_key = $1`, req.key).Scan(&id)
 	if err != nil && !errors.Is(err, pgx.ErrNoRows) {
 		sc.t.Fatal(err)
 	}
-	again, err := sc.c.settle(0, sc.unanswered.jobRequest)
-	if err != nil {
-		sc.t.Fatal(err)
-	}
-	for _, before := range []string{committed, sc.unanswered.job.ID} {
+	return id
+}
+
+// answered keeps the job that the request was answered with when it was sent again.
+func (sc *crashEnvironment) answered(req *sentRequest, committed string, again jobAnswer) {
+	sc.t.Helper()
+	for _, before := range []string{committed, req.job.ID} {
 		if before != "" && before != again.ID {
-			sc.t.Errorf("key %s names job %s, and then %s", sc.unanswered.key, before, again.ID)
+			sc.t.Errorf("key %s names job %s, and then %s", req.key, before, again.ID)
 		}
 	}
-	sc.unanswered.job = again
+	req.job = again
 }
 
 // open opens an account under a key, and returns its number.

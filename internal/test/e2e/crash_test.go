@@ -47,6 +47,10 @@ var crashes = []crashRow{
 	{point: failpoint.AcceptCommitted, program: "api", lead: thirdRequest, jobs: "3 queued", tasks: 2, sweep: true},
 	{point: failpoint.AcceptNotified, program: "api", lead: thirdRequest, jobs: "3 queued", tasks: anyNumber, sweep: true},
 	{point: failpoint.ResponseUnwritten, program: "api", lead: thirdRequest, jobs: "3 queued", tasks: anyNumber, sweep: true},
+	{point: failpoint.AcceptCollected, program: "api", lead: batchOfThree, jobs: "1 queued", tasks: 1},
+	{point: failpoint.AcceptCommitted, program: "api", lead: batchOfThree, jobs: "4 queued", tasks: 1, sweep: true},
+	{point: failpoint.AcceptNotified, program: "api", lead: batchOfThree, jobs: "4 queued", tasks: anyNumber, sweep: true},
+	{point: failpoint.ResponseUnwritten, program: "api", lead: batchOfThree, jobs: "4 queued", tasks: anyNumber, sweep: true},
 	{point: failpoint.NotificationsCollected, program: "api", lead: thirdRequest, jobs: "3 queued", tasks: 2, sweep: true},
 	{point: failpoint.NotificationsWritten, program: "api", lead: thirdRequest, jobs: "3 queued", tasks: 3},
 
@@ -163,6 +167,15 @@ func thirdRequest(sc *crashEnvironment) {
 	sc.sendRequests(2)
 	dying := sc.arm()
 	sc.sendUnanswered(dying)
+	sc.died(dying)
+}
+
+// batchOfThree is for an API: one request is queued and has a task, and the API dies during a
+// batch of three jobs. The batch is there as a whole or not at all.
+func batchOfThree(sc *crashEnvironment) {
+	sc.sendRequests(1)
+	dying := sc.arm()
+	sc.sendUnansweredBatch(dying)
 	sc.died(dying)
 }
 
