@@ -184,6 +184,8 @@ var readRoutes = []readRoute{
 	{"balances at a time", (*round).readBalanceAt},
 	{"exports", (*round).readExport},
 	{"answers to keys sent again", (*round).replay},
+	{"answers to batches of keys sent again", (*round).replayBatch},
+	{"jobs by key", (*round).readByKey},
 }
 
 // read uses the routes in random order, every second time the route of a job, or always
@@ -342,14 +344,11 @@ func (r *round) balanceAt(api int, number string, at time.Time) (m moment, err e
 // replay sends a request again: that of an unfinished job, or a recent one of an account.
 func (r *round) replay(since known, api int, a *roundAccount) error {
 	recent := func() error {
-		client := rand.IntN(len(a.requests))
-		a.mu.Lock()
-		requests := a.requests[client]
-		a.mu.Unlock()
+		requests := a.recent()
 		if len(requests) == 0 {
 			return nil
 		}
-		_, err := r.sendAgain(since, api, requests[len(requests)-1-rand.IntN(min(len(requests), recentRequests))])
+		_, err := r.sendAgain(since, api, requests[rand.IntN(len(requests))])
 		return err
 	}
 	if rand.IntN(2) == 0 {
@@ -369,6 +368,64 @@ func (r *round) sendAgain(since known, api int, req roundRequest) (finished bool
 		r.record.change("key %s made job %s and now answers %s", req.key, req.job, body)
 	}
 	return r.record.job(since, body), nil
+}
+
+// recent returns the last requests of one of the account's clients.
+func (a *roundAccount) recent() []roundRequest {
+	client := rand.IntN(len(a.requests))
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	requests := a.requests[client]
+	return requests[max(0, len(requests)-recentRequests):]
+}
+
+// replayBatch sends the last requests of a client again, as a batch.
+func (r *round) replayBatch(since known, api int, a *roundAccount) error {
+	recent := a.recent()
+	if len(recent) == 0 {
+		return nil
+	}
+	var requests []jobRequest
+	for _, req := range recent {
+		requests = append(requests, req.jobRequest)
+	}
+	status, body, err := r.c.sendBatch(r.t.Context(), r.s.api(api), requests)
+	switch {
+	case err != nil || status == http.StatusServiceUnavailable:
+		return errUnanswered
+	case status != http.StatusOK && status != http.StatusAccepted:
+		return fmt.Errorf("batch of %s… sent again: %d %s", requests[0].key, status, body)
+	}
+	var jobs page[json.RawMessage]
+	if err := json.Unmarshal(body, &jobs); err != nil || len(jobs.Data) != len(requests) {
+		return fmt.Errorf("batch of %s… sent again: %s, %w", requests[0].key, body, err)
+	}
+	for i, req := range recent {
+		if !bytes.Contains(jobs.Data[i], []byte(req.job)) {
+			r.record.change("key %s made job %s and now answers %s", req.key, req.job, jobs.Data[i])
+		}
+		r.record.job(since, jobs.Data[i])
+	}
+	return nil
+}
+
+// readByKey reads the job of one of a client's last requests by its key.
+func (r *round) readByKey(since known, api int, a *roundAccount) error {
+	recent := a.recent()
+	if len(recent) == 0 {
+		return nil
+	}
+	req := recent[rand.IntN(len(recent))]
+	var jobs page[json.RawMessage]
+	if err := r.getJSON(api, "/v1/jobs?idempotency_key="+req.key, &jobs); err != nil {
+		return err
+	}
+	if len(jobs.Data) != 1 || !bytes.Contains(jobs.Data[0], []byte(req.job)) {
+		r.record.change("key %s made job %s and now finds %s", req.key, req.job, jobs.Data)
+		return nil
+	}
+	r.record.job(since, jobs.Data[0])
+	return nil
 }
 
 // readExport reads one export at a time, as a user may.
