@@ -51,7 +51,8 @@ BEGIN
     GRANT SELECT ON ALL TABLES IN SCHEMA public TO passbook_serving;
     GRANT SELECT ON ALL SEQUENCES IN SCHEMA public TO passbook_serving;
 
-    GRANT INSERT (id, email, email_key, password_hash) ON public.users TO passbook_serving;
+    -- A log-in locks the user's row, which takes a right to update some column of it.
+    GRANT INSERT (id, email, email_key, password_hash), UPDATE (password_hash) ON public.users TO passbook_serving;
     GRANT INSERT (id, user_id), UPDATE (revoked_at), DELETE ON public.sessions TO passbook_serving;
     GRANT INSERT (hash, session_id, parent, expires_at), UPDATE (spent_at, closed), DELETE ON public.refresh_tokens TO passbook_serving;
 

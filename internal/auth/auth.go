@@ -1,6 +1,7 @@
 // Package auth identifies callers: users and their passwords, sessions, and the tokens of a
 // session. Its promise: no token of a revoked session is accepted, at once in the process that
-// revoked it and within liveFor in every other process.
+// revoked it and within liveFor in every other process. A change of the password revokes every
+// session that began with the old one.
 //
 // All times are Postgres's: rows get its now(), a token is signed with the time that Postgres
 // returned, and checked against the time that came with the last read of its session. A process's
@@ -28,7 +29,8 @@ var (
 	ErrUnauthenticated = errors.New("unauthenticated")
 
 	// ErrInvalidCredentials is for an email and a password that don't belong together, and for
-	// an unknown email: a caller can't distinguish the two.
+	// an unknown email: a caller can't distinguish the two. So it is for the current password of
+	// a change.
 	ErrInvalidCredentials = errors.New("invalid credentials")
 
 	// ErrInvalidRefreshToken is for a refresh token that is unknown, expired,
@@ -70,7 +72,7 @@ type Service struct {
 	passwords *hasher
 	access    *signer
 	live      *liveSessions
-	locks     postgres.LockRetries // of sessions, by the hash of the token
+	locks     postgres.LockRetries // of sessions, by the hash of the token, and of users, by their id
 	log       *slog.Logger
 	reuses    prometheus.Counter
 }

@@ -264,15 +264,17 @@ func newService(t *testing.T, pool *pgxpool.Pool, clock *clock) *Service {
 	return s
 }
 
+// noPassword is the hash of no password.
+const noPassword = "no password"
+
 // newSession makes a user and a session without the cost of hashing a password.
 func newSession(t *testing.T, s *Service) (Identity, Tokens) {
 	t.Helper()
-	const hash = "no password"
-	user, err := s.insertUser(t.Context(), uuid.NewString()+"@example.com", hash)
+	user, err := s.insertUser(t.Context(), uuid.NewString()+"@example.com", noPassword)
 	if err != nil {
 		t.Fatal(err)
 	}
-	tokens, err := s.startSession(t.Context(), user.ID)
+	tokens, err := s.startSession(t.Context(), user.ID, noPassword)
 	if err != nil {
 		t.Fatal(err)
 	}

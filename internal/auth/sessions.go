@@ -47,27 +47,33 @@ type Tokens struct {
 }
 
 // LogIn begins a session. ErrInvalidCredentials for a wrong password and, after the same work, for
-// an unknown email; ErrBusy where too many passwords are being hashed.
+// an unknown email; ErrBusy where too many passwords are being hashed; postgres.ErrLocked where a
+// change of the password is under way.
 func (s *Service) LogIn(ctx context.Context, email, password string) (Tokens, error) {
 	userID, hash, err := s.credentials(ctx, email)
 	if err != nil {
 		return Tokens{}, fmt.Errorf("log in: %w", err)
 	}
-	if prepared, err := preparePassword(password); err == nil {
-		password = prepared // a password that can't be prepared is no user's, and takes the same time
-	}
-	ok, err := s.passwords.matches(ctx, password, hash)
-	switch {
-	case err != nil:
+	if err := s.checkPassword(ctx, password, hash); err != nil {
 		return Tokens{}, fmt.Errorf("log in: %w", err)
-	case !ok:
-		return Tokens{}, ErrInvalidCredentials
 	}
-	tokens, err := s.startSession(ctx, userID)
+	tokens, err := s.startSession(ctx, userID, hash)
 	if err != nil {
 		return Tokens{}, fmt.Errorf("log in: %w", err)
 	}
 	return tokens, nil
+}
+
+// checkPassword returns ErrInvalidCredentials unless the hash is the password's.
+func (s *Service) checkPassword(ctx context.Context, password, hash string) error {
+	if prepared, err := preparePassword(password); err == nil {
+		password = prepared // a password that can't be prepared is no user's, and takes the same time
+	}
+	ok, err := s.passwords.matches(ctx, password, hash)
+	if err == nil && !ok {
+		err = ErrInvalidCredentials
+	}
+	return err
 }
 
 // credentials reads the user of an email and the hash to compare with: the decoy for an unknown
@@ -92,14 +98,16 @@ func (s *Service) credentials(ctx context.Context, email string) (userID uuid.UU
 //
 // A crash after the first commit leaves a session whose tokens no client has seen, and
 // perhaps one too many: the next log-in revokes it.
-func (s *Service) startSession(ctx context.Context, userID uuid.UUID) (Tokens, error) {
+//
+// ErrInvalidCredentials where the user's password no longer has this hash.
+func (s *Service) startSession(ctx context.Context, userID uuid.UUID, passwordHash string) (Tokens, error) {
 	sessionID, err := uuid.NewV7()
 	if err != nil {
 		return Tokens{}, fmt.Errorf("make session id: %w", err)
 	}
 	refreshToken := newRefreshToken()
 	session := Identity{UserID: userID, SessionID: sessionID}
-	now, err := s.insertSession(ctx, session, hashRefreshToken(refreshToken))
+	now, err := s.insertSession(ctx, session, passwordHash, hashRefreshToken(refreshToken))
 	if err != nil {
 		return Tokens{}, fmt.Errorf("start session: %w", err)
 	}
@@ -109,15 +117,25 @@ func (s *Service) startSession(ctx context.Context, userID uuid.UUID) (Tokens, e
 	return s.tokens(session, refreshToken, now)
 }
 
-// insertSession returns the time of the insert, by Postgres's clock.
-func (s *Service) insertSession(ctx context.Context, session Identity, tokenHash []byte) (now time.Time, err error) {
+// insertSession returns the time of the insert, by Postgres's clock. It locks the user's row against
+// a change of the password and compares the hash under that lock: a log-in whose password was
+// replaced after the comparison begins no session.
+func (s *Service) insertSession(ctx context.Context, session Identity, passwordHash string, tokenHash []byte) (now time.Time, err error) {
 	const sql = `
-		WITH session AS (
-			INSERT INTO sessions (id, user_id) VALUES ($1, $2) RETURNING id
+		WITH owner AS MATERIALIZED (
+			SELECT id FROM users WHERE id = $2 AND password_hash = $5 FOR SHARE NOWAIT
+		), session AS (
+			INSERT INTO sessions (id, user_id) SELECT $1, id FROM owner RETURNING id
 		)
 		INSERT INTO refresh_tokens (hash, session_id, expires_at) SELECT $3, id, now() + $4::interval FROM session
 		RETURNING created_at`
-	err = s.pool.QueryRow(ctx, sql, session.SessionID, session.UserID, tokenHash, refreshTokenLife).Scan(&now)
+	err = s.locks.Do(ctx, session.UserID.String(), func() error {
+		row := s.pool.QueryRow(ctx, sql, session.SessionID, session.UserID, tokenHash, refreshTokenLife, passwordHash)
+		return postgres.AsLocked(row.Scan(&now))
+	})
+	if errors.Is(err, pgx.ErrNoRows) {
+		err = ErrInvalidCredentials
+	}
 	return now, err
 }
 

@@ -477,7 +477,7 @@ func TestStartSession_Concurrent(t *testing.T) {
 
 func startSession(t *testing.T, s *Service, userID uuid.UUID) Tokens {
 	t.Helper()
-	tokens, err := s.startSession(t.Context(), userID)
+	tokens, err := s.startSession(t.Context(), userID, noPassword)
 	if err != nil {
 		t.Error(err)
 	}

@@ -4,9 +4,12 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"fmt"
 	"math/rand/v2"
 	"sync"
 	"time"
+
+	"github.com/jackc/pgx/v5/pgconn"
 )
 
 const (
@@ -24,6 +27,15 @@ const (
 // ErrLocked is returned for a row that other transactions lock. Nothing happened: the HTTP
 // edge answers 503 unavailable with Retry-After.
 var ErrLocked = errors.New("the row is locked by other transactions")
+
+// AsLocked returns ErrLocked where err says that Postgres did not grant a lock, by NOWAIT or in the
+// time of lock_timeout, and err otherwise.
+func AsLocked(err error) error {
+	if pg, ok := errors.AsType[*pgconn.PgError](err); ok && pg.Code == "55P03" {
+		return fmt.Errorf("%w: %w", ErrLocked, err)
+	}
+	return err
+}
 
 // LockRetries lets requests wait for a row's lock without holding a connection. A statement
 // that waits inside Postgres holds its connection meanwhile, so the requests of one client for
