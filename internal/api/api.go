@@ -212,10 +212,11 @@ func (a *API) routes() ([]route, error) {
 	if err != nil {
 		return nil, err
 	}
-	const get, post = fiber.MethodGet, fiber.MethodPost
+	const get, post, put = fiber.MethodGet, fiber.MethodPost, fiber.MethodPut
 	return append(docs, []route{
 		{method: post, path: "/v1/users", open: true, noOutcome: true, handle: a.signUp},
 		{method: get, path: "/v1/users/me", noOutcome: true, handle: a.me},
+		{method: put, path: "/v1/users/me/password", noOutcome: true, handle: a.changePassword},
 		{method: post, path: "/v1/sessions", open: true, noOutcome: true, handle: a.logIn},
 		{method: post, path: "/v1/sessions/refresh", open: true, noOutcome: true, handle: a.refresh},
 		{method: post, path: "/v1/sessions/revoke", open: true, noOutcome: true, handle: a.revoke},

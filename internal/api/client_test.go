@@ -205,13 +205,16 @@ func (s *server) anonymous(t *testing.T) client {
 	return client{t: t, server: s}
 }
 
+// cheapHash is the hash of a password that no test has, and costs little to compare with.
+const cheapHash = "$argon2id$v=19$m=8,t=1,p=1$AAAAAAAAAAAAAAAAAAAAAA$AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA"
+
 // user is a client with a user and a session of its own, made without the cost
 // of hashing a password. users_test.go goes the long way.
 func (s *server) user(t *testing.T) client {
 	t.Helper()
 	c := s.anonymous(t)
 	c.userID = uuid.Must(uuid.NewV7())
-	ledgertest.Exec(t, s.pool, `INSERT INTO users (id, email, email_key, password_hash) VALUES ($1, $2, $2, '')`, c.userID, c.userID.String()+"@example.com")
+	ledgertest.Exec(t, s.pool, `INSERT INTO users (id, email, email_key, password_hash) VALUES ($1, $2, $2, $3)`, c.userID, c.userID.String()+"@example.com", cheapHash)
 	c.token = signToken(t, jwt.SigningMethodHS256, firstKey, c.claims())
 	return c
 }
@@ -269,6 +272,12 @@ func (c client) get(target string, headers ...string) answer {
 func (c client) post(target, body string, headers ...string) answer {
 	c.t.Helper()
 	return c.send(http.MethodPost, target, body, append([]string{"Content-Type", "application/json"}, headers...)...)
+}
+
+// put is post with another method.
+func (c client) put(target, body string) answer {
+	c.t.Helper()
+	return c.send(http.MethodPut, target, body, "Content-Type", "application/json")
 }
 
 // send is every request's way. An empty header value removes the header.

@@ -19,6 +19,7 @@ import (
 var noOutcome = map[string]string{
 	"POST /v1/users":            "the user whom the request itself commits",
 	"GET /v1/users/me":          "the user's own sign-up",
+	"PUT /v1/users/me/password": "the change that the request itself commits",
 	"POST /v1/sessions":         "the session that the request itself commits",
 	"POST /v1/sessions/refresh": "the session",
 	"POST /v1/sessions/revoke":  "nothing",

@@ -51,9 +51,11 @@ func newProblem(status int, code, detail string) *problem {
 	}
 }
 
+// The codes that more than one place answers with.
 const (
-	codeInvalidRequest = "invalid_request"
-	codeKeyReused      = "idempotency_key_reused"
+	codeInvalidRequest     = "invalid_request"
+	codeInvalidCredentials = "invalid_credentials"
+	codeKeyReused          = "idempotency_key_reused"
 )
 
 // busyRetry is the Retry-After of a request that may succeed soon, in seconds.
@@ -83,7 +85,7 @@ var problems = []struct {
 	{auth.ErrNotFound, unauthenticated}, // a database restored to before the user, while the session is still cached
 	{ledger.ErrUserNotFound, unauthenticated},
 	{auth.ErrInvalidCredentials, problem{
-		Status: http.StatusUnauthorized, Code: "invalid_credentials",
+		Status: http.StatusUnauthorized, Code: codeInvalidCredentials,
 		Detail: "The email and the password don't belong together.",
 	}},
 	{auth.ErrInvalidRefreshToken, problem{

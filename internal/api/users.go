@@ -47,6 +47,28 @@ func (a *API) me(c *fiber.Ctx, _ *query) error {
 	return c.JSON(toUserBody(user))
 }
 
+// changePassword answers 401 for a wrong current password as for a wrong one at a log-in: both are
+// tries to guess it.
+func (a *API) changePassword(c *fiber.Ctx, _ *query) error {
+	b, err := readBody(c)
+	if err != nil {
+		return err
+	}
+	current, next := b.text("current_password"), b.text("new_password")
+	b.check("new_password", auth.CheckPassword(next))
+	if err := b.err(); err != nil {
+		return err
+	}
+	err = a.cfg.Auth.ChangePassword(c.UserContext(), caller(c), current, next)
+	switch {
+	case errors.Is(err, auth.ErrInvalidCredentials):
+		return newProblem(http.StatusUnauthorized, codeInvalidCredentials, "current_password is not your password. Nothing has changed.")
+	case err != nil:
+		return err
+	}
+	return c.SendStatus(http.StatusNoContent)
+}
+
 type tokensBody struct {
 	AccessToken      string `json:"access_token"`
 	TokenType        string `json:"token_type"`

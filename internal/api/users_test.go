@@ -170,6 +170,48 @@ func TestRevoke(t *testing.T) {
 		problem(http.StatusUnprocessableEntity, "invalid_request", "/refresh_token invalid_type")
 }
 
+func TestChangePassword(t *testing.T) {
+	t.Parallel()
+	const target, next = "/v1/users/me/password", "battery staple"
+	change := func(current, next string) string {
+		return `{"current_password":"` + current + `","new_password":"` + next + `"}`
+	}
+	s := start(t, func(set *settings) {
+		set.edit = func(a *API) { a.timeout = time.Minute } // a slow machine needs long for two passwords
+	})
+	c := s.anonymous(t)
+	signUp(c)
+	tokens, others := logIn(c), logIn(c)
+	c.token = tokens.AccessToken
+	other := c
+	other.token = others.AccessToken
+	other.get("/v1/users/me").want(http.StatusOK)
+
+	c.put(target, change("wrong horse", next)).problem(http.StatusUnauthorized, "invalid_credentials").wantHeader("Www-Authenticate", "Bearer")
+	c.put(target, change("correct horse", "short")).
+		problem(http.StatusUnprocessableEntity, "invalid_request", "/new_password too_short")
+	c.put(target, `{"new_password":7,"email":"x"}`).problem(http.StatusUnprocessableEntity, "invalid_request",
+		"/current_password required", "/email unknown_field", "/new_password invalid_type")
+	s.anonymous(t).put(target, change("correct horse", next)).problem(http.StatusUnauthorized, "unauthenticated")
+	c.get("/v1/users/me").want(http.StatusOK)
+
+	if a := c.put(target, change("correct horse", next)).want(http.StatusNoContent); len(a.body) > 0 {
+		t.Errorf("a body: %s", a)
+	}
+	for _, c := range []client{c, other} {
+		c.get("/v1/users/me").problem(http.StatusUnauthorized, "unauthenticated")
+		c.put(target, change("correct horse", next)).problem(http.StatusUnauthorized, "unauthenticated")
+	}
+	c.token = ""
+	for _, tokens := range []tokensJSON{tokens, others} {
+		c.post("/v1/sessions/refresh", refreshBody(tokens.RefreshToken)).problem(http.StatusUnauthorized, "invalid_refresh_token")
+	}
+	c.post("/v1/sessions", annsCredentials).problem(http.StatusUnauthorized, "invalid_credentials")
+	again := decode[tokensJSON](c.post("/v1/sessions", strings.Replace(annsCredentials, "correct horse", next, 1)).want(http.StatusCreated))
+	c.token = again.AccessToken
+	c.get("/v1/users/me").want(http.StatusOK)
+}
+
 func TestUnauthenticated(t *testing.T) {
 	t.Parallel()
 	s := start(t)

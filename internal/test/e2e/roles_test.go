@@ -137,6 +137,9 @@ var forbidden = []string{
 		SELECT gen_random_uuid(), 1, account_id, user_id, 5, 'deposit', 'succeeded', 'forged', now(), now() FROM jobs`,
 	`SELECT archive_jobs(array_agg(id)) FROM job_states WHERE status = 'queued'`,
 	`INSERT INTO jobs (id, account_id, user_id, type, amount, idempotency_key, position) SELECT gen_random_uuid(), account_id, user_id, type, 5, 'first', 0 FROM jobs`,
+	// a user who becomes another
+	`UPDATE users SET email_key = 'other@example.com'`, `UPDATE users SET id = gen_random_uuid()`,
+	`UPDATE sessions SET user_id = gen_random_uuid()`, `UPDATE sessions SET created_at = now()`,
 	// the guards, and what stands before them
 	`SET session_replication_role = replica`,
 	`ALTER TABLE accounts DISABLE TRIGGER accounts_move`, `ALTER TABLE queue DISABLE TRIGGER queue_rows`, `DROP TRIGGER jobs_enter_queue ON jobs`,
@@ -189,4 +192,14 @@ func checkSessions(t *testing.T, c *client) {
 	c.must(http.StatusCreated, http.MethodPost, "/v1/sessions/refresh", first, &second)
 	c.must(http.StatusNoContent, http.MethodPost, "/v1/sessions/revoke", second, nil)
 	c.must(http.StatusUnauthorized, http.MethodPost, "/v1/sessions/refresh", second, nil)
+
+	const next = "another long password"
+	change := map[string]string{"current_password": c.user["password"], "new_password": next}
+	c.must(http.StatusNoContent, http.MethodPut, "/v1/users/me/password", change, nil)
+	c.must(http.StatusUnauthorized, http.MethodGet, "/v1/users/me", nil, nil)
+	c.must(http.StatusUnauthorized, http.MethodPost, "/v1/sessions", c.user, nil)
+	c.user["password"] = next
+	var made tokens
+	c.must(http.StatusCreated, http.MethodPost, "/v1/sessions", c.user, &made)
+	c.token = made.AccessToken
 }
