@@ -300,7 +300,7 @@ func (a *API) confirmed(c *fiber.Ctx, r route, q *query) error {
 	}
 	if lost := a.cfg.Gate.Wait(ctx, shown); lost != nil {
 		c.Response().Reset()
-		setRequestID(c)
+		setHeaders(c)
 		return lost
 	}
 	return err
@@ -312,11 +312,11 @@ func caller(c *fiber.Ctx) uuid.UUID {
 	return id
 }
 
-// observe wraps every handler: it sets the request id, turns errors into responses, and counts
-// the request.
+// observe wraps every handler: it sets the headers of every answer, turns errors into responses,
+// and counts the request.
 func (a *API) observe(c *fiber.Ctx) error {
 	started := time.Now()
-	setRequestID(c)
+	setHeaders(c)
 	if err := a.protect(c); err != nil {
 		if err := a.answerError(c, err); err != nil {
 			return err
@@ -347,6 +347,14 @@ type panicked struct {
 
 func (p panicked) Error() string {
 	return fmt.Sprintf("panic: %v\n%s", p.cause, p.stack)
+}
+
+// setHeaders sets what every answer has: the request id; that no cache may keep the answer, since
+// it is for its caller alone (static replaces this one); and that it is what its type says.
+func setHeaders(c *fiber.Ctx) {
+	setRequestID(c)
+	c.Set(fiber.HeaderCacheControl, "no-store")
+	c.Set(fiber.HeaderXContentTypeOptions, "nosniff")
 }
 
 const maxRequestID = 64

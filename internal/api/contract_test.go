@@ -36,6 +36,7 @@ const nowherePath = `paths:
           headers:
             X-Request-Id: { $ref: '#/components/headers/X-Request-Id' }
             Allow: { schema: { type: string, pattern: '^[A-Z]+(, [A-Z]+)*$' } }
+            WWW-Authenticate: { schema: { type: string, const: Bearer } }
           content:
             application/problem+json:
               schema: { $ref: '#/components/schemas/Problem' }
@@ -62,7 +63,11 @@ var theContract = sync.OnceValues(func() (*contract, error) {
 			config.WithBodyDecoder("text/css", content.TextDecoder()),
 			config.WithRejectUnsupportedBodyContent(), config.WithRejectUndeclaredRequestBody(),
 			config.WithStrictIgnoredHeaders(
-				"Accept", "Authorization", "Connection", "Content-Length", "Content-Type", "Date", "Keep-Alive", "X-Request-Id"))...)
+				"Accept", "Authorization", "Connection", "Content-Length", "Content-Type", "Date", "Keep-Alive", "X-Request-Id",
+				"Cache-Control", "X-Content-Type-Options", // which checkCommon checks
+				// What attacks send, and the API does not look at.
+				"Origin", "Referer", "Cookie", "X-Forwarded-Host", "X-Forwarded-Proto", "Forwarded", "X-Original-Url", "X-Rewrite-Url", "X-Host",
+				"X-Http-Method-Override", "X-Http-Method", "X-Method-Override"))...)
 	}
 	return &contract{model: &model.Model, validator: strict(), headers: strict(config.WithoutResponseBodyValidation())}, nil
 })
@@ -75,7 +80,8 @@ func againstContract(t *testing.T, req *http.Request, sent string, a answer) []s
 	if err != nil {
 		t.Fatal(err)
 	}
-	if req == nil || !c.knows(req) {
+	faults := checkCommon(req, a)
+	if req == nil || !c.knows(req) || isOfAnyRoute(req, a) {
 		if a.status < http.StatusBadRequest {
 			return []string{"an answer to what is not described"}
 		}
@@ -83,13 +89,40 @@ func againstContract(t *testing.T, req *http.Request, sent string, a answer) []s
 		if err != nil {
 			t.Fatal(err)
 		}
-		return c.checkResponse(nowhere, a)
+		return append(faults, c.checkResponse(nowhere, a)...)
 	}
-	faults := c.checkResponse(req, a)
+	faults = append(faults, c.checkResponse(req, a)...)
 	if a.status < http.StatusBadRequest || a.status == http.StatusConflict || a.status == http.StatusTooManyRequests {
 		faults = append(faults, c.checkRequest(req, sent)...)
 	}
 	return faults
+}
+
+// isOfAnyRoute reports whether the server refuses the request before it looks for a route, as the
+// description of the contract says.
+func isOfAnyRoute(req *http.Request, a answer) bool {
+	takesNoBody := req.Method == http.MethodGet || req.Method == http.MethodHead
+	return a.status == http.StatusRequestHeaderFieldsTooLarge || a.status == http.StatusRequestEntityTooLarge && takesNoBody
+}
+
+// checkCommon checks the headers that every answer has.
+func checkCommon(req *http.Request, a answer) (faults []string) {
+	want := []string{"no-store"}
+	if req != nil && a.status < http.StatusBadRequest && isDocument(req.URL.Path) {
+		want = []string{"no-cache"} // with an ETag
+	}
+	if got := a.header.Values("Cache-Control"); !slices.Equal(got, want) {
+		faults = append(faults, fmt.Sprintf("Cache-Control: %q, want %q", got, want))
+	}
+	if got := a.header.Values("X-Content-Type-Options"); !slices.Equal(got, []string{"nosniff"}) {
+		faults = append(faults, fmt.Sprintf("X-Content-Type-Options: %q, want nosniff", got))
+	}
+	return faults
+}
+
+// isDocument reports whether the path is of the contract or of the page that shows it.
+func isDocument(path string) bool {
+	return strings.HasPrefix(path, "/openapi.") || path == "/docs" || strings.HasPrefix(path, "/docs/")
 }
 
 // knows reports whether the request's path and method are described; HEAD is

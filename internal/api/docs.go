@@ -35,7 +35,6 @@ func docsRoutes() (routes []route, err error) {
 			method: fiber.MethodGet, path: file.path, open: true, noOutcome: true,
 			handle: func(c *fiber.Ctx, q *query) error {
 				c.Set(fiber.HeaderContentSecurityPolicy, docsPolicy)
-				c.Set(fiber.HeaderXContentTypeOptions, "nosniff")
 				return serve(c, q)
 			},
 		})

@@ -7,7 +7,6 @@ import (
 )
 
 func (a *API) livez(c *fiber.Ctx, _ *query) error {
-	c.Set(fiber.HeaderCacheControl, "no-store")
 	return c.JSON(map[string]string{"status": "ok"})
 }
 
@@ -16,6 +15,5 @@ func (a *API) readyz(c *fiber.Ctx, _ *query) error {
 	if a.isStopping() {
 		readiness.Status = ops.ShuttingDown
 	}
-	c.Set(fiber.HeaderCacheControl, "no-store")
 	return c.Status(readiness.HTTPStatus()).JSON(readiness)
 }

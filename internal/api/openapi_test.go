@@ -151,6 +151,9 @@ func TestContract_CatchesWhatIsWrong(t *testing.T) {
 		"UnknownHeader":     {status: 200, body: account, header: []string{"X-Powered-By", "Passbook"}},
 		"NoRequestID":       {status: 200, body: account, header: []string{"X-Request-Id", ""}},
 		"BadRequestID":      {status: 200, body: account, header: []string{"X-Request-Id", "a b"}},
+		"Cacheable":         {status: 200, body: account, header: []string{"Cache-Control", ""}},
+		"CacheableProblem":  {status: 404, body: missing, header: []string{"Cache-Control", "no-cache"}},
+		"Sniffable":         {status: 200, body: account, header: []string{"X-Content-Type-Options", ""}},
 		"ContentType":       {status: 200, body: account, header: []string{"Content-Type", "text/plain"}},
 		"ProblemAsJSON":     {status: 404, body: missing, header: []string{"Content-Type", "application/json"}},
 		"NoWWWAuthenticate": {status: 401, body: strings.NewReplacer("404", "401", "account_not_found", "unauthenticated").Replace(missing)},
@@ -158,7 +161,9 @@ func TestContract_CatchesWhatIsWrong(t *testing.T) {
 	for name, test := range tests {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			header := http.Header{"X-Request-Id": {"r"}, "Content-Type": {"application/json"}}
+			header := http.Header{
+				"X-Request-Id": {"r"}, "Content-Type": {"application/json"}, "Cache-Control": {"no-store"}, "X-Content-Type-Options": {"nosniff"},
+			}
 			if test.status >= 400 {
 				header.Set("Content-Type", "application/problem+json")
 			}

@@ -170,7 +170,7 @@ func (a *API) answerError(c *fiber.Ctx, err error) error {
 	found, isOurs := toProblem(err)
 	isRefused := c.Locals(requestIDKey{}) == nil // by the server, before any handler
 	if isRefused {
-		setRequestID(c)
+		setHeaders(c)
 	}
 	p := newProblem(found.Status, found.Code, found.Detail)
 	p.Errors = found.Errors

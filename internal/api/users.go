@@ -77,9 +77,7 @@ type tokensBody struct {
 	RefreshExpiresIn int64  `json:"refresh_expires_in"` // seconds
 }
 
-// sendTokens answers with a pair of tokens; no cache may store it (RFC 6749, section 5.1).
 func sendTokens(c *fiber.Ctx, tokens auth.Tokens) error {
-	c.Set(fiber.HeaderCacheControl, "no-store")
 	return c.Status(http.StatusCreated).JSON(tokensBody{
 		AccessToken:      tokens.AccessToken,
 		TokenType:        "Bearer",
