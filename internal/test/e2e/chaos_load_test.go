@@ -157,10 +157,8 @@ func (l *chaosLoad) place(b *book, api int, req jobRequest) bool {
 }
 
 func (l *chaosLoad) placeSince(sent time.Duration, b *book, api int, req jobRequest) bool {
-	p := &placed{jobRequest: req, sent: sent}
 	status, answer, err := l.settleAnywhere(api, "/v1/accounts/"+req.account+"/"+req.entry, req.key, map[string]any{"amount": req.amount})
-	p.accepted = l.now()
-	var job jobAnswer
+	accepted := l.now()
 	switch {
 	case err != nil:
 		l.t.violation("request %s: %v", req.key, err)
@@ -168,8 +166,34 @@ func (l *chaosLoad) placeSince(sent time.Duration, b *book, api int, req jobRequ
 	case status != http.StatusAccepted && status != http.StatusOK:
 		l.t.violation("request %s was answered %d %s", req.key, status, answer)
 		return false
-	case json.Unmarshal(answer, &job) != nil || job.ID == "":
-		l.t.violation("request %s was answered with no job: %s", req.key, answer)
+	}
+	return l.keep(b, &placed{jobRequest: req, sent: sent, accepted: accepted}, answer)
+}
+
+// placeBatch sends requests as one batch, which takes effect in their order.
+func (l *chaosLoad) placeBatch(b *book, api int, requests []jobRequest) bool {
+	sent := l.now()
+	status, answer, err := l.settleAnywhere(api, "/v1/accounts/"+b.number+"/jobs", "", batchBody(requests))
+	accepted := l.now()
+	var jobs page[json.RawMessage]
+	if err != nil || status != http.StatusAccepted && status != http.StatusOK || json.Unmarshal(answer, &jobs) != nil || len(jobs.Data) != len(requests) {
+		l.t.violation("batch %s… was answered %d %s %v", requests[0].key, status, answer, err)
+		return false
+	}
+	for i, req := range requests {
+		if !l.keep(b, &placed{jobRequest: req, sent: sent, accepted: accepted}, jobs.Data[i]) {
+			return false
+		}
+	}
+	l.count("batches accepted")
+	return true
+}
+
+// keep keeps a request that was answered with its job, and has it watched.
+func (l *chaosLoad) keep(b *book, p *placed, answer []byte) bool {
+	var job jobAnswer
+	if json.Unmarshal(answer, &job) != nil || job.ID == "" {
+		l.t.violation("request %s was answered with no job: %s", p.key, answer)
 		return false
 	}
 	p.job = job.ID
@@ -229,16 +253,15 @@ func (l *chaosLoad) client(shared *sharedBook, random *rand.Rand) {
 		if b == nil {
 			return
 		}
-		req := jobRequest{account: b.number, entry: "deposits", amount: 1 + random.Int64N(400), key: l.key("request")}
-		if random.IntN(2) == 0 {
-			req.entry = "withdrawals"
-		}
+		req := l.request(b, random)
 		var ok bool
 		switch random.IntN(20) {
 		case 0:
 			ok = l.placeTwice(b, api, req)
 		case 1:
 			ok = l.place(b, api, req) && l.reuse(api, req)
+		case 2:
+			ok = l.placeBatch(b, api, []jobRequest{req, l.request(b, random), l.request(b, random)})
 		default:
 			ok = l.place(b, api, req)
 		}
@@ -248,6 +271,14 @@ func (l *chaosLoad) client(shared *sharedBook, random *rand.Rand) {
 		l.look(b, api)
 		l.pause(time.Duration(random.Int64N(int64(longestThink))))
 	}
+}
+
+func (l *chaosLoad) request(b *book, random *rand.Rand) jobRequest {
+	req := jobRequest{account: b.number, entry: "deposits", amount: 1 + random.Int64N(400), key: l.key("request")}
+	if random.IntN(2) == 0 {
+		req.entry = "withdrawals"
+	}
+	return req
 }
 
 // sharedBook is the account that a group of clients works on now.
