@@ -65,6 +65,9 @@ type API struct {
 	exports exports
 	timeout time.Duration // of a request: requestTimeout; tests have less
 
+	shutdown  chan struct{} // closed when Shutdown begins
+	closeOnce func()        // closes shutdown
+
 	mu       sync.Mutex // guards the fields below
 	listener *listener
 	stopped  bool
@@ -74,8 +77,9 @@ type API struct {
 func New(cfg Config) (*API, error) {
 	a := &API{
 		cfg: cfg, cursors: newCursors(cfg.CursorKeys), metrics: newMetrics(cfg.Registry),
-		exports: newExports(), timeout: requestTimeout,
+		exports: newExports(), timeout: requestTimeout, shutdown: make(chan struct{}),
 	}
+	a.closeOnce = sync.OnceFunc(func() { close(a.shutdown) })
 	a.app = fiber.New(fiber.Config{
 		AppName:               "Passbook",
 		DisableStartupMessage: true,
@@ -170,9 +174,11 @@ func (a *API) Serve(inner net.Listener) error {
 
 // Shutdown accepts no more connections, answers the requests in flight, and returns when the
 // last is answered and its connection has ended, or ctx ends. It does not wait for a request
-// that does not arrive in arrivalTime. It cuts exports off: they may take half an hour.
+// that does not arrive in arrivalTime. It cuts exports off: they may take half an hour. Requests that
+// wait for a job are answered with the job as it stands.
 func (a *API) Shutdown(ctx context.Context) error {
 	listener := a.stop()
+	a.closeOnce()
 	a.exports.stop()
 	if err := a.app.ShutdownWithContext(ctx); err != nil {
 		return fmt.Errorf("shut API down: %w", err)
@@ -230,7 +236,7 @@ func (a *API) routes() ([]route, error) {
 		{method: post, path: "/v1/accounts/:number/withdrawals", handle: a.accept(ledger.Withdrawal)},
 		{method: post, path: "/v1/accounts/:number/jobs", handle: a.acceptBatch},
 		{method: get, path: "/v1/jobs", handle: a.findJob, query: []string{fieldKey}},
-		{method: get, path: "/v1/jobs/:id", handle: a.readJob},
+		{method: get, path: "/v1/jobs/:id", handle: a.readJob, query: []string{"wait"}},
 		{
 			method: get, path: "/v1/accounts/:number/jobs", handle: a.listJobs,
 			query: []string{"status", "order", "limit", "cursor"},
@@ -257,8 +263,8 @@ type (
 )
 
 // handler does what all routes have in common: the time limit, the access token, the check of
-// the query where the route takes no parameters, and the wait until what the answer shows is
-// durable.
+// the query where the route takes no parameters, the wait until what the answer shows is durable,
+// and the wait for a job to finish.
 func (a *API) handler(r route) fiber.Handler {
 	return func(c *fiber.Ctx) error {
 		c.Locals(routeKey{}, r.path)
@@ -278,7 +284,10 @@ func (a *API) handler(r route) fiber.Handler {
 		if len(r.query) == 0 && len(q.faults) > 0 {
 			return q.err()
 		}
-		return a.confirmed(c, r, q)
+		if err := a.confirmed(c, r, q); err != nil {
+			return err
+		}
+		return a.sendPending(c)
 	}
 }
 
@@ -326,7 +335,8 @@ func (a *API) observe(c *fiber.Ctx) error {
 	if !ok {
 		route = noRoute
 	}
-	a.metrics.request(route, strings.Clone(c.Method()), c.Response().StatusCode(), time.Since(started))
+	waited, _ := c.Locals(waitedKey{}).(time.Duration)
+	a.metrics.request(route, strings.Clone(c.Method()), c.Response().StatusCode(), time.Since(started)-waited)
 	return nil
 }
 

@@ -4,6 +4,8 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"slices"
+	"time"
 
 	"github.com/gofiber/fiber/v2"
 	"github.com/google/uuid"
@@ -36,7 +38,7 @@ func (a *API) acceptBatch(c *fiber.Ctx, _ *query) error {
 	if err != nil {
 		return batchProblem(err)
 	}
-	return a.sendBatch(c, accepted)
+	return a.sendBatch(c, accepted, preferredWait(c))
 }
 
 // batch reads the jobs of a batch. A key that stands twice is a fault, even where both jobs are the
@@ -78,23 +80,30 @@ func batchProblem(err error) error {
 }
 
 // sendBatch answers 202 while a job is queued, and 200 once all are finished.
-func (a *API) sendBatch(c *fiber.Ctx, accepted []job.Accepted) error {
+func (a *API) sendBatch(c *fiber.Ctx, accepted []job.Accepted, wait time.Duration) error {
 	failpoint.Hit(failpoint.ResponseUnwritten)
-	body := batchBody{Data: make([]jobBody, 0, len(accepted))}
-	isQueued, isReplay := false, true
-	for _, one := range accepted {
+	jobs, isReplay := make([]job.Job, len(accepted)), true
+	for i, one := range accepted {
 		a.metrics.job(one.Job, one.Replayed)
-		isQueued = isQueued || one.Job.Status == job.Queued
 		isReplay = isReplay && one.Replayed
-		body.Data = append(body.Data, toJobBody(one.Job))
+		jobs[i] = one.Job
 	}
 	if isReplay {
 		c.Set(headerReplay, "true")
 	}
-	c.Status(http.StatusOK)
-	if isQueued {
-		c.Status(http.StatusAccepted)
-		c.Set(fiber.HeaderRetryAfter, pollAfter)
-	}
-	return c.JSON(body)
+	return sendWithin(c, wait, jobs, func(jobs []job.Job, held bool) error {
+		if held {
+			setApplied(c, wait)
+		}
+		body := batchBody{Data: make([]jobBody, len(jobs))}
+		for i, j := range jobs {
+			body.Data[i] = toJobBody(j)
+		}
+		c.Status(http.StatusOK)
+		if slices.ContainsFunc(jobs, isQueued) {
+			c.Status(http.StatusAccepted)
+			c.Set(fiber.HeaderRetryAfter, pollAfter)
+		}
+		return c.JSON(body)
+	})
 }

@@ -1,11 +1,13 @@
 package api
 
 import (
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"net/http"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/gofiber/fiber/v2"
 	"github.com/google/uuid"
@@ -106,32 +108,55 @@ func (a *API) accept(entry ledger.EntryType) func(*fiber.Ctx, *query) error {
 		if err != nil {
 			return err
 		}
-		return a.sendAccepted(c, accepted, replayed)
+		return a.sendAccepted(c, accepted, replayed, preferredWait(c))
 	}
 }
 
-func (a *API) sendAccepted(c *fiber.Ctx, accepted job.Job, replayed bool) error {
+func (a *API) sendAccepted(c *fiber.Ctx, accepted job.Job, replayed bool, wait time.Duration) error {
 	failpoint.Hit(failpoint.ResponseUnwritten)
 	a.metrics.job(accepted, replayed)
 	if replayed {
 		c.Set(headerReplay, "true")
 	}
 	c.Location("/v1/jobs/" + accepted.ID.String())
-	c.Status(http.StatusOK)
-	if accepted.Status == job.Queued {
-		c.Status(http.StatusAccepted)
-	}
-	return sendJob(c, accepted)
+	return sendWithin(c, wait, []job.Job{accepted}, func(jobs []job.Job, held bool) error {
+		if held {
+			setApplied(c, wait)
+		}
+		c.Status(http.StatusOK)
+		if isQueued(jobs[0]) {
+			c.Status(http.StatusAccepted)
+		}
+		return sendJob(c, jobs[0])
+	})
 }
 
 func sendJob(c *fiber.Ctx, j job.Job) error {
-	if j.Status == job.Queued {
+	if isQueued(j) {
 		c.Set(fiber.HeaderRetryAfter, pollAfter)
 	}
 	return c.JSON(toJobBody(j))
 }
 
-func (a *API) readJob(c *fiber.Ctx, _ *query) error {
+// sendTagged sends the job with an ETag, and without its body where the client has it already.
+func sendTagged(c *fiber.Ctx, j job.Job) error {
+	if err := sendJob(c, j); err != nil {
+		return err
+	}
+	c.Set(fiber.HeaderETag, fmt.Sprintf(`"%x"`, sha256.Sum256(c.Response().Body())))
+	if c.Get(fiber.HeaderIfNoneMatch) != "" && c.Fresh() {
+		c.Status(http.StatusNotModified)
+		c.Response().ResetBody()
+		c.Response().Header.Del(fiber.HeaderContentType)
+	}
+	return nil
+}
+
+func (a *API) readJob(c *fiber.Ctx, q *query) error {
+	wait := q.seconds("wait", maxWait)
+	if err := q.err(); err != nil {
+		return err
+	}
 	id, err := uuid.Parse(c.Params("id"))
 	if err != nil || !strings.EqualFold(id.String(), c.Params("id")) { // Parse takes other forms too; an id has only one
 		return job.ErrNotFound
@@ -140,7 +165,7 @@ func (a *API) readJob(c *fiber.Ctx, _ *query) error {
 	if err != nil {
 		return err
 	}
-	return sendJob(c, found)
+	return sendWithin(c, wait, []job.Job{found}, func(jobs []job.Job, _ bool) error { return sendTagged(c, jobs[0]) })
 }
 
 // findJob answers with the list of the caller's job with a key, or of none.

@@ -18,12 +18,13 @@ type metrics struct {
 	accepted *prometheus.CounterVec
 	replayed prometheus.Counter
 	crowded  *prometheus.CounterVec
+	waiting  prometheus.Gauge
 }
 
 func newMetrics(registry prometheus.Registerer) *metrics {
 	m := &metrics{
 		requests: prometheus.NewHistogramVec(prometheus.HistogramOpts{
-			Name: "passbook_http_request_duration_seconds", Help: "HTTP requests by route, method and status; the route is none where no route took the request.",
+			Name: "passbook_http_request_duration_seconds", Help: "HTTP requests by route, method and status, without their waits for jobs; the route is none where no route took the request.",
 			Buckets: []float64{.001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5},
 		}, []string{"route", "method", "status"}),
 		accepted: prometheus.NewCounterVec(prometheus.CounterOpts{
@@ -37,7 +38,10 @@ func newMetrics(registry prometheus.Registerer) *metrics {
 			Help: "Connections that reached a bound, in total or for their address; for each an idle connection was closed, or the new one.",
 		}, []string{"bound"}),
 	}
-	registry.MustRegister(m.requests, m.accepted, m.replayed, m.crowded)
+	m.waiting = prometheus.NewGauge(prometheus.GaugeOpts{
+		Name: "passbook_waiting_requests", Help: "Requests that wait for a job to finish.",
+	})
+	registry.MustRegister(m.requests, m.accepted, m.replayed, m.crowded, m.waiting)
 	for _, entry := range []ledger.EntryType{ledger.Deposit, ledger.Withdrawal} {
 		m.accepted.WithLabelValues(string(entry)) // counts from 0, so that a rate sees the first
 	}

@@ -88,6 +88,22 @@ func (q *query) limit() int {
 	return limit
 }
 
+// seconds reads a number of seconds from 0 to most; 0 where absent.
+func (q *query) seconds(name string, most int) time.Duration {
+	text, given := q.values[name]
+	if !given {
+		return 0
+	}
+	seconds, err := strconv.Atoi(text)
+	switch {
+	case err != nil || strconv.Itoa(seconds) != text:
+		q.fault(name, "invalid_type", "is a whole number of seconds")
+	case seconds < 0 || seconds > most:
+		q.fault(name, "out_of_range", fmt.Sprintf("is from 0 to %d", most))
+	}
+	return time.Duration(seconds) * time.Second
+}
+
 // without refuses parameters that don't fit the rest of the request.
 func (q *query) without(detail string, names ...string) {
 	for _, name := range names {

@@ -1,5 +1,6 @@
 // Package finished tells an API process which jobs have finished, whichever worker applied them.
-// Its promise: a message that is lost costs time and nothing else.
+// Its promise: a message that is lost costs time and nothing else, and what it gives a waiter is
+// durable.
 package finished
 
 import (
@@ -8,15 +9,19 @@ import (
 	"sync"
 	"time"
 
+	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5/pgxpool"
 
+	"github.com/passbook/passbook/internal/job"
 	"github.com/passbook/passbook/internal/queue"
 )
 
 const (
 	// awayEvery is how often the hub looks into Postgres while it has no subscription.
 	awayEvery = 250 * time.Millisecond
-	// accountsEvery is how often it looks while it has one, for messages that were lost.
+	// jobsEvery and accountsEvery are how often it looks while it has one, for messages that were
+	// lost.
+	jobsEvery     = time.Second
 	accountsEvery = 5 * time.Second
 	// restShare makes the hub rest for so many times as long as a look took, where that is longer.
 	restShare = 4
@@ -30,28 +35,37 @@ type Messages interface {
 	Run(ctx context.Context, finished func([]queue.Finished), listening func(bool))
 }
 
-// Hub tells watchers that something of their account has changed.
+// Hub gives waiters the jobs that they wait for, and tells watchers that something of their
+// account has changed.
 //
 // It hears the messages of the workers. They may be lost: a worker is killed before it sends
 // one, a connection breaks, Redis is away. So the hub also looks into Postgres, in one
-// statement for all accounts that are watched. While none is, it asks Postgres nothing.
+// statement for all jobs that are waited for, and in one for all accounts that are watched. At
+// rest it asks Postgres nothing.
 type Hub struct {
 	messages Messages
 	pool     *pgxpool.Pool
+	jobs     *job.Reader
 	log      *slog.Logger
 
-	lookAtAccountsNow chan struct{} // signals that messages may have been lost (buffer of 1)
+	lookAtJobsNow, lookAtAccountsNow chan struct{} // signal that messages may have been lost (buffer of 1)
+	isDue                            chan struct{} // signals that due has jobs (buffer of 1)
 
 	mu        sync.Mutex // guards the fields below
 	listening bool       // messages arrive
 	accounts  map[int64]*account
+	waiting   map[uuid.UUID]*waitingJob
+	waiters   int         // of all jobs
+	due       []uuid.UUID // jobs that are waited for and have finished, as a message said
+	recent    recent
 }
 
 // New makes a hub that reads the database behind pool. Run runs it.
 func New(messages Messages, pool *pgxpool.Pool, log *slog.Logger) *Hub {
 	return &Hub{
-		messages: messages, pool: pool, log: log,
-		lookAtAccountsNow: make(chan struct{}, 1), accounts: map[int64]*account{},
+		messages: messages, pool: pool, jobs: job.NewReader(pool), log: log,
+		lookAtJobsNow: make(chan struct{}, 1), lookAtAccountsNow: make(chan struct{}, 1), isDue: make(chan struct{}, 1),
+		accounts: map[int64]*account{}, waiting: map[uuid.UUID]*waitingJob{}, recent: newRecent(),
 	}
 }
 
@@ -59,6 +73,8 @@ func New(messages Messages, pool *pgxpool.Pool, log *slog.Logger) *Hub {
 func (h *Hub) Run(ctx context.Context) error {
 	var parts sync.WaitGroup
 	parts.Go(func() { h.messages.Run(ctx, h.heard, h.setListening) })
+	parts.Go(func() { h.readDue(ctx) })
+	parts.Go(func() { h.keepLooking(ctx, h.lookAtJobsNow, jobsEvery, h.lookAtJobs) })
 	parts.Go(func() { h.keepLooking(ctx, h.lookAtAccountsNow, accountsEvery, h.lookAtAccounts) })
 	parts.Wait()
 	return nil
@@ -100,16 +116,19 @@ func (h *Hub) setListening(listening bool) {
 	h.listening = listening
 	h.mu.Unlock()
 	if listening || changed {
+		signal(h.lookAtJobsNow)
 		signal(h.lookAtAccountsNow)
 	}
 }
 
-// heard signals the watchers of the accounts of finished jobs. A message can name any account:
-// it makes a watcher look, and nothing else.
+// heard has the jobs read that are waited for, and signals the watchers of the accounts. A
+// message can name any job: it makes the hub, or a watcher, look, and nothing else.
 func (h *Hub) heard(jobs []queue.Finished) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	for _, job := range jobs {
+		h.recent.add(job.JobID)
+		h.setDue(job.JobID)
 		if account := h.accounts[job.AccountID]; account != nil {
 			account.signal()
 		}

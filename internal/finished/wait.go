@@ -1,0 +1,184 @@
+package finished
+
+import (
+	"context"
+	"slices"
+
+	"github.com/google/uuid"
+
+	"github.com/passbook/passbook/internal/job"
+)
+
+const (
+	// maxWaiters bounds the requests that wait at once.
+	maxWaiters = 10_000
+	// maxRead bounds the jobs of a read.
+	maxRead = 1024
+	// maxRecent is how many of the jobs that finished last a hub knows: those of several
+	// seconds.
+	maxRecent = 16_384
+)
+
+// waitingJob is a job that requests wait for.
+type waitingJob struct {
+	userID uuid.UUID // its owner
+	to     []chan job.Job
+	isDue  bool // it is in Hub.due
+}
+
+// Wait returns a channel (buffer of 1) that receives the job once it is finished and its end is
+// durable. The caller must have seen that the job is the user's, and queued. ok is false where
+// too many requests wait already. The caller must call stop, or receive the job.
+//
+// A job that finishes between the caller's look and Wait is among the recent ones, or the next
+// look of the hub finds it.
+func (h *Hub) Wait(userID, jobID uuid.UUID) (finished <-chan job.Job, stop func(), ok bool) {
+	to := make(chan job.Job, 1)
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.waiters == maxWaiters {
+		return nil, nil, false
+	}
+	if h.waiting[jobID] == nil {
+		h.waiting[jobID] = &waitingJob{userID: userID}
+	}
+	if h.waiting[jobID].userID != userID {
+		return nil, nil, false
+	}
+	h.waiters++
+	h.waiting[jobID].to = append(h.waiting[jobID].to, to)
+	if h.recent.has(jobID) {
+		h.setDue(jobID)
+	}
+	return to, func() { h.stopWaiting(jobID, to) }, true
+}
+
+func (h *Hub) stopWaiting(jobID uuid.UUID, to chan job.Job) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	waiting := h.waiting[jobID]
+	if waiting == nil {
+		return
+	}
+	if i := slices.Index(waiting.to, to); i >= 0 {
+		waiting.to = slices.Delete(waiting.to, i, i+1)
+		h.waiters--
+	}
+	if len(waiting.to) == 0 {
+		delete(h.waiting, jobID)
+	}
+}
+
+// setDue has the job read if it is waited for. Its caller holds the lock.
+func (h *Hub) setDue(jobID uuid.UUID) {
+	if waiting := h.waiting[jobID]; waiting != nil && !waiting.isDue {
+		waiting.isDue = true
+		h.due = append(h.due, jobID)
+		signal(h.isDue)
+	}
+}
+
+// readDue reads jobs that are due until ctx ends. What becomes due during a read is read
+// together in the next one, so their number follows the load.
+func (h *Hub) readDue(ctx context.Context) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-h.isDue:
+		}
+		for some := h.takeDue(); len(some) > 0; some = h.takeDue() {
+			if err := h.read(ctx, some); err != nil && ctx.Err() == nil {
+				h.log.Warn("could not read finished jobs", "jobs", len(some), "error", err) // the next look tries again
+			}
+		}
+	}
+}
+
+// takeDue takes at most maxRead due jobs that are still waited for.
+func (h *Hub) takeDue() (some []job.Owned) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	n := min(len(h.due), maxRead)
+	for _, id := range h.due[:n] {
+		if waiting := h.waiting[id]; waiting != nil && waiting.isDue {
+			waiting.isDue = false
+			some = append(some, job.Owned{UserID: waiting.userID, ID: id})
+		}
+	}
+	h.due = slices.Delete(h.due, 0, n)
+	if len(h.due) > 0 {
+		signal(h.isDue) // where some is empty
+	}
+	return some
+}
+
+// lookAtJobs reads all jobs that are waited for.
+func (h *Hub) lookAtJobs(ctx context.Context) error {
+	h.mu.Lock()
+	all := make([]job.Owned, 0, len(h.waiting))
+	for id, waiting := range h.waiting {
+		all = append(all, job.Owned{UserID: waiting.userID, ID: id})
+	}
+	h.mu.Unlock()
+	for some := range slices.Chunk(all, maxRead) {
+		if err := h.read(ctx, some); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// read gives the jobs that are finished to those who wait for them.
+//
+// A crash of Postgres before the read has returned undoes nothing that a waiter was given. One
+// after it undoes nothing that the read has returned. A kill of the API leaves clients without
+// an answer.
+func (h *Hub) read(ctx context.Context, some []job.Owned) error {
+	ctx, cancel := context.WithTimeout(ctx, readTimeout)
+	defer cancel()
+	found, err := h.jobs.Finished(ctx, some)
+	if err != nil {
+		return err
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for _, finished := range found {
+		waiting := h.waiting[finished.Job.ID]
+		if waiting == nil || waiting.userID != finished.UserID {
+			continue
+		}
+		for _, to := range waiting.to {
+			to <- finished.Job // has a buffer, and gets one job
+		}
+		h.waiters -= len(waiting.to)
+		delete(h.waiting, finished.Job.ID)
+	}
+	return nil
+}
+
+// recent is the jobs that finished last.
+type recent struct {
+	ids   map[uuid.UUID]struct{}
+	order []uuid.UUID // a ring
+	next  int         // the oldest
+}
+
+func newRecent() recent {
+	return recent{ids: make(map[uuid.UUID]struct{}, maxRecent), order: make([]uuid.UUID, maxRecent)}
+}
+
+func (r *recent) add(id uuid.UUID) {
+	if r.has(id) {
+		return
+	}
+	delete(r.ids, r.order[r.next])
+	r.ids[id] = struct{}{}
+	r.order[r.next] = id
+	r.next = (r.next + 1) % maxRecent
+}
+
+func (r *recent) has(id uuid.UUID) bool {
+	_, has := r.ids[id]
+	return has
+}

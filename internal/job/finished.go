@@ -1,0 +1,60 @@
+package job
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+
+	"github.com/passbook/passbook/internal/postgres"
+)
+
+// Owned names a job as its owner does.
+type Owned struct {
+	UserID uuid.UUID
+	ID     uuid.UUID
+}
+
+// OwnedJob is a job and its owner.
+type OwnedJob struct {
+	UserID uuid.UUID
+	Job
+}
+
+// finishedSQL reads those of the jobs that are finished, and confirms them: where it has found
+// one, its commit waits until it is flushed, on a synchronous standby too. The log is flushed
+// in order, so each end that its snapshot shows is durable then. So it needs no gate, whose
+// confirmation would be a second statement. Where it has found none it writes nothing.
+//
+// It looks up each job by itself: without LIMIT the planner may join the tables.
+//
+// $1 users, $2 ids, as arrays.
+const finishedSQL = `SELECT asked.user_id, ` + columns + `, (` + postgres.ConfirmSQL + `) IS NOT NULL
+	FROM unnest($1::uuid[], $2::uuid[]) AS asked (user_id, id)
+	CROSS JOIN LATERAL (
+		SELECT ` + stored + ` FROM job_states WHERE id = asked.id AND user_id = asked.user_id AND status <> 'queued' LIMIT 1
+	) job
+	JOIN accounts account ON account.id = job.account_id AND account.user_id IS NOT DISTINCT FROM job.user_id`
+
+// Finished reads those of the jobs that are finished, each only where it is the named user's.
+// When it returns, what it returns is durable. It does not look into the archive.
+func (r *Reader) Finished(ctx context.Context, jobs []Owned) ([]OwnedJob, error) {
+	users, ids := make([][16]byte, len(jobs)), make([][16]byte, len(jobs)) // see acceptedRow
+	for i, job := range jobs {
+		users[i], ids[i] = job.UserID, job.ID
+	}
+	type confirmed struct {
+		OwnedJob
+		Confirmed bool
+	}
+	rows, _ := r.pool.Query(ctx, finishedSQL, users, ids) // CollectRows returns its error
+	found, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (OwnedJob, error) {
+		read, err := pgx.RowToStructByPos[confirmed](row)
+		return read.OwnedJob, err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("read finished jobs: %w", err)
+	}
+	return found, nil
+}
