@@ -16,12 +16,16 @@ var once = [...]string{
 }
 
 // isFramed reports whether every proxy reads the same request from these bytes: no bare CR or LF,
-// no folded header, and each header of once at most once, not in the trailer. fasthttp checks
+// no folded header, each header of once at most once, not in the trailer, and no fragment in the
+// target, which fasthttp drops and a proxy may read as a part of the path. fasthttp checks
 // everything else.
 func isFramed(c *fasthttp.RequestCtx) bool {
 	header := &c.Request.Header
 	version := string(header.Protocol())
 	if version != "HTTP/1.1" && (version != "HTTP/1.0" || len(header.Peek(fiber.HeaderTransferEncoding)) > 0) {
+		return false
+	}
+	if bytes.ContainsFunc(header.RequestURI(), func(c rune) bool { return c <= ' ' || c == '#' || c == '\x7f' }) {
 		return false
 	}
 	var counts [len(once)]int // by index in once

@@ -111,6 +111,9 @@ func TestFraming_Refuses(t *testing.T) {
 		{name: "TwoAuthorizations", head: "Authorization: Bearer x\r\n" + framingLength, body: framingBody},
 		{name: "ChunkedInHTTP10", line: " HTTP/1.0", head: framingChunks, body: framingChunk},
 		{name: "UnknownVersion", line: " HTTP/1.2", head: framingLength, body: framingBody},
+		{name: "Fragment", line: "#x HTTP/1.1", head: framingLength, body: framingBody},
+		{name: "FragmentInQuery", line: "?#x HTTP/1.1", head: framingLength, body: framingBody},
+		{name: "SpaceInTarget", line: " x HTTP/1.1", head: framingLength, body: framingBody},
 		{name: "NoVersion", line: "-", head: framingLength, body: framingBody},
 	} {
 		t.Run(test.name, func(t *testing.T) {
