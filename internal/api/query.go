@@ -33,8 +33,11 @@ func parseQuery(c *fiber.Ctx, known []string) *query {
 	var pair fasthttp.Args // the URI's own Args would keep memory for thousands of pairs until the connection ends
 	for text := range bytes.SplitSeq(c.Request().URI().QueryString(), []byte("&")) {
 		pair.ParseBytes(text)
-		for name, value := range pair.All() { // one pair, or none where the text is empty
+		for name, value := range pair.All() { // one pair, or none
 			q.add(string(name), string(value), known)
+		}
+		if pair.Len() == 0 && len(text) > 0 { // fasthttp skips a pair without a name and a value
+			q.add("", "", known)
 		}
 		if len(q.faults) == maxFaults {
 			break

@@ -22,6 +22,7 @@ func TestInvalidParameter(t *testing.T) {
 		"Unknown":             {history + "?page=1", []string{"page unknown_parameter"}},
 		"Unknown/Case":        {history + "?Limit=1", []string{"Limit unknown_parameter"}},
 		"Unknown/NoName":      {history + "?=1", []string{" unknown_parameter"}},
+		"Unknown/Nothing":     {history + "?=", []string{" unknown_parameter"}},
 		"Unknown/OfJobs":      {jobs + "?type=deposit", []string{"type unknown_parameter"}},
 		"Unknown/OfAccounts":  {"/v1/accounts?order=asc", []string{"order unknown_parameter"}},
 		"Unknown/Account":     {"/v1/accounts/" + account.Number + "?x=1", []string{"x unknown_parameter"}},
