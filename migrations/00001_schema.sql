@@ -88,6 +88,10 @@ CREATE TYPE entry_type AS ENUM ('deposit', 'withdrawal');
 -- next transaction later than that, even where Postgres's clock goes back or a standby with a
 -- slower clock takes over. The read waits for an apply that has stamped its transaction and not
 -- committed, because the apply holds the account's lock.
+--
+-- A rejection and a failure write their own time there too. So the times of an account's outcomes
+-- rise strictly, in the order in which they took effect, and event streams read by time
+-- (internal/event).
 CREATE TABLE accounts (
     id             bigint      PRIMARY KEY GENERATED ALWAYS AS IDENTITY,
     user_id        uuid        NOT NULL REFERENCES users,
@@ -99,7 +103,7 @@ CREATE TABLE accounts (
     created_at     timestamptz NOT NULL,
     open_key       text        COLLATE "C",        -- the Idempotency-Key of the opening, where it had one,
     open_request   bytea,                          -- and the hash of the request that came with it
-    answered_until timestamptz,                    -- until when balances were answered, where that is after last_at
+    answered_until timestamptz,                    -- until when balances were answered or jobs refused, where that is after last_at
     done_to        bigint      NOT NULL DEFAULT 0, -- no job of the account at or below this position is queued, or will be,
     settling       bigint      NOT NULL DEFAULT 0, -- nor one at or below this one, once every transaction
     settling_xid   xid8                            -- below this id has ended: 00002_apply_job.sql
@@ -270,6 +274,8 @@ CREATE TABLE rejections (
     failure     text        NOT NULL,
     PRIMARY KEY (account_id, position)
 ) WITH (autovacuum_vacuum_insert_scale_factor = 0.05, autovacuum_analyze_scale_factor = 0.05);
+-- In the order in which they took effect, for event streams.
+CREATE INDEX rejections_times ON rejections (account_id, finished_at);
 
 -- The jobs that could not be applied: few, and they wait for an operator's replay.
 CREATE TABLE failures (
@@ -281,6 +287,7 @@ CREATE TABLE failures (
     failure     text        NOT NULL,
     PRIMARY KEY (account_id, position)
 );
+CREATE INDEX failures_times ON failures (account_id, finished_at);
 
 -- A job that is rejected or failed leaves the queue. The role that writes a failure has no
 -- right to delete there: the function runs as its owner.
@@ -301,6 +308,23 @@ $$;
 -- +goose StatementEnd
 CREATE TRIGGER rejections_leave_queue BEFORE INSERT ON rejections FOR EACH ROW EXECUTE FUNCTION leave_queue();
 CREATE TRIGGER failures_leave_queue BEFORE INSERT ON failures FOR EACH ROW EXECUTE FUNCTION leave_queue();
+
+-- A failure gets a time after every earlier outcome of its account, as a rejection gets from
+-- apply_job. An account that has lost its row has no other outcomes either.
+-- +goose StatementBegin
+CREATE FUNCTION stamp_failure() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $$
+DECLARE
+    stamped timestamptz;
+BEGIN
+    UPDATE accounts SET answered_until = greatest(NEW.finished_at, last_at + interval '1 microsecond', answered_until + interval '1 microsecond')
+    WHERE id = NEW.account_id AND NEW.finished_at IS NOT NULL
+    RETURNING answered_until INTO stamped;
+    NEW.finished_at := coalesce(stamped, NEW.finished_at);
+    RETURN NEW;
+END
+$$;
+-- +goose StatementEnd
+CREATE TRIGGER failures_stamp BEFORE INSERT ON failures FOR EACH ROW EXECUTE FUNCTION stamp_failure();
 
 CREATE TRIGGER rejections_are_kept BEFORE UPDATE OR TRUNCATE ON rejections
     FOR EACH STATEMENT EXECUTE FUNCTION refuse('a finished job never changes');
@@ -326,7 +350,8 @@ CREATE POLICY failures_fail ON failures FOR INSERT WITH CHECK (true); -- a queue
 CREATE POLICY failures_replay ON failures FOR DELETE USING (true);    -- it is queued again: failures_replay
 ALTER TABLE failures ENABLE ROW LEVEL SECURITY;
 
-ALTER TABLE failures ENABLE ALWAYS TRIGGER failures_are_kept, ENABLE ALWAYS TRIGGER failures_leave_queue, ENABLE ALWAYS TRIGGER failures_replay;
+ALTER TABLE failures ENABLE ALWAYS TRIGGER failures_are_kept, ENABLE ALWAYS TRIGGER failures_leave_queue, ENABLE ALWAYS TRIGGER failures_replay,
+    ENABLE ALWAYS TRIGGER failures_stamp;
 
 -- History, append-only. created_at rises strictly within an account, so that a range of time
 -- is a range of seq. Unique indexes enforce that within a type, apply_job across types, and
@@ -421,6 +446,7 @@ CREATE TABLE archived_jobs (
 CREATE UNIQUE INDEX archived_jobs_key ON archived_jobs (user_id, idempotency_key);
 -- An account's archived jobs that were rejected. Those that succeeded are listed by their transactions.
 CREATE UNIQUE INDEX archived_jobs_rejected ON archived_jobs (account_id, position) WHERE status = 'rejected';
+CREATE INDEX archived_jobs_rejected_times ON archived_jobs (account_id, finished_at) WHERE status = 'rejected';
 
 CREATE TRIGGER archived_jobs_append_only BEFORE UPDATE OR DELETE OR TRUNCATE ON archived_jobs
     FOR EACH STATEMENT EXECUTE FUNCTION refuse('a key is an answer for good');
@@ -569,7 +595,7 @@ END
 $$;
 -- +goose StatementEnd
 
-REVOKE EXECUTE ON FUNCTION archive_jobs, close_history, deposit_initial, leave_queue, enter_queue, replay_job FROM PUBLIC;
+REVOKE EXECUTE ON FUNCTION archive_jobs, close_history, deposit_initial, leave_queue, enter_queue, replay_job, stamp_failure FROM PUBLIC;
 
 -- Each function sets its search_path, so that it finds the tables in the schema of jobs and the
 -- operators of Postgres, whatever search_path and temporary tables the session has. (Otherwise an
@@ -586,7 +612,7 @@ DECLARE
     function regproc;
 BEGIN
     FOREACH function IN ARRAY ARRAY['archive_jobs', 'close_history', 'deposit_initial', 'leave_queue', 'enter_queue',
-        'refuse', 'refuse_unless_archived', 'refuse_unless_moved', 'replay_job', 'skip_archived']::regproc[] LOOP
+        'refuse', 'refuse_unless_archived', 'refuse_unless_moved', 'replay_job', 'skip_archived', 'stamp_failure']::regproc[] LOOP
         EXECUTE format('ALTER FUNCTION %s SET search_path = pg_catalog, %s, pg_temp', function, ours);
     END LOOP;
 END

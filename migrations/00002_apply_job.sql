@@ -136,7 +136,8 @@ BEGIN
         outcome := 'rejected';
         INSERT INTO rejections (account_id, position, job_id, finished_at, failure)
         VALUES (account, at, job, finished, CASE WHEN total < 0 THEN 'insufficient_funds' ELSE 'balance_limit_exceeded' END);
-        UPDATE accounts SET done_to = done, settling = settled, settling_xid = settler WHERE id = account;
+        -- What takes effect next gets a later time.
+        UPDATE accounts SET answered_until = finished, done_to = done, settling = settled, settling_xid = settler WHERE id = account;
     END IF;
 
     IF job = up_to_job THEN

@@ -212,7 +212,8 @@ BEGIN
         outcome := 'rejected';
         INSERT INTO rejections (account_id, position, job_id, finished_at, failure)
         VALUES (account, at, job, finished, CASE WHEN total < 0 THEN 'insufficient_funds' ELSE 'balance_limit_exceeded' END);
-        UPDATE accounts SET done_to = done, settling = settled, settling_xid = settler WHERE id = account;
+        -- What takes effect next gets a later time.
+        UPDATE accounts SET answered_until = finished, done_to = done, settling = settled, settling_xid = settler WHERE id = account;
     END IF;
 
     IF job = up_to_job THEN
@@ -422,6 +423,21 @@ BEGIN
         OR EXISTS (SELECT FROM archived_jobs WHERE id = NEW.id) THEN
         RETURN NULL;
     END IF;
+    RETURN NEW;
+END
+$$;
+
+CREATE FUNCTION public.stamp_failure() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
+    AS $$
+DECLARE
+    stamped timestamptz;
+BEGIN
+    UPDATE accounts SET answered_until = greatest(NEW.finished_at, last_at + interval '1 microsecond', answered_until + interval '1 microsecond')
+    WHERE id = NEW.account_id AND NEW.finished_at IS NOT NULL
+    RETURNING answered_until INTO stamped;
+    NEW.finished_at := coalesce(stamped, NEW.finished_at);
     RETURN NEW;
 END
 $$;
@@ -644,9 +660,15 @@ CREATE UNIQUE INDEX archived_jobs_key ON public.archived_jobs USING btree (user_
 
 CREATE UNIQUE INDEX archived_jobs_rejected ON public.archived_jobs USING btree (account_id, "position") WHERE (status = 'rejected'::public.job_status);
 
+CREATE INDEX archived_jobs_rejected_times ON public.archived_jobs USING btree (account_id, finished_at) WHERE (status = 'rejected'::public.job_status);
+
+CREATE INDEX failures_times ON public.failures USING btree (account_id, finished_at);
+
 CREATE UNIQUE INDEX jobs_key ON public.jobs USING btree (user_id, idempotency_key);
 
 CREATE INDEX refresh_tokens_session ON public.refresh_tokens USING btree (session_id, expires_at);
+
+CREATE INDEX rejections_times ON public.rejections USING btree (account_id, finished_at);
 
 CREATE INDEX sessions_live ON public.sessions USING btree (user_id, created_at) WHERE (revoked_at IS NULL);
 
@@ -695,6 +717,10 @@ ALTER TABLE public.failures ENABLE ALWAYS TRIGGER failures_leave_queue;
 CREATE TRIGGER failures_replay AFTER DELETE ON public.failures FOR EACH ROW EXECUTE FUNCTION public.replay_job();
 
 ALTER TABLE public.failures ENABLE ALWAYS TRIGGER failures_replay;
+
+CREATE TRIGGER failures_stamp BEFORE INSERT ON public.failures FOR EACH ROW EXECUTE FUNCTION public.stamp_failure();
+
+ALTER TABLE public.failures ENABLE ALWAYS TRIGGER failures_stamp;
 
 CREATE TRIGGER jobs_are_kept BEFORE TRUNCATE ON public.jobs FOR EACH STATEMENT EXECUTE FUNCTION public.refuse('a key is an answer for good');
 
@@ -822,3 +848,5 @@ REVOKE ALL ON FUNCTION public.enter_queue() FROM PUBLIC;
 REVOKE ALL ON FUNCTION public.leave_queue() FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION public.replay_job() FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION public.stamp_failure() FROM PUBLIC;

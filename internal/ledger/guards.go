@@ -15,7 +15,7 @@ var guards = map[string][]string{
 	"jobs":          {"jobs_are_kept", "jobs_enter_queue", "jobs_form", "jobs_leave_archived", "jobs_skip_archived", "jobs_take_transaction_id", "jobs_terms"},
 	"queue":         {"queue_attempts", "queue_is_kept", "queue_rows", "queue_terms"},
 	"rejections":    {"rejections_are_kept", "rejections_leave_queue", "rejections_leave_archived"},
-	"failures":      {"failures_are_kept", "failures_leave_queue", "failures_replay"},
+	"failures":      {"failures_are_kept", "failures_leave_queue", "failures_replay", "failures_stamp"},
 	"archived_jobs": {"archived_jobs_append_only"},
 	"transactions":  {"transactions_append_only", "transactions_rules"},
 }
