@@ -1,0 +1,4 @@
+package event
+
+// ReadSQL is what Read runs.
+var ReadSQL = readSQL
