@@ -14,6 +14,7 @@ import (
 	"github.com/passbook/passbook/internal/auth"
 	"github.com/passbook/passbook/internal/boot"
 	"github.com/passbook/passbook/internal/config"
+	"github.com/passbook/passbook/internal/event"
 	"github.com/passbook/passbook/internal/finished"
 	"github.com/passbook/passbook/internal/job"
 	"github.com/passbook/passbook/internal/ledger"
@@ -129,6 +130,7 @@ func newEdge(cfg config.API, pools pools, edge api.Config) (*api.API, error) {
 	edge.Accounts = ledger.NewAccounts(pools.requests)
 	edge.Jobs = job.NewReader(pools.requests)
 	edge.Statements = statement.New(pools.requests, pools.replica)
+	edge.Events = event.NewReader(pools.requests)
 	edge.MaxConnections, edge.MaxConnectionsPerAddress = cfg.MaxConnections, cfg.MaxConnectionsPerAddress
 	return api.New(edge)
 }

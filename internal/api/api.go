@@ -19,6 +19,7 @@ import (
 	"github.com/valyala/fasthttp"
 
 	"github.com/passbook/passbook/internal/auth"
+	"github.com/passbook/passbook/internal/event"
 	"github.com/passbook/passbook/internal/finished"
 	"github.com/passbook/passbook/internal/job"
 	"github.com/passbook/passbook/internal/ledger"
@@ -44,6 +45,7 @@ type Config struct {
 	Acceptor   *job.Acceptor
 	Jobs       *job.Reader
 	Statements *statement.Statements
+	Events     *event.Reader
 	Gate       *postgres.Gate  // holds an answer until what it shows is durable
 	Finished   *finished.Hub   // tells of jobs that finish
 	CursorKeys [][]byte        // the first signs cursors, all verify
@@ -63,6 +65,7 @@ type API struct {
 	metrics *metrics
 	app     *fiber.App
 	exports exports
+	streams streams
 	timeout time.Duration // of a request: requestTimeout; tests have less
 
 	shutdown  chan struct{} // closed when Shutdown begins
@@ -80,6 +83,7 @@ func New(cfg Config) (*API, error) {
 		exports: newExports(), timeout: requestTimeout, shutdown: make(chan struct{}),
 	}
 	a.closeOnce = sync.OnceFunc(func() { close(a.shutdown) })
+	a.streams = newStreams(cfg, a.metrics)
 	a.app = fiber.New(fiber.Config{
 		AppName:               "Passbook",
 		DisableStartupMessage: true,
@@ -97,6 +101,7 @@ func New(cfg Config) (*API, error) {
 	})
 	a.app.Server().CloseOnShutdown = true // the last answers say that the connection closes
 	a.app.Server().ConnState = follow
+	a.app.Server().KeepHijackedConns = true // an event stream closes its own
 	a.app.Server().Handler = a.closing(a.received(a.framed(known(a.app.Handler()))))
 	a.app.Server().HeaderReceived = refuseAnnounced
 	a.app.Use(a.observe)
@@ -174,12 +179,14 @@ func (a *API) Serve(inner net.Listener) error {
 
 // Shutdown accepts no more connections, answers the requests in flight, and returns when the
 // last is answered and its connection has ended, or ctx ends. It does not wait for a request
-// that does not arrive in arrivalTime. It cuts exports off: they may take half an hour. Requests that
-// wait for a job are answered with the job as it stands.
+// that does not arrive in arrivalTime. It cuts exports off, which may take half an hour, and ends
+// event streams, whose clients connect to another API. Requests that wait for a job are answered
+// with the job as it stands.
 func (a *API) Shutdown(ctx context.Context) error {
 	listener := a.stop()
 	a.closeOnce()
 	a.exports.stop()
+	a.streams.stop()
 	if err := a.app.ShutdownWithContext(ctx); err != nil {
 		return fmt.Errorf("shut API down: %w", err)
 	}
@@ -247,6 +254,7 @@ func (a *API) routes() ([]route, error) {
 			query: []string{"type", "from", "to", "order", "limit", "cursor", "bom"},
 		},
 		{method: get, path: "/v1/accounts/:number/transactions/:seq", handle: a.readTransaction},
+		{method: get, path: "/v1/accounts/:number/events", handle: a.streamEvents},
 
 		{method: get, path: "/livez", open: true, noOutcome: true, handle: a.livez},
 		{method: get, path: "/readyz", open: true, noOutcome: true, handle: a.readyz},

@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -25,6 +26,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/passbook/passbook/internal/auth"
+	"github.com/passbook/passbook/internal/event"
 	"github.com/passbook/passbook/internal/finished"
 	"github.com/passbook/passbook/internal/job"
 	"github.com/passbook/passbook/internal/ledger"
@@ -159,6 +161,7 @@ func (s *server) newAPI(t *testing.T, acceptor *job.Acceptor, set settings) *API
 		Acceptor:   acceptor,
 		Jobs:       job.NewReader(s.pool),
 		Statements: statement.New(s.pool, nil),
+		Events:     event.NewReader(s.pool),
 		Gate:       s.gate,
 		Finished:   s.hub,
 		CursorKeys: secrets,
@@ -351,7 +354,7 @@ type answer struct {
 // readAnswer takes no request where what was sent may be none.
 func readAnswer(t *testing.T, req *http.Request, sent string, res *http.Response) (answer, error) {
 	t.Helper()
-	body, err := io.ReadAll(res.Body)
+	body, err := readBeginning(res)
 	_ = res.Body.Close()
 	if err != nil {
 		return answer{}, err
@@ -361,6 +364,22 @@ func readAnswer(t *testing.T, req *http.Request, sent string, res *http.Response
 		t.Errorf("openapi.yaml: %s\n%s", fault, a)
 	}
 	return a, nil
+}
+
+// readBeginning reads a body, of an event stream only what it begins with.
+func readBeginning(res *http.Response) (body []byte, err error) {
+	if res.Header.Get("Content-Type") != mimeEvents {
+		return io.ReadAll(res.Body)
+	}
+	for lines := bufio.NewReader(res.Body); err == nil && !bytes.HasSuffix(body, []byte("\n\n")); {
+		var line []byte
+		line, err = lines.ReadBytes('\n')
+		body = append(body, line...)
+	}
+	if errors.Is(err, io.EOF) && len(body) == 0 { // the answer to HEAD
+		err = nil
+	}
+	return body, err
 }
 
 func (a answer) String() string {

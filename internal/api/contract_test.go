@@ -58,6 +58,7 @@ var theContract = sync.OnceValues(func() (*contract, error) {
 			config.WithStrictIgnorePaths("$.body.**"), // overlooks a $ref beside properties; the schemas themselves are closed
 			config.WithBodyDecoder("application/yaml", content.TextDecoder()),
 			config.WithBodyDecoder("text/csv", content.TextDecoder()),
+			config.WithBodyDecoder("text/event-stream", content.TextDecoder()),
 			config.WithBodyDecoder("text/html", content.TextDecoder()),
 			config.WithBodyDecoder("text/javascript", content.TextDecoder()),
 			config.WithBodyDecoder("text/css", content.TextDecoder()),

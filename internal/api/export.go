@@ -52,7 +52,7 @@ var (
 	}
 	errNoChunks = &problem{
 		Status: http.StatusHTTPVersionNotSupported, Code: "http_version_not_supported",
-		Detail: "An export needs HTTP/1.1: in HTTP/1.0 a part of one looks like the whole. A proxy may have to be told.",
+		Detail: "This needs HTTP/1.1: in HTTP/1.0 a part of the answer looks like the whole. A proxy may have to be told.",
 	}
 )
 

@@ -115,6 +115,7 @@ func (o outcomes) probes(t *testing.T) (all []probe) {
 		probe{method: http.MethodGet, target: "/v1/jobs?idempotency_key=" + uuid.NewString(), writes: true}, // it says that there is none
 		probe{method: http.MethodPost, target: account + "/jobs", body: o.batch(6), writes: true},
 		probe{method: http.MethodGet, target: account + "/transactions?type=deposit"},
+		probe{method: http.MethodGet, target: account + "/events", headers: []string{"Last-Event-ID", "1"}},
 		probe{method: http.MethodGet, target: account + "/transactions", headers: csv},
 		probe{method: http.MethodHead, target: account + "/transactions", headers: csv},
 		probe{method: http.MethodGet, target: account + "/transactions?type=withdrawal", headers: csv},

@@ -226,8 +226,9 @@ type conn struct {
 	isEnded  atomic.Bool   // the client has closed it
 	isClosed atomic.Bool
 
-	mu     sync.Mutex // guards latest
-	latest time.Time  // the latest read deadline; zero for none
+	mu      sync.Mutex // guards the fields below
+	latest  time.Time  // the latest read deadline; zero for none
+	onClose func()     // nil for nothing
 }
 
 // Read returns io.EOF where the client sent nothing in time: there is no request to answer.
@@ -270,6 +271,12 @@ func (c *conn) Close() error {
 	if c.isClosed.Swap(true) {
 		return nil
 	}
+	c.mu.Lock()
+	onClose := c.onClose
+	c.mu.Unlock()
+	if onClose != nil {
+		onClose()
+	}
 	half, ok := c.Conn.(interface{ CloseWrite() error })
 	if !ok || c.isEnded.Load() || half.CloseWrite() != nil {
 		return c.release()
@@ -280,6 +287,16 @@ func (c *conn) Close() error {
 	c.listener.mu.Unlock()
 	go c.linger()
 	return nil
+}
+
+// atClose has Close call f once, also where Close has been called already.
+func (c *conn) atClose(f func()) {
+	c.mu.Lock()
+	c.onClose = f
+	c.mu.Unlock()
+	if c.isClosed.Load() {
+		f()
+	}
 }
 
 // linger reads what the client still sends. Shutdown waits for it.

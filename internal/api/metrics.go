@@ -19,6 +19,9 @@ type metrics struct {
 	replayed prometheus.Counter
 	crowded  *prometheus.CounterVec
 	waiting  prometheus.Gauge
+
+	streams        prometheus.Gauge
+	streamsDropped prometheus.Counter
 }
 
 func newMetrics(registry prometheus.Registerer) *metrics {
@@ -41,7 +44,13 @@ func newMetrics(registry prometheus.Registerer) *metrics {
 	m.waiting = prometheus.NewGauge(prometheus.GaugeOpts{
 		Name: "passbook_waiting_requests", Help: "Requests that wait for a job to finish.",
 	})
-	registry.MustRegister(m.requests, m.accepted, m.replayed, m.crowded, m.waiting)
+	m.streams = prometheus.NewGauge(prometheus.GaugeOpts{
+		Name: "passbook_event_streams", Help: "Event streams that are open.",
+	})
+	m.streamsDropped = prometheus.NewCounter(prometheus.CounterOpts{
+		Name: "passbook_event_streams_dropped_total", Help: "Event streams that were closed because their clients did not read them in time.",
+	})
+	registry.MustRegister(m.requests, m.accepted, m.replayed, m.crowded, m.waiting, m.streams, m.streamsDropped)
 	for _, entry := range []ledger.EntryType{ledger.Deposit, ledger.Withdrawal} {
 		m.accepted.WithLabelValues(string(entry)) // counts from 0, so that a rate sees the first
 	}

@@ -10,6 +10,7 @@ import (
 	"github.com/gofiber/fiber/v2"
 
 	"github.com/passbook/passbook/internal/auth"
+	"github.com/passbook/passbook/internal/event"
 	"github.com/passbook/passbook/internal/job"
 	"github.com/passbook/passbook/internal/ledger"
 	"github.com/passbook/passbook/internal/postgres"
@@ -123,6 +124,7 @@ var problems = []struct {
 	}},
 	{job.ErrUnavailable, unavailable},
 	{postgres.ErrLocked, unavailable},
+	{event.ErrUnknownSeq, *errLastEventID},
 	{statement.ErrNotFound, problem{
 		Status: http.StatusNotFound, Code: "transaction_not_found",
 		Detail: "This account has no transaction with this seq.",
@@ -196,7 +198,7 @@ func (a *API) answerError(c *fiber.Ctx, err error) error {
 func hasNoOutcome(err error) bool {
 	p, _ := toProblem(err)
 	switch p.Status {
-	case http.StatusBadRequest, http.StatusUnauthorized, http.StatusNotFound, http.StatusRequestEntityTooLarge,
+	case http.StatusBadRequest, http.StatusUnauthorized, http.StatusNotFound, http.StatusNotAcceptable, http.StatusRequestEntityTooLarge,
 		http.StatusUnsupportedMediaType, http.StatusTooManyRequests, http.StatusHTTPVersionNotSupported,
 		http.StatusInternalServerError, http.StatusServiceUnavailable:
 		return true

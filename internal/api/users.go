@@ -134,10 +134,18 @@ func readRefreshToken(c *fiber.Ctx) (string, error) {
 	return b.text("refresh_token"), b.err()
 }
 
-// authenticate reads the access token: Authorization: Bearer TOKEN (RFC 6750).
-func (a *API) authenticate(c *fiber.Ctx) (auth.Identity, error) {
+// accessToken reads Authorization: Bearer TOKEN (RFC 6750); empty for anything else.
+func accessToken(c *fiber.Ctx) string {
 	scheme, token, _ := strings.Cut(c.Get(fiber.HeaderAuthorization), " ")
-	if !strings.EqualFold(scheme, "Bearer") || token == "" {
+	if !strings.EqualFold(scheme, "Bearer") {
+		return ""
+	}
+	return token
+}
+
+func (a *API) authenticate(c *fiber.Ctx) (auth.Identity, error) {
+	token := accessToken(c)
+	if token == "" {
 		return auth.Identity{}, auth.ErrUnauthenticated
 	}
 	identity, err := a.cfg.Auth.Authenticate(c.UserContext(), token)

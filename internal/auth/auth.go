@@ -122,21 +122,34 @@ type Identity struct {
 // token, a revoked session included. Any other error says that the session could not be read: the
 // HTTP edge answers 503.
 func (s *Service) Authenticate(ctx context.Context, accessToken string) (Identity, error) {
+	session, err := s.Session(ctx, accessToken)
+	return session.Identity, err
+}
+
+// Session is the identity of an access token, and how much longer the token is accepted.
+type Session struct {
+	Identity
+	ExpiresIn time.Duration
+}
+
+// Session is Authenticate for a caller that serves a token for longer than a request. That caller
+// ends its answer when the token expires, and checks meanwhile whether the session is revoked.
+func (s *Service) Session(ctx context.Context, accessToken string) (Session, error) {
 	claims, err := s.access.verify(accessToken)
 	if err != nil {
-		return Identity{}, fmt.Errorf("%w: %w", ErrUnauthenticated, err)
+		return Session{}, fmt.Errorf("%w: %w", ErrUnauthenticated, err)
 	}
 	alive, now, err := s.isAlive(ctx, claims.SessionID)
 	switch {
 	case err != nil:
-		return Identity{}, fmt.Errorf("authenticate: %w", err)
+		return Session{}, fmt.Errorf("authenticate: %w", err)
 	case !alive:
-		return Identity{}, fmt.Errorf("%w: session %s is revoked or unknown", ErrUnauthenticated, claims.SessionID)
+		return Session{}, fmt.Errorf("%w: session %s is revoked or unknown", ErrUnauthenticated, claims.SessionID)
 	}
 	if err := claims.checkTime(now); err != nil {
-		return Identity{}, fmt.Errorf("%w: %w", ErrUnauthenticated, err)
+		return Session{}, fmt.Errorf("%w: %w", ErrUnauthenticated, err)
 	}
-	return claims.identity(), nil
+	return Session{Identity: claims.identity(), ExpiresIn: time.Unix(claims.ExpiresAt, 0).Sub(now)}, nil
 }
 
 // isAlive asks Postgres only about a session not seen alive in the last liveFor.

@@ -183,6 +183,7 @@ var readRoutes = []readRoute{
 	{"balances", (*round).readBalance},
 	{"balances at a time", (*round).readBalanceAt},
 	{"exports", (*round).readExport},
+	{"event streams", (*round).readEvents},
 	{"answers to keys sent again", (*round).replay},
 	{"answers to batches of keys sent again", (*round).replayBatch},
 	{"jobs by key", (*round).readByKey},
@@ -512,6 +513,7 @@ func (r *round) checkAccount(a *roundAccount) {
 		r.t.Errorf("account %s has %d jobs for %d requests", a.number, len(jobs), len(requests))
 	}
 	r.checkOutcomes(a, requests, jobs, byJob)
+	r.checkEvents(a, requests)
 	r.checkRealTime(a, requests, byJob)
 }
 

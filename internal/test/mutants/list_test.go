@@ -49,6 +49,9 @@ const (
 	jobs     = "internal/job/job.go"
 	jobLists = "internal/job/list.go"
 	replica  = "internal/statement/replica.go"
+	events   = "internal/event/event.go"
+	streams  = "internal/api/streams.go"
+	opening  = "internal/api/events.go"
 )
 
 // The promises.
@@ -62,6 +65,7 @@ const (
 	ownTrouble = "an account's trouble stays its own"
 	keyForGood = "a key is an answer for good"
 	stays      = "what a client was told never changes"
+	owned      = "what is another's is not shown"
 )
 
 // mutations are the changes that a test must notice. By chance a mutant may do no harm (a
@@ -302,6 +306,73 @@ var mutations = []mutation{
 		"a queued job is never confirmed", stays,
 		[]edit{{jobLists, `queuedBy("xmin")`, `"NULL::xid"`}},
 		[]string{"-run=^TestGate_EveryRoute$ ./internal/api"},
+	},
+	{
+		"an event is sent before it is durable", stays,
+		[]edit{{streams, `return pages, s.gate.Wait(ctx, shown)`, `_ = shown
+	return pages, nil`}},
+		[]string{"-run=^TestEvents_Unflushed$ ./internal/api"},
+	},
+	{
+		"a stream begins after a transaction that is not durable", stays,
+		[]edit{{opening, `return a.cfg.Gate.Wait(reading, shown)`, `_ = shown
+	return nil`}},
+		[]string{"-run=^TestGate_EveryRoute$ ./internal/api"},
+	},
+	{
+		"a rejection leaves the time of what follows as it was", "a stream misses no event",
+		[]edit{{applying, `answered_until = finished, done_to`, `done_to`}},
+		[]string{"-run=^TestRead$ ./internal/event"},
+	},
+	{
+		"a failure leaves the time of what follows as it was", "a stream misses no event",
+		[]edit{{schema, `NEW.finished_at := coalesce(stamped, NEW.finished_at);`, ``}},
+		[]string{"-run=^TestRead$ ./internal/event"},
+	},
+	{
+		"a stream passes over what is archived", "a stream misses no event",
+		[]edit{{events, `isNew + ` + "` AND status = 'rejected'`", `isNew + ` + "` AND status = 'succeeded'`"}},
+		[]string{"-run=^TestRead$/^Archived$ ./internal/event"},
+	},
+	{
+		"a stream sends a rejection again and again", "a stream misses no event",
+		[]edit{{streams, `s.at.After = page.Next`, `s.at.After.Seq = page.Next.Seq`}},
+		[]string{"-run=^TestEvents$ ./internal/api"},
+	},
+	{
+		"looks that do not fit into a statement are dropped", "a stream misses no event",
+		[]edit{{streams, `s.looks = s.looks[n:]`, `s.looks = nil`}},
+		[]string{"-run=^TestEvents_ManyIdle$ ./internal/api"},
+	},
+	{
+		"a stream outlives its session", owned,
+		[]edit{{events, `SELECT revoked_at IS NULL FROM sessions`, `SELECT true FROM sessions`}},
+		[]string{"-run=^TestRead_Over$/^Revoked$ ./internal/event", "-run=^TestEvents_EndWithTheSession$ ./internal/api"},
+	},
+	{
+		"a stream follows the account of another", owned,
+		[]edit{{events, `account.number = stream.number AND account.user_id IS NOT DISTINCT FROM stream.user_id`, `account.number = stream.number`}},
+		[]string{"-run=^TestRead_Over$/^AnothersAccount$ ./internal/event"},
+	},
+	{
+		"a stream begins in the account of another", owned,
+		[]edit{{events, `FROM accounts WHERE user_id = $1 AND number = $2`, `FROM accounts WHERE $1 IS NOT NULL AND number = $2`}},
+		[]string{"-run=^TestBegin$ ./internal/event"},
+	},
+	{
+		"a stream outlives its access token", owned,
+		[]edit{{streams, `context.WithTimeout(all.ctx, s.life)`, `context.WithCancel(all.ctx)`}},
+		[]string{"-run=^TestEvents_EndWithTheToken$ ./internal/api"},
+	},
+	{
+		"a client that does not read keeps its stream", "streams are bounded",
+		[]edit{{streams, `s.conn.SetWriteDeadline(time.Now().Add(s.streams.take))`, `s.conn.SetWriteDeadline(time.Time{})`}},
+		[]string{"-run=^TestEvents_SlowReader$ ./internal/api"},
+	},
+	{
+		"a user may open any number of streams", "streams are bounded",
+		[]edit{{streams, `s.users[user] == maxStreamsPerUser`, `s.users[user] < 0`}},
+		[]string{"-run=^TestEvents_Bounds$ ./internal/api"},
 	},
 	{
 		"the search for the oldest queued job passes over what is committed late", inOrder,
