@@ -129,7 +129,7 @@ lint: ## Check the style and the import rules; the first run builds the linter, 
 	$(LINT) run
 
 API_TOOLS := .ci/api/node_modules
-BEHIND_PRISM := ^(TestAccept|TestJob_EachStatus|TestJobs_InOrder|TestOpenAccount_IdempotencyKey|TestListAccounts|TestListJobs|TestListTransactions_Places|TestIdempotencyKey_Reused)$$
+BEHIND_PRISM := ^(TestAccept|TestAcceptBatch|TestJob_EachStatus|TestJobs_InOrder|TestOpenAccount_IdempotencyKey|TestListAccounts|TestListJobs|TestListTransactions_Places|TestIdempotencyKey_Reused)$$
 $(API_TOOLS): .ci/api/package-lock.json
 	cd .ci/api && npm ci
 	@touch $@
@@ -144,8 +144,9 @@ lint-api: $(API_TOOLS) ## Check openapi.yaml with Redocly and Spectral; needs No
 test-clients: $(API_TOOLS) ## Run clients that are made from openapi.yaml, and Prism as a proxy; needs the same, so it is no part of make test
 	@deploy/local/install.sh test
 	$(API_TOOLS)/.bin/openapi-typescript internal/api/openapi.yaml -o .ci/api/client/openapi.ts
+	sed -n '/^```ts$$/,/^```$$/{/^```/!p}' docs/clients.md > .ci/api/client/example.ts
 	$(API_TOOLS)/.bin/tsc -p .ci/api/client
-	go test -race -count=1 -timeout 20m -tags clients -run '^TestClients$$' ./internal/test/e2e
+	go test -race -count=1 -timeout 20m -tags clients -run '^TestClients' ./internal/test/e2e
 	go test -race -count=1 -timeout 20m -tags clients -parallel 1 -run '$(BEHIND_PRISM)' ./internal/api
 
 .PHONY: docs-assets

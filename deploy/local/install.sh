@@ -3,7 +3,7 @@
 # so first:
 #
 #   install.sh        for make run: Postgres 15 or newer, Redis
-#   install.sh test   for make test: the same, a C compiler, Chromium
+#   install.sh test   for make test: the same, a C compiler, Chromium, curl, jq
 #
 # Where nothing is missing it does nothing. It asks for sudo only when it has to
 # install. Nothing of the system's own is stopped or configured; Debian's
@@ -41,6 +41,9 @@ find_missing() {
 	[ "$1" = test ] || return 0
 	has_cc || need "gcc libc6-dev" "a C compiler (for go test -race)"
 	has_chromium || need chromium "Chromium (for the tests of the pages)"
+	for tool in curl jq; do
+		command -v $tool >/dev/null || need $tool "$tool (for the examples of docs/clients.md)"
+	done
 }
 
 need() {

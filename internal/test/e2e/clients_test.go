@@ -5,6 +5,7 @@ package e2e_test
 import (
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -30,6 +31,17 @@ func TestClients(t *testing.T) {
 	})
 	s.drained()
 	s.verify()
+}
+
+// The example in TypeScript of docs/clients.md goes the way of the others: TestExamplesForClients.
+func TestClients_Example(t *testing.T) {
+	t.Parallel()
+	x := newExamples(t)
+	file := filepath.Join(t.TempDir(), "example.mjs")
+	if err := os.WriteFile(file, []byte(x.throughTheNetwork(x.read(".ci", "api", "build", "example.js"))), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	x.run(t, "invoice-1003", 1, exec.CommandContext(t.Context(), "node", file))
 }
 
 func runClient(t *testing.T, client *exec.Cmd) string {
