@@ -52,6 +52,11 @@ const (
 	events   = "internal/event/event.go"
 	streams  = "internal/api/streams.go"
 	opening  = "internal/api/events.go"
+	sessions = "internal/auth/sessions.go"
+	change   = "internal/auth/change.go"
+	tokens   = "internal/auth/tokens.go"
+	sights   = "internal/auth/auth.go"
+	decode   = "internal/api/decode.go"
 )
 
 // The promises.
@@ -65,7 +70,8 @@ const (
 	ownTrouble = "an account's trouble stays its own"
 	keyForGood = "a key is an answer for good"
 	stays      = "what a client was told never changes"
-	owned      = "what is another's is not shown"
+	owned      = "what is another's does not exist"
+	knownUser  = "a request is its user's"
 )
 
 // mutations are the changes that a test must notice. By chance a mutant may do no harm (a
@@ -927,6 +933,155 @@ var mutations = []mutation{
 		[]edit{{shown, `coalesce(extract(epoch FROM pg_stat_get_bgwriter_stat_reset_time())::text, '')`, `''`}},
 		[]string{"-run=^TestGate_Crash$/^OfOneProcess$ ./internal/postgres"},
 	},
+
+	{
+		"a read of an account does not check its owner", owned,
+		[]edit{{accounts, `WHERE number = $2 AND user_id = $1`, `WHERE number = $2 AND $1::uuid IS NOT NULL`}},
+		[]string{anothers("Objects")},
+	},
+	{
+		"a list of accounts shows those of all users", owned,
+		[]edit{{accounts, `WHERE user_id = $1 AND id > $2`, `WHERE $1::uuid IS NOT NULL AND id > $2`}},
+		[]string{anothers("Lists")},
+	},
+	{
+		"a read of a job does not check its owner", owned,
+		[]edit{{jobs, `WHERE job.user_id = $2`, `WHERE $2::uuid IS NOT NULL`}},
+		[]string{anothers("Objects")},
+	},
+	{
+		"a list of jobs does not check the account's owner", owned,
+		[]edit{{jobLists, `currency FROM accounts WHERE user_id = $1 AND`, `currency FROM accounts WHERE $1::uuid IS NOT NULL AND`}},
+		[]string{anothers("Objects")},
+	},
+	{
+		"a list of no jobs does not check the account's owner", owned,
+		[]edit{{jobLists, `SELECT FROM accounts WHERE user_id = $1 AND`, `SELECT FROM accounts WHERE $1::uuid IS NOT NULL AND`}},
+		[]string{anothers("Objects")},
+	},
+	{
+		"a read of a history does not check the account's owner", owned,
+		[]edit{{balances, `SELECT id FROM accounts WHERE user_id = $1 AND`, `SELECT id FROM accounts WHERE $1::uuid IS NOT NULL AND`}},
+		[]string{anothers("Objects")},
+	},
+	{
+		"a read of a balance does not check the account's owner", owned,
+		[]edit{{balances, `WHERE account.user_id = $1 AND`, `WHERE $1::uuid IS NOT NULL AND`}},
+		[]string{anothers("Objects")},
+	},
+	{
+		"a job is accepted for another user's account", owned,
+		[]edit{{accepts, `AND owned.user_id = users[request.n]`, ``}},
+		[]string{anothers("Objects")},
+	},
+	{
+		"a key finds another user's job", owned,
+		[]edit{
+			{accept, `FROM job_states WHERE user_id = request.user_id AND idempotency_key`, `FROM job_states WHERE idempotency_key`},
+			{accept, `SELECT job.user_id, job.idempotency_key`, `SELECT request.user_id, job.idempotency_key`},
+		},
+		[]string{anothers("Keys")},
+	},
+	{
+		"a key that opened another user's account opens none", owned,
+		[]edit{{accounts, `FROM accounts WHERE user_id = $1 AND open_key = $4`, `FROM accounts WHERE open_key = $4`}},
+		[]string{anothers("Keys")},
+	},
+	{
+		"a key finds another user's account", owned,
+		[]edit{{accounts, `readSQL + ` + "`" + ` WHERE user_id = $1 AND open_key = $2`, `readSQL + ` + "`" + ` WHERE $1::uuid IS NOT NULL AND open_key = $2 ORDER BY id LIMIT 1`}},
+		[]string{anothers("Keys")},
+	},
+	{
+		"a route needs no token", knownUser,
+		[]edit{{edge, `if !r.open {`, `if !r.open && c.Get(fiber.HeaderAuthorization) != "" {`}},
+		[]string{badToken},
+	},
+	{
+		"any algorithm signs tokens", knownUser,
+		[]edit{{tokens, `		jwt.WithValidMethods([]string{signingMethod.Alg()}),
+`, ``}},
+		[]string{badToken},
+	},
+	{
+		"a token may be of any type", knownUser,
+		[]edit{{tokens, `if token.Header["typ"] != accessTokenType {`, `if false {`}},
+		[]string{badToken},
+	},
+	{
+		"a token may name its own key", knownUser,
+		[]edit{{tokens, `if len(token.Header) != 3 {`, `if false {`}},
+		[]string{badToken},
+	},
+	{
+		"a token is good for ever", knownUser,
+		[]edit{{tokens, `case at >= c.ExpiresAt:`, `case false:`}},
+		[]string{badToken},
+	},
+	{
+		"a token is good for another service", knownUser,
+		[]edit{{tokens, `		jwt.WithAudience(s.audience),
+`, ``}},
+		[]string{badToken},
+	},
+	{
+		"a revoked session is alive", knownUser,
+		[]edit{{sights, `WHERE id = $1 AND revoked_at IS NULL`, `WHERE id = $1`}},
+		[]string{badToken, "-run=^TestChangePassword$ ./internal/auth"},
+	},
+	{
+		"a change of the password leaves the sessions", knownUser,
+		[]edit{{change, `WHERE user_id = $1 AND revoked_at IS NULL RETURNING id`, `WHERE user_id = $1 AND false RETURNING id`}},
+		[]string{"-run=^TestChangePassword(_LogInUnderWay|_RefreshUnderWay)?$ ./internal/auth", "-run=^TestChangePassword$ ./internal/api"},
+	},
+	{
+		"a change of the password forgets which sessions it revoked", knownUser,
+		[]edit{{change, `s.live.drop(id)`, `_ = id`}},
+		[]string{"-run=^TestChangePassword(_LosesItsConnection)?$ ./internal/auth"},
+	},
+	{
+		"a change of the password asks for no password", knownUser,
+		[]edit{{change, `err = s.checkPassword(ctx, current, hash)`, `_ = s.checkPassword(ctx, current, hash)`}},
+		[]string{"-run=^TestChangePassword$ ./internal/auth"},
+	},
+	{
+		"two changes of one password both happen", knownUser,
+		[]edit{{change, `AND password_hash = $2 FOR NO KEY UPDATE NOWAIT`, `AND $2::text IS NOT NULL FOR NO KEY UPDATE NOWAIT`}},
+		[]string{"-run=^TestChangePassword_Concurrent$ ./internal/auth"},
+	},
+	{
+		"a log-in does not see that its password was replaced", knownUser,
+		[]edit{{sessions, `AND password_hash = $5 FOR SHARE NOWAIT`, `AND $5::text IS NOT NULL FOR SHARE NOWAIT`}},
+		[]string{"-run=^TestChangePassword_LogInUnderWay$ ./internal/auth"},
+	},
+	{
+		"a log-in does not lock its user", knownUser,
+		[]edit{{sessions, `AND password_hash = $5 FOR SHARE NOWAIT`, `AND password_hash = $5`}},
+		[]string{"-run=^TestChangePassword_LogInUnderWay$ ./internal/auth"},
+	},
+	{
+		"the password is replaced before the sessions are revoked", knownUser,
+		[]edit{{change, `				revoked, err = revokeAll(ctx, tx, userID)
+`, `				_, _ = tx.Exec(ctx, "COMMIT AND CHAIN")
+				revoked, err = revokeAll(ctx, tx, userID)
+`}},
+		[]string{"-run=^TestChangePassword_LosesItsConnection$ ./internal/auth"},
+	},
+	{
+		"a request may be framed in two ways", knownUser,
+		[]edit{{edge, `if isFramed(c) {`, `if isFramed(c) || true {`}},
+		[]string{"-run=^TestFraming_EveryRoute$ ./internal/api"},
+	},
+	{
+		"unknown members are ignored", knownUser,
+		[]edit{{decode, `b.fault(name, "unknown_field", "is not known here")`, `_ = name`}},
+		[]string{"-run=^TestSecurity_UnknownMembers$ ./internal/api"},
+	},
+	{
+		"a cache may keep what is a user's", owned,
+		[]edit{{edge, `c.Set(fiber.HeaderCacheControl, "no-store")`, ``}},
+		[]string{"-run=^TestSecurity_AnothersLists$ ./internal/api"},
+	},
 }
 
 // machine is the ledger's state machine against its model. Its failing examples
@@ -935,6 +1090,14 @@ const machine = "-run=^TestLedgerAsTheModel$ ./internal/ledger -rapid.nofailfile
 
 // everyRoute asks all of the contract for what is not durable.
 const everyRoute = "-run=^TestGate_EveryRoute$ ./internal/api"
+
+// badToken tries every route with every bad token.
+const badToken = "-run=^TestSecurity_BadToken$ ./internal/api"
+
+// anothers tries every route with what is another user's.
+func anothers(what string) string {
+	return "-run=^TestSecurity_Anothers" + what + "$ ./internal/api"
+}
 
 // refuses is the database on its own, that a rule was taken from.
 func refuses(what string) string {
