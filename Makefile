@@ -56,6 +56,12 @@ fuzz: ## Run every fuzz test on new inputs, one after another, for FUZZ_TIME (30
 		go test -run '^$$' -fuzz "^$$name\$$" -fuzztime $(FUZZ_TIME) "./$$(dirname "$$file")" || exit 1; \
 	done
 
+.PHONY: fuzz-api
+fuzz-api: REQUESTS = 100000
+fuzz-api: ## Send REQUESTS (100000) requests made from openapi.yaml, valid and changed, to the whole system; SEED=… repeats a run
+	@deploy/local/install.sh test
+	go test -count=1 -timeout 0 -v -run '^TestFuzzAPI$$' ./internal/test/e2e -fuzz.requests=$(REQUESTS) -fuzz.seed=$(SEED)
+
 CHECKS := 3000
 .PHONY: properties
 properties: ## Compare the ledger with its model in CHECKS (3000) sequences of steps on each processor
