@@ -46,7 +46,11 @@ func (s *Source) Learn(r Request, a contract.Answer) {
 	if a.Status >= http.StatusBadRequest || r.Raw != "" || !IsSecured(r.Route) && r.Method == http.MethodGet {
 		return
 	}
-	add := func(name string, value any) { s.known.add(name, value) }
+	add := func(name string, value any) {
+		if name != "" {
+			s.known.add(name, value)
+		}
+	}
 	scalars("", r.tree, add)
 	scalars("", parse(string(a.Body)), add)
 	if etag := a.Header.Get("ETag"); etag != "" {
