@@ -45,16 +45,17 @@ const (
 	lockTries   = 150             // attempts, over five minutes
 )
 
-// Up applies every migration that the database does not have yet. When several
-// processes call it, each waits for the one before.
-func Up(ctx context.Context, databaseURL string) error {
+// Up applies every migration that the database does not have yet, and returns the names of those
+// that it applied, before an error too. When several processes call it, each waits for the one
+// before.
+func Up(ctx context.Context, databaseURL string) (applied []string, err error) {
 	return up(ctx, databaseURL, files)
 }
 
-func up(ctx context.Context, databaseURL string, files fs.FS) error {
+func up(ctx context.Context, databaseURL string, files fs.FS) (applied []string, err error) {
 	cfg, err := postgres.ParseURL(databaseURL)
 	if err != nil {
-		return fmt.Errorf("migrate: read the database URL: %w", err)
+		return nil, fmt.Errorf("migrate: read the database URL: %w", err)
 	}
 	postgres.SetSession(cfg.ConnConfig, "passbook-migrate")
 	cfg.ConnConfig.RuntimeParams["lock_timeout"] = lockTimeout
@@ -65,16 +66,16 @@ func up(ctx context.Context, databaseURL string, files fs.FS) error {
 	defer db.Close()                                                           //nolint:errcheck // nothing is pending on it
 	locker, err := lock.NewPostgresSessionLocker(lock.WithLockTimeout(1, 300)) // tries each second, for five minutes
 	if err != nil {
-		return fmt.Errorf("migrate: %w", err)
+		return nil, fmt.Errorf("migrate: %w", err)
 	}
 	provider, err := goose.NewProvider(goose.DialectPostgres, db, files, goose.WithSessionLocker(locker), goose.WithTableName(postgres.VersionTable))
 	if err != nil {
-		return fmt.Errorf("migrate: %w", err)
+		return nil, fmt.Errorf("migrate: %w", err)
 	}
-	if err := upWithRetries(ctx, provider); err != nil {
-		return fmt.Errorf("migrate: %w", postgres.Explain(err))
+	if applied, err = upWithRetries(ctx, provider); err != nil {
+		return applied, fmt.Errorf("migrate: %w", postgres.Explain(err))
 	}
-	return nil
+	return applied, nil
 }
 
 // secureWriter makes a session safe, and returns an error for one in which no migration can write.
@@ -86,16 +87,22 @@ func secureWriter(ctx context.Context, conn *pgx.Conn) error {
 }
 
 // upWithRetries applies the migrations, and tries again where one does not get its lock.
-func upWithRetries(ctx context.Context, provider *goose.Provider) error {
+func upWithRetries(ctx context.Context, provider *goose.Provider) (applied []string, err error) {
 	for try := 1; ; try++ {
-		_, err := provider.Up(ctx)
+		results, err := provider.Up(ctx)
+		if partial, ok := errors.AsType[*goose.PartialError](err); ok {
+			results = partial.Applied
+		}
+		for _, result := range results {
+			applied = append(applied, result.Source.Path)
+		}
 		if !isLockTimeout(err) || try == lockTries {
-			return err
+			return applied, err
 		}
 		select {
 		case <-time.After(lockPause):
 		case <-ctx.Done():
-			return err
+			return applied, err
 		}
 	}
 }

@@ -3,11 +3,15 @@ package migrations_test
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/fstest"
+	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/passbook/passbook/internal/test/testenv"
@@ -24,8 +28,13 @@ func TestUpAtOnce(t *testing.T) {
 	url := testenv.Postgres(t)
 	execute(t, url, `DROP SCHEMA public CASCADE; CREATE SCHEMA public`)
 	var group errgroup.Group
+	var all atomic.Int64 // the migrations that the processes say they applied
 	for range 4 {
-		group.Go(func() error { return migrations.Up(t.Context(), url) })
+		group.Go(func() error {
+			names, err := migrations.Up(t.Context(), url)
+			all.Add(int64(len(names)))
+			return err
+		})
 	}
 	if err := group.Wait(); err != nil {
 		t.Fatal(err)
@@ -39,8 +48,8 @@ func TestUpAtOnce(t *testing.T) {
 	if err := conn.QueryRow(t.Context(), `SELECT max(version_id), count(*) FILTER (WHERE version_id > 0) FROM passbook_schema_version`).Scan(&version, &applied); err != nil {
 		t.Fatal(err)
 	}
-	if version != want || applied != want {
-		t.Errorf("version %d after %d migrations, want %d", version, applied, want)
+	if version != want || applied != want || all.Load() != want {
+		t.Errorf("version %d after %d migrations, %d of them reported; want %d", version, applied, all.Load(), want)
 	}
 }
 
@@ -49,7 +58,7 @@ func TestUpRefusesAnOlderDatabase(t *testing.T) {
 	t.Parallel()
 	url := testenv.Postgres(t)
 	execute(t, url, `DROP FUNCTION accept_jobs; DROP TABLE queue CASCADE; DELETE FROM passbook_schema_version WHERE version_id > 2`)
-	if err := migrations.Up(t.Context(), url); err == nil || !strings.Contains(err.Error(), "older than the first release") {
+	if _, err := migrations.Up(t.Context(), url); err == nil || !strings.Contains(err.Error(), "older than the first release") {
 		t.Errorf("got %v, want that the database is older than the first release", err)
 	}
 	var version int64
@@ -58,10 +67,58 @@ func TestUpRefusesAnOlderDatabase(t *testing.T) {
 	}
 }
 
+// Status shows which migrations the database has, in a database that was never migrated too, and
+// changes nothing there.
+func TestStatus(t *testing.T) {
+	t.Parallel()
+	url := testenv.Postgres(t)
+	pool, err := pgxpool.New(t.Context(), url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer pool.Close()
+	shown := func() (lines []string) {
+		t.Helper()
+		all, err := migrations.Status(t.Context(), pool)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, m := range all {
+			state := "applied"
+			if m.AppliedAt.IsZero() {
+				state = "pending"
+			} else if age := time.Since(m.AppliedAt); age < -time.Minute || age > 24*time.Hour {
+				t.Errorf("%s was applied %v ago", m.Name, age)
+			}
+			lines = append(lines, m.Name[:5]+" "+state)
+		}
+		return lines
+	}
+	want, err := migrations.Version()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := shown(); len(got) != int(want) || slices.ContainsFunc(got, func(line string) bool { return strings.HasSuffix(line, "pending") }) {
+		t.Errorf("of a migrated database: %q", got)
+	}
+	execute(t, url, `DELETE FROM passbook_schema_version WHERE version_id = 2; INSERT INTO passbook_schema_version (version_id, is_applied) VALUES (99999, true)`)
+	if got := shown(); len(got) != int(want)+1 || got[0] != "00001 applied" || got[1] != "00002 pending" || got[want] != "99999 applied" {
+		t.Errorf("of another build's database: %q", got)
+	}
+	execute(t, url, `DROP SCHEMA public CASCADE; CREATE SCHEMA public`)
+	if got := shown(); len(got) != int(want) || slices.ContainsFunc(got, func(line string) bool { return !strings.HasSuffix(line, "pending") }) {
+		t.Errorf("of an empty database: %q", got)
+	}
+	var tables int
+	if err := pool.QueryRow(t.Context(), `SELECT count(*) FROM pg_class WHERE relnamespace = 'public'::regnamespace`).Scan(&tables); err != nil || tables > 0 {
+		t.Errorf("%d tables made, %v", tables, err)
+	}
+}
+
 // The migration takes the URL that the processes take.
 func TestUpPoolURL(t *testing.T) {
 	t.Parallel()
-	if err := migrations.Up(t.Context(), testenv.Postgres(t)+"&pool_max_conns=4"); err != nil {
+	if _, err := migrations.Up(t.Context(), testenv.Postgres(t)+"&pool_max_conns=4"); err != nil {
 		t.Error(err)
 	}
 }
@@ -73,7 +130,7 @@ func TestUpBesideAnotherService(t *testing.T) {
 	execute(t, url, `DROP SCHEMA public CASCADE; CREATE SCHEMA public;
 		CREATE TABLE goose_db_version (id serial PRIMARY KEY, version_id bigint, is_applied boolean, tstamp timestamp DEFAULT now());
 		INSERT INTO goose_db_version (version_id, is_applied) SELECT n, true FROM generate_series(0, 99) n`)
-	if err := migrations.Up(t.Context(), url); err != nil {
+	if _, err := migrations.Up(t.Context(), url); err != nil {
 		t.Fatal(err)
 	}
 	execute(t, url, `SELECT FROM jobs`)
@@ -158,7 +215,10 @@ func startUp(t *testing.T, url, sql string) (done <-chan error) {
 	t.Helper()
 	one := fstest.MapFS{next: {Data: []byte(sql)}}
 	up := make(chan error, 1)
-	go func() { up <- migrations.UpFrom(t.Context(), url, one) }()
+	go func() {
+		_, err := migrations.UpFrom(t.Context(), url, one)
+		up <- err
+	}()
 	return up
 }
 

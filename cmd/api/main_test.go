@@ -27,10 +27,10 @@ func TestRunEndsAtPermanentFaults(t *testing.T) {
 		"DATABASE_URL": u.String(), "REDIS_URL": "redis://127.0.0.1:1",
 		"JWT_KEYS": "k1:MDEyMzQ1Njc4OTAxMjM0NTY3ODkwMTIzNDU2Nzg5MDE=",
 	}
-	for name, args := range map[string][]string{"Serve": nil, "Migrate": {"migrate"}} {
+	for name, args := range map[string][]string{"Serve": nil, "Migrate": {"migrate"}, "Status": {"migrate", "--status"}} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			err := run(t.Context(), args, func(name string) string { return env[name] }, io.Discard)
+			err := run(t.Context(), args, func(name string) string { return env[name] }, io.Discard, io.Discard)
 			if !errors.Is(err, postgres.ErrMisconfigured) || strings.Contains(err.Error(), "wrong-password") {
 				t.Errorf("%v, want %v", err, postgres.ErrMisconfigured)
 			}

@@ -54,7 +54,7 @@ func databaseWith(t *testing.T, address, name, options string) *pgxpool.Pool {
 		t.Fatal(err)
 	}
 	u.Path = "/" + name
-	if err := migrations.Up(t.Context(), u.String()); err != nil {
+	if _, err := migrations.Up(t.Context(), u.String()); err != nil {
 		t.Fatal(err)
 	}
 	return openPool(t, u.String())

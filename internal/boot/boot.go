@@ -5,6 +5,7 @@ package boot
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -26,12 +27,15 @@ import (
 )
 
 // Main runs a program with a context that ends on SIGINT and SIGTERM, and returns its exit
-// code. It writes an error to stderr.
+// code: 0, 1 for an error, or 2 for ErrUsage. It writes an error to stderr.
 func Main(name string, stderr io.Writer, run func(context.Context) error) (code int) {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
 	if err := run(ctx); err != nil {
 		fmt.Fprintf(stderr, "%s: %v\n", name, err)
+		if errors.Is(err, ErrUsage) {
+			return exitUsage
+		}
 		return 1
 	}
 	return 0

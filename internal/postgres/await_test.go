@@ -198,7 +198,7 @@ func TestURLFaultsQuoteNothing(t *testing.T) {
 	} {
 		for name, use := range map[string]func() error{
 			"open":    func() error { _, err := postgres.Open(t.Context(), postgres.Config{URL: address}); return err },
-			"migrate": func() error { return migrations.Up(t.Context(), address) },
+			"migrate": func() error { _, err := migrations.Up(t.Context(), address); return err },
 		} {
 			if err := use(); err == nil || strings.Contains(err.Error(), secret) {
 				t.Errorf("%s %s: %v", name, address, err)

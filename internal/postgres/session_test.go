@@ -229,7 +229,7 @@ func TestMigrateRefusesReadOnly(t *testing.T) {
 	t.Parallel()
 	url := testenv.Postgres(t)
 	alterDatabase(t, url, "default_transaction_read_only", "on")
-	if err := migrations.Up(t.Context(), url); !errors.Is(err, postgres.ErrUnsuitable) ||
+	if _, err := migrations.Up(t.Context(), url); !errors.Is(err, postgres.ErrUnsuitable) ||
 		!strings.Contains(err.Error(), "RESET default_transaction_read_only") {
 		t.Errorf("%v, want %v", err, postgres.ErrUnsuitable)
 	}

@@ -144,7 +144,7 @@ func (b *Base) makeTemplate(ctx context.Context) error {
 	if err := b.Admin(ctx, "CREATE DATABASE "+templateName); err != nil {
 		return err
 	}
-	if err := migrations.Up(ctx, b.DatabaseURL(templateName)); err != nil {
+	if _, err := migrations.Up(ctx, b.DatabaseURL(templateName)); err != nil {
 		return err
 	}
 	pool, err := b.OpenDatabase(ctx, templateName, openers)

@@ -96,7 +96,7 @@ func (b *dataset) fill(ctx context.Context, base *environment.Base) error {
 	if err := base.Admin(ctx, "CREATE DATABASE "+b.database); err != nil {
 		return err
 	}
-	if err := migrations.Up(ctx, base.DatabaseURL(b.database)); err != nil {
+	if _, err := migrations.Up(ctx, base.DatabaseURL(b.database)); err != nil {
 		return err
 	}
 	if err := b.signUp(ctx, base); err != nil {

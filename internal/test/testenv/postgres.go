@@ -158,13 +158,14 @@ var withSchema = sync.OnceValues(func() (string, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), templateWait)
 	defer cancel()
 	return local.Template(ctx, schema, func(ctx context.Context, server *local.Postgres) error {
-		if err := migrations.Up(ctx, server.URL()); err != nil {
+		if _, err := migrations.Up(ctx, server.URL()); err != nil {
 			return err
 		}
 		if err := execute(ctx, server.URL(), "CREATE DATABASE "+template); err != nil {
 			return err
 		}
-		return migrations.Up(ctx, withDatabase(server.URL(), template))
+		_, err := migrations.Up(ctx, withDatabase(server.URL(), template))
+		return err
 	})
 })
 
