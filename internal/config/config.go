@@ -41,6 +41,14 @@ type Database struct {
 	Log         Log
 }
 
+// Queues is the configuration of the subcommands that look at the queues too.
+type Queues struct {
+	Database
+	RedisURL    string
+	QueuePrefix string
+	Partitions  int
+}
+
 // Key is a JWT key.
 type Key struct {
 	ID     string // the kid
@@ -107,6 +115,22 @@ func LoadDatabase(getenv func(string) string) (Database, error) {
 	}
 	if err := env.err(); err != nil {
 		return Database{}, err
+	}
+	return cfg, nil
+}
+
+// LoadQueues reads the configuration of the subcommands that look at the queues too. An empty
+// variable counts as missing.
+func LoadQueues(getenv func(string) string) (Queues, error) {
+	env := environment{getenv: getenv}
+	cfg := Queues{
+		Database:    Database{DatabaseURL: read(&env, databaseURL, parseDatabaseURL), Log: readLog(&env)},
+		RedisURL:    read(&env, redisURL, parseRedisURL),
+		QueuePrefix: read(&env, queuePrefix, parsePrefix),
+		Partitions:  read(&env, queuePartitions, parsePartitions),
+	}
+	if err := env.err(); err != nil {
+		return Queues{}, err
 	}
 	return cfg, nil
 }

@@ -179,6 +179,26 @@ func TestLoadDatabase(t *testing.T) {
 	})
 }
 
+func TestLoadQueues(t *testing.T) {
+	t.Run("OK", func(t *testing.T) {
+		got, err := config.LoadQueues(from(map[string]string{"DATABASE_URL": "postgres://db/x", "REDIS_URL": "redis://r", "QUEUE_PREFIX": "bank", "QUEUE_PARTITIONS": "4"}))
+		if err != nil {
+			t.Fatal(err)
+		}
+		want := config.Queues{
+			Database: config.Database{DatabaseURL: "postgres://db/x", Log: config.Log{Level: slog.LevelInfo, JSON: true}},
+			RedisURL: "redis://r", QueuePrefix: "bank", Partitions: 4,
+		}
+		if got != want {
+			t.Errorf("got %+v, want %+v", got, want)
+		}
+	})
+	t.Run("EverythingWrong", func(t *testing.T) {
+		_, err := config.LoadQueues(from(map[string]string{"QUEUE_PREFIX": "A B", "QUEUE_PARTITIONS": "0"}))
+		wantNames(t, err, "DATABASE_URL", "REDIS_URL", "QUEUE_PREFIX", "QUEUE_PARTITIONS")
+	})
+}
+
 func TestLoadAPI_TakesValue(t *testing.T) {
 	encoded := base64.StdEncoding.EncodeToString(key)
 	for _, test := range []struct{ name, value string }{

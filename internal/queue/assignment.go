@@ -2,9 +2,12 @@ package queue
 
 import (
 	"context"
+	"fmt"
 	"hash/fnv"
 	"log/slog"
 	"maps"
+	"os"
+	"slices"
 	"strconv"
 	"sync/atomic"
 	"time"
@@ -45,11 +48,20 @@ type assignment struct {
 
 func newAssignment(client redis.UniversalClient, queues Queues, log *slog.Logger) *assignment {
 	a := &assignment{
-		client: client, id: uuid.NewString(), queues: queues, log: log, every: announceEvery,
+		client: client, id: workerID(), queues: queues, log: log, every: announceEvery,
 		changed: make(chan struct{}, 1), refresh: make(chan struct{}, 1),
 	}
 	a.assign(nil)
 	return a
+}
+
+// workerID makes the name of this worker: where an operator finds it, and what makes it unique.
+func workerID() string {
+	host, err := os.Hostname()
+	if err != nil {
+		host = "unknown"
+	}
+	return fmt.Sprintf("%s/%d/%s", host, os.Getpid(), uuid.NewString()[:8])
 }
 
 // isElsewhere is true for the pending list of a partition that is assigned to another worker.
@@ -117,20 +129,27 @@ func (a *assignment) withdraw(ctx context.Context) {
 // partitions are assigned to this worker.
 func (a *assignment) assign(workers []string) {
 	elsewhere := map[string]bool{}
+	workers = slices.Concat(workers, []string{a.id})
 	for partition := range a.queues.Partitions {
-		assigned, most := a.id, weight(a.id, partition)
-		for _, worker := range workers {
-			if w := weight(worker, partition); w > most {
-				assigned, most = worker, w
-			}
-		}
-		if assigned != a.id {
+		if assignedWorker(workers, partition) != a.id {
 			elsewhere[a.queues.pending(partition)] = true
 		}
 	}
 	if before := a.elsewhere.Swap(&elsewhere); before == nil || !maps.Equal(*before, elsewhere) {
 		signal(a.changed)
 	}
+}
+
+// assignedWorker returns the worker with the highest weight for a partition; empty where there is
+// none.
+func assignedWorker(workers []string, partition int) (assigned string) {
+	var most uint64
+	for _, worker := range workers {
+		if w := weight(worker, partition); assigned == "" || w > most {
+			assigned, most = worker, w
+		}
+	}
+	return assigned
 }
 
 // refreshSoon makes run read the workers again: one has started or stopped.
