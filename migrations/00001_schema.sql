@@ -77,6 +77,8 @@ CREATE INDEX refresh_tokens_session ON refresh_tokens (session_id, expires_at);
 CREATE DOMAIN amount  AS bigint CHECK (VALUE BETWEEN 1 AND 9007199254740991);
 CREATE DOMAIN balance AS bigint CHECK (VALUE BETWEEN 0 AND 9007199254740991);
 CREATE TYPE entry_type AS ENUM ('deposit', 'withdrawal');
+-- Jobs move the balance of an open account only. closed is final.
+CREATE TYPE account_status AS ENUM ('open', 'frozen', 'closed');
 
 -- The balance is the hot row: every job of the account updates it. No index holds a column
 -- that changes, and a quarter of each page stays free, so the new version lands on the same
@@ -106,7 +108,8 @@ CREATE TABLE accounts (
     answered_until timestamptz,                    -- until when balances were answered or jobs refused, where that is after last_at
     done_to        bigint      NOT NULL DEFAULT 0, -- no job of the account at or below this position is queued, or will be,
     settling       bigint      NOT NULL DEFAULT 0, -- nor one at or below this one, once every transaction
-    settling_xid   xid8                            -- below this id has ended: 00002_apply_job.sql
+    settling_xid   xid8,                           -- below this id has ended: 00002_apply_job.sql
+    status         account_status NOT NULL DEFAULT 'open' -- set by operator_actions
 ) WITH (fillfactor = 75, autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_cost_delay = 0);
 CREATE UNIQUE INDEX accounts_number ON accounts (number);
 CREATE UNIQUE INDEX accounts_open_key ON accounts (user_id, open_key) WHERE open_key IS NOT NULL;
@@ -115,8 +118,8 @@ CREATE INDEX accounts_user ON accounts (user_id, id);
 CREATE TRIGGER accounts_are_kept BEFORE DELETE OR TRUNCATE ON accounts
     FOR EACH STATEMENT EXECUTE FUNCTION refuse('an account outlives its history');
 CREATE TRIGGER accounts_start_empty BEFORE INSERT ON accounts
-    FOR EACH ROW WHEN (NEW.balance <> 0 OR NEW.last_seq <> 0)
-    EXECUTE FUNCTION refuse('a balance moves only with its history');
+    FOR EACH ROW WHEN (NEW.balance <> 0 OR NEW.last_seq <> 0 OR NEW.status <> 'open')
+    EXECUTE FUNCTION refuse('an account begins open, and its balance moves only with its history');
 CREATE TRIGGER accounts_form BEFORE INSERT ON accounts
     FOR EACH ROW WHEN (NOT (length(NEW.number) BETWEEN 4 AND 34 AND NEW.number !~ '[^A-Za-z0-9-]'
         AND NEW.currency ~ '^[A-Z]{3}$' AND (NEW.open_key IS NULL) = (NEW.open_request IS NULL)))
@@ -127,14 +130,20 @@ CREATE TRIGGER accounts_terms
         IS DISTINCT FROM (OLD.number, OLD.currency, OLD.user_id, OLD.created_at, OLD.open_key, OLD.open_request))
     EXECUTE FUNCTION refuse('an account keeps its terms');
 
--- A balance moves by one transaction at a time, and each transaction is later than the last.
+-- Only the trigger of operator_actions changes a status: this condition then sees depth 1.
+CREATE TRIGGER accounts_status BEFORE UPDATE OF status ON accounts
+    FOR EACH ROW WHEN (NEW.status IS DISTINCT FROM OLD.status AND pg_trigger_depth() = 0)
+    EXECUTE FUNCTION refuse('a status changes by an operator''s action');
+
+-- A balance moves by one transaction at a time, each later than the last, and on an open account.
 -- +goose StatementBegin
 CREATE FUNCTION check_balance() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
     IF NOT (NEW.last_seq OPERATOR(pg_catalog.=) (OLD.last_seq OPERATOR(pg_catalog.+) 1) AND NEW.last_at OPERATOR(pg_catalog.>) OLD.last_at
+            AND NEW.status OPERATOR(pg_catalog.=) 'open'
          OR NEW.last_seq OPERATOR(pg_catalog.=) OLD.last_seq AND NEW.balance OPERATOR(pg_catalog.=) OLD.balance
             AND NEW.last_at OPERATOR(pg_catalog.=) OLD.last_at) THEN
-        RAISE EXCEPTION '% on %: a balance moves only with its history', TG_OP, TG_TABLE_NAME USING ERRCODE = 'integrity_constraint_violation';
+        RAISE EXCEPTION '% on %: a balance moves only with its history, and on an open account', TG_OP, TG_TABLE_NAME USING ERRCODE = 'integrity_constraint_violation';
     END IF;
     RETURN NEW;
 END
@@ -143,7 +152,7 @@ $$;
 CREATE TRIGGER accounts_move BEFORE UPDATE ON accounts FOR EACH ROW EXECUTE FUNCTION check_balance();
 
 ALTER TABLE accounts ENABLE ALWAYS TRIGGER accounts_are_kept, ENABLE ALWAYS TRIGGER accounts_form, ENABLE ALWAYS TRIGGER accounts_move,
-    ENABLE ALWAYS TRIGGER accounts_start_empty, ENABLE ALWAYS TRIGGER accounts_terms;
+    ENABLE ALWAYS TRIGGER accounts_start_empty, ENABLE ALWAYS TRIGGER accounts_status, ENABLE ALWAYS TRIGGER accounts_terms;
 
 -- To lock a row, a role needs a policy that lets it update the row. The check refuses the update.
 CREATE POLICY accounts_read ON accounts FOR SELECT USING (true);
@@ -156,8 +165,8 @@ ALTER TABLE accounts ENABLE ROW LEVEL SECURITY;
 --
 -- jobs holds the requests, and is never rewritten. A trigger of jobs puts each new job into
 -- the queue. The triggers of the three outcomes take it out, and refuse an outcome whose job
--- is not queued. A replay deletes the failure, whose trigger puts the job back. No other
--- statement inserts or deletes rows of the queue. The view job_states joins a job and its state.
+-- is not queued. A replay, an operator's action, deletes the failure, whose trigger puts the job
+-- back. No other statement inserts or deletes rows of the queue. The view job_states joins a job and its state.
 --
 -- An insert draws the position from one sequence. The sequence must not cache: each connection
 -- would have a range of its own, and a later job could draw a lower position.
@@ -285,6 +294,7 @@ CREATE TABLE failures (
     attempts    smallint    NOT NULL DEFAULT 0,
     finished_at timestamptz NOT NULL,
     failure     text        NOT NULL,
+    detail      text,                              -- Postgres's error, for the operator alone
     PRIMARY KEY (account_id, position)
 );
 CREATE INDEX failures_times ON failures (account_id, finished_at);
@@ -342,16 +352,78 @@ END
 $$;
 -- +goose StatementEnd
 CREATE TRIGGER failures_replay AFTER DELETE ON failures FOR EACH ROW EXECUTE FUNCTION replay_job();
+CREATE TRIGGER failures_stay BEFORE DELETE ON failures
+    FOR EACH STATEMENT WHEN (pg_trigger_depth() = 0) EXECUTE FUNCTION refuse('a failed job is replayed by an operator''s action');
 
 CREATE POLICY rejections_read ON rejections FOR SELECT USING (true);
 ALTER TABLE rejections ENABLE ROW LEVEL SECURITY;
 CREATE POLICY failures_read ON failures FOR SELECT USING (true);
 CREATE POLICY failures_fail ON failures FOR INSERT WITH CHECK (true); -- a queued job: failures_leave_queue
-CREATE POLICY failures_replay ON failures FOR DELETE USING (true);    -- it is queued again: failures_replay
 ALTER TABLE failures ENABLE ROW LEVEL SECURITY;
 
 ALTER TABLE failures ENABLE ALWAYS TRIGGER failures_are_kept, ENABLE ALWAYS TRIGGER failures_leave_queue, ENABLE ALWAYS TRIGGER failures_replay,
-    ENABLE ALWAYS TRIGGER failures_stamp;
+    ENABLE ALWAYS TRIGGER failures_stamp, ENABLE ALWAYS TRIGGER failures_stay;
+
+-- What operators have done to accounts and jobs: who, when and why. The insert of an action makes
+-- the change, by its trigger, so no change lacks its row, and a crash leaves both or neither.
+--
+-- The trigger locks the account, as an apply does. So each apply of the account sees the change,
+-- or commits before it. It drops the row of an action that has nothing to change: the account has
+-- that status, or the job is not failed. The time of an action is later than all that happened on
+-- the account before, and answered_until makes each later transaction later than the action. So
+-- the times show which transactions happened while an account was frozen: none.
+CREATE TYPE operator_action AS ENUM ('freeze', 'unfreeze', 'close', 'replay');
+CREATE TABLE operator_actions (
+    account_id bigint          NOT NULL,
+    at         timestamptz     NOT NULL,
+    action     operator_action NOT NULL,
+    job_id     uuid            CHECK ((action = 'replay') = (job_id IS NOT NULL)),
+    person     text            NOT NULL CHECK (length(person) BETWEEN 1 AND 100), -- as the command names them
+    role       text            NOT NULL,                                          -- that logged in
+    reason     text            NOT NULL CHECK (length(reason) BETWEEN 1 AND 500),
+    PRIMARY KEY (account_id, at)
+);
+
+-- +goose StatementBegin
+CREATE FUNCTION act_for_operator() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $$
+DECLARE
+    was     account_status;
+    becomes CONSTANT account_status := CASE NEW.action WHEN 'freeze' THEN 'frozen' WHEN 'unfreeze' THEN 'open' WHEN 'close' THEN 'closed' END;
+    last    timestamptz; -- the action must be later
+BEGIN
+    SELECT status, greatest(last_at, answered_until) INTO was, last FROM accounts WHERE id = NEW.account_id FOR NO KEY UPDATE;
+    last := greatest(last, (SELECT max(at) FROM operator_actions WHERE account_id = NEW.account_id));
+    NEW.at := greatest(clock_timestamp(), last + interval '1 microsecond');
+    NEW.role := session_user;
+    IF NEW.action = 'replay' THEN -- also of an account that a bad restore has lost
+        DELETE FROM failures USING jobs WHERE jobs.id = NEW.job_id AND jobs.account_id = NEW.account_id
+            AND failures.account_id = jobs.account_id AND failures.position = jobs.position;
+        IF NOT FOUND THEN
+            RETURN NULL;
+        END IF;
+        RETURN NEW;
+    END IF;
+    IF was IS NULL THEN
+        RAISE EXCEPTION 'account % is not there', NEW.account_id USING ERRCODE = 'foreign_key_violation';
+    ELSIF was = becomes THEN
+        RETURN NULL;
+    ELSIF was = 'closed' THEN
+        RAISE EXCEPTION '% on %: a closed account stays closed', TG_OP, TG_TABLE_NAME USING ERRCODE = 'integrity_constraint_violation';
+    END IF;
+    UPDATE accounts SET status = becomes, answered_until = NEW.at WHERE id = NEW.account_id;
+    RETURN NEW;
+END
+$$;
+-- +goose StatementEnd
+REVOKE EXECUTE ON FUNCTION act_for_operator FROM PUBLIC;
+CREATE TRIGGER operator_actions_act BEFORE INSERT ON operator_actions FOR EACH ROW EXECUTE FUNCTION act_for_operator();
+CREATE TRIGGER operator_actions_append_only BEFORE UPDATE OR DELETE OR TRUNCATE ON operator_actions
+    FOR EACH STATEMENT EXECUTE FUNCTION refuse('what an operator has done stays written');
+ALTER TABLE operator_actions ENABLE ALWAYS TRIGGER operator_actions_act, ENABLE ALWAYS TRIGGER operator_actions_append_only;
+
+CREATE POLICY operator_actions_read ON operator_actions FOR SELECT USING (true);
+CREATE POLICY operator_actions_act ON operator_actions FOR INSERT WITH CHECK (true); -- granted to operators alone: roles.sql
+ALTER TABLE operator_actions ENABLE ROW LEVEL SECURITY;
 
 -- History, append-only. created_at rises strictly within an account, so that a range of time
 -- is a range of seq. Unique indexes enforce that within a type, apply_job across types, and
@@ -611,7 +683,7 @@ DECLARE
     ours     text := (SELECT relnamespace::regnamespace FROM pg_class WHERE oid = 'jobs'::regclass);
     function regproc;
 BEGIN
-    FOREACH function IN ARRAY ARRAY['archive_jobs', 'close_history', 'deposit_initial', 'leave_queue', 'enter_queue',
+    FOREACH function IN ARRAY ARRAY['act_for_operator', 'archive_jobs', 'close_history', 'deposit_initial', 'leave_queue', 'enter_queue',
         'refuse', 'refuse_unless_archived', 'refuse_unless_moved', 'replay_job', 'skip_archived', 'stamp_failure']::regproc[] LOOP
         EXECUTE format('ALTER FUNCTION %s SET search_path = pg_catalog, %s, pg_temp', function, ours);
     END LOOP;

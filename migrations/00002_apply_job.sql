@@ -57,6 +57,7 @@ LANGUAGE plpgsql SECURITY DEFINER AS $$
 DECLARE
     up_to           bigint;      -- the named job's position
     queued          boolean;     -- whether the named job is queued
+    account_is      account_status;
     total           bigint;      -- the balance, and then what it would become
     next_seq        bigint;
     last            timestamptz; -- the next transaction must be later
@@ -89,8 +90,8 @@ BEGIN
             RETURN;
         END IF;
     END IF;
-    SELECT balance, last_seq + 1, greatest(last_at, answered_until), CASE WHEN up_to > done_to THEN done_to ELSE 0 END, settling, settling_xid
-    INTO total, next_seq, last, done, settled, settler
+    SELECT balance, last_seq + 1, greatest(last_at, answered_until), CASE WHEN up_to > done_to THEN done_to ELSE 0 END, settling, settling_xid, status
+    INTO total, next_seq, last, done, settled, settler, account_is
     FROM accounts WHERE id = account FOR NO KEY UPDATE;
     IF NOT FOUND THEN -- as a bad restore may leave it
         RAISE EXCEPTION 'account % is not there', account USING ERRCODE = 'foreign_key_violation';
@@ -125,7 +126,7 @@ BEGIN
     accepted := job_created;
     finished := greatest(clock_timestamp(), job_created, last + interval '1 microsecond');
     total := total + CASE job_type WHEN 'deposit' THEN job_amount ELSE -job_amount END;
-    IF total BETWEEN 0 AND max_balance THEN
+    IF total BETWEEN 0 AND max_balance AND account_is = 'open' THEN
         outcome := 'succeeded';
         UPDATE accounts SET balance = total, last_seq = next_seq, last_at = finished,
             done_to = done, settling = settled, settling_xid = settler
@@ -135,7 +136,8 @@ BEGIN
     ELSE
         outcome := 'rejected';
         INSERT INTO rejections (account_id, position, job_id, finished_at, failure)
-        VALUES (account, at, job, finished, CASE WHEN total < 0 THEN 'insufficient_funds' ELSE 'balance_limit_exceeded' END);
+        VALUES (account, at, job, finished, CASE WHEN account_is = 'frozen' THEN 'account_frozen' WHEN account_is = 'closed' THEN 'account_closed'
+            WHEN total < 0 THEN 'insufficient_funds' ELSE 'balance_limit_exceeded' END);
         -- What takes effect next gets a later time.
         UPDATE accounts SET answered_until = finished, done_to = done, settling = settled, settling_xid = settler WHERE id = account;
     END IF;

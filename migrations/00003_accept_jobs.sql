@@ -23,10 +23,13 @@ $$;
 -- have. Where it is null, accept_jobs counts the queued jobs; an account may have max_queued.
 --
 -- It returns a row for each request whose account is the user's: opened where the key has opened
--- an account, busy where another transaction holds the key's lock, and for the account's first
--- request the capacity before this call. It returns a second row, with a position, for each job
--- that it inserted. A request without a second row that is not opened, not busy and within the
--- capacity has met its key in jobs or in the archive.
+-- an account, busy where another transaction holds the key's lock, closed where the account is, and for
+-- the account's first request the capacity before this call. It returns a second row, with a position, for each job
+-- that it inserted. A request without a second row that is not opened, busy or closed, and within the
+-- capacity, has met its key in jobs or in the archive.
+--
+-- A closed account takes no new job. Where the close commits after accept_jobs has looked, the job
+-- is accepted, and its apply rejects it.
 --
 -- The locks keep the keys from opening an account meanwhile, and their jobs from moving to the
 -- archive: a key names one thing, and no constraint spans the tables. accept_jobs does not wait
@@ -37,7 +40,7 @@ $$;
 -- +goose StatementBegin
 CREATE FUNCTION accept_jobs(ids uuid[], users uuid[], numbers text[], keys text[], locks bigint[], types entry_type[], amounts bigint[],
     descriptions text[], firsts bigint[], capacities bigint[], max_queued bigint)
-RETURNS TABLE (id uuid, account bigint, currency text, opened boolean, busy boolean, capacity bigint, at bigint, accepted timestamptz)
+RETURNS TABLE (id uuid, account bigint, currency text, opened boolean, busy boolean, closed boolean, capacity bigint, at bigint, accepted timestamptz)
 LANGUAGE plpgsql AS $$
 DECLARE
     n         bigint;    -- of a request
@@ -49,8 +52,8 @@ BEGIN
         locked[i] := pg_try_advisory_xact_lock_shared(locks[i]);
     END LOOP;
 
-    FOR n, account, currency, opened, capacity IN
-        SELECT request.n, owned.id, owned.currency,
+    FOR n, account, currency, closed, opened, capacity IN
+        SELECT request.n, owned.id, owned.currency, owned.status = 'closed',
             EXISTS (SELECT FROM accounts WHERE user_id = users[request.n] AND open_key = keys[request.n]),
             CASE WHEN request.n = request.first THEN coalesce(capacities[request.n], max_queued - (
                 SELECT count(*)
@@ -65,7 +68,7 @@ BEGIN
         IF n = firsts[n] THEN
             remaining[n] := capacity;
         END IF;
-        IF NOT opened AND NOT busy AND remaining[firsts[n]] > 0 THEN
+        IF NOT opened AND NOT busy AND NOT closed AND remaining[firsts[n]] > 0 THEN
             remaining[firsts[n]] := remaining[firsts[n]] - 1;
             passed[n] := account;
         END IF;
@@ -79,7 +82,7 @@ BEGIN
         WHERE passed[request.n] IS NOT NULL
         ORDER BY request.n
         ON CONFLICT (user_id, idempotency_key) DO NOTHING
-        RETURNING job.id, job.account_id, '', false, false, 0::bigint, job.position, job.created_at;
+        RETURNING job.id, job.account_id, '', false, false, false, 0::bigint, job.position, job.created_at;
 END
 $$;
 -- +goose StatementEnd
@@ -90,10 +93,11 @@ $$;
 -- counts the queued jobs; an account may have max_queued.
 --
 -- It returns no row where the account is not the user's, and otherwise one. busy: another
--- transaction holds the lock of a key, and no key was looked at. fresh and reused: the numbers,
+-- transaction holds the lock of a key, and no key was looked at. closed: the account takes no new
+-- job. fresh and reused: the numbers,
 -- from 1, of the requests whose keys are new, and of those whose keys were used for something
 -- else. The keys of the other requests have made the same jobs before. Where no key was reused and
--- the account has the capacity for the fresh requests, accept_batch inserts their jobs;
+-- the account is not closed and has the capacity for the fresh requests, accept_batch inserts their jobs;
 -- positions are theirs, and ascend.
 --
 -- It takes the locks of its keys exclusively: until it ends, no other transaction inserts or archives
@@ -105,16 +109,16 @@ $$;
 -- +goose StatementBegin
 CREATE FUNCTION accept_batch(owner uuid, account_number text, ids uuid[], keys text[], locks bigint[], types entry_type[], amounts bigint[],
     descriptions text[], known_capacity bigint, max_queued bigint)
-RETURNS TABLE (account bigint, currency text, capacity bigint, busy boolean, fresh bigint[], reused bigint[], positions bigint[], accepted timestamptz)
+RETURNS TABLE (account bigint, currency text, capacity bigint, busy boolean, closed boolean, fresh bigint[], reused bigint[], positions bigint[], accepted timestamptz)
 LANGUAGE plpgsql AS $$
 DECLARE
     key_lock bigint;
 BEGIN
-    SELECT owned.id, owned.currency, coalesce(known_capacity, max_queued - (
+    SELECT owned.id, owned.currency, owned.status = 'closed', coalesce(known_capacity, max_queued - (
         SELECT count(*)
         FROM (SELECT FROM queue WHERE account_id = owned.id AND position > owned.done_to LIMIT max_queued) queued
     ))
-    INTO account, currency, capacity
+    INTO account, currency, closed, capacity
     FROM accounts owned WHERE owned.number = account_number AND owned.user_id = owner;
     IF NOT FOUND THEN
         RETURN;
@@ -145,7 +149,7 @@ BEGIN
         SELECT false FROM accounts WHERE user_id = owner AND open_key = request.key
     ) earlier ON true;
 
-    IF fresh IS NOT NULL AND reused IS NULL AND cardinality(fresh) <= capacity THEN
+    IF fresh IS NOT NULL AND reused IS NULL AND NOT closed AND cardinality(fresh) <= capacity THEN
         WITH inserted AS (
             INSERT INTO jobs (id, account_id, user_id, idempotency_key, type, amount, description)
             SELECT ids[request.n], account, owner, keys[request.n], types[request.n], amounts[request.n], descriptions[request.n]

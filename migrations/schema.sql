@@ -1,6 +1,12 @@
 -- The schema as it is after all migrations, to read. make schema writes it with pg_dump;
 -- nothing runs it. The reasons stand in the migrations, beside what they create.
 
+CREATE TYPE public.account_status AS ENUM (
+    'open',
+    'frozen',
+    'closed'
+);
+
 CREATE DOMAIN public.amount AS bigint
 	CONSTRAINT amount_check CHECK (((VALUE >= 1) AND (VALUE <= '9007199254740991'::bigint)));
 
@@ -19,18 +25,25 @@ CREATE TYPE public.job_status AS ENUM (
     'failed'
 );
 
-CREATE FUNCTION public.accept_batch(owner uuid, account_number text, ids uuid[], keys text[], locks bigint[], types public.entry_type[], amounts bigint[], descriptions text[], known_capacity bigint, max_queued bigint) RETURNS TABLE(account bigint, currency text, capacity bigint, busy boolean, fresh bigint[], reused bigint[], positions bigint[], accepted timestamp with time zone)
+CREATE TYPE public.operator_action AS ENUM (
+    'freeze',
+    'unfreeze',
+    'close',
+    'replay'
+);
+
+CREATE FUNCTION public.accept_batch(owner uuid, account_number text, ids uuid[], keys text[], locks bigint[], types public.entry_type[], amounts bigint[], descriptions text[], known_capacity bigint, max_queued bigint) RETURNS TABLE(account bigint, currency text, capacity bigint, busy boolean, closed boolean, fresh bigint[], reused bigint[], positions bigint[], accepted timestamp with time zone)
     LANGUAGE plpgsql
     SET search_path TO 'pg_catalog', 'public', 'pg_temp'
     AS $$
 DECLARE
     key_lock bigint;
 BEGIN
-    SELECT owned.id, owned.currency, coalesce(known_capacity, max_queued - (
+    SELECT owned.id, owned.currency, owned.status = 'closed', coalesce(known_capacity, max_queued - (
         SELECT count(*)
         FROM (SELECT FROM queue WHERE account_id = owned.id AND position > owned.done_to LIMIT max_queued) queued
     ))
-    INTO account, currency, capacity
+    INTO account, currency, closed, capacity
     FROM accounts owned WHERE owned.number = account_number AND owned.user_id = owner;
     IF NOT FOUND THEN
         RETURN;
@@ -61,7 +74,7 @@ BEGIN
         SELECT false FROM accounts WHERE user_id = owner AND open_key = request.key
     ) earlier ON true;
 
-    IF fresh IS NOT NULL AND reused IS NULL AND cardinality(fresh) <= capacity THEN
+    IF fresh IS NOT NULL AND reused IS NULL AND NOT closed AND cardinality(fresh) <= capacity THEN
         WITH inserted AS (
             INSERT INTO jobs (id, account_id, user_id, idempotency_key, type, amount, description)
             SELECT ids[request.n], account, owner, keys[request.n], types[request.n], amounts[request.n], descriptions[request.n]
@@ -78,7 +91,7 @@ BEGIN
 END
 $$;
 
-CREATE FUNCTION public.accept_jobs(ids uuid[], users uuid[], numbers text[], keys text[], locks bigint[], types public.entry_type[], amounts bigint[], descriptions text[], firsts bigint[], capacities bigint[], max_queued bigint) RETURNS TABLE(id uuid, account bigint, currency text, opened boolean, busy boolean, capacity bigint, at bigint, accepted timestamp with time zone)
+CREATE FUNCTION public.accept_jobs(ids uuid[], users uuid[], numbers text[], keys text[], locks bigint[], types public.entry_type[], amounts bigint[], descriptions text[], firsts bigint[], capacities bigint[], max_queued bigint) RETURNS TABLE(id uuid, account bigint, currency text, opened boolean, busy boolean, closed boolean, capacity bigint, at bigint, accepted timestamp with time zone)
     LANGUAGE plpgsql
     SET search_path TO 'pg_catalog', 'public', 'pg_temp'
     AS $$
@@ -92,8 +105,8 @@ BEGIN
         locked[i] := pg_try_advisory_xact_lock_shared(locks[i]);
     END LOOP;
 
-    FOR n, account, currency, opened, capacity IN
-        SELECT request.n, owned.id, owned.currency,
+    FOR n, account, currency, closed, opened, capacity IN
+        SELECT request.n, owned.id, owned.currency, owned.status = 'closed',
             EXISTS (SELECT FROM accounts WHERE user_id = users[request.n] AND open_key = keys[request.n]),
             CASE WHEN request.n = request.first THEN coalesce(capacities[request.n], max_queued - (
                 SELECT count(*)
@@ -108,7 +121,7 @@ BEGIN
         IF n = firsts[n] THEN
             remaining[n] := capacity;
         END IF;
-        IF NOT opened AND NOT busy AND remaining[firsts[n]] > 0 THEN
+        IF NOT opened AND NOT busy AND NOT closed AND remaining[firsts[n]] > 0 THEN
             remaining[firsts[n]] := remaining[firsts[n]] - 1;
             passed[n] := account;
         END IF;
@@ -122,7 +135,40 @@ BEGIN
         WHERE passed[request.n] IS NOT NULL
         ORDER BY request.n
         ON CONFLICT (user_id, idempotency_key) DO NOTHING
-        RETURNING job.id, job.account_id, '', false, false, 0::bigint, job.position, job.created_at;
+        RETURNING job.id, job.account_id, '', false, false, false, 0::bigint, job.position, job.created_at;
+END
+$$;
+
+CREATE FUNCTION public.act_for_operator() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
+    AS $$
+DECLARE
+    was     account_status;
+    becomes CONSTANT account_status := CASE NEW.action WHEN 'freeze' THEN 'frozen' WHEN 'unfreeze' THEN 'open' WHEN 'close' THEN 'closed' END;
+    last    timestamptz; -- the action must be later
+BEGIN
+    SELECT status, greatest(last_at, answered_until) INTO was, last FROM accounts WHERE id = NEW.account_id FOR NO KEY UPDATE;
+    last := greatest(last, (SELECT max(at) FROM operator_actions WHERE account_id = NEW.account_id));
+    NEW.at := greatest(clock_timestamp(), last + interval '1 microsecond');
+    NEW.role := session_user;
+    IF NEW.action = 'replay' THEN -- also of an account that a bad restore has lost
+        DELETE FROM failures USING jobs WHERE jobs.id = NEW.job_id AND jobs.account_id = NEW.account_id
+            AND failures.account_id = jobs.account_id AND failures.position = jobs.position;
+        IF NOT FOUND THEN
+            RETURN NULL;
+        END IF;
+        RETURN NEW;
+    END IF;
+    IF was IS NULL THEN
+        RAISE EXCEPTION 'account % is not there', NEW.account_id USING ERRCODE = 'foreign_key_violation';
+    ELSIF was = becomes THEN
+        RETURN NULL;
+    ELSIF was = 'closed' THEN
+        RAISE EXCEPTION '% on %: a closed account stays closed', TG_OP, TG_TABLE_NAME USING ERRCODE = 'integrity_constraint_violation';
+    END IF;
+    UPDATE accounts SET status = becomes, answered_until = NEW.at WHERE id = NEW.account_id;
+    RETURN NEW;
 END
 $$;
 
@@ -133,6 +179,7 @@ CREATE FUNCTION public.apply_job(up_to_job uuid, max_balance bigint, count_to bi
 DECLARE
     up_to           bigint;      -- the named job's position
     queued          boolean;     -- whether the named job is queued
+    account_is      account_status;
     total           bigint;      -- the balance, and then what it would become
     next_seq        bigint;
     last            timestamptz; -- the next transaction must be later
@@ -165,8 +212,8 @@ BEGIN
             RETURN;
         END IF;
     END IF;
-    SELECT balance, last_seq + 1, greatest(last_at, answered_until), CASE WHEN up_to > done_to THEN done_to ELSE 0 END, settling, settling_xid
-    INTO total, next_seq, last, done, settled, settler
+    SELECT balance, last_seq + 1, greatest(last_at, answered_until), CASE WHEN up_to > done_to THEN done_to ELSE 0 END, settling, settling_xid, status
+    INTO total, next_seq, last, done, settled, settler, account_is
     FROM accounts WHERE id = account FOR NO KEY UPDATE;
     IF NOT FOUND THEN -- as a bad restore may leave it
         RAISE EXCEPTION 'account % is not there', account USING ERRCODE = 'foreign_key_violation';
@@ -201,7 +248,7 @@ BEGIN
     accepted := job_created;
     finished := greatest(clock_timestamp(), job_created, last + interval '1 microsecond');
     total := total + CASE job_type WHEN 'deposit' THEN job_amount ELSE -job_amount END;
-    IF total BETWEEN 0 AND max_balance THEN
+    IF total BETWEEN 0 AND max_balance AND account_is = 'open' THEN
         outcome := 'succeeded';
         UPDATE accounts SET balance = total, last_seq = next_seq, last_at = finished,
             done_to = done, settling = settled, settling_xid = settler
@@ -211,7 +258,8 @@ BEGIN
     ELSE
         outcome := 'rejected';
         INSERT INTO rejections (account_id, position, job_id, finished_at, failure)
-        VALUES (account, at, job, finished, CASE WHEN total < 0 THEN 'insufficient_funds' ELSE 'balance_limit_exceeded' END);
+        VALUES (account, at, job, finished, CASE WHEN account_is = 'frozen' THEN 'account_frozen' WHEN account_is = 'closed' THEN 'account_closed'
+            WHEN total < 0 THEN 'insufficient_funds' ELSE 'balance_limit_exceeded' END);
         -- What takes effect next gets a later time.
         UPDATE accounts SET answered_until = finished, done_to = done, settling = settled, settling_xid = settler WHERE id = account;
     END IF;
@@ -251,9 +299,10 @@ CREATE FUNCTION public.check_balance() RETURNS trigger
     AS $$
 BEGIN
     IF NOT (NEW.last_seq OPERATOR(pg_catalog.=) (OLD.last_seq OPERATOR(pg_catalog.+) 1) AND NEW.last_at OPERATOR(pg_catalog.>) OLD.last_at
+            AND NEW.status OPERATOR(pg_catalog.=) 'open'
          OR NEW.last_seq OPERATOR(pg_catalog.=) OLD.last_seq AND NEW.balance OPERATOR(pg_catalog.=) OLD.balance
             AND NEW.last_at OPERATOR(pg_catalog.=) OLD.last_at) THEN
-        RAISE EXCEPTION '% on %: a balance moves only with its history', TG_OP, TG_TABLE_NAME USING ERRCODE = 'integrity_constraint_violation';
+        RAISE EXCEPTION '% on %: a balance moves only with its history, and on an open account', TG_OP, TG_TABLE_NAME USING ERRCODE = 'integrity_constraint_violation';
     END IF;
     RETURN NEW;
 END
@@ -466,7 +515,8 @@ CREATE TABLE public.accounts (
     answered_until timestamp with time zone,
     done_to bigint DEFAULT 0 NOT NULL,
     settling bigint DEFAULT 0 NOT NULL,
-    settling_xid xid8
+    settling_xid xid8,
+    status public.account_status DEFAULT 'open'::public.account_status NOT NULL
 )
 WITH (fillfactor='75', autovacuum_vacuum_scale_factor='0.02', autovacuum_vacuum_cost_delay='0');
 
@@ -503,7 +553,8 @@ CREATE TABLE public.failures (
     job_id uuid NOT NULL,
     attempts smallint DEFAULT 0 NOT NULL,
     finished_at timestamp with time zone NOT NULL,
-    failure text NOT NULL
+    failure text NOT NULL,
+    detail text
 );
 
 CREATE TABLE public.installation (
@@ -592,6 +643,19 @@ CREATE VIEW public.job_states WITH (security_invoker='true') AS
      LEFT JOIN public.failures failure ON (((failure.account_id = job.account_id) AND (failure."position" = job."position"))))
      LEFT JOIN public.queue ON (((queue.account_id = job.account_id) AND (queue."position" = job."position"))));
 
+CREATE TABLE public.operator_actions (
+    account_id bigint NOT NULL,
+    at timestamp with time zone NOT NULL,
+    action public.operator_action NOT NULL,
+    job_id uuid,
+    person text NOT NULL,
+    role text NOT NULL,
+    reason text NOT NULL,
+    CONSTRAINT operator_actions_check CHECK (((action = 'replay'::public.operator_action) = (job_id IS NOT NULL))),
+    CONSTRAINT operator_actions_person_check CHECK (((length(person) >= 1) AND (length(person) <= 100))),
+    CONSTRAINT operator_actions_reason_check CHECK (((length(reason) >= 1) AND (length(reason) <= 500)))
+);
+
 CREATE TABLE public.refresh_tokens (
     hash bytea NOT NULL,
     parent bytea,
@@ -631,6 +695,9 @@ ALTER TABLE ONLY public.installation
 
 ALTER TABLE ONLY public.jobs
     ADD CONSTRAINT jobs_pkey PRIMARY KEY (id);
+
+ALTER TABLE ONLY public.operator_actions
+    ADD CONSTRAINT operator_actions_pkey PRIMARY KEY (account_id, at);
 
 ALTER TABLE ONLY public.queue
     ADD CONSTRAINT queue_pkey PRIMARY KEY (account_id, "position");
@@ -694,9 +761,13 @@ CREATE TRIGGER accounts_move BEFORE UPDATE ON public.accounts FOR EACH ROW EXECU
 
 ALTER TABLE public.accounts ENABLE ALWAYS TRIGGER accounts_move;
 
-CREATE TRIGGER accounts_start_empty BEFORE INSERT ON public.accounts FOR EACH ROW WHEN ((((new.balance)::bigint <> 0) OR (new.last_seq <> 0))) EXECUTE FUNCTION public.refuse('a balance moves only with its history');
+CREATE TRIGGER accounts_start_empty BEFORE INSERT ON public.accounts FOR EACH ROW WHEN ((((new.balance)::bigint <> 0) OR (new.last_seq <> 0) OR (new.status <> 'open'::public.account_status))) EXECUTE FUNCTION public.refuse('an account begins open, and its balance moves only with its history');
 
 ALTER TABLE public.accounts ENABLE ALWAYS TRIGGER accounts_start_empty;
+
+CREATE TRIGGER accounts_status BEFORE UPDATE OF status ON public.accounts FOR EACH ROW WHEN (((new.status IS DISTINCT FROM old.status) AND (pg_trigger_depth() = 0))) EXECUTE FUNCTION public.refuse('a status changes by an operator''s action');
+
+ALTER TABLE public.accounts ENABLE ALWAYS TRIGGER accounts_status;
 
 CREATE TRIGGER accounts_terms BEFORE UPDATE OF number, currency, user_id, created_at, open_key, open_request ON public.accounts FOR EACH ROW WHEN (((((((new.number IS DISTINCT FROM old.number) OR (new.currency IS DISTINCT FROM old.currency)) OR (new.user_id IS DISTINCT FROM old.user_id)) OR (new.created_at IS DISTINCT FROM old.created_at)) OR (new.open_key IS DISTINCT FROM old.open_key)) OR (new.open_request IS DISTINCT FROM old.open_request))) EXECUTE FUNCTION public.refuse('an account keeps its terms');
 
@@ -721,6 +792,10 @@ ALTER TABLE public.failures ENABLE ALWAYS TRIGGER failures_replay;
 CREATE TRIGGER failures_stamp BEFORE INSERT ON public.failures FOR EACH ROW EXECUTE FUNCTION public.stamp_failure();
 
 ALTER TABLE public.failures ENABLE ALWAYS TRIGGER failures_stamp;
+
+CREATE TRIGGER failures_stay BEFORE DELETE ON public.failures FOR EACH STATEMENT WHEN ((pg_trigger_depth() = 0)) EXECUTE FUNCTION public.refuse('a failed job is replayed by an operator''s action');
+
+ALTER TABLE public.failures ENABLE ALWAYS TRIGGER failures_stay;
 
 CREATE TRIGGER jobs_are_kept BEFORE TRUNCATE ON public.jobs FOR EACH STATEMENT EXECUTE FUNCTION public.refuse('a key is an answer for good');
 
@@ -749,6 +824,14 @@ ALTER TABLE public.jobs ENABLE ALWAYS TRIGGER jobs_take_transaction_id;
 CREATE TRIGGER jobs_terms BEFORE UPDATE ON public.jobs FOR EACH STATEMENT EXECUTE FUNCTION public.refuse('what was asked never changes');
 
 ALTER TABLE public.jobs ENABLE ALWAYS TRIGGER jobs_terms;
+
+CREATE TRIGGER operator_actions_act BEFORE INSERT ON public.operator_actions FOR EACH ROW EXECUTE FUNCTION public.act_for_operator();
+
+ALTER TABLE public.operator_actions ENABLE ALWAYS TRIGGER operator_actions_act;
+
+CREATE TRIGGER operator_actions_append_only BEFORE DELETE OR UPDATE OR TRUNCATE ON public.operator_actions FOR EACH STATEMENT EXECUTE FUNCTION public.refuse('what an operator has done stays written');
+
+ALTER TABLE public.operator_actions ENABLE ALWAYS TRIGGER operator_actions_append_only;
 
 CREATE TRIGGER queue_attempts BEFORE UPDATE OF attempts ON public.queue FOR EACH ROW WHEN ((NOT (new.attempts >= 0))) EXECUTE FUNCTION public.refuse('attempts are counted from 0');
 
@@ -813,13 +896,17 @@ CREATE POLICY failures_fail ON public.failures FOR INSERT WITH CHECK (true);
 
 CREATE POLICY failures_read ON public.failures FOR SELECT USING (true);
 
-CREATE POLICY failures_replay ON public.failures FOR DELETE USING (true);
-
 ALTER TABLE public.jobs ENABLE ROW LEVEL SECURITY;
 
 CREATE POLICY jobs_accept ON public.jobs FOR INSERT WITH CHECK (true);
 
 CREATE POLICY jobs_read ON public.jobs FOR SELECT USING (true);
+
+ALTER TABLE public.operator_actions ENABLE ROW LEVEL SECURITY;
+
+CREATE POLICY operator_actions_act ON public.operator_actions FOR INSERT WITH CHECK (true);
+
+CREATE POLICY operator_actions_read ON public.operator_actions FOR SELECT USING (true);
 
 ALTER TABLE public.queue ENABLE ROW LEVEL SECURITY;
 
@@ -834,6 +921,8 @@ CREATE POLICY rejections_read ON public.rejections FOR SELECT USING (true);
 ALTER TABLE public.transactions ENABLE ROW LEVEL SECURITY;
 
 CREATE POLICY transactions_read ON public.transactions FOR SELECT USING (true);
+
+REVOKE ALL ON FUNCTION public.act_for_operator() FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION public.apply_job(up_to_job uuid, max_balance bigint, count_to bigint, flush boolean, OUT job uuid, OUT account bigint, OUT kind public.entry_type, OUT outcome public.job_status, OUT accepted timestamp with time zone, OUT finished timestamp with time zone, OUT behind bigint) FROM PUBLIC;
 

@@ -1,11 +1,17 @@
-// Command worker applies accepted jobs.
+// Command worker applies accepted jobs, and has the commands of operators.
 //
-//	worker                       work
-//	worker verify                check the whole ledger against itself
-//	worker replay JOB_ID …       queue failed jobs again
-//	worker archive -before DATE  move the jobs that finished before then to the archive
+//	worker                               work
+//	worker verify                        check the whole ledger against itself
+//	worker queues                        show each partition's queue
+//	worker jobs failed                   list the failed jobs
+//	worker jobs replay ID…               queue failed jobs again
+//	worker accounts show NUMBER          show an account and what it waits for
+//	worker accounts freeze NUMBER        have its jobs rejected
+//	worker accounts unfreeze NUMBER      have its jobs applied again
+//	worker accounts close NUMBER         take no more jobs, for good
+//	worker archive --before DATE         move the jobs that finished before then to the archive
 //
-// Its environment alone configures it; docs/operations.md lists the variables.
+// Its environment alone configures it; docs/operations.md lists the variables and the commands.
 package main
 
 import (
@@ -13,6 +19,9 @@ import (
 	"fmt"
 	"io"
 	"os"
+
+	"github.com/alecthomas/kong"
+	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/passbook/passbook/internal/boot"
 	"github.com/passbook/passbook/internal/config"
@@ -25,39 +34,55 @@ func main() {
 	}))
 }
 
+// commands are what the command line may ask for.
+type commands struct {
+	Version kong.VersionFlag `help:"Print the version and end."`
+
+	Work     workCommand      `cmd:"" default:"1" hidden:""`
+	Verify   verifyCommand    `cmd:"" help:"Check the whole ledger against itself. Exits 1 at any mismatch."`
+	Queues   queuesCommand    `cmd:"" help:"Show each partition's queue: its jobs and tasks, who serves it, and what is wrong."`
+	Jobs     jobsCommands     `cmd:"" help:"List failed jobs, or queue them again."`
+	Accounts accountsCommands `cmd:"" help:"Show, freeze, unfreeze or close an account."`
+	Archive  archiveCommand   `cmd:"" help:"Move old jobs to the archive."`
+}
+
 // run writes results to stdout, and the progress of a long command to stderr.
 func run(ctx context.Context, args []string, getenv func(string) string, stdout, stderr io.Writer) error {
-	if len(args) == 0 {
-		cfg, err := config.LoadWorker(getenv)
-		if err != nil {
-			return err
-		}
-		return work(ctx, cfg, ops.NewLogger(stdout, cfg.Log.Level, cfg.Log.JSON))
-	}
-	command := operatorCommand(args)
+	command, err := boot.Command("worker", "Applies accepted jobs. Without a command it works until SIGTERM.", &commands{}, args, stdout, stderr)
 	if command == nil {
-		return fmt.Errorf("unknown arguments %q; usage: worker [verify | replay JOB_ID … | archive -before DATE]", args)
+		return err
 	}
-	cfg, err := config.LoadDatabase(getenv)
+	return command.Run(&invocation{ctx: ctx, getenv: getenv, stdout: stdout, stderr: stderr})
+}
+
+// invocation is what every command runs with.
+type invocation struct {
+	ctx            context.Context //nolint:containedctx // a command's method takes no other argument
+	getenv         func(string) string
+	stdout, stderr io.Writer
+}
+
+type workCommand struct{}
+
+// Run works until the context ends.
+func (workCommand) Run(i *invocation) error {
+	cfg, err := config.LoadWorker(i.getenv)
 	if err != nil {
 		return err
 	}
-	return command(ctx, cfg.DatabaseURL, stdout, stderr)
+	return work(i.ctx, cfg, ops.NewLogger(i.stdout, cfg.Log.Level, cfg.Log.JSON))
 }
 
-// operatorCommand returns the command that args name, or nil.
-func operatorCommand(args []string) func(ctx context.Context, databaseURL string, stdout, stderr io.Writer) error {
-	switch {
-	case args[0] == "verify" && len(args) == 1:
-		return verify
-	case args[0] == "replay" && len(args) > 1:
-		return func(ctx context.Context, databaseURL string, stdout, _ io.Writer) error {
-			return replay(ctx, databaseURL, args[1:], stdout)
-		}
-	case args[0] == "archive" && len(args) == 3 && args[1] == "-before":
-		return func(ctx context.Context, databaseURL string, stdout, stderr io.Writer) error {
-			return archive(ctx, databaseURL, args[2], stdout, stderr)
-		}
+// open opens the database for a command.
+func (i *invocation) open() (*pgxpool.Pool, error) {
+	cfg, err := config.LoadDatabase(i.getenv)
+	if err != nil {
+		return nil, err
 	}
-	return nil
+	return boot.OpenForOperator(i.ctx, cfg.DatabaseURL)
+}
+
+// say writes a line of the result.
+func (i *invocation) say(format string, args ...any) {
+	fmt.Fprintf(i.stdout, format+"\n", args...)
 }

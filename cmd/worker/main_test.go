@@ -29,7 +29,9 @@ func TestRunEndsAtPermanentFaults(t *testing.T) {
 		"DATABASE_URL": u.String(), "REDIS_URL": "redis://127.0.0.1:1",
 	}
 	for name, args := range map[string][]string{
-		"Work": nil, "Verify": {"verify"}, "Replay": {"replay", "0197c1f2-6d3a-7b41-9c55-2f8e4d10a6b3"}, "Archive": {"archive", "-before", "2020-01-01"},
+		"Work": nil, "Verify": {"verify"}, "Replay": {"jobs", "replay", "0197c1f2-6d3a-7b41-9c55-2f8e4d10a6b3"}, "Failed": {"jobs", "failed"},
+		"Show": {"accounts", "show", "1234"}, "Freeze": {"accounts", "freeze", "1234", "--reason", "x"}, "Queues": {"queues"},
+		"Archive": {"archive", "--before", "2020-01-01"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

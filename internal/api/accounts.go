@@ -16,6 +16,7 @@ type accountBody struct {
 	Currency  string    `json:"currency"`
 	Balance   int64     `json:"balance"`
 	LastSeq   int64     `json:"last_seq"`
+	Status    string    `json:"status"`
 	CreatedAt timestamp `json:"created_at"`
 }
 
@@ -25,6 +26,7 @@ func toAccountBody(account ledger.Account) accountBody {
 		Currency:  account.Currency,
 		Balance:   account.Balance,
 		LastSeq:   account.LastSeq,
+		Status:    string(account.Status),
 		CreatedAt: timestamp(account.CreatedAt),
 	}
 }

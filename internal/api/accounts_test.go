@@ -37,7 +37,7 @@ func TestOpenAccount(t *testing.T) {
 			if test.want.Number == "" {
 				test.want.Number = got.Number
 			}
-			test.want.CreatedAt = got.CreatedAt
+			test.want.CreatedAt, test.want.Status = got.CreatedAt, "open"
 			if got != test.want {
 				t.Errorf("got %+v, want %+v", got, test.want)
 			}

@@ -482,6 +482,7 @@ type accountJSON struct {
 	Currency  string `json:"currency"`
 	Balance   int64  `json:"balance"`
 	LastSeq   int64  `json:"last_seq"`
+	Status    string `json:"status"`
 	CreatedAt string `json:"created_at"`
 }
 

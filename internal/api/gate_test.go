@@ -36,7 +36,7 @@ var noOutcome = map[string]string{
 
 // outcomes are an account and what has become of its jobs, as requests name them.
 type outcomes struct {
-	account, long         accountJSON
+	account, long, closed accountJSON
 	done, rejected        jobJSON
 	waiting               jobJSON
 	opened, asked, denied string // the keys of the account and of the two jobs
@@ -123,6 +123,10 @@ func (o outcomes) probes(t *testing.T) (all []probe) {
 		probe{
 			method: http.MethodPost, target: account + "/deposits", body: `{"amount":6}`,
 			headers: []string{"Idempotency-Key", o.asked}, writes: true,
+		},
+		probe{
+			method: http.MethodPost, target: jobsOf(o.closed, "deposits"), body: `{"amount":1}`,
+			headers: []string{"Idempotency-Key", "late"}, writes: true,
 		},
 		probe{method: http.MethodPost, target: "/v1/accounts", body: `{"number":"` + o.account.Number + `"}`, writes: true},
 	)
@@ -216,6 +220,8 @@ func haveJobs(s *server, c client) (o outcomes) {
 	o.done = decode[jobJSON](c.post(jobsOf(o.account, "deposits"), `{"amount":5}`, "Idempotency-Key", o.asked).want(http.StatusAccepted))
 	o.rejected = decode[jobJSON](c.post(jobsOf(o.account, "withdrawals"), `{"amount":100000}`, "Idempotency-Key", o.denied).want(http.StatusAccepted))
 	o.waiting = c.ask(c.open(0), "deposits", 1)
+	o.closed = c.open(0)
+	ledgertest.SetStatus(c.t, s.pool, o.closed.Number, ledger.Closed)
 
 	const entries = 1500 // more than a page of an export
 	o.long = c.open(0)

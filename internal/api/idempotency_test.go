@@ -111,8 +111,9 @@ func TestIdempotencyKey_NotSpentByRefusals(t *testing.T) {
 	t.Parallel()
 	s := start(t, func(set *settings) { set.maxQueued = 1 })
 	c := s.user(t)
-	account, full := c.open(0), c.open(0)
+	account, full, closed := c.open(0), c.open(0), c.open(0)
 	c.ask(full, "deposits", 1)
+	ledgertest.SetStatus(t, s.pool, closed.Number, ledger.Closed)
 	refused := map[string]func(t *testing.T, key string){
 		"malformed_body": func(t *testing.T, key string) {
 			t.Helper()
@@ -129,6 +130,10 @@ func TestIdempotencyKey_NotSpentByRefusals(t *testing.T) {
 		"account_queue_full": func(t *testing.T, key string) {
 			t.Helper()
 			c.in(t).post(jobsOf(full, "deposits"), `{"amount":1}`, "Idempotency-Key", key).want(http.StatusTooManyRequests)
+		},
+		"account_closed": func(t *testing.T, key string) {
+			t.Helper()
+			c.in(t).post(jobsOf(closed, "deposits"), `{"amount":1}`, "Idempotency-Key", key).want(http.StatusConflict)
 		},
 		"number_taken": func(t *testing.T, key string) {
 			t.Helper()

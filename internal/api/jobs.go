@@ -47,6 +47,8 @@ type jobTransactionBody struct {
 var failures = map[string]string{
 	ledger.InsufficientFunds:    "The balance was less than the amount.",
 	ledger.BalanceLimitExceeded: "The balance would have passed the largest one, " + strconv.FormatInt(ledger.MaxAmount, 10) + ".",
+	ledger.AccountIsFrozen:      "The account was frozen. Nothing changed.",
+	ledger.AccountIsClosed:      "The account was closed. Nothing changed.",
 	ledger.InternalError:        "The job could not be applied; an operator looks into it. Nothing changed.",
 }
 

@@ -123,7 +123,7 @@ func TestOpenAPI_IsServed(t *testing.T) {
 func TestContract_CatchesWhatIsWrong(t *testing.T) {
 	t.Parallel()
 	const (
-		account = `{"number":"1234","currency":"KRW","balance":1,"last_seq":1,"created_at":"2026-01-02T03:04:05.000006Z"}`
+		account = `{"number":"1234","currency":"KRW","balance":1,"last_seq":1,"status":"open","created_at":"2026-01-02T03:04:05.000006Z"}`
 		missing = `{"type":"urn:passbook:problem:account_not_found","title":"Not Found","status":404,` +
 			`"detail":"d","code":"account_not_found","request_id":"r"}`
 	)

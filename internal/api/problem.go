@@ -102,6 +102,10 @@ var problems = []struct {
 		Status: http.StatusNotFound, Code: "account_not_found",
 		Detail: "You have no account with this number.",
 	}},
+	{ledger.ErrAccountClosed, problem{
+		Status: http.StatusConflict, Code: "account_closed",
+		Detail: "This account is closed and takes no deposits and withdrawals. Nothing happened. Its history stays readable.",
+	}},
 	{ledger.ErrNumberTaken, problem{
 		Status: http.StatusConflict, Code: "number_taken",
 		Detail: "There is an account with this number. Choose another, or leave number out.",

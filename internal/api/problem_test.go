@@ -11,6 +11,7 @@ import (
 
 	"github.com/google/uuid"
 
+	"github.com/passbook/passbook/internal/ledger"
 	"github.com/passbook/passbook/internal/ledger/ledgertest"
 	"github.com/passbook/passbook/internal/test/testenv"
 )
@@ -28,20 +29,25 @@ func TestEveryCode(t *testing.T) {
 	signUp(c)
 	deposits := jobsOf(account, "deposits")
 	c.post(deposits, `{"amount":1}`, "Idempotency-Key", "spent").want(http.StatusAccepted)
+	closed := c.open(0)
+	ledgertest.SetStatus(t, s.pool, closed.Number, ledger.Closed)
 	missing := uuid.Must(uuid.NewV7()).String()
 	tests := map[string]struct {
 		status int
 		ask    func(c client) answer
 	}{
-		"malformed_body":         {400, func(c client) answer { return c.post("/v1/accounts", `{`) }},
-		"invalid_request":        {422, func(c client) answer { return c.post("/v1/accounts", `{"x":1}`) }},
-		"invalid_parameter":      {400, func(c client) answer { return c.get("/v1/accounts?x=1") }},
-		"invalid_cursor":         {400, func(c client) answer { return c.get("/v1/accounts?cursor=x") }},
-		"unauthenticated":        {401, func(c client) answer { return c.get("/v1/accounts", "Authorization", "") }},
-		"invalid_credentials":    {401, func(c client) answer { return c.post("/v1/sessions", `{"email":"a","password":"b"}`) }},
-		"invalid_refresh_token":  {401, func(c client) answer { return c.post("/v1/sessions/refresh", refreshBody("x")) }},
-		"email_taken":            {409, func(c client) answer { return c.post("/v1/users", annsCredentials) }},
-		"number_taken":           {409, func(c client) answer { return c.post("/v1/accounts", `{"number":"`+account.Number+`"}`) }},
+		"malformed_body":        {400, func(c client) answer { return c.post("/v1/accounts", `{`) }},
+		"invalid_request":       {422, func(c client) answer { return c.post("/v1/accounts", `{"x":1}`) }},
+		"invalid_parameter":     {400, func(c client) answer { return c.get("/v1/accounts?x=1") }},
+		"invalid_cursor":        {400, func(c client) answer { return c.get("/v1/accounts?cursor=x") }},
+		"unauthenticated":       {401, func(c client) answer { return c.get("/v1/accounts", "Authorization", "") }},
+		"invalid_credentials":   {401, func(c client) answer { return c.post("/v1/sessions", `{"email":"a","password":"b"}`) }},
+		"invalid_refresh_token": {401, func(c client) answer { return c.post("/v1/sessions/refresh", refreshBody("x")) }},
+		"email_taken":           {409, func(c client) answer { return c.post("/v1/users", annsCredentials) }},
+		"number_taken":          {409, func(c client) answer { return c.post("/v1/accounts", `{"number":"`+account.Number+`"}`) }},
+		"account_closed": {409, func(c client) answer {
+			return c.post(jobsOf(closed, "deposits"), `{"amount":1}`, "Idempotency-Key", "late")
+		}},
 		"account_not_found":      {404, func(c client) answer { return c.get("/v1/accounts/nowhere") }},
 		"job_not_found":          {404, func(c client) answer { return c.get("/v1/jobs/" + missing) }},
 		"transaction_not_found":  {404, func(c client) answer { return c.get(jobsOf(account, "transactions/1")) }},

@@ -92,7 +92,7 @@ type result struct {
 
 // Accept commits the job and returns it. The same request with the same key returns
 // the job that the key made, and replayed. ErrAccountNotFound for an account that is
-// not the caller's, ErrKeyReused for a key that was used for something else, ErrKeyBusy
+// not the caller's, ErrAccountClosed for one that takes no new job, ErrKeyReused for a key that was used for something else, ErrKeyBusy
 // while an opening or a move to the archive has the key, ErrQueueFull where the account
 // has too many queued jobs: then nothing happened. After any other error the job may be
 // committed or not; the same request with the same key shows it.
@@ -241,6 +241,7 @@ type acceptedRow struct {
 	Currency  string
 	Opened    bool   // the key opened an account
 	Busy      bool   // an opening or a move to the archive has locked the key
+	Closed    bool   // the account
 	Capacity  *int   // of the account, before this batch, in the row of its first request
 	Position  *int64 // where the job was inserted
 	CreatedAt *time.Time
@@ -317,7 +318,7 @@ func (a *Acceptor) columns(batch []*request) []any {
 }
 
 // sendAccepted sends the results of the requests that need no second look. It returns the other
-// ones, for sendRepeated: a job has their key, or their account's queue is full.
+// ones, for sendRepeated: a job has their key, their account is closed, or its queue is full.
 func (a *Acceptor) sendAccepted(batch []*request, accepted map[uuid.UUID]acceptedRow) (repeated []*request) {
 	for _, r := range batch {
 		if row := accepted[r.id]; row.Capacity != nil {
@@ -374,7 +375,7 @@ type jobKey struct {
 }
 
 // sendRepeated sends the results of requests that inserted nothing: a job has their key,
-// or the account's queue is full. It reads after the insert, so it sees the job whose
+// the account is closed, or its queue is full. It reads after the insert, so it sees the job whose
 // commit the insert waited for.
 func (a *Acceptor) sendRepeated(ctx context.Context, requests []*request, accepted map[uuid.UUID]acceptedRow) {
 	keys := make([]jobKey, len(requests))
@@ -391,6 +392,8 @@ func (a *Acceptor) sendRepeated(ctx context.Context, requests []*request, accept
 			r.result <- result{job: job, replayed: true, shown: shown}
 		case used || accepted[r.id].Opened:
 			r.result <- result{err: ErrKeyReused}
+		case accepted[r.id].Closed:
+			r.result <- result{err: ErrAccountClosed}
 		default:
 			r.result <- result{err: ErrQueueFull}
 		}

@@ -115,9 +115,7 @@ func TestArchive(t *testing.T) {
 
 	t.Run("LiveGoesOn", func(t *testing.T) {
 		ledgertest.Exec(t, c.pool, `ALTER TABLE transactions DROP CONSTRAINT unlucky`)
-		if err := c.applier.Replay(t.Context(), []uuid.UUID{failed}); err != nil {
-			t.Errorf("replay a failed job: %v", err)
-		}
+		ledgertest.Replay(t, c.pool, failed)
 		if applied, _, err := c.applier.Apply(t.Context(), last, 10); err != nil || len(applied) != 2 {
 			t.Errorf("applied %+v, %v; want the replayed and the queued job", applied, err)
 		}

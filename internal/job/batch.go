@@ -133,6 +133,7 @@ type batchRow struct {
 	Currency  string
 	Capacity  int // of the account, before this batch
 	Busy      bool
+	Closed    bool  // the account
 	Fresh     []int // the requests whose keys are new
 	Reused    []int
 	Positions []int64 // of the jobs of Fresh; none where they were not inserted
@@ -156,6 +157,8 @@ func (a *Acceptor) insertBatch(ctx context.Context, batch *batchRequest) (batchR
 		return row, ErrKeyBusy
 	case len(row.Reused) > 0:
 		return row, reusedKeys(row.Reused)
+	case row.Closed && len(row.Fresh) > 0:
+		return row, ErrAccountClosed
 	case len(row.Positions) < len(row.Fresh):
 		return row, ErrQueueFull
 	}

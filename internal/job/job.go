@@ -36,6 +36,7 @@ var Statuses = []Status{Queued, Succeeded, Rejected, Failed}
 var (
 	ErrNotFound        = errors.New("job not found")
 	ErrAccountNotFound = ledger.ErrAccountNotFound
+	ErrAccountClosed   = ledger.ErrAccountClosed
 	ErrKeyReused       = ledger.ErrKeyReused
 	ErrKeyBusy         = ledger.ErrKeyBusy
 	ErrQueueFull       = errors.New("account has too many queued jobs")

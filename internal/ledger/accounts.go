@@ -102,7 +102,7 @@ func open(ctx context.Context, tx pgx.Tx, opening Opening, number string) (Accou
 	return account, false, err
 }
 
-const accountColumns = `accounts.id, number, currency, balance, last_seq, accounts.created_at`
+const accountColumns = `accounts.id, number, currency, balance, last_seq, status, accounts.created_at`
 
 // readSQL reads accounts as postgres.Showing wants them.
 const readSQL = `SELECT ` + accountColumns + `, accounts.xmin, ` + postgres.ShownSQL + ` FROM accounts`

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
@@ -63,7 +64,7 @@ func (a *Applier) attemptOldest(ctx context.Context, upTo uuid.UUID) (finished [
 		if !postgres.IsDataFault(refusal) || attempts < MaxAttempts {
 			return notRefusal(refusal)
 		}
-		finished, err = queryApplied(ctx, tx, failSQL, oldest)
+		finished, err = queryApplied(ctx, tx, failSQL, oldest, detailOf(refusal))
 		failpoint.Hit(failpoint.AttemptFailed)
 		return err
 	})
@@ -120,16 +121,26 @@ const countSQL = `
 
 // failSQL moves a queued job to failed. No balance changes.
 //
-// $1 the job. One row, the job.
+// $1 the job, $2 Postgres's error. One row, the job.
 const failSQL = `
 	WITH failed AS (
-		INSERT INTO failures (account_id, position, job_id, attempts, finished_at, failure)
-		SELECT account_id, position, job_id, attempts, greatest(clock_timestamp(), created_at), 'internal_error'
+		INSERT INTO failures (account_id, position, job_id, attempts, finished_at, failure, detail)
+		SELECT account_id, position, job_id, attempts, greatest(clock_timestamp(), created_at), 'internal_error', $2
 		FROM jobs JOIN queue USING (account_id, position)
 		WHERE id = $1
 		RETURNING job_id, finished_at
 	)
 	SELECT id, account_id, type, 'failed', created_at, failed.finished_at FROM failed JOIN jobs ON id = job_id WHERE id = $1`
+
+// maxDetail is how many bytes of Postgres's error an operator is shown.
+const maxDetail = 500
+
+// detailOf returns the text of a refusal that a failed job keeps for the operator. It names no
+// amount and no person: those stand in an error's detail, which is not part of its text.
+func detailOf(refusal error) string {
+	text := refusal.Error()
+	return strings.ToValidUTF8(text[:min(len(text), maxDetail)], "")
+}
 
 func queryApplied(ctx context.Context, tx pgx.Tx, sql string, args ...any) ([]Applied, error) {
 	rows, _ := tx.Query(ctx, sql, args...) // CollectRows returns its error

@@ -82,15 +82,7 @@ func TestApplyRefusedJob(t *testing.T) {
 
 	t.Run("Replay", func(t *testing.T) {
 		ledgertest.Exec(t, pool, `ALTER TABLE transactions DROP CONSTRAINT unlucky`)
-		if err := applier.Replay(t.Context(), []uuid.UUID{unlucky, before}); !errors.Is(err, ledger.ErrNotFailed) {
-			t.Fatalf("replay of a succeeded job: %v, want ErrNotFailed", err)
-		}
-		if got := readJob(t, pool, unlucky); got.Status != "failed" {
-			t.Fatalf("half a replay was done: %s", got)
-		}
-		if err := applier.Replay(t.Context(), []uuid.UUID{unlucky}); err != nil {
-			t.Fatal(err)
-		}
+		ledgertest.Replay(t, pool, unlucky)
 		apply(t, pool, after) // which is done already
 		if got, want := readJob(t, pool, unlucky).String(), "succeeded seq 5 balance 990 failure -"; got != want {
 			t.Errorf("replayed job is %s, want %s", got, want)
@@ -203,9 +195,9 @@ func TestApplyFailsTheJobThatWasTried(t *testing.T) {
 	})
 	awaitWaiting(t, pool)
 	var replaying errgroup.Group
-	replaying.Go(func() error { return applier.Replay(t.Context(), []uuid.UUID{older}) })
+	replaying.Go(func() error { return ledger.NewOperator(pool, "ann").Replay(t.Context(), older, "a test") })
 	testenv.Eventually(t, "the replay to wait for the account", func() (waits bool) {
-		const sql = `SELECT EXISTS (SELECT FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock' AND query LIKE '%DELETE FROM failures%')`
+		const sql = `SELECT EXISTS (SELECT FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock' AND query LIKE '%INSERT INTO operator_actions%')`
 		return pool.QueryRow(t.Context(), sql).Scan(&waits) == nil && waits
 	})
 	if err := holder.Rollback(t.Context()); err != nil {

@@ -11,13 +11,15 @@ import (
 // guards are the triggers that enforce the rules of the bank. migrations/00001_schema.sql enables
 // them in every session, whatever its session_replication_role is.
 var guards = map[string][]string{
-	"accounts":      {"accounts_are_kept", "accounts_form", "accounts_move", "accounts_start_empty", "accounts_terms"},
+	"accounts":      {"accounts_are_kept", "accounts_form", "accounts_move", "accounts_start_empty", "accounts_status", "accounts_terms"},
 	"jobs":          {"jobs_are_kept", "jobs_enter_queue", "jobs_form", "jobs_leave_archived", "jobs_skip_archived", "jobs_take_transaction_id", "jobs_terms"},
 	"queue":         {"queue_attempts", "queue_is_kept", "queue_rows", "queue_terms"},
 	"rejections":    {"rejections_are_kept", "rejections_leave_queue", "rejections_leave_archived"},
-	"failures":      {"failures_are_kept", "failures_leave_queue", "failures_replay", "failures_stamp"},
+	"failures":      {"failures_are_kept", "failures_leave_queue", "failures_replay", "failures_stamp", "failures_stay"},
 	"archived_jobs": {"archived_jobs_append_only"},
 	"transactions":  {"transactions_append_only", "transactions_rules"},
+
+	"operator_actions": {"operator_actions_act", "operator_actions_append_only"},
 }
 
 // guardsSQL reads which triggers of a table are not ENABLE ALWAYS.

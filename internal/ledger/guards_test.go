@@ -183,6 +183,7 @@ func TestRoleWithEveryGrant(t *testing.T) {
 		`INSERT INTO rejections SELECT account_id, position, job_id, now(), 'x' FROM queue`,
 		`INSERT INTO failures SELECT account_id, position, job_id, 0, now(), 'x' FROM transactions WHERE position IS NOT NULL`,
 		`UPDATE jobs SET amount = 7`, ledgertest.ToArchive + ` WHERE status = 'succeeded'`,
+		`UPDATE accounts SET status = 'frozen'`, `DELETE FROM failures`, `UPDATE operator_actions SET reason = 'x'`, `DELETE FROM operator_actions`,
 		`SELECT apply_job(id, 0, 0) FROM jobs`, `SELECT deposit_initial(id, 5) FROM accounts`, `SELECT archive_jobs(array_agg(id)) FROM jobs`,
 	} {
 		t.Run(sql, func(t *testing.T) {
@@ -191,11 +192,12 @@ func TestRoleWithEveryGrant(t *testing.T) {
 			}
 		})
 	}
-	for _, sql := range []string{ // what the role of a serving process needs
+	for _, sql := range []string{ // what the roles of serving processes and of operators need
 		`SELECT FROM accounts FOR NO KEY UPDATE`,
 		`UPDATE queue SET attempts = attempts + 1`,
 		`INSERT INTO failures SELECT account_id, position, job_id, 5, now(), 'internal_error' FROM queue`,
-		`DELETE FROM failures`,
+		`INSERT INTO operator_actions (account_id, action, job_id, person, reason) SELECT account_id, 'replay', job_id, 'ann', 'x' FROM failures`,
+		`INSERT INTO operator_actions (account_id, action, person, reason) SELECT id, 'freeze', 'ann', 'x' FROM accounts`,
 	} {
 		if tag, err := pool.Exec(t.Context(), `SET LOCAL ROLE lavish; `+sql); err != nil || tag.RowsAffected() != 1 {
 			t.Errorf("%s: %s, %v; want one row", sql, tag, err)

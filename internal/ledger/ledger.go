@@ -38,12 +38,26 @@ const (
 const (
 	InsufficientFunds    = "insufficient_funds"
 	BalanceLimitExceeded = "balance_limit_exceeded"
+	AccountIsFrozen      = "account_frozen"
+	AccountIsClosed      = "account_closed"
 	InternalError        = "internal_error"
+)
+
+// AccountStatus says whether jobs move the account's balance.
+type AccountStatus string
+
+// The statuses of an account. An operator sets them; closed is final. Jobs of a frozen or closed
+// account are rejected when they are applied, and a closed account takes no new jobs.
+const (
+	Open   AccountStatus = "open"
+	Frozen AccountStatus = "frozen"
+	Closed AccountStatus = "closed"
 )
 
 // What callers branch on.
 var (
 	ErrAccountNotFound = errors.New("account not found")
+	ErrAccountClosed   = errors.New("account closed")
 	ErrNumberTaken     = errors.New("account number taken")
 	ErrUserNotFound    = errors.New("user not found")
 	ErrKeyReused       = errors.New("idempotency key used for something else")
@@ -58,6 +72,7 @@ type Account struct {
 	Currency  string // ISO 4217
 	Balance   int64  // minor units
 	LastSeq   int64  // of its last transaction, 0 before the first
+	Status    AccountStatus
 	CreatedAt time.Time
 }
 

@@ -127,6 +127,7 @@ type modelAccount struct {
 	balance int64
 	history []string // as readSQL shows it
 	jobs    []*modelJob
+	status  ledger.AccountStatus
 	broken  bool // refuses refusedAmount
 }
 
@@ -179,13 +180,13 @@ func (b *bank) Open(rt *rapid.T) {
 	case err != nil:
 		return
 	case want == nil:
-		want = &modelAccount{id: got.ID, opening: o}
+		want = &modelAccount{id: got.ID, opening: o, status: ledger.Open}
 		if o.InitialDeposit > 0 {
 			want.record(ledger.Deposit, o.InitialDeposit)
 		}
 		b.opened = append(b.opened, want)
 	}
-	if got.ID != want.id || got.Balance != want.balance || got.LastSeq != int64(len(want.history)) {
+	if got.ID != want.id || got.Status != want.status || got.Balance != want.balance || got.LastSeq != int64(len(want.history)) {
 		rt.Fatalf("opened %+v, the model says id %d, balance %d, seq %d", got, want.id, want.balance, len(want.history))
 	}
 	b.touch(want)
@@ -521,22 +522,34 @@ func (b *bank) Replay(rt *rapid.T) {
 			jobs = append(jobs, other)
 		}
 	}
-	var ids []uuid.UUID
-	var wantErr error
 	for _, j := range jobs {
-		ids = append(ids, j.id)
+		var wantErr error
 		if !j.failed() {
 			wantErr = ledger.ErrNotFailed
 		}
-	}
-	if err := b.applier.Replay(b.t.Context(), ids); !errors.Is(err, wantErr) {
-		rt.Fatalf("replay: %v, the model says %v", err, wantErr)
-	}
-	if wantErr == nil {
-		for _, j := range jobs {
+		if err := ledger.NewOperator(b.pool, "ann").Replay(b.t.Context(), j.id, "a test"); !errors.Is(err, wantErr) {
+			rt.Fatalf("replay: %v, the model says %v", err, wantErr)
+		}
+		if wantErr == nil {
 			j.outcome, j.attempts = queued, 0
 		}
 	}
+}
+
+// SetStatus freezes an account, opens it again or, rarely, closes it.
+func (b *bank) SetStatus(rt *rapid.T) {
+	a := b.account(rt, func(a *modelAccount) bool { return a.status != ledger.Closed })
+	statuses := []ledger.AccountStatus{ledger.Open, ledger.Open, ledger.Frozen}
+	if oneIn(rt, 16) {
+		statuses = []ledger.AccountStatus{ledger.Closed}
+	}
+	status := rapid.SampledFrom(statuses).Draw(rt, "status")
+	changed, err := ledger.NewOperator(b.pool, "ann").SetStatus(b.t.Context(), a.opening.Number, status, "a test")
+	if err != nil || changed != (a.status != status) {
+		rt.Fatalf("make it %s: changed %t, %v; the model has it %s", status, changed, err, a.status)
+	}
+	a.status = status
+	b.touch(a)
 }
 
 // crimes are statements that break the ledger's rules. $1 is the account. The database refuses
@@ -557,6 +570,8 @@ var crimes = map[string]struct{ sql, needs string }{
 	"RequeueSucceeded": {`INSERT INTO queue SELECT account_id, position, job_id FROM transactions WHERE account_id = $1 AND job_id IS NOT NULL`, "succeeded"},
 	"FailSucceeded":    {`INSERT INTO failures SELECT account_id, position, job_id, 5, now(), 'internal_error' FROM transactions WHERE account_id = $1 AND job_id IS NOT NULL`, "succeeded"},
 	"RequeueRejected":  {`DELETE FROM rejections WHERE account_id = $1`, "rejected"},
+	"ReplayByItself":   {`DELETE FROM failures WHERE account_id = $1`, "failed"},
+	"StatusByItself":   {`UPDATE accounts SET status = (CASE status WHEN 'open' THEN 'frozen' ELSE 'open' END)::account_status WHERE id = $1`, ""},
 	"RejectFailed":     {`INSERT INTO rejections SELECT account_id, position, job_id, finished_at, failure FROM failures WHERE account_id = $1`, "failed"},
 	"ChangeRequest":    {`UPDATE jobs SET amount = 99999 WHERE id IN (SELECT job_id FROM queue WHERE account_id = $1)`, "queued"},
 	"JumpTheQueue":     {`UPDATE queue SET position = -position WHERE account_id = $1`, "queued"},
@@ -583,7 +598,7 @@ func (b *bank) Crime(rt *rapid.T) {
 // is in the order of its times, which must be that of its seq.
 const readSQL = `
 	SELECT concat_ws(E'\n',
-		format('balance %s seq %s', balance, last_seq),
+		format('%s balance %s seq %s', status, balance, last_seq),
 		(SELECT string_agg(format('%s %s %s is %s attempts %s%s', id, type, amount, concat_ws(' ',
 				status, 'seq', coalesce(seq::text, '-'), 'balance', coalesce(balance_after::text, '-'), 'failure', coalesce(failure, '-')),
 				attempts, CASE WHEN finished_at < created_at THEN ' before it was accepted' END), E'\n' ORDER BY position)
@@ -626,7 +641,7 @@ func (b *bank) compare(rt *rapid.T) {
 }
 
 func (a *modelAccount) String() string {
-	lines := []string{fmt.Sprintf("balance %d seq %d", a.balance, len(a.history))}
+	lines := []string{fmt.Sprintf("%s balance %d seq %d", a.status, a.balance, len(a.history))}
 	for _, j := range a.jobs {
 		lines = append(lines, fmt.Sprintf("%s %s %d is %s attempts %d", j.id, j.typ, j.amount, j.outcome, j.attempts))
 	}
@@ -676,6 +691,10 @@ var errKilled = errors.New("connection killed")
 // verdict returns why the bank rejects a job, or an empty string.
 func (a *modelAccount) verdict(j *modelJob) string {
 	switch {
+	case a.status == ledger.Frozen:
+		return ledger.AccountIsFrozen
+	case a.status == ledger.Closed:
+		return ledger.AccountIsClosed
 	case j.typ == ledger.Withdrawal && a.balance < j.amount:
 		return ledger.InsufficientFunds
 	case j.typ == ledger.Deposit && a.balance > ledger.MaxAmount-j.amount:

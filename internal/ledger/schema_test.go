@@ -20,7 +20,7 @@ func TestDatabaseRefuses(t *testing.T) {
 	rejected := ledgertest.Job(t, pool, account, ledger.Withdrawal, 1000)
 	apply(t, pool, rejected)
 	ledgertest.Job(t, pool, account, ledger.Deposit, 6)
-	for _, test := range slices.Concat(refusedAccounts, refusedTransactions, refusedJobs, refusedInArchive, refusedKeys) {
+	for _, test := range slices.Concat(refusedAccounts, refusedActions, refusedTransactions, refusedJobs, refusedInArchive, refusedKeys) {
 		t.Run(test.name, func(t *testing.T) {
 			_, err := pool.Exec(t.Context(), test.sql)
 			if err == nil || !strings.Contains(err.Error(), test.want) {
@@ -88,10 +88,34 @@ var refusedAccounts = []refusal{
 	{"CurrencyChanged", `UPDATE accounts SET currency = 'won'`, "keeps its terms"},
 	{"OpenedWithHalfAKey", `INSERT INTO accounts (user_id, number, currency, last_at, created_at, open_key) SELECT user_id, '1234', currency, now(), now(), 'k' FROM accounts`, "a key stands with its request"},
 	{"AccountBornWithASeq", `INSERT INTO accounts (user_id, number, currency, last_seq, last_at, created_at) SELECT user_id, '1234', currency, 5, now(), now() FROM accounts`, "moves only with its history"},
+	{"AccountBornFrozen", `INSERT INTO accounts (user_id, number, currency, status, last_at, created_at) SELECT user_id, '1234', currency, 'frozen', now(), now() FROM accounts`, "begins open"},
+	{"StatusByItself", `UPDATE accounts SET status = 'frozen'`, "changes by an operator's action"},
+	{"BalanceOfAFrozenAccount", freezeSQL + `UPDATE accounts SET balance = balance + 1, last_seq = last_seq + 1, last_at = now() + interval '1 hour'`, "on an open account"},
+	{"BalanceMovedWhileItIsOpened", freezeSQL + `UPDATE accounts SET balance = balance + 1, last_seq = last_seq + 1, last_at = now() + interval '1 hour', status = 'open'`, "changes by an operator's action"},
 	{"NumberTooShort", numberedSQL(`'abc'`), "a number is of 4 to 34"},
 	{"NumberTooLong", numberedSQL(`repeat('1', 35)`), "a number is of 4 to 34"},
 	{"NumberWithASpace", numberedSQL(`'12 34'`), "a number is of 4 to 34"},
 	{"NumberWithALineBreak", numberedSQL(`E'1234\n'`), "a number is of 4 to 34"},
+}
+
+// actSQL has an operator act on the one account, and freezeSQL freezes it.
+const (
+	actSQL    = `INSERT INTO operator_actions (account_id, person, reason, action) SELECT id, 'ann', 'x', `
+	freezeSQL = actSQL + `'freeze' FROM accounts; `
+)
+
+// refusedActions are actions of operators, and statements against them.
+var refusedActions = []refusal{
+	{"ClosedAccountOpened", actSQL + `'close' FROM accounts; ` + actSQL + `'unfreeze' FROM accounts`, "a closed account stays closed"},
+	{"ClosedAccountFrozen", actSQL + `'close' FROM accounts; ` + freezeSQL, "a closed account stays closed"},
+	{"ActionOnNoAccount", `INSERT INTO operator_actions (account_id, person, reason, action) VALUES (-1, 'ann', 'x', 'freeze')`, "account -1 is not there"},
+	{"ActionOfNoPerson", `INSERT INTO operator_actions (account_id, person, reason, action) SELECT id, '', 'x', 'freeze' FROM accounts`, "person_check"},
+	{"ActionWithoutReason", `INSERT INTO operator_actions (account_id, person, reason, action) SELECT id, 'ann', '', 'freeze' FROM accounts`, "reason_check"},
+	{"FreezeOfAJob", `INSERT INTO operator_actions (account_id, person, reason, action, job_id) SELECT account_id, 'ann', 'x', 'freeze', id FROM jobs LIMIT 1`, "operator_actions_check"},
+	{"ActionChanged", freezeSQL + `UPDATE operator_actions SET reason = 'other'`, "stays written"},
+	{"ActionDeleted", freezeSQL + `DELETE FROM operator_actions`, "stays written"},
+	{"ActionsTruncated", `TRUNCATE operator_actions`, "stays written"},
+	{"FailedJobReplayedByItself", finishedSQL(failSQL, "queue", `now(), 'x'`) + `; DELETE FROM failures`, "replayed by an operator's action"},
 }
 
 // refusedTransactions are statements against transactions.

@@ -21,7 +21,8 @@ type Verification struct {
 const progressEvery = 100_000
 
 // Verify recomputes every account from its history and compares the jobs with it, in one
-// consistent snapshot. It also checks the sequences and the guards. It streams the rows, so its
+// consistent snapshot. It also checks the statuses of the accounts against the operators' actions,
+// the sequences and the guards. It streams the rows, so its
 // memory is bounded. It calls report for each mismatch, and progress every progressEvery rows.
 func Verify(ctx context.Context, pool *pgxpool.Pool, report func(mismatch string), progress func(Verification)) (Verification, error) {
 	var v Verification
@@ -40,6 +41,9 @@ func Verify(ctx context.Context, pool *pgxpool.Pool, report func(mismatch string
 			return err
 		}
 		if err := verifyHistory(ctx, tx, &v, seen, mismatch); err != nil {
+			return err
+		}
+		if err := verifyStatuses(ctx, tx, mismatch); err != nil {
 			return err
 		}
 		if err := verifySequences(ctx, tx, mismatch); err != nil {
@@ -199,7 +203,48 @@ func verifyJobs(ctx context.Context, tx pgx.Tx, v *Verification, mismatch func(s
 	if err := tx.QueryRow(ctx, `SELECT (SELECT count(*) FROM jobs) + (SELECT count(*) FROM archived_jobs)`).Scan(&v.Jobs); err != nil {
 		return err
 	}
-	rows, err := tx.Query(ctx, jobsSQL)
+	return reportFaults(ctx, tx, jobsSQL, mismatch)
+}
+
+// statusesSQL recomputes the status of each account from the operators' actions, and returns what
+// does not agree: a status, an action that its account's status did not allow, a transaction while
+// the account was not open, and a rejection for a status that the account did not have before.
+const statusesSQL = `
+	WITH steps AS (
+		SELECT account_id, at, action, becomes,
+			coalesce(lag(becomes) OVER steps, 'open') AS was, coalesce(lead(at) OVER steps, 'infinity') AS until
+		FROM (
+			SELECT account_id, at, action,
+				CASE action WHEN 'freeze' THEN 'frozen' WHEN 'close' THEN 'closed' ELSE 'open' END::account_status AS becomes
+			FROM operator_actions WHERE action <> 'replay'
+		) actions
+		WINDOW steps AS (PARTITION BY account_id ORDER BY at)
+	), rejected AS NOT MATERIALIZED (
+		SELECT job_id, account_id, finished_at, failure FROM rejections WHERE failure IN ('account_frozen', 'account_closed') UNION ALL
+		SELECT id, account_id, finished_at, failure FROM archived_jobs WHERE failure IN ('account_frozen', 'account_closed')
+	)
+	SELECT 'account ' || number, 'is ' || status || ', its operators made it ' || coalesce(becomes, 'open')
+	FROM accounts LEFT JOIN steps ON account_id = id AND until = 'infinity'
+	WHERE status <> coalesce(becomes, 'open')
+	UNION ALL
+	SELECT 'action ' || action || ' of ' || at || ' on the account with id ' || account_id, 'found it ' || was
+	FROM steps WHERE was IN (becomes, 'closed')
+	UNION ALL
+	SELECT 'transaction ' || seq || ' of the account with id ' || account_id, 'happened while the account was ' || becomes
+	FROM steps JOIN transactions transaction USING (account_id)
+	WHERE becomes <> 'open' AND transaction.created_at > at AND transaction.created_at < until
+	UNION ALL
+	SELECT 'job ' || job_id, 'is rejected for a status that its account did not have'
+	FROM rejected WHERE NOT EXISTS (
+		SELECT FROM steps WHERE steps.account_id = rejected.account_id AND at < finished_at AND 'account_' || becomes = failure)`
+
+func verifyStatuses(ctx context.Context, tx pgx.Tx, mismatch func(string, ...any)) error {
+	return reportFaults(ctx, tx, statusesSQL, mismatch)
+}
+
+// reportFaults reports each row of a statement, a subject and its fault.
+func reportFaults(ctx context.Context, tx pgx.Tx, sql string, mismatch func(string, ...any)) error {
+	rows, err := tx.Query(ctx, sql)
 	if err != nil {
 		return err
 	}

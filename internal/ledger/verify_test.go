@@ -1,6 +1,7 @@
 package ledger_test
 
 import (
+	"fmt"
 	"strings"
 	"testing"
 
@@ -8,6 +9,12 @@ import (
 	"github.com/passbook/passbook/internal/ledger/ledgertest"
 	"github.com/passbook/passbook/internal/test/testenv"
 )
+
+// actedSQL inserts an action so many microseconds after the account's last transaction.
+func actedSQL(action string, after int) string {
+	return fmt.Sprintf(`INSERT INTO operator_actions (account_id, at, action, person, role, reason)
+		SELECT account_id, created_at + %d * interval '1 microsecond', '%s', 'ann', 'ann', 'x' FROM transactions WHERE seq = 3; `, after, action)
+}
 
 // Verify finds changes that were made with every guard disabled.
 func TestVerifyFinds(t *testing.T) {
@@ -41,6 +48,15 @@ func TestVerifyFinds(t *testing.T) {
 		{"JobInBothTables", `DELETE FROM jobs USING rejections WHERE id = job_id; DELETE FROM rejections; ` + toArchive + ` WHERE seq = 2`, "is archived, and still there"},
 		{"KeyOfAnArchivedJob", toArchive + ` WHERE seq = 2; DELETE FROM jobs USING archived_jobs a WHERE jobs.id = a.id;
 			UPDATE archived_jobs SET idempotency_key = (SELECT idempotency_key FROM job_states WHERE seq = 3)`, "has the key of an archived one"},
+		{"NothingWithActions", actedSQL("freeze", 1) + actedSQL("unfreeze", 2) + `SELECT 1`, ""},
+		{"StatusWithoutAnAction", `UPDATE accounts SET status = 'frozen'`, "is frozen, its operators made it open"},
+		{"ActionWithoutItsStatus", actedSQL("freeze", 1) + `SELECT 1`, "is open, its operators made it frozen"},
+		{"TransactionWhileFrozen", actedSQL("freeze", -1) + actedSQL("unfreeze", 1) + `SELECT 1`, "transaction 3 of the account with id 1 happened while the account was frozen"},
+		{"FrozenTwice", actedSQL("freeze", 1) + actedSQL("freeze", 2) + `UPDATE accounts SET status = 'frozen'`, "found it frozen"},
+		{"OpenAfterItsClose", actedSQL("close", 1) + actedSQL("unfreeze", 2) + `SELECT 1`, "found it closed"},
+		{"RejectedForAStatus", `UPDATE rejections SET failure = 'account_closed'`, "is rejected for a status that its account did not have"},
+		{"RejectedForAStatusInTheArchive", toArchive + ` WHERE status = 'rejected'; DELETE FROM jobs USING rejections WHERE id = job_id; DELETE FROM rejections;
+			UPDATE archived_jobs SET failure = 'account_frozen'`, "is rejected for a status that its account did not have"},
 		{"HistoryOfNoAccount", `INSERT INTO transactions (account_id, seq, type, amount, balance_after, created_at) VALUES (-1, 1, 'deposit', 1, 1, now())`, "belongs to no account"},
 	}
 	for _, test := range tests {

@@ -52,9 +52,7 @@ func TestHousekeeping(t *testing.T) {
 	if err := pool.QueryRow(t.Context(), `SELECT count(*) FROM sessions`).Scan(&sessions); err != nil || sessions != 0 {
 		t.Errorf("%d sessions, %v, want none", sessions, err)
 	}
-	if err := applier.Replay(t.Context(), []uuid.UUID{id}); err != nil {
-		t.Fatal(err)
-	}
+	ledgertest.Replay(t, pool, id)
 	wantFailed(0)
 }
 

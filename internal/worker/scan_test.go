@@ -4,7 +4,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/passbook/passbook/internal/ledger"
@@ -44,9 +43,7 @@ func TestSweepScansWhatIsKnown(t *testing.T) {
 	ledgertest.Job(t, s.pool, account(), ledger.Deposit, 1)
 	sweeps(settled, 2)
 	before := scans
-	if err := ledger.NewApplier(s.pool).Replay(t.Context(), []uuid.UUID{replayed}); err != nil {
-		t.Fatal(err)
-	}
+	ledgertest.Replay(t, s.pool, replayed)
 	sweeps(settled, 2)
 	if scans != before {
 		t.Errorf("%d full scans in %d sweeps, want none", scans-before, settled)

@@ -57,6 +57,22 @@ func Job(t testing.TB, pool *pgxpool.Pool, account ledger.Account, typ ledger.En
 	return id
 }
 
+// Replay queues a failed job again.
+func Replay(t testing.TB, pool *pgxpool.Pool, id uuid.UUID) {
+	t.Helper()
+	if err := ledger.NewOperator(pool, "a test").Replay(t.Context(), id, "a test"); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// SetStatus sets an account's status.
+func SetStatus(t testing.TB, pool *pgxpool.Pool, number string, status ledger.AccountStatus) {
+	t.Helper()
+	if _, err := ledger.NewOperator(pool, "a test").SetStatus(t.Context(), number, status, "a test"); err != nil {
+		t.Fatal(err)
+	}
+}
+
 // ToArchive copies jobs to the archive; a WHERE clause may follow. With the rules disabled the
 // jobs and their rejections stay, unless the test deletes them.
 const ToArchive = `INSERT INTO archived_jobs SELECT id, position, account_id, user_id, amount, created_at, finished_at, seq,
@@ -99,7 +115,7 @@ func Unguarded(t testing.TB, pool *pgxpool.Pool, sql string) {
 func UnguardedSQL(sql string) string {
 	const all = `DO $$ DECLARE guard record; BEGIN
 		FOR guard IN SELECT tgrelid::regclass AS owner, tgname AS name FROM pg_trigger
-			WHERE tgrelid = ANY ('{accounts,jobs,queue,rejections,failures,archived_jobs,transactions}'::regclass[]) AND NOT tgisinternal
+			WHERE tgrelid = ANY ('{accounts,jobs,queue,rejections,failures,archived_jobs,transactions,operator_actions}'::regclass[]) AND NOT tgisinternal
 		LOOP
 			EXECUTE format('ALTER TABLE %s %s TRIGGER %I', guard.owner, '~', guard.name);
 		END LOOP;

@@ -48,7 +48,6 @@ func environment(t *testing.T) []string {
 func TestVariables(t *testing.T) {
 	t.Parallel()
 	known := slices.Concat(makeVariables(repository(t)["Makefile"]), environment(t))
-	known = append(known, "JOB_ID") // of a usage
 	for _, d := range documents(t) {
 		for _, name := range all(`\b([A-Z][A-Z0-9]*(?:_[A-Z0-9]+)+)\b`, d.text) {
 			if !slices.Contains(known, name) {
@@ -74,25 +73,22 @@ func TestConfigurationTable(t *testing.T) {
 	}
 }
 
-// Every command of api and worker that a document names is in the usage of that program.
+// Every command of api and worker that a document names stands in the comment of that program.
 func TestCommands(t *testing.T) {
 	t.Parallel()
 	usages := map[string][]string{}
 	for _, program := range []string{"api", "worker"} {
-		text := sources(t, `^(cmd|internal/boot)/`)
-		for _, usage := range all(`usage: `+program+` \[([^\]]*)\]`, text) {
-			usages[program] = append(usages[program], strings.Split(usage, " | ")...)
-		}
+		usages[program] = all(`(?m)^//\t`+program+` ([a-z].*)$`, sources(t, `^cmd/`+program+`/main\.go$`))
 		if len(usages[program]) == 0 {
 			t.Fatalf("found no usage of %s", program)
 		}
 	}
 	for _, d := range documents(t) {
 		for _, program := range []string{"api", "worker"} {
-			for _, command := range all(`(?m)^`+program+` ([a-z]+(?: -[a-z]+)?)\b`, strings.Join(d.code(), "\n")) {
+			for _, command := range all(`(?m)^`+program+` ([a-z]+(?: [a-z]+)*(?: --[a-z]+)?)\b`, strings.Join(d.code(), "\n")) {
 				known := slices.ContainsFunc(usages[program], func(usage string) bool { return strings.HasPrefix(usage, command) })
 				if !known {
-					t.Errorf("%s names %s %s, which is not in its usage", d.path, program, command)
+					t.Errorf("%s names %s %s, which is not in its comment", d.path, program, command)
 				}
 			}
 		}

@@ -118,7 +118,8 @@ func (r crashRow) at() string {
 func TestEveryCrashPointHasARow(t *testing.T) {
 	t.Parallel()
 	for _, point := range failpoint.Points {
-		if !slices.ContainsFunc(crashes, func(row crashRow) bool { return row.point == point }) {
+		_, isOperators := operatorCrashes[point]
+		if !isOperators && !slices.ContainsFunc(crashes, func(row crashRow) bool { return row.point == point }) {
 			t.Errorf("nothing dies at %s", point)
 		}
 	}

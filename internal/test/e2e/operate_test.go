@@ -138,12 +138,12 @@ func checkArchiveArguments(t *testing.T, s *system) {
 		well bool
 		want string
 	}{
-		{[]string{"-before", "2020-01-01"}, true, "0 jobs archived"},
-		{[]string{"-before", yesterday}, false, "less than 30 days ago"},
-		{[]string{"-before", "soon"}, false, "neither a date"},
+		{[]string{"--before", "2020-01-01"}, true, "0 jobs archived"},
+		{[]string{"--before", yesterday}, false, "less than 30 days ago"},
+		{[]string{"--before", "soon"}, false, "neither a date"},
 		{nil, false, "usage"},
 	} {
-		archive := begin(t, "worker", s.env(), append([]string{"archive"}, test.args...)...)
+		archive := begin(t, "worker", s.operatorEnv(), append([]string{"archive"}, test.args...)...)
 		if err := archive.wait(); (err == nil) != test.well || !strings.Contains(archive.log(), test.want) {
 			t.Errorf("%v: %v, want %q:\n%s", test.args, err, test.want, archive.log())
 		}
@@ -167,7 +167,7 @@ func checkArchive(t *testing.T, s *system, admin *pgxpool.Pool, c *client, reque
 		}
 	}
 	read(&before)
-	archive := begin(t, "worker", s.env(), "archive", "-before", time.Now().AddDate(0, 0, -31).Format(time.DateOnly))
+	archive := begin(t, "worker", s.operatorEnv(), "archive", "--before", time.Now().AddDate(0, 0, -31).Format(time.DateOnly))
 	if err := archive.wait(); err != nil || !strings.Contains(archive.log(), "2 jobs archived") {
 		t.Errorf("%v, want 2 jobs archived:\n%s", err, archive.log())
 	}
@@ -179,7 +179,7 @@ func checkArchive(t *testing.T, s *system, admin *pgxpool.Pool, c *client, reque
 			t.Errorf("key %s answers with %s, %v; want job %s", req.key, again.ID, err, ids[i])
 		}
 	}
-	verify := begin(t, "worker", s.env(), "verify")
+	verify := begin(t, "worker", s.operatorEnv(), "verify")
 	if err := verify.wait(); err != nil || !strings.Contains(verify.log(), "3 jobs") {
 		t.Errorf("%v, want 3 jobs verified:\n%s", err, verify.log())
 	}
@@ -191,7 +191,7 @@ func checkReplay(t *testing.T, s *system, admin *pgxpool.Pool, c *client, id str
 	if _, err := admin.Exec(t.Context(), `ALTER TABLE transactions DROP CONSTRAINT unlucky`); err != nil {
 		t.Fatal(err)
 	}
-	replay := begin(t, "worker", s.env(), "replay", id)
+	replay := begin(t, "worker", s.operatorEnv(), "jobs", "replay", id)
 	if err := replay.wait(); err != nil {
 		t.Fatalf("%v\n%s", err, replay.log())
 	}
@@ -201,7 +201,7 @@ func checkReplay(t *testing.T, s *system, admin *pgxpool.Pool, c *client, id str
 	if want := "succeeded seq 3 balance 118"; job.outcome() != want {
 		t.Errorf("the replayed job: %s, want %s", job.outcome(), want)
 	}
-	again := begin(t, "worker", s.env(), "replay", id)
+	again := begin(t, "worker", s.operatorEnv(), "jobs", "replay", id)
 	if err := again.wait(); err == nil || !strings.Contains(again.log(), "not a failed job") {
 		t.Errorf("replay of a succeeded job: %v\n%s", err, again.log())
 	}

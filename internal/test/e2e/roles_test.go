@@ -6,6 +6,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -20,8 +21,7 @@ import (
 )
 
 // newServedSystem is a system as deploy/postgres/roles.sql sets it up: passbook_owner has
-// migrated, and all processes, the operator's too, log in as passbook_serving. admin is
-// the superuser's.
+// migrated, all processes log in as passbook_serving, and operators as passbook_operator. admin is the superuser's.
 func newServedSystem(t testing.TB, apis, workers int) (s *system, admin *pgxpool.Pool) {
 	t.Helper()
 	server := testenv.EmptyPostgresServer(t)
@@ -39,13 +39,17 @@ func newServedSystem(t testing.TB, apis, workers int) (s *system, admin *pgxpool
 		ledgertest.Exec(t, admin, string(roles))
 	}
 	grant()
-	ledgertest.Exec(t, admin, `ALTER ROLE passbook_owner LOGIN PASSWORD 'owner'; ALTER ROLE passbook_serving LOGIN PASSWORD 'serving'`)
+	ledgertest.Exec(t, admin, `ALTER ROLE passbook_owner LOGIN PASSWORD 'owner'; ALTER ROLE passbook_serving LOGIN PASSWORD 'serving';
+		ALTER ROLE passbook_operator LOGIN PASSWORD 'operator'`)
 	migrate := begin(t, "api", []string{"DATABASE_URL=" + asRole(t, server, "passbook_owner", "owner")}, "migrate")
 	if err := migrate.wait(); err != nil {
 		t.Fatalf("migrate: %v\n%s", err, migrate.log())
 	}
 	grant()
-	s = &system{t: t, postgres: server, databaseURL: asRole(t, server, "passbook_serving", "serving"), redis: testenv.RedisServer(t)}
+	s = &system{
+		t: t, postgres: server, redis: testenv.RedisServer(t),
+		databaseURL: asRole(t, server, "passbook_serving", "serving"), operatorURL: asRole(t, server, "passbook_operator", "operator"),
+	}
 	s.start(apis, workers)
 	return s, admin
 }
@@ -90,7 +94,10 @@ func TestServingRole(t *testing.T) {
 	if _, err := c.settle(0, jobRequest{a.Number, "deposits", 9, "queued"}); err != nil {
 		t.Fatal(err)
 	}
-	for _, sql := range forbidden {
+	for _, sql := range append(slices.Clone(forbidden),
+		`INSERT INTO operator_actions (account_id, action, person, reason) SELECT id, 'unfreeze', 'ann', 'x' FROM accounts`,
+		`SELECT archive_jobs(array_agg(id)) FROM jobs`,
+	) {
 		refuseAsServing(t, s, sql)
 	}
 	s.verify()
@@ -149,6 +156,10 @@ var forbidden = []string{
 	`CREATE OR REPLACE FUNCTION check_balance() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NEW; END'`,
 	`ALTER FUNCTION apply_job SECURITY INVOKER`, `DROP FUNCTION check_transaction CASCADE`,
 	`CREATE TABLE own (x int)`, `CREATE TEMP TABLE jobs (id uuid)`, `CREATE SCHEMA own`, `CREATE FUNCTION own() RETURNS int LANGUAGE sql AS 'SELECT 1'`,
+	// what operators do, and their record
+	`UPDATE accounts SET status = 'open'`, `UPDATE accounts SET status = 'frozen'`, `DELETE FROM failures`,
+	`INSERT INTO accounts (user_id, number, currency, status, last_at, created_at) SELECT user_id, 'cold', currency, 'frozen', now(), now() FROM accounts`,
+	`UPDATE operator_actions SET reason = 'x'`, `DELETE FROM operator_actions`, `TRUNCATE operator_actions`,
 	`SELECT setval('job_positions', 1)`, `SELECT setval('accounts_id_seq', 1)`, `ALTER SEQUENCE job_positions RESTART`,
 	`UPDATE passbook_schema_version SET is_applied = false`,
 	`SET ROLE passbook_owner`,

@@ -20,6 +20,7 @@ type system struct {
 	t           testing.TB
 	postgres    *local.Postgres
 	databaseURL string // where all processes find Postgres; empty for postgres's own
+	operatorURL string // where operators find it; empty for databaseURL
 	replicaURL  string // where APIs find histories; where empty, in Postgres
 	redis       *local.Redis
 	pool        *pgxpool.Pool // past the API, for what the API does not tell
@@ -138,7 +139,7 @@ func (s *system) verify() {
 		s.t.Fatal(err)
 	}
 	cmd := exec.CommandContext(s.t.Context(), filepath.Join(dir, "worker"), "verify")
-	cmd.Env = s.env()
+	cmd.Env = s.operatorEnv()
 	if out, err := cmd.CombinedOutput(); err != nil {
 		s.t.Errorf("worker verify: %v\n%s", err, out)
 	}

@@ -78,6 +78,12 @@ const (
 	DirectUnapplied Point = "direct-unapplied"
 	// DirectApplied is between the last of those applies and the next accounts.
 	DirectApplied Point = "direct-applied"
+
+	// ActionUncommitted is between an operator's action, which a command of the worker
+	// asks for, and its commit.
+	ActionUncommitted Point = "action-uncommitted"
+	// ActionCommitted is between that commit and the command's output.
+	ActionCommitted Point = "action-committed"
 )
 
 // Points lists every point. Each has a row in internal/test/e2e/crash_test.go.
@@ -90,6 +96,7 @@ var Points = []Point{
 	TaskHandled, RemainingUnwritten, RemainingWritten,
 	SweepTaskUnwritten, SweepTaskWritten,
 	DirectUnapplied, DirectApplied,
+	ActionUncommitted, ActionCommitted,
 }
 
 // KillMessage is what the process writes to stderr before it kills itself at the point.

@@ -14,33 +14,35 @@ type edit struct{ file, from, to string }
 
 // The files of the guards.
 const (
-	accept   = "internal/job/accept.go"
-	archive  = "internal/job/archive.go"
-	batches  = "internal/job/batch.go"
-	backlog  = "internal/job/backlog.go"
-	accounts = "internal/ledger/accounts.go"
-	apply    = "internal/ledger/apply.go"
-	pipeline = "internal/ledger/pipeline.go"
-	attempts = "internal/ledger/attempts.go"
-	replay   = "internal/ledger/replay.go"
-	open     = "internal/postgres/postgres.go"
-	pgErrors = "internal/postgres/errors.go"
-	schema   = "migrations/00001_schema.sql"
-	applying = "migrations/00002_apply_job.sql"
-	accepts  = "migrations/00003_accept_jobs.sql"
-	balances = "internal/statement/statement.go"
-	sweep    = "internal/worker/sweep.go"
-	scanning = "internal/worker/scan.go"
-	stalled  = "internal/worker/stalled.go"
-	direct   = "internal/worker/direct.go"
-	work     = "internal/worker/worker.go"
-	handler  = "internal/worker/apply.go"
-	notifier = "internal/queue/notifier.go"
-	wakeup   = "internal/queue/wakeup.go"
-	notices  = "internal/queue/notification.go"
-	pending  = "internal/queue/pending.go"
-	serving  = "internal/queue/server.go"
-	edge     = "internal/api/api.go"
+	accept    = "internal/job/accept.go"
+	archive   = "internal/job/archive.go"
+	batches   = "internal/job/batch.go"
+	backlog   = "internal/job/backlog.go"
+	accounts  = "internal/ledger/accounts.go"
+	apply     = "internal/ledger/apply.go"
+	pipeline  = "internal/ledger/pipeline.go"
+	attempts  = "internal/ledger/attempts.go"
+	operator  = "internal/ledger/operator.go"
+	verifying = "internal/ledger/verify.go"
+	roles     = "deploy/postgres/roles.sql"
+	open      = "internal/postgres/postgres.go"
+	pgErrors  = "internal/postgres/errors.go"
+	schema    = "migrations/00001_schema.sql"
+	applying  = "migrations/00002_apply_job.sql"
+	accepts   = "migrations/00003_accept_jobs.sql"
+	balances  = "internal/statement/statement.go"
+	sweep     = "internal/worker/sweep.go"
+	scanning  = "internal/worker/scan.go"
+	stalled   = "internal/worker/stalled.go"
+	direct    = "internal/worker/direct.go"
+	work      = "internal/worker/worker.go"
+	handler   = "internal/worker/apply.go"
+	notifier  = "internal/queue/notifier.go"
+	wakeup    = "internal/queue/wakeup.go"
+	notices   = "internal/queue/notification.go"
+	pending   = "internal/queue/pending.go"
+	serving   = "internal/queue/server.go"
+	edge      = "internal/api/api.go"
 
 	batchEdge = "internal/api/batch.go"
 
@@ -200,8 +202,8 @@ var mutations = []mutation{
 	},
 	{
 		"any job may be replayed", once,
-		[]edit{{replay, `if err == nil && tag.RowsAffected() == 0 {`, `if false {`}},
-		[]string{"-run=^TestApplyRefusedJob$ ./internal/ledger"},
+		[]edit{{operator, `if err == nil && !replayed {`, `if false && !replayed {`}},
+		[]string{"-run=^TestReplay$ ./internal/ledger"},
 	},
 
 	{
@@ -232,6 +234,71 @@ var mutations = []mutation{
 		[]string{refuses("(Amount|Position)Changed")},
 	},
 
+	{
+		"an apply does not look at the account's status", balanced,
+		[]edit{{applying, ` AND account_is = 'open'`, ``}},
+		[]string{"-run=^TestApplyByStatus$ ./internal/ledger"},
+	},
+	{
+		"the balance of a frozen account moves", balanced,
+		[]edit{{schema, `AND NEW.status OPERATOR(pg_catalog.=) 'open'`, ``}},
+		[]string{refuses("BalanceOfAFrozenAccount")},
+	},
+	{
+		"a status changes without an action", balanced,
+		[]edit{{schema, `WHEN (NEW.status IS DISTINCT FROM OLD.status AND pg_trigger_depth() = 0)`, `WHEN (false)`}},
+		[]string{refuses("StatusByItself"), "-run=^TestRoleWithEveryGrant$ ./internal/ledger"},
+	},
+	{
+		"a closed account opens again", balanced,
+		[]edit{{schema, `ELSIF was = 'closed' THEN`, `ELSIF false THEN`}},
+		[]string{refuses("ClosedAccount(Opened|Frozen)"), "-run=^TestSetStatus$ ./internal/ledger"},
+	},
+	{
+		"a freeze is dated before what it waited for", balanced,
+		[]edit{{schema, `WHERE id = NEW.account_id FOR NO KEY UPDATE;`, `WHERE id = NEW.account_id;`}},
+		[]string{"-run=^TestFreezeWaitsForAnApply$ ./internal/ledger"},
+	},
+	{
+		"an action is dated by the clock alone", balanced,
+		[]edit{{schema, `NEW.at := greatest(clock_timestamp(), last + interval '1 microsecond');`, `NEW.at := clock_timestamp();`}},
+		[]string{"-run=^TestActionsAreLaterThanTheHistory$ ./internal/ledger"},
+	},
+	{
+		"a transaction is dated before the action before it", balanced,
+		[]edit{{schema, `SET status = becomes, answered_until = NEW.at`, `SET status = becomes`}},
+		[]string{"-run=^TestActionsAreLaterThanTheHistory$ ./internal/ledger"},
+	},
+	{
+		"a replay leaves no row", once,
+		[]edit{{schema, `FOR EACH STATEMENT WHEN (pg_trigger_depth() = 0) EXECUTE FUNCTION refuse('a failed job`, `FOR EACH STATEMENT WHEN (false) EXECUTE FUNCTION refuse('a failed job`}},
+		[]string{refuses("FailedJobReplayedByItself"), "-run=^TestRoleWithEveryGrant$ ./internal/ledger"},
+	},
+	{
+		"the record of an action changes", balanced,
+		[]edit{{schema, `BEFORE UPDATE OR DELETE OR TRUNCATE ON operator_actions`, `BEFORE TRUNCATE ON operator_actions`}},
+		[]string{refuses("Action(Changed|Deleted)")},
+	},
+	{
+		"a serving process unfreezes accounts", balanced,
+		[]edit{{roles, `ON public.operator_actions TO passbook_operator;`, `ON public.operator_actions TO passbook_operator, passbook_serving;`}},
+		[]string{"-run=^TestServingRole$ ./internal/test/e2e"},
+	},
+	{
+		"a closed account takes jobs", balanced,
+		[]edit{{accepts, ` AND NOT closed AND remaining`, ` AND remaining`}},
+		[]string{"-run=^TestAcceptByStatus$ ./internal/job", "-run=^TestAcceptWhileTheAccountIsClosed$ ./internal/job"},
+	},
+	{
+		"a closed account takes batches", balanced,
+		[]edit{{accepts, ` AND NOT closed AND cardinality`, ` AND cardinality`}},
+		[]string{"-run=^TestAcceptBatchByStatus$ ./internal/job"},
+	},
+	{
+		"verify does not compare a status with its actions", balanced,
+		[]edit{{verifying, `WHERE status <> coalesce(becomes, 'open')`, `WHERE false`}},
+		[]string{"-run=^TestVerifyFinds$/^(StatusWithoutAnAction|ActionWithoutItsStatus)$ ./internal/ledger"},
+	},
 	{
 		"a withdrawal takes what is not there", balanced,
 		[]edit{{applying, `IF total BETWEEN 0 AND max_balance`, `IF total <= max_balance`}},
@@ -794,7 +861,7 @@ var mutations = []mutation{
 	{
 		"every role may apply jobs and deposit", balanced,
 		[]edit{
-			{schema, `REVOKE EXECUTE ON FUNCTION archive_jobs, close_history, deposit_initial, leave_queue, enter_queue, replay_job FROM PUBLIC;`, ``},
+			{schema, `REVOKE EXECUTE ON FUNCTION archive_jobs, close_history, deposit_initial, leave_queue, enter_queue, replay_job, stamp_failure FROM PUBLIC;`, ``},
 			{applying, `REVOKE EXECUTE ON FUNCTION apply_job FROM PUBLIC;`, ``},
 		},
 		[]string{"-run=^TestRoleWithEveryGrant$ ./internal/ledger"},

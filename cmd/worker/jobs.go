@@ -1,0 +1,101 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"text/tabwriter"
+	"time"
+
+	"github.com/google/uuid"
+
+	"github.com/passbook/passbook/internal/ledger"
+)
+
+type jobsCommands struct {
+	Failed failedCommand `cmd:"" help:"List the failed jobs with account, reason and attempts, the oldest first."`
+	Replay replayCommand `cmd:"" help:"Queue failed jobs again, at their old positions. Says for each whether it could. Exits 1 where one could not."`
+}
+
+type failedCommand struct{}
+
+// Run lists the failed jobs, a line each.
+func (failedCommand) Run(i *invocation) error {
+	pool, err := i.open()
+	if err != nil {
+		return err
+	}
+	defer pool.Close()
+	table := i.table("JOB\tACCOUNT\tTYPE\tAMOUNT\tATTEMPTS\tFAILED\tREASON")
+	n := 0
+	err = ledger.NewOperator(pool, "").FailedJobs(i.ctx, func(f ledger.FailedJob) {
+		n++
+		fmt.Fprintf(table, "%s\t%s\t%s\t%d\t%d\t%s\t%s\n", f.ID, account(f), f.Type, f.Amount, f.Attempts, f.FailedAt.UTC().Format(time.RFC3339), reason(f))
+	})
+	if err := errors.Join(err, table.Flush()); err != nil {
+		return err
+	}
+	i.say("%d jobs are failed", n)
+	return nil
+}
+
+// account names the account of a failed job, with its status where jobs would be rejected.
+func account(f ledger.FailedJob) string {
+	switch {
+	case f.Account == nil:
+		return "(lost)"
+	case *f.AccountIs != ledger.Open:
+		return fmt.Sprintf("%s (%s)", *f.Account, *f.AccountIs)
+	}
+	return *f.Account
+}
+
+// reason is the code that the client sees, and Postgres's error where the job has kept it.
+func reason(f ledger.FailedJob) string {
+	if f.Detail == nil {
+		return f.Failure
+	}
+	return fmt.Sprintf("%s: %q", f.Failure, *f.Detail)
+}
+
+type replayCommand struct {
+	IDs    []uuid.UUID `arg:"" name:"id" help:"The jobs' ids."`
+	By     string      `placeholder:"NAME" help:"Who does this, for the record; the operating system's user where absent."`
+	Reason string      `default:"its reason is fixed" placeholder:"TEXT" help:"Why, for the record."`
+}
+
+// Run replays each job in a transaction of its own, and says of each what happened. A kill leaves
+// the jobs before it replayed. The same command again says that they are no longer failed. The
+// sweep notifies the workers.
+func (c replayCommand) Run(i *invocation) error {
+	pool, err := i.open()
+	if err != nil {
+		return err
+	}
+	defer pool.Close()
+	operator, failed := ledger.NewOperator(pool, person(c.By)), 0
+	for _, id := range c.IDs {
+		err := operator.Replay(i.ctx, id, c.Reason)
+		switch {
+		case err == nil:
+			i.say("%s is queued again", id)
+			continue
+		case errors.Is(err, ledger.ErrNotFailed), errors.Is(err, ledger.ErrJobNotFound):
+			i.say("%s is not replayed: %v", id, err)
+			failed++
+		default:
+			return err
+		}
+	}
+	if failed > 0 {
+		return fmt.Errorf("%d of %d jobs could not be replayed", failed, len(c.IDs))
+	}
+	return nil
+}
+
+// table begins a table on stdout with its head.
+func (i *invocation) table(head string) *tabwriter.Writer {
+	const space = 2
+	table := tabwriter.NewWriter(i.stdout, 0, 0, space, ' ', 0)
+	fmt.Fprintln(table, head)
+	return table
+}
