@@ -15,5 +15,5 @@ var Statements = map[string]struct {
 	"done":  {SQL: applySQL, Args: []any{MaxAmount, maxCounted, true}, Steps: 2, Done: true},
 	"lock":  {SQL: lockSQL},
 	"count": {SQL: countSQL, Steps: 2},
-	"fail":  {SQL: failSQL, Steps: 2},
+	"fail":  {SQL: failSQL, Args: []any{"x"}, Steps: 2},
 }
