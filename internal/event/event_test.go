@@ -168,9 +168,7 @@ func TestRead(t *testing.T) {
 	t.Run("Replayed", func(t *testing.T) {
 		b.t = t
 		id := uuid.MustParse(strings.TrimPrefix(b.want[4], "failed internal_error "))
-		if err := ledger.NewApplier(b.pool).Replay(t.Context(), []uuid.UUID{id}); err != nil {
-			t.Fatal(err)
-		}
+		ledgertest.Replay(t, b.pool, id)
 		b.finish(id)
 		b.want = append(slices.Delete(b.want, 4, 5), fmt.Sprintf("failed internal_error %s", id))
 		check(t)
