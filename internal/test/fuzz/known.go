@@ -13,7 +13,7 @@ type known map[string][]any
 
 // aliases are names of the same thing.
 var aliases = map[string]string{
-	"account": "number", "next_cursor": "cursor", "last_seq": "seq", "last_event_id": "seq", "current_password": "password",
+	"account": "number", "new_password": "password", "next_cursor": "cursor", "last_seq": "seq", "last_event_id": "seq", "current_password": "password",
 	"finished_at": "created_at", "at": "created_at", "from": "created_at", "to": "created_at", "if_none_match": "etag",
 }
 
