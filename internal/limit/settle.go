@@ -1,0 +1,175 @@
+package limit
+
+import (
+	"context"
+	"math"
+	"time"
+
+	redisrate "github.com/go-redis/redis_rate/v10"
+	"golang.org/x/sync/errgroup"
+)
+
+const (
+	// settleEvery is how often Run looks for what must be settled: a new key, one that owes
+	// 1/settleShare of its quota, and one that has owed for longestDebt.
+	settleEvery = 100 * time.Millisecond
+	settleShare = 100
+	longestDebt = 5 * time.Second
+	// settling bounds the questions to Redis at once.
+	settling = 4
+	// settleTimeout bounds one question in the background, shareTimeout one that a request waits
+	// for. After a question without an answer Run asks none for awayPause.
+	settleTimeout = time.Second
+	shareTimeout  = 250 * time.Millisecond
+	awayPause     = time.Second
+)
+
+// Run settles with Redis until ctx ends. A crash loses what was not settled: the keys gain that
+// much of their quota.
+func (l *Limiter) Run(ctx context.Context) error {
+	if l == nil {
+		return nil
+	}
+	tick := time.NewTicker(settleEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-tick.C:
+			l.settle(ctx)
+		case <-ctx.Done():
+			return nil
+		}
+	}
+}
+
+// settle settles every bucket that is due. It stops at the first question without an answer.
+func (l *Limiter) settle(ctx context.Context) {
+	due := l.due()
+	if len(due) == 0 {
+		return
+	}
+	asking, cancel := context.WithTimeout(ctx, settleTimeout)
+	defer cancel()
+	group, asking := errgroup.WithContext(asking)
+	group.SetLimit(settling)
+	for _, b := range due {
+		if asking.Err() != nil {
+			break
+		}
+		group.Go(func() error {
+			_, err := l.exchange(asking, b, 0)
+			return err
+		})
+	}
+	if err := group.Wait(); ctx.Err() == nil {
+		l.note(err)
+	}
+}
+
+// due returns the buckets to settle now.
+func (l *Limiter) due() (due []*bucket) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	now := l.cfg.Now()
+	if now.Before(l.again) {
+		return nil
+	}
+	for b := range l.owing {
+		if b.isNew || b.owed >= max(1, l.cfg.Most/settleShare) || now.Sub(b.since) >= longestDebt {
+			due = append(due, b)
+		}
+	}
+	return due
+}
+
+// TakeShared is Take, and asks Redis before it allows a request: for requests that are dear, and
+// have a small quota. Where Redis does not answer in shareTimeout, this process decides.
+func (l *Limiter) TakeShared(ctx context.Context, key string) State {
+	if l == nil || l.isAway() {
+		return l.Take(key)
+	}
+	l.mu.Lock()
+	b := l.bucket(key)
+	allowed := b.tokens.AllowN(l.cfg.Now(), 1)
+	l.mu.Unlock()
+	if allowed {
+		asking, cancel := context.WithTimeout(ctx, shareTimeout)
+		defer cancel()
+		var err error
+		if allowed, err = l.exchange(asking, b, 1); ctx.Err() == nil {
+			l.note(err)
+		}
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.state(b, l.cfg.Now(), allowed)
+}
+
+// isAway reports whether Redis has just not answered.
+func (l *Limiter) isAway() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.cfg.Now().Before(l.again)
+}
+
+// exchange takes from the bucket in Redis what b owes, and a token for one request more where asked
+// is 1. It lowers b to what is left there. It reports whether that request is allowed, which it is
+// where Redis does not answer.
+//
+// A crash before the answer may have taken the tokens from Redis: the key has that much less until
+// it regains them.
+func (l *Limiter) exchange(ctx context.Context, b *bucket, asked int) (allowed bool, err error) {
+	claimed := l.claim(b, asked) + asked
+	if claimed == 0 {
+		return true, nil
+	}
+	quota := redisrate.Limit{Rate: l.cfg.Most, Burst: l.cfg.Most, Period: l.cfg.Per}
+	left, err := l.shared.AllowAtMost(ctx, l.name(b.key), quota, claimed)
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	now := l.cfg.Now()
+	if err != nil {
+		l.owe(b, claimed, now)
+		return true, err
+	}
+	b.isNew = false
+	missing := claimed - left.Allowed
+	allowed = missing == 0
+	if !allowed {
+		missing -= asked // a request that is refused owes nothing
+	}
+	l.owe(b, missing, now)
+	if excess := int(b.tokens.TokensAt(now)) - (left.Remaining - b.owed); excess > 0 {
+		b.tokens.ReserveN(now, min(excess, l.cfg.Most))
+	}
+	return allowed, nil
+}
+
+// claim takes over what b owes, at most what it lacks beside what is asked: the rest it has regained.
+// So a long outage of Redis leaves no debt that has been paid by waiting.
+func (l *Limiter) claim(b *bucket, asked int) int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	lacks := int(math.Ceil(float64(l.cfg.Most)-b.tokens.TokensAt(l.cfg.Now()))) - asked
+	owed := max(0, min(b.owed, lacks))
+	b.owed = 0
+	delete(l.owing, b)
+	return owed
+}
+
+// note notes whether Redis answers, and logs when that changes.
+func (l *Limiter) note(err error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	was := l.isLocal
+	l.isLocal = err != nil
+	switch {
+	case err != nil:
+		l.again = l.cfg.Now().Add(awayPause)
+		if !was {
+			l.cfg.Log.Warn("can't count in Redis; each process holds the limit by itself", "limit", l.cfg.Name, "error", err)
+		}
+	case was:
+		l.cfg.Log.Info("counting in Redis again", "limit", l.cfg.Name)
+	}
+}
