@@ -33,7 +33,11 @@ type Opening struct {
 
 // Accounts opens accounts and reads them.
 type Accounts struct {
-	pool *pgxpool.Pool
+	// MaxPerUser is how many accounts a user may open; 0 for no bound. Set it before the first Open.
+	MaxPerUser int
+
+	pool  *pgxpool.Pool
+	locks postgres.LockRetries // of a user's openings
 }
 
 // NewAccounts keeps accounts in the database behind pool.
@@ -44,9 +48,11 @@ func NewAccounts(pool *pgxpool.Pool) *Accounts {
 // Open opens an account; an initial deposit becomes its transaction 1 in the same database
 // transaction. The same opening with the same key returns the account that the key opened, and
 // replayed. ErrKeyReused where the key was used for something else, ErrNumberTaken where another
-// account has the number, ErrUserNotFound where the user does not exist, ErrKeyBusy, at once,
-// while another request has the key: then nothing happened. A new account is durable when Open
-// returns. The caller confirms what a replay shows, as after any read.
+// account has the number, ErrTooManyAccounts where the user has MaxPerUser accounts,
+// ErrUserNotFound where the user does not exist, ErrKeyBusy, at once, while another request has
+// the key, postgres.ErrLocked where too many openings of the user are under way: then nothing
+// happened. A new account is durable when Open returns. The caller confirms what a replay shows, as
+// after any read.
 //
 // A crash before the commit leaves nothing. A crash after it leaves the account; the client has
 // no response and sends the same key again.
@@ -56,10 +62,12 @@ func (a *Accounts) Open(ctx context.Context, opening Opening) (account Account, 
 		if number == "" {
 			number = makeNumber()
 		}
-		err = postgres.InTx(ctx, a.pool, func(tx pgx.Tx) error {
-			account, replayed, err = open(ctx, tx, opening, number)
-			failpoint.Hit(failpoint.OpenUncommitted)
-			return err
+		err = a.locks.Do(ctx, opening.UserID.String(), func() error {
+			return postgres.InTx(ctx, a.pool, func(tx pgx.Tx) error {
+				account, replayed, err = a.open(ctx, tx, opening, number)
+				failpoint.Hit(failpoint.OpenUncommitted)
+				return err
+			})
 		})
 		if opening.Number != "" || !errors.Is(err, ErrNumberTaken) {
 			break
@@ -75,24 +83,14 @@ func (a *Accounts) Open(ctx context.Context, opening Opening) (account Account, 
 	return account, replayed, nil
 }
 
-func open(ctx context.Context, tx pgx.Tx, opening Opening, number string) (Account, bool, error) {
-	if opening.Key != "" {
-		// No job may be accepted with this key until the commit. The lock has a statement
-		// of its own, so that the insert takes its snapshot after it. It does not wait:
-		// else all requests with one key would each hold a connection, up to the whole pool.
-		const lockSQL = `SELECT pg_try_advisory_xact_lock($1)`
-		var locked bool
-		if err := tx.QueryRow(ctx, lockSQL, KeyLock(opening.UserID, opening.Key)).Scan(&locked); err != nil {
-			return Account{}, false, fmt.Errorf("lock key: %w", err)
-		}
-		if !locked {
-			return Account{}, false, ErrKeyBusy
-		}
+func (a *Accounts) open(ctx context.Context, tx pgx.Tx, opening Opening, number string) (Account, bool, error) {
+	if err := a.lock(ctx, tx, opening); err != nil {
+		return Account{}, false, err
 	}
-	account, err := insertAccount(ctx, tx, opening, number)
+	account, err := insertAccount(ctx, tx, opening, number, a.MaxPerUser)
 	switch {
-	case errors.Is(err, pgx.ErrNoRows): // the key or the number is taken
-		return openedBefore(ctx, tx, opening)
+	case errors.Is(err, pgx.ErrNoRows): // the key or the number is taken, or the user has all accounts
+		return openedBefore(ctx, tx, opening, a.MaxPerUser)
 	case err != nil:
 		return Account{}, false, err
 	case opening.InitialDeposit == 0:
@@ -102,30 +100,58 @@ func open(ctx context.Context, tx pgx.Tx, opening Opening, number string) (Accou
 	return account, false, err
 }
 
+// lock takes the lock of the opening's key, until whose end no job is accepted with the key, and the
+// lock of the user's openings, under which they are counted. The locks have a statement of their
+// own, so that the insert takes its snapshot after it. It does not wait: else all openings
+// of one user would each hold a connection, up to the whole pool.
+func (a *Accounts) lock(ctx context.Context, tx pgx.Tx, opening Opening) error {
+	if opening.Key == "" && a.MaxPerUser == 0 {
+		return nil
+	}
+	const sql = `SELECT $1 OR pg_try_advisory_xact_lock($2), $3 OR pg_try_advisory_xact_lock($4)`
+	var key, user bool
+	err := tx.QueryRow(ctx, sql, opening.Key == "", KeyLock(opening.UserID, opening.Key),
+		a.MaxPerUser == 0, KeyLock(opening.UserID, openings)).Scan(&key, &user)
+	switch {
+	case err != nil:
+		return fmt.Errorf("lock key and openings: %w", err)
+	case !key:
+		return ErrKeyBusy
+	case !user:
+		return postgres.ErrLocked
+	}
+	return nil
+}
+
+// openings stands for a user's openings in KeyLock. No client's key is empty.
+const openings = ""
+
 const accountColumns = `accounts.id, number, currency, balance, last_seq, status, accounts.created_at`
 
 // readSQL reads accounts as postgres.Showing wants them.
 const readSQL = `SELECT ` + accountColumns + `, accounts.xmin, ` + postgres.ShownSQL + ` FROM accounts`
 
-// insertAccount returns pgx.ErrNoRows if an account has the number, or an account or a job has
-// the key. The caller has the key's lock, so the statement sees all that the key has made. Any
-// other conflict is an error, such as an id that the sequence gives again. If another transaction
-// has inserted the number and not committed yet, the statement waits for it with its connection,
-// for the few statements until that commit.
-func insertAccount(ctx context.Context, tx pgx.Tx, opening Opening, number string) (Account, error) {
+// insertAccount returns pgx.ErrNoRows if an account has the number, an account or a job has the
+// key, or the user has maxPerUser accounts. The caller has the locks of the key and of the user's
+// openings, so the statement sees all that the key and the user have made. Any other conflict is
+// an error, such as an id that the sequence gives again. If another transaction has inserted the
+// number and not committed yet, the statement waits for it with its connection, for the few
+// statements until that commit.
+func insertAccount(ctx context.Context, tx pgx.Tx, opening Opening, number string, maxPerUser int) (Account, error) {
 	const sql = `
 		INSERT INTO accounts (user_id, number, currency, open_key, open_request, last_at, created_at)
 		SELECT $1, $2, $3, nullif($4, ''), $5, now(), now()
 		WHERE NOT EXISTS (SELECT FROM jobs WHERE user_id = $1 AND idempotency_key = $4)
 			AND NOT EXISTS (SELECT FROM archived_jobs WHERE user_id = $1 AND idempotency_key = $4)
 			AND NOT EXISTS (SELECT FROM accounts WHERE user_id = $1 AND open_key = $4)
+			AND ($6::bigint = 0 OR (SELECT count(*) FROM accounts WHERE user_id = $1) < $6)
 		ON CONFLICT (number) DO NOTHING
 		RETURNING ` + accountColumns
 	var request []byte
 	if opening.Key != "" {
 		request = opening.fingerprint()
 	}
-	rows, _ := tx.Query(ctx, sql, opening.UserID, number, opening.Currency, opening.Key, request) // CollectExactlyOneRow returns its error
+	rows, _ := tx.Query(ctx, sql, opening.UserID, number, opening.Currency, opening.Key, request, maxPerUser) // CollectExactlyOneRow returns its error
 	account, err := pgx.CollectExactlyOneRow(rows, pgx.RowToStructByPos[Account])
 	if pg, ok := errors.AsType[*pgconn.PgError](err); ok && pg.ConstraintName == "accounts_user_id_fkey" {
 		return Account{}, ErrUserNotFound
@@ -135,7 +161,7 @@ func insertAccount(ctx context.Context, tx pgx.Tx, opening Opening, number strin
 
 // openedBefore returns the account that the key has opened, or the error that says why
 // insertAccount inserted nothing. Its statements see what the insert waited for.
-func openedBefore(ctx context.Context, tx pgx.Tx, opening Opening) (Account, bool, error) {
+func openedBefore(ctx context.Context, tx pgx.Tx, opening Opening, maxPerUser int) (Account, bool, error) {
 	const keySQL = `
 		SELECT open_request FROM accounts WHERE user_id = $1 AND open_key = $2
 		UNION ALL
@@ -146,7 +172,7 @@ func openedBefore(ctx context.Context, tx pgx.Tx, opening Opening) (Account, boo
 	err := tx.QueryRow(ctx, keySQL, opening.UserID, opening.Key).Scan(&request)
 	switch {
 	case errors.Is(err, pgx.ErrNoRows):
-		return Account{}, false, ErrNumberTaken
+		return Account{}, false, refusal(ctx, tx, opening, maxPerUser)
 	case err != nil:
 		return Account{}, false, fmt.Errorf("read opening key: %w", err)
 	case !bytes.Equal(request, opening.fingerprint()):
@@ -155,6 +181,19 @@ func openedBefore(ctx context.Context, tx pgx.Tx, opening Opening) (Account, boo
 	const sql = readSQL + ` WHERE user_id = $1 AND open_key = $2`
 	account, err := readAccount(ctx, tx, sql, opening.UserID, opening.Key)
 	return account, true, err
+}
+
+// refusal returns the error of an opening that found its key unused.
+func refusal(ctx context.Context, tx pgx.Tx, opening Opening, maxPerUser int) error {
+	const sql = `SELECT $2::bigint > 0 AND count(*) >= $2 FROM accounts WHERE user_id = $1`
+	var full bool
+	if err := tx.QueryRow(ctx, sql, opening.UserID, maxPerUser).Scan(&full); err != nil {
+		return fmt.Errorf("count accounts: %w", err)
+	}
+	if full {
+		return ErrTooManyAccounts
+	}
+	return ErrNumberTaken
 }
 
 func depositInitial(ctx context.Context, tx pgx.Tx, account Account, amount int64) (Account, error) {

@@ -1,11 +1,16 @@
 package ledger_test
 
 import (
+	"context"
 	"errors"
 	"testing"
+	"time"
+
+	"github.com/google/uuid"
 
 	"github.com/passbook/passbook/internal/ledger"
 	"github.com/passbook/passbook/internal/ledger/ledgertest"
+	"github.com/passbook/passbook/internal/postgres"
 	"github.com/passbook/passbook/internal/test/testenv"
 )
 
@@ -26,4 +31,56 @@ func TestOpenWithAJobsKey(t *testing.T) {
 	apply(t, pool, id)
 	ledgertest.Exec(t, pool, ledgertest.ToArchive+`; DELETE FROM jobs`)
 	open("archived")
+}
+
+// Openings of a user in several processes count each other, before their commits too.
+func TestOpen_MaxPerUser(t *testing.T) {
+	t.Parallel()
+	pool := testenv.Pool(t)
+	user, other := ledgertest.User(t, pool), ledgertest.User(t, pool)
+	ledgertest.Exec(t, pool, `
+		CREATE FUNCTION wait_for_test() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN PERFORM pg_advisory_xact_lock_shared(42); RETURN NEW; END';
+		CREATE TRIGGER wait_for_test BEFORE INSERT ON accounts FOR EACH ROW EXECUTE FUNCTION wait_for_test()`)
+	process := func() *ledger.Accounts {
+		accounts := ledger.NewAccounts(pool)
+		accounts.MaxPerUser = 1
+		return accounts
+	}
+	open := func(ctx context.Context, user uuid.UUID) error {
+		_, _, err := process().Open(ctx, ledger.Opening{UserID: user, Currency: "KRW"})
+		return err
+	}
+	holding, err := pool.Begin(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := holding.Exec(t.Context(), `SELECT pg_advisory_xact_lock(42)`); err != nil {
+		t.Fatal(err)
+	}
+	first := make(chan error, 1)
+	go func() { first <- open(t.Context(), user) }()
+	const waiting = `SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND objid = 42 AND NOT granted`
+	testenv.Eventually(t, "the first opening to be uncommitted", func() bool {
+		var n int
+		err := pool.QueryRow(t.Context(), waiting).Scan(&n)
+		return err == nil && n == 1
+	})
+
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second) // more than an opening tries
+	defer cancel()
+	if err := open(ctx, user); !errors.Is(err, postgres.ErrLocked) {
+		t.Errorf("beside an uncommitted opening: %v, want %v", err, postgres.ErrLocked)
+	}
+	if err := holding.Rollback(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-first; err != nil {
+		t.Errorf("the first opening: %v", err)
+	}
+	if err := open(t.Context(), user); !errors.Is(err, ledger.ErrTooManyAccounts) {
+		t.Errorf("the second opening: %v, want %v", err, ledger.ErrTooManyAccounts)
+	}
+	if err := open(t.Context(), other); err != nil {
+		t.Errorf("another user's: %v", err)
+	}
 }

@@ -59,6 +59,7 @@ var (
 	ErrAccountNotFound = errors.New("account not found")
 	ErrAccountClosed   = errors.New("account closed")
 	ErrNumberTaken     = errors.New("account number taken")
+	ErrTooManyAccounts = errors.New("user has as many accounts as allowed")
 	ErrUserNotFound    = errors.New("user not found")
 	ErrKeyReused       = errors.New("idempotency key used for something else")
 	ErrKeyBusy         = errors.New("idempotency key is that of a request under way")
