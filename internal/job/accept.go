@@ -28,7 +28,8 @@ const (
 	slowInsert = 10 * time.Millisecond
 	// committers bounds how many inserts run at once.
 	committers = 2
-	// maxWaiting is how many accepts may wait for a committer.
+	// maxWaiting is how many accepts may wait for a committer; fewer where batches are slow
+	// (overload.go).
 	maxWaiting = 1024
 	// acceptTimeout is how long an accept may take before it returns
 	// ErrUnavailable. The job may be committed nevertheless.
@@ -60,6 +61,7 @@ type Acceptor struct {
 	capacities *capacities
 	requests   chan *request
 	batches    chan *batchRequest
+	pace       pace
 }
 
 // NewAcceptor accepts jobs into the database behind pool and notifies the workers.
@@ -92,10 +94,11 @@ type result struct {
 
 // Accept commits the job and returns it. The same request with the same key returns
 // the job that the key made, and replayed. ErrAccountNotFound for an account that is
-// not the caller's, ErrAccountClosed for one that takes no new job, ErrKeyReused for a key that was used for something else, ErrKeyBusy
-// while an opening or a move to the archive has the key, ErrQueueFull where the account
-// has too many queued jobs: then nothing happened. After any other error the job may be
-// committed or not; the same request with the same key shows it.
+// not the caller's, ErrAccountClosed for one that takes no new job, ErrKeyReused for a key that
+// was used for something else, ErrKeyBusy while an opening or a move to the archive has the key, ErrQueueFull where the account
+// has too many queued jobs, ErrOverloaded, at once, while too many accepts wait: then nothing
+// happened. After any other error the job may be committed or not; the same request with the
+// same key shows it.
 //
 // A crash before the insert is sent leaves nothing. A crash while Postgres runs the
 // insert leaves the job or nothing; the client has no response and repeats the request.
@@ -107,11 +110,14 @@ func (a *Acceptor) Accept(ctx context.Context, req Request) (job Job, replayed b
 	if err != nil {
 		return Job{}, false, fmt.Errorf("make job id: %w", err)
 	}
+	if a.IsOverloaded() {
+		return Job{}, false, ErrOverloaded
+	}
 	accept := &request{Request: req, ctx: ctx, id: id, result: make(chan result, 1)}
 	select {
 	case a.requests <- accept:
-	case <-ctx.Done():
-		return Job{}, false, ErrUnavailable
+	default:
+		return Job{}, false, ErrOverloaded
 	}
 	select {
 	case result := <-accept.result:
@@ -161,11 +167,14 @@ func (a *Acceptor) commitNext(ctx context.Context, mayCollect chan struct{}) (co
 	slow := time.AfterFunc(slowInsert, release)
 	defer slow.Stop()
 	failpoint.Hit(failpoint.AcceptCollected)
+	began := time.Now()
+	a.pace.begin(began)
 	if whole != nil {
 		a.commitBatch(ctx, whole)
 	} else {
 		a.commit(ctx, batch)
 	}
+	a.pace.end(began, time.Now())
 	return true
 }
 

@@ -264,7 +264,7 @@ func TestAcceptOverlappingBatches(t *testing.T) {
 	pool := testenv.Pool(t)
 	user := ledgertest.User(t, pool)
 	account := ledgertest.Account(t, pool, user, 0)
-	const keys, processes = 300, 3
+	const keys, processes = 240, 3
 	var group errgroup.Group
 	for process := range processes {
 		a, _ := acceptor(t, pool, manyQueued)

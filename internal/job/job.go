@@ -40,6 +40,7 @@ var (
 	ErrKeyReused       = ledger.ErrKeyReused
 	ErrKeyBusy         = ledger.ErrKeyBusy
 	ErrQueueFull       = errors.New("account has too many queued jobs")
+	ErrOverloaded      = errors.New("too many requests wait to be accepted")
 	ErrUnavailable     = errors.New("not accepted in time")
 )
 
