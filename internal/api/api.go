@@ -270,33 +270,38 @@ type (
 	routeKey     struct{}
 )
 
-// handler does what all routes have in common: the time limit, the access token, the check of
-// the query where the route takes no parameters, the wait until what the answer shows is durable,
-// and the wait for a job to finish.
+// handler answers the requests of a route. A request that waits for a job does so afterwards, so
+// that nothing that bounds the others counts it.
 func (a *API) handler(r route) fiber.Handler {
 	return func(c *fiber.Ctx) error {
 		c.Locals(routeKey{}, r.path)
-		// Not the request's own context: it ends when the server begins to stop, and requests in
-		// flight must still be answered.
-		ctx, cancel := context.WithTimeout(c.UserContext(), a.timeout)
-		defer cancel()
-		c.SetUserContext(ctx)
-		if !r.open {
-			identity, err := a.authenticate(c)
-			if err != nil {
-				return err
-			}
-			c.Locals(callerKey{}, identity.UserID)
-		}
-		q := parseQuery(c, r.query)
-		if len(r.query) == 0 && len(q.faults) > 0 {
-			return q.err()
-		}
-		if err := a.confirmed(c, r, q); err != nil {
+		if err := a.answer(c, r); err != nil {
 			return err
 		}
 		return a.sendPending(c)
 	}
+}
+
+// answer does what all routes have in common: the time limit, the access token, the check of the
+// query where the route takes no parameters, and the wait until what the answer shows is durable.
+func (a *API) answer(c *fiber.Ctx, r route) error {
+	// Not the request's own context: it ends when the server begins to stop, and requests in
+	// flight must still be answered.
+	ctx, cancel := context.WithTimeout(c.UserContext(), a.timeout)
+	defer cancel()
+	c.SetUserContext(ctx)
+	if !r.open {
+		identity, err := a.authenticate(c)
+		if err != nil {
+			return err
+		}
+		c.Locals(callerKey{}, identity.UserID)
+	}
+	q := parseQuery(c, r.query)
+	if len(r.query) == 0 && len(q.faults) > 0 {
+		return q.err()
+	}
+	return a.confirmed(c, r, q)
 }
 
 // confirmed runs the route's handler, and sends the answer once all that it shows is durable.

@@ -160,7 +160,7 @@ func (h *Hub) read(ctx context.Context, some []job.Owned) error {
 // recent is the jobs that finished last.
 type recent struct {
 	ids   map[uuid.UUID]struct{}
-	order []uuid.UUID // overwritten from the oldest on
+	order []uuid.UUID // circular
 	next  int         // the oldest
 }
 
