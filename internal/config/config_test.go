@@ -60,7 +60,7 @@ func TestLoadAPI_Defaults(t *testing.T) {
 
 		MaxConnectionsPerAddress: max(got.MaxConnections/4, 1),
 	}
-	if !reflect.DeepEqual(got, want) || got.MaxConnections < 1 || got.MaxConnections > 4096 {
+	if !reflect.DeepEqual(got, want) || got.MaxConnections < 1 || got.MaxConnections > 16384 {
 		t.Errorf("got %+v\nwant %+v", got, want)
 	}
 }

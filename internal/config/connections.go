@@ -7,8 +7,9 @@ import (
 )
 
 const (
-	// usualConnections bounds the memory of idle connections, about 20 KiB each.
-	usualConnections = 4096
+	// usualConnections bounds the memory of idle connections, about 20 KiB each. It is more than
+	// the requests that may wait for jobs.
+	usualConnections = 16384
 	// spareFiles is how many file descriptors stay for Postgres, Redis, the operator's port and
 	// the runtime: a quarter of the limit where that is more, half of a small limit.
 	spareFiles = 256

@@ -46,6 +46,8 @@ const (
 
 	batchEdge = "internal/api/batch.go"
 
+	hub      = "internal/finished/hub.go"
+	ends     = "internal/job/finished.go"
 	gate     = "internal/postgres/gate.go"
 	shown    = "internal/postgres/shown.go"
 	jobs     = "internal/job/job.go"
@@ -1148,6 +1150,34 @@ var mutations = []mutation{
 		"a cache may keep what is a user's", owned,
 		[]edit{{edge, `c.Set(fiber.HeaderCacheControl, "no-store")`, ``}},
 		[]string{"-run=^TestSecurity_AnothersLists$ ./internal/api"},
+	},
+
+	{
+		"requests that wait get what is not confirmed", stays,
+		[]edit{{ends, `(` + "` + postgres.ConfirmSQL + `" + `) IS NOT NULL`, `true`}},
+		[]string{"-run=^TestFinished_Confirms$ ./internal/job", "-run=^TestGate_Waiting$ ./internal/api"},
+	},
+	{
+		"requests wait in front of the gate", stays,
+		[]edit{{edge, `return a.confirmed(c, r, q)`, `return r.handle(c, q)`}},
+		[]string{everyRoute},
+	},
+	{
+		"a request that waits gets another user's job", owned,
+		[]edit{{ends, ` AND user_id = asked.user_id`, ``}},
+		[]string{"-run=^TestFinished$ ./internal/job"},
+	},
+	{
+		"requests wait for messages alone", disposable,
+		[]edit{{hub, `	parts.Go(func() { h.keepLooking(ctx, h.lookAtJobsNow, jobsEvery, h.lookAtJobs) })
+`, ``}},
+		[]string{"-run=^TestWait_WithoutMessages$ ./internal/finished"},
+	},
+	{
+		"watchers rely on messages alone", disposable,
+		[]edit{{hub, `	parts.Go(func() { h.keepLooking(ctx, h.lookAtAccountsNow, accountsEvery, h.lookAtAccounts) })
+`, ``}},
+		[]string{"-run=^TestWatchAccount_WithoutMessages$ ./internal/finished"},
 	},
 }
 
