@@ -175,6 +175,7 @@ type readRoute struct {
 
 var readRoutes = []readRoute{
 	{"jobs", (*round).readJob},
+	{"jobs that finish while clients wait", (*round).waitForJob},
 	{"lists of jobs", (*round).readJobs},
 	{"histories", (*round).readHistory},
 	{"single transactions", (*round).readTransaction},
@@ -230,6 +231,15 @@ func (r *round) readJob(since known, api int, a *roundAccount) error {
 	return r.poll(func(req roundRequest) (finished bool, err error) {
 		var body json.RawMessage
 		err = r.getJSON(api, "/v1/jobs/"+req.job, &body)
+		return err == nil && r.record.job(since, body), err
+	}, func() error { return r.readJobs(since, api, a) })
+}
+
+// waitForJob waits for an accepted job that no reader has seen finished.
+func (r *round) waitForJob(since known, api int, a *roundAccount) error {
+	return r.poll(func(req roundRequest) (finished bool, err error) {
+		var body json.RawMessage
+		err = r.getJSON(api, "/v1/jobs/"+req.job+"?wait=1", &body)
 		return err == nil && r.record.job(since, body), err
 	}, func() error { return r.readJobs(since, api, a) })
 }
