@@ -16,16 +16,31 @@ import (
 // it is finished, and then posts the next. The part peer is what a synchronous handler
 // gives the same clients: its response is the finished job.
 func submitAndPoll(ctx context.Context, p *pass) error {
-	const part = "submit-and-poll"
+	return submit(ctx, p, "submit-and-poll", load.PostAndPoll(load.Doubling))
+}
+
+// submitAndWait is the same clients, each with Prefer: wait in place of polls.
+func submitAndWait(ctx context.Context, p *pass) error {
+	return submit(ctx, p, "submit-and-wait", (*load.Connection).PostAndWait)
+}
+
+func submit(ctx context.Context, p *pass, part string, visit func(*load.Connection, load.Order) error) error {
 	return p.in(ctx, environment.Default, func(e *environment.Environment) error {
 		orders := load.EvenOrders(load.Random(p.round), p.Count(pollingJobs), p.Count(manyAccounts))
 		warm := load.WithNewKeys(orders[:min(len(orders), p.Count(environment.WarmJobs))])
-		if _, err := e.Send(ctx, warm, nil, environment.Connections, load.PostAndPoll(load.Doubling)); err != nil {
+		if _, err := e.Send(ctx, warm, nil, environment.Connections, visit); err != nil {
 			return err
 		}
-		seen, err := e.Send(ctx, orders, nil, environment.Connections, load.PostAndPoll(load.Doubling))
+		var seen load.Sent
+		spent, err := e.CPUOf(func() (err error) {
+			seen, err = e.Send(ctx, orders, nil, environment.Connections, visit)
+			return err
+		})
 		if err != nil {
 			return err
+		}
+		for name, spent := range spent {
+			p.set(part, "cpu-"+name, microsEach(spent, len(orders)))
 		}
 		finish, err := e.Finishes(ctx, 0)
 		if err != nil {

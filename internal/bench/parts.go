@@ -47,6 +47,7 @@ func parts() []part {
 		{"end-to-end", endToEnd, "many accounts"},
 		{"peer", peerOnMany, "many accounts"},
 		{"submit-and-poll", submitAndPoll, "many accounts"},
+		{"submit-and-wait", submitAndWait, "many accounts"},
 		{"accepts", accepts, "many accounts"},
 		{"ceiling", ceiling, ""},
 		{"hot", oneHotAccount, "one account"},
@@ -226,6 +227,12 @@ func light(ctx context.Context, p *pass) error {
 		}
 		p.set(part, "seen-p50", seen.P50)
 		p.set(part, "seen-p99", seen.P99)
+		held, err := e.Wait(ctx, load.EvenOrders(load.Random(p.round+1), p.Count(lightJobs), accounts), lightRate)
+		if err != nil {
+			return err
+		}
+		p.set(part, "held-p50", held.P50)
+		p.set(part, "held-p99", held.P99)
 		if err := environment.Sleep(ctx, p.Span(restSettle)); err != nil {
 			return err
 		}

@@ -23,6 +23,7 @@ type profileSettings struct {
 	settings
 	accounts int
 	span     time.Duration
+	wait     bool // clients wait for their jobs
 }
 
 func readProfileSettings(args []string) (profileSettings, error) {
@@ -30,6 +31,7 @@ func readProfileSettings(args []string) (profileSettings, error) {
 	flags := flag.NewFlagSet("bench profile", flag.ContinueOnError)
 	flags.IntVar(&s.accounts, "accounts", manyAccounts, "accounts that the load goes to; 1 is one hot account")
 	flags.DurationVar(&s.span, "for", 15*time.Second, "how long to profile")
+	flags.BoolVar(&s.wait, "wait", false, "the load is clients that wait for their jobs")
 	flags.StringVar(&s.folder, "out", ".local/profiles", "folder of the profiles")
 	if err := flags.Parse(args); err != nil {
 		return profileSettings{}, err
@@ -70,7 +72,13 @@ func saveProfiles(ctx context.Context, e *environment.Environment, settings prof
 	taken := make(chan error, 1)
 	go func() { taken <- profiles.Wait() }()
 	for random := load.Random(0); ; {
-		_, err := e.Put(ctx, load.EvenOrders(random, jobs, settings.accounts))
+		orders := load.EvenOrders(random, jobs, settings.accounts)
+		var err error
+		if settings.wait {
+			_, err = e.Send(ctx, orders, nil, environment.Connections, (*load.Connection).PostAndWait)
+		} else {
+			_, err = e.Put(ctx, orders)
+		}
 		if err != nil {
 			cancel()
 			return errors.Join(err, <-taken)

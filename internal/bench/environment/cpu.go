@@ -55,16 +55,22 @@ func (e *Environment) cpu() (CPU, error) {
 
 // CPUDuring is what all processes spend in a span without a load.
 func (e *Environment) CPUDuring(ctx context.Context, span time.Duration) (CPU, time.Duration, error) {
+	began := time.Now()
+	spent, err := e.CPUOf(func() error { return Sleep(ctx, span) })
+	return spent, time.Since(began), err
+}
+
+// CPUOf is what all processes spend while do runs.
+func (e *Environment) CPUOf(do func() error) (CPU, error) {
 	before, err := e.cpu()
 	if err != nil {
-		return nil, 0, err
+		return nil, err
 	}
-	began := time.Now()
-	if err := Sleep(ctx, span); err != nil {
-		return nil, 0, err
+	if err := do(); err != nil {
+		return nil, err
 	}
 	after, err := e.cpu()
-	return after.since(before), time.Since(began), err
+	return after.since(before), err
 }
 
 // stat is a process's line in /proc.

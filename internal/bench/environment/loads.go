@@ -95,8 +95,18 @@ func (e *Environment) Accept(ctx context.Context, orders []load.Order) (took tim
 // Poll sends orders at a rate, in jobs a second. Each client polls its job until that is
 // finished.
 func (e *Environment) Poll(ctx context.Context, orders []load.Order, rate float64) (report.Quantiles, error) {
-	const clients = 8 // no job waits for a client that still polls another
-	sent, err := e.Send(ctx, orders, load.Evenly(len(orders), rate), clients, load.PostAndPoll(load.Eager))
+	return e.lightly(ctx, orders, rate, load.PostAndPoll(load.Eager))
+}
+
+// Wait sends orders at a rate, in jobs a second. Each client waits for the response that shows
+// its job finished.
+func (e *Environment) Wait(ctx context.Context, orders []load.Order, rate float64) (report.Quantiles, error) {
+	return e.lightly(ctx, orders, rate, (*load.Connection).PostAndWait)
+}
+
+func (e *Environment) lightly(ctx context.Context, orders []load.Order, rate float64, visit func(*load.Connection, load.Order) error) (report.Quantiles, error) {
+	const clients = 8 // no job waits for a client that is busy with another
+	sent, err := e.Send(ctx, orders, load.Evenly(len(orders), rate), clients, visit)
 	return report.QuantilesOf(sent.Waits), err
 }
 

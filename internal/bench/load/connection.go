@@ -23,6 +23,7 @@ type Connection struct {
 	response   fasthttp.Response
 	deposit    request
 	withdrawal request
+	held       struct{ deposit, withdrawal request } // with Prefer: wait
 	poll       request
 	head       string // of every request
 	polls      int    // of jobs so far
@@ -43,6 +44,7 @@ const (
 	maxResponse = 64 << 10 // bytes
 	orderBody   = `{"amount":100,"description":"benchmark"}`
 	noUUID      = "00000000-0000-0000-0000-000000000000"
+	prefer      = "Prefer: wait=5\r\n"
 )
 
 // Connect opens a connection to a server.
@@ -56,7 +58,7 @@ func Connect(ctx context.Context, addr, token string) (*Connection, error) {
 		return nil, errors.Join(err, conn.Close())
 	}
 	head := "Host: " + addr + "\r\nAuthorization: Bearer " + token + "\r\n"
-	return &Connection{
+	c := &Connection{
 		Conn:       conn,
 		timer:      timer,
 		reader:     bufio.NewReader(conn),
@@ -64,7 +66,9 @@ func Connect(ctx context.Context, addr, token string) (*Connection, error) {
 		withdrawal: orderRequest("withdrawals", head),
 		poll:       pollRequest(head),
 		head:       head,
-	}, nil
+	}
+	c.held.deposit, c.held.withdrawal = orderRequest("deposits", head+prefer), orderRequest("withdrawals", head+prefer)
+	return c, nil
 }
 
 // Close ends what the connection waits for.
@@ -85,13 +89,32 @@ func pollRequest(head string) request {
 
 // Post asks for one job and waits for the response.
 func (c *Connection) Post(o Order) error {
-	r := &c.deposit
+	return c.post(o, &c.deposit, &c.withdrawal)
+}
+
+// PostAndWait asks for one job, and waits for a response that shows it finished.
+func (c *Connection) PostAndWait(o Order) error {
+	err := c.post(o, &c.held.deposit, &c.held.withdrawal)
+	for err == nil && c.isQueued() { // after five seconds
+		c.polls++
+		err = c.post(o, &c.held.deposit, &c.held.withdrawal)
+	}
+	return err
+}
+
+func (c *Connection) post(o Order, deposit, withdrawal *request) error {
+	r := deposit
 	if o.withdrawal {
-		r = &c.withdrawal
+		r = withdrawal
 	}
 	copy(r.bytes[r.number:], AccountNumber(o.account))
 	copy(r.bytes[r.key:], o.key)
 	return c.send(r)
+}
+
+// isQueued reports whether the last response shows a job that is not finished.
+func (c *Connection) isQueued() bool {
+	return bytes.Contains(c.response.Body(), []byte(`"status":"queued"`))
 }
 
 // Pauses returns how long a client waits before it polls its job for the nth time, from 0.
@@ -120,7 +143,7 @@ func (c *Connection) postAndPoll(o Order, pauses Pauses) error {
 		return fmt.Errorf("the response has no location: %s", c.response.Header.String())
 	}
 	copy(c.poll.bytes[c.poll.id:], location[len(location)-len(noUUID):])
-	for n := 0; bytes.Contains(c.response.Body(), []byte(`"status":"queued"`)); n++ {
+	for n := 0; c.isQueued(); n++ {
 		if err := c.timer.wait(time.Now().Add(pauses(n))); err != nil {
 			return err
 		}

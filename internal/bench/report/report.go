@@ -34,6 +34,7 @@ var speeds = []comparison{
 	{"end to end, 1,000 accounts", "end-to-end/applied", "peer/applied", "ceiling/applied"},
 	{"end to end, one hot account", "hot/applied", "peer-hot/applied", ""},
 	{"64 clients that post a job and poll it, 1,000 accounts", "submit-and-poll/finished", "peer/applied", ""},
+	{"64 clients that post a job and wait for its answer, 1,000 accounts", "submit-and-wait/finished", "peer/applied", ""},
 	{"POSTs answered while no worker runs", "accepts/accepted", "peer/applied", ""},
 	{"a backlog drained", "backlog/drained", "", ""},
 }
@@ -45,7 +46,9 @@ var latencies = []comparison{
 	{"accepted to finished at full speed, 1,000 accounts", "end-to-end/finish", "peer/post", ""},
 	{"accepted to finished at full speed, one hot account", "hot/finish", "peer-hot/post", ""},
 	{"POST to finished, 64 clients that post a job and poll it", "submit-and-poll/seen", "peer/post", ""},
-	{"POST to finished, 20 jobs a second", "light/seen", "peer-light/post", ""},
+	{"POST to finished, 64 clients that post a job and wait for its answer", "submit-and-wait/seen", "peer/post", ""},
+	{"POST to finished, 20 jobs a second, polled", "light/seen", "peer-light/post", ""},
+	{"POST to finished, 20 jobs a second, waited for", "light/held", "peer-light/post", ""},
 	{"accepted to finished at 20 % of the peak rate", "latency/20", "", ""},
 	{"accepted to finished at 40 % of the peak rate", "latency/40", "", ""},
 	{"accepted to finished at 60 % of the peak rate", "latency/60", "", ""},
