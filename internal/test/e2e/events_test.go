@@ -67,12 +67,12 @@ func (f *followed) next() (e followedEvent, err error) {
 	}
 }
 
-// A stream of one API has each transaction of a job that another API accepted, as soon as a worker has
-// applied it: with one heartbeat in fifteen seconds alone the test would take minutes. It goes on
-// through an outage of Redis, and over the end of its API.
+// A stream of one API sends each transaction of a job that another API accepted, as soon as a worker
+// has applied it: with the hub's look every five seconds alone the test would take too long. It goes
+// on through an outage of Redis. Where its API ends, the client goes on at another.
 func TestEventStream(t *testing.T) {
 	t.Parallel()
-	const some, few = 20, 3
+	const some, few = 40, 3
 	s := &system{t: t, postgres: testenv.PostgresServer(t), redis: testenv.RedisServer(t)}
 	s.start(2, 2)
 	c := newClient(t, s)
