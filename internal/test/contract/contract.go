@@ -51,6 +51,7 @@ const nowhere = `paths:
           headers:
             X-Request-Id: { $ref: '#/components/headers/X-Request-Id' }
             Allow: { schema: { type: string, pattern: '^[A-Z]+(, [A-Z]+)*$' } }
+            WWW-Authenticate: { schema: { type: string, const: Bearer } }
           content:
             application/problem+json:
               schema: { $ref: '#/components/schemas/Problem' }
@@ -59,7 +60,13 @@ const nowhere = `paths:
 // ignored are the headers that no operation needs to declare.
 var ignored = []string{
 	"Accept", "Authorization", "Connection", "Content-Length", "Content-Type", "Date", "Keep-Alive", "X-Request-Id",
+	headerCache, headerSniff, // checkCommon checks them
 }
+
+const (
+	headerCache = "Cache-Control"
+	headerSniff = "X-Content-Type-Options"
+)
 
 // New reads a document. Every header, parameter and member that it does not declare is a fault.
 func New(document []byte) (*Contract, error) {
@@ -153,7 +160,7 @@ func (c *Contract) CheckAnswer(route Route, req *http.Request, a Answer) []strin
 	_, faults := v.GetResponseBodyValidator().ValidateResponseBodyWithPathItem(asGet(req, ""), &http.Response{
 		StatusCode: a.Status, Header: a.Header, Body: io.NopCloser(bytes.NewReader(a.Body)),
 	}, route.Item, route.Path)
-	found := texts("response", faults)
+	found := append(texts("response", faults), checkCommon(a)...)
 	if len(a.Body) > 0 && (a.Status == http.StatusNoContent || a.Status == http.StatusNotModified || req.Method == http.MethodHead) {
 		found = append(found, "response: a body where there can be none")
 	}
@@ -174,6 +181,19 @@ func (c *Contract) CheckRefusal(method string, a Answer) []string {
 		return []string{err.Error()}
 	}
 	return c.CheckAnswer(c.nowhere, req, a)
+}
+
+// checkCommon checks the headers that every answer has. A cache may keep only what has an ETag.
+func checkCommon(a Answer) (found []string) {
+	if got := a.Header.Values(headerSniff); !slices.Equal(got, []string{"nosniff"}) {
+		found = append(found, fmt.Sprintf("response: %s: %q, want nosniff", headerSniff, got))
+	}
+	got := a.Header.Values(headerCache)
+	isRevalidated := slices.Equal(got, []string{"no-cache"}) && a.Header.Get("ETag") != ""
+	if !isRevalidated && !slices.Equal(got, []string{"no-store"}) {
+		found = append(found, fmt.Sprintf("response: %s: %q, want no-store", headerCache, got))
+	}
+	return found
 }
 
 // asGet returns the request with its body to be read again, and GET in place of HEAD.
