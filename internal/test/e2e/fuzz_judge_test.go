@@ -109,7 +109,7 @@ func problemOf(a contract.Answer) (p fuzzProblem) {
 }
 
 // isSaidInWords reports whether the document says only in words why it refuses the request: the body
-// as a whole is too large, or parameters exclude one another.
+// as a whole is too large, parameters exclude one another, or a batch has a key twice.
 func (p fuzzProblem) isSaidInWords(r fuzz.Request) bool {
 	const maxBody = 64 << 10
 	if p.Code == "body_too_large" {
@@ -117,7 +117,7 @@ func (p fuzzProblem) isSaidInWords(r fuzz.Request) bool {
 	}
 	excluded := 0
 	for _, fault := range p.Errors {
-		if fault.Parameter != "" && fault.Code == "unknown_parameter" {
+		if fault.Parameter != "" && fault.Code == "unknown_parameter" || fault.Code == "repeated_key" {
 			excluded++
 		}
 	}

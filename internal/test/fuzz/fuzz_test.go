@@ -117,6 +117,20 @@ func TestSource_LearnsFromAnswers(t *testing.T) {
 	}
 }
 
+// An account's status is no job's.
+func TestSource_LearnsOnlyWhatFits(t *testing.T) {
+	t.Parallel()
+	s := newSource(t, 1)
+	s.known.add("status", "open")
+	route, _ := s.contract.Find(http.MethodGet, "/v1/accounts/1234/jobs")
+	const some = 100
+	for range some {
+		if r := s.valid(route); strings.Contains(r.Target, "status=open") {
+			t.Fatalf("got %s", r.Target)
+		}
+	}
+}
+
 func TestShrink(t *testing.T) {
 	t.Parallel()
 	s := newSource(t, 1)

@@ -182,11 +182,11 @@ func (s *Source) valid(route contract.Route) Request {
 }
 
 func (s *Source) parameter(parameter schema) any {
-	name := parameter.text("name")
-	if known, ok := s.others.pick(s, name); ok && s.chance(10) {
+	name, schema := parameter.text("name"), s.resolve(parameter["schema"])
+	if known, ok := s.others.pick(s, name); ok && s.chance(10) && schema.fits(known) {
 		return known
 	}
-	if known, ok := s.known.pick(s, name); ok && s.chance(80) && parameter.text("in") != "header" {
+	if known, ok := s.known.pick(s, name); ok && s.chance(80) && parameter.text("in") != "header" && schema.fits(known) {
 		return known
 	}
 	return s.value(name, parameter["schema"])

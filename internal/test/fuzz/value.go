@@ -73,7 +73,7 @@ var inWords = map[string]bool{"currency": true}
 // value makes a value of a schema, most of the time one that an answer had under that name.
 func (s *Source) value(name string, node any) any {
 	schema := s.resolve(node)
-	if known, ok := s.known.pick(s, name); ok && s.chance(60) && !isNew(name) {
+	if known, ok := s.known.pick(s, name); ok && s.chance(60) && !isNew(name) && schema.fits(known) {
 		return known
 	}
 	for _, all := range []string{"anyOf", "oneOf"} {
@@ -97,6 +97,17 @@ func (s *Source) value(name string, node any) any {
 		return pick(s, examples)
 	}
 	return s.made(name, schema)
+}
+
+// fits reports whether a value that was learned under a name is one that the schema may have: names
+// have several meanings.
+func (s schema) fits(value any) bool {
+	text := fmt.Sprint(value)
+	if choices := s.list("enum"); len(choices) > 0 {
+		return slices.ContainsFunc(choices, func(choice any) bool { return fmt.Sprint(choice) == text })
+	}
+	matched, err := regexp.MatchString(s.text("pattern"), text)
+	return err == nil && matched
 }
 
 // made makes a value of a schema's type.
