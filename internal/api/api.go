@@ -217,7 +217,7 @@ type route struct {
 }
 
 func (a *API) routes() ([]route, error) {
-	yaml, json, err := openAPI()
+	asJSON, err := openAPIJSON()
 	if err != nil {
 		return nil, err
 	}
@@ -258,8 +258,8 @@ func (a *API) routes() ([]route, error) {
 
 		{method: get, path: "/livez", open: true, noOutcome: true, handle: a.livez},
 		{method: get, path: "/readyz", open: true, noOutcome: true, handle: a.readyz},
-		{method: get, path: "/openapi.yaml", open: true, noOutcome: true, handle: static("application/yaml", yaml)},
-		{method: get, path: "/openapi.json", open: true, noOutcome: true, handle: static(fiber.MIMEApplicationJSON, json)},
+		{method: get, path: "/openapi.yaml", open: true, noOutcome: true, handle: static("application/yaml", openAPIYAML)},
+		{method: get, path: "/openapi.json", open: true, noOutcome: true, handle: static(fiber.MIMEApplicationJSON, asJSON)},
 	}...), nil
 }
 

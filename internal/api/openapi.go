@@ -4,6 +4,7 @@ import (
 	"crypto/sha256"
 	_ "embed"
 	"fmt"
+	"sync"
 
 	"github.com/goccy/go-yaml"
 	"github.com/gofiber/fiber/v2"
@@ -12,14 +13,14 @@ import (
 //go:embed openapi.yaml
 var openAPIYAML []byte
 
-// openAPI is the contract in both of its forms.
-func openAPI() (asYAML, asJSON []byte, err error) {
-	asJSON, err = yaml.YAMLToJSON(openAPIYAML)
+// openAPIJSON is openapi.yaml as JSON. It is made once a process: a process of tests makes many APIs.
+var openAPIJSON = sync.OnceValues(func() ([]byte, error) {
+	asJSON, err := yaml.YAMLToJSON(openAPIYAML)
 	if err != nil {
-		return nil, nil, fmt.Errorf("read openapi.yaml: %w", err)
+		return nil, fmt.Errorf("read openapi.yaml: %w", err)
 	}
-	return openAPIYAML, asJSON, nil
-}
+	return asJSON, nil
+})
 
 // static serves content that changes only with the build. A client that has it already
 // gets a 304.
