@@ -19,7 +19,7 @@ import (
 )
 
 var (
-	chaosFor    = flag.Duration("chaos.for", 20*time.Second, "how long TestChaos injections")
+	chaosFor    = flag.Duration("chaos.for", 10*time.Second, "how long TestChaos injects faults")
 	chaosSeed   = flag.Uint64("chaos.seed", 0, "repeats a schedule; 0 draws one")
 	chaosFaults = flag.String("chaos.faults", "", "only the faults whose names contain this")
 	chaosClocks = flag.Bool("chaos.clocks", false, "let an api's and two workers' clocks be wrong by an hour; the first time compiles Go itself, for minutes")

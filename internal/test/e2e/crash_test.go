@@ -88,6 +88,7 @@ var crashes = []crashRow{
 // A process dies between two steps, and others finish its work: each key names one job,
 // and each job ends once, in order, as if a single thread had applied it.
 func TestCrashPoints(t *testing.T) {
+	t.Parallel()
 	for _, row := range crashes {
 		t.Run(row.at(), func(t *testing.T) {
 			t.Parallel()

@@ -17,6 +17,7 @@ import (
 // requests in their order, whichever process dies. A client without an answer sends the
 // request again with the same key.
 func TestSequentialClients(t *testing.T) {
+	t.Parallel()
 	tests := []struct {
 		name               string
 		accounts, requests int

@@ -14,6 +14,7 @@ var seedEach = flag.Int("seed.each", 1_000, "deposits of TestSeedExperiment, and
 // The experiment that Passbook began with: on one account with 10,000, at once
 // 10,000 deposits and 10,000 withdrawals of 100. `make seed` runs it at that size.
 func TestSeedExperiment(t *testing.T) {
+	t.Parallel()
 	s := newSystem(t, plain, 2, 2)
 	c := newClient(t, s)
 	const (
