@@ -133,7 +133,7 @@ func lastEventID(c *fiber.Ctx) (*int64, error) {
 // streamHead is what a stream begins with: how long to wait before the client connects again, and
 // what to send then as Last-Event-ID, so that it misses nothing where no transaction has come yet.
 func streamHead(seq int64) string {
-	retry := leastRetry + rand.N(mostRetry-leastRetry)
+	retry := leastRetry + rand.N(mostRetry-leastRetry) //nolint:gosec // no secret: it spreads the clients
 	return fmt.Sprintf("retry: %d\nid: %d\n\n", retry.Milliseconds(), seq)
 }
 

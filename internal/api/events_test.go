@@ -114,7 +114,7 @@ func (c client) tryEvents(account accountJSON, lastID string) (*sse, error) {
 	if lastID != "" {
 		req.Header.Set("Last-Event-ID", lastID)
 	}
-	res, err := c.server.http.Do(req)
+	res, err := c.server.http.Do(req) //nolint:bodyclose // close does
 	if err != nil {
 		cancel()
 		return nil, err
