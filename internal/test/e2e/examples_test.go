@@ -126,6 +126,9 @@ func loseAnswers(t *testing.T, api string) string {
 			panic(http.ErrAbortHandler) // the client is gone
 		}
 		r.Body = io.NopCloser(bytes.NewReader(body))
+		if filepath.Base(r.URL.Path) == "events" {
+			w = &cutOff{w, r.Header.Get("Last-Event-ID") == "0"}
+		}
 		if r.Method != http.MethodPost || !slices.Contains([]string{"deposits", "withdrawals", "jobs"}, filepath.Base(r.URL.Path)) {
 			proxy.ServeHTTP(w, r)
 			return
@@ -149,3 +152,22 @@ func loseAnswers(t *testing.T, api string) string {
 	t.Cleanup(front.Close)
 	return front.URL
 }
+
+// cutOff breaks the connection within the second thing that is written, where cuts is set.
+type cutOff struct {
+	http.ResponseWriter
+	cuts bool
+}
+
+func (c *cutOff) Write(text []byte) (int, error) {
+	const begin = 250 // bytes: the first events as a whole, and a part of one
+	if !c.cuts || len(text) < begin {
+		return c.ResponseWriter.Write(text)
+	}
+	_, _ = c.ResponseWriter.Write(text[:begin])
+	c.Flush()
+	panic(http.ErrAbortHandler)
+}
+
+// Flush sends what was written.
+func (c *cutOff) Flush() { c.ResponseWriter.(http.Flusher).Flush() }
