@@ -22,10 +22,10 @@ build: ## Build api and worker into .local/bin
 .PHONY: test
 test: export GORACE = atexit_sleep_ms=0
 test: GO_TEST = go test -count=1 -vet=off -ldflags=-w -timeout 20m # lint vets; without debug information linking takes half as long
-test: ## Run every test, with the race detector, on private Postgres and Redis servers
+test: ## Run every test, most with the race detector, on private Postgres and Redis servers
 	@deploy/local/install.sh test
-	$(GO_TEST) -race -p 4 $$(go list ./... | grep -v -e /internal/test/e2e -e '/internal/bench$$' -e /internal/bench/history)
-	$(GO_TEST) ./internal/bench ./internal/bench/history # whole runs of the benchmark, where -race doubles the time
+	$(GO_TEST) -race -p 4 $$(go list ./... | grep -v -e /internal/test/e2e -e /internal/test/docs -e '/internal/bench$$' -e /internal/bench/history)
+	$(GO_TEST) ./internal/bench ./internal/bench/history ./internal/test/docs # whole runs of the benchmark, and patterns: -race makes both slow
 	$(GO_TEST) -race -parallel 8 ./internal/test/e2e # by itself: it keeps the machine busy
 
 MINUTES := 2
