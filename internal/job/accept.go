@@ -95,9 +95,9 @@ type result struct {
 // Accept commits the job and returns it. The same request with the same key returns
 // the job that the key made, and replayed. ErrAccountNotFound for an account that is
 // not the caller's, ErrAccountClosed for one that takes no new job, ErrKeyReused for a key that
-// was used for something else, ErrKeyBusy while an opening or a move to the archive has the key, ErrQueueFull where the account
-// has too many queued jobs, ErrOverloaded, at once, while too many accepts wait: then nothing
-// happened. After any other error the job may be committed or not; the same request with the
+// was used for something else, ErrKeyBusy while an opening or a move to the archive has the key,
+// ErrQueueFull where the account has too many queued jobs, ErrOverloaded, at once, while too many
+// accepts wait: then nothing happened. After any other error the job may be committed or not; the same request with the
 // same key shows it.
 //
 // A crash before the insert is sent leaves nothing. A crash while Postgres runs the
