@@ -18,6 +18,7 @@ import (
 	"github.com/passbook/passbook/internal/finished"
 	"github.com/passbook/passbook/internal/job"
 	"github.com/passbook/passbook/internal/ledger"
+	"github.com/passbook/passbook/internal/limit"
 	"github.com/passbook/passbook/internal/ops"
 	"github.com/passbook/passbook/internal/postgres"
 	"github.com/passbook/passbook/internal/queue"
@@ -54,9 +55,11 @@ func serve(ctx context.Context, cfg config.API, log *slog.Logger) error {
 	}
 	loops.acceptor = job.NewAcceptor(pools.accepts, loops.notifier, cfg.MaxQueuedPerAccount)
 	checks := readiness(process, pools)
+	limits := newLimits(cfg, process)
+	loops.limit = limits.Requests
 	edge, err := newEdge(cfg, pools, api.Config{ //nolint:contextcheck // a request has its own
 		Acceptor: loops.acceptor, Gate: loops.gate, Finished: loops.finished, Checks: checks, Stopping: ctx.Done(),
-		Registry: process.Registry, Log: log,
+		Limits: limits, Registry: process.Registry, Log: log,
 	})
 	if err != nil {
 		return err
@@ -81,6 +84,7 @@ type loops struct {
 	notifier *queue.Client
 	finished *finished.Hub
 	owner    *queue.Owner
+	limit    *limit.Limiter // of users; nil for none
 }
 
 // serveUntilStopped serves until ctx ends or a server fails. It stops in the order in which a
@@ -94,7 +98,7 @@ func serveUntilStopped(
 	serving.Go(operator.Serve)
 	running := []*background{
 		start(ctx, loops.finished.Run), start(ctx, loops.acceptor.Run), start(ctx, loops.gate.Run), start(ctx, loops.notifier.Run),
-		start(ctx, loops.owner.Run),
+		start(ctx, loops.owner.Run), start(ctx, loops.limit.Run),
 	}
 	<-failed.Done() // ctx ended, or a server failed
 	process.Log.Info("api stopping", "delay", process.Config.ShutdownDelay.String())
@@ -128,6 +132,7 @@ func newEdge(cfg config.API, pools pools, edge api.Config) (*api.API, error) {
 	}
 	edge.Auth = service
 	edge.Accounts = ledger.NewAccounts(pools.requests)
+	edge.Accounts.MaxPerUser = cfg.Limits.AccountsPerUser
 	edge.Jobs = job.NewReader(pools.requests)
 	edge.Statements = statement.New(pools.requests, pools.replica)
 	edge.Events = event.NewReader(pools.requests)

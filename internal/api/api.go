@@ -54,6 +54,8 @@ type Config struct {
 	Registry   prometheus.Registerer
 	Log        *slog.Logger
 
+	Limits Limits // on how often clients ask
+
 	// MaxConnections and MaxConnectionsPerAddress bound what Serve accepts; 0 is no bound.
 	MaxConnections, MaxConnectionsPerAddress int
 }
@@ -66,7 +68,12 @@ type API struct {
 	app     *fiber.App
 	exports exports
 	streams streams
-	timeout time.Duration // of a request: requestTimeout; tests have less
+	policy  string        // of the users' limit, as its header says it
+	callers *slots        // of requests with an access token
+	guests  *slots        // of those without
+	timeout time.Duration // of a request: requestTimeout; tests have others
+
+	overloaded func() bool // the Acceptor's
 
 	shutdown  chan struct{} // closed when Shutdown begins
 	closeOnce func()        // closes shutdown
@@ -81,6 +88,8 @@ func New(cfg Config) (*API, error) {
 	a := &API{
 		cfg: cfg, cursors: newCursors(cfg.CursorKeys), metrics: newMetrics(cfg.Registry),
 		exports: newExports(), timeout: requestTimeout, shutdown: make(chan struct{}),
+		policy: policyOf(cfg.Limits.Requests.Quota()), overloaded: cfg.Acceptor.IsOverloaded,
+		callers: &slots{most: maxInFlight}, guests: &slots{most: maxGuestsInFlight},
 	}
 	a.closeOnce = sync.OnceFunc(func() { close(a.shutdown) })
 	a.streams = newStreams(cfg, a.metrics)
@@ -102,7 +111,7 @@ func New(cfg Config) (*API, error) {
 	a.app.Server().CloseOnShutdown = true // the last answers say that the connection closes
 	a.app.Server().ConnState = follow
 	a.app.Server().KeepHijackedConns = true // an event stream closes its own
-	a.app.Server().Handler = a.closing(a.received(a.framed(known(a.app.Handler()))))
+	a.app.Server().Handler = a.closing(a.received(a.framed(a.shed(known(a.app.Handler())))))
 	a.app.Server().HeaderReceived = refuseAnnounced
 	a.app.Use(a.observe)
 	routes, err := a.routes()
@@ -212,6 +221,7 @@ type route struct {
 	method, path string
 	open         bool // needs no access token
 	noOutcome    bool // shows nothing of any account, so its answers wait for no confirmation
+	accepts      bool // the Acceptor bounds how many of its requests are in flight
 	handle       func(*fiber.Ctx, *query) error
 	query        []string // the parameters that it takes
 }
@@ -239,9 +249,9 @@ func (a *API) routes() ([]route, error) {
 		{method: get, path: "/v1/accounts/:number", handle: a.readAccount},
 		{method: get, path: "/v1/accounts/:number/balance", handle: a.readBalance, query: []string{"at"}},
 
-		{method: post, path: "/v1/accounts/:number/deposits", handle: a.accept(ledger.Deposit)},
-		{method: post, path: "/v1/accounts/:number/withdrawals", handle: a.accept(ledger.Withdrawal)},
-		{method: post, path: "/v1/accounts/:number/jobs", handle: a.acceptBatch},
+		{method: post, path: "/v1/accounts/:number/deposits", accepts: true, handle: a.accept(ledger.Deposit)},
+		{method: post, path: "/v1/accounts/:number/withdrawals", accepts: true, handle: a.accept(ledger.Withdrawal)},
+		{method: post, path: "/v1/accounts/:number/jobs", accepts: true, handle: a.acceptBatch},
 		{method: get, path: "/v1/jobs", handle: a.findJob, query: []string{fieldKey}},
 		{method: get, path: "/v1/jobs/:id", handle: a.readJob, query: []string{"wait"}},
 		{
@@ -273,18 +283,24 @@ type (
 // handler answers the requests of a route. A request that waits for a job does so afterwards, so
 // that nothing that bounds the others counts it.
 func (a *API) handler(r route) fiber.Handler {
+	inFlight := a.slotsOf(r)
 	return func(c *fiber.Ctx) error {
 		c.Locals(routeKey{}, r.path)
-		if err := a.answer(c, r); err != nil {
+		if err := a.answer(c, r, inFlight); err != nil {
 			return err
 		}
 		return a.sendPending(c)
 	}
 }
 
-// answer does what all routes have in common: the time limit, the access token, the check of the
-// query where the route takes no parameters, and the wait until what the answer shows is durable.
-func (a *API) answer(c *fiber.Ctx, r route) error {
+// answer does what all routes have in common: the bound on requests in flight, the time limit, the
+// access token, the limit of its user, the check of the query where the route takes no
+// parameters, and the wait until what the answer shows is durable.
+func (a *API) answer(c *fiber.Ctx, r route, inFlight *slots) error {
+	if !inFlight.take() {
+		return errInFlight
+	}
+	defer inFlight.release()
 	// Not the request's own context: it ends when the server begins to stop, and requests in
 	// flight must still be answered.
 	ctx, cancel := context.WithTimeout(c.UserContext(), a.timeout)
@@ -296,6 +312,9 @@ func (a *API) answer(c *fiber.Ctx, r route) error {
 			return err
 		}
 		c.Locals(callerKey{}, identity.UserID)
+		if err := a.limitUser(c, identity.UserID); err != nil {
+			return err
+		}
 	}
 	q := parseQuery(c, r.query)
 	if len(r.query) == 0 && len(q.faults) > 0 {
@@ -344,6 +363,7 @@ func (a *API) observe(c *fiber.Ctx) error {
 			return err
 		}
 	}
+	a.sayLimit(c)
 	route, ok := c.Locals(routeKey{}).(string)
 	if !ok {
 		route = noRoute

@@ -69,9 +69,11 @@ type settings struct {
 	keys      []auth.Key
 	checks    []ops.Check
 	stopping  chan struct{}
-	messages  finished.Messages                                         // of the workers; none at first
-	total     int                                                       // connections
-	address   int                                                       // connections of each
+	messages  finished.Messages // of the workers; none at first
+	total     int               // connections
+	address   int               // connections of each
+	accounts  int               // of a user; 0 for no bound
+	limits    Limits
 	edit      func(*API)                                                // before it serves
 	control   func(network, address string, conn syscall.RawConn) error // of its listener; nil for none
 }
@@ -155,9 +157,12 @@ func (s *server) newAPI(t *testing.T, acceptor *job.Acceptor, set settings) *API
 	for _, key := range set.keys {
 		secrets = append(secrets, key.Secret)
 	}
+	accounts := ledger.NewAccounts(s.pool)
+	accounts.MaxPerUser = set.accounts
 	a, err := New(Config{
 		Auth:       service,
-		Accounts:   ledger.NewAccounts(s.pool),
+		Accounts:   accounts,
+		Limits:     set.limits,
 		Acceptor:   acceptor,
 		Jobs:       job.NewReader(s.pool),
 		Statements: statement.New(s.pool, nil),

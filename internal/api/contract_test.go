@@ -64,7 +64,7 @@ var theContract = sync.OnceValues(func() (*contract, error) {
 			config.WithBodyDecoder("text/css", content.TextDecoder()),
 			config.WithRejectUnsupportedBodyContent(), config.WithRejectUndeclaredRequestBody(),
 			config.WithStrictIgnoredHeaders(
-				"Accept", "Authorization", "Connection", "Content-Length", "Content-Type", "Date", "Keep-Alive", "X-Request-Id",
+				"Accept", "Authorization", "Connection", "Content-Length", "Content-Type", "Date", "Keep-Alive", "X-Forwarded-For", "X-Request-Id",
 				"Cache-Control", "X-Content-Type-Options", // which checkCommon checks
 				// What attacks send, and the API does not look at.
 				"Origin", "Referer", "Cookie", "X-Forwarded-Host", "X-Forwarded-Proto", "Forwarded", "X-Original-Url", "X-Rewrite-Url", "X-Host",

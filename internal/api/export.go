@@ -47,7 +47,7 @@ const (
 
 var (
 	errTooManyExports = &problem{
-		Status: http.StatusTooManyRequests, Code: "too_many_requests", retryAfter: busyRetry,
+		Status: http.StatusTooManyRequests, Code: "too_many_requests", retryAfter: busyRetry, reason: refusedExport,
 		Detail: "Your last export, or too many others', are on their way. Try again when one is done.",
 	}
 	errNoChunks = &problem{

@@ -129,8 +129,12 @@ func addressOf(inner net.Conn) netip.Prefix {
 	if !ok {
 		return netip.Prefix{}
 	}
-	addr := tcp.AddrPort().Addr().Unmap()
-	prefix, _ := addr.Prefix(min(addr.BitLen(), addressBits)) // fails for no address
+	return networkOf(tcp.AddrPort().Addr().Unmap())
+}
+
+// networkOf returns the prefix of an address that one client commonly has to itself.
+func networkOf(address netip.Addr) netip.Prefix {
+	prefix, _ := address.Prefix(min(address.BitLen(), addressBits)) // fails for no address
 	return prefix
 }
 

@@ -18,6 +18,7 @@ type metrics struct {
 	accepted *prometheus.CounterVec
 	replayed prometheus.Counter
 	crowded  *prometheus.CounterVec
+	refusals *prometheus.CounterVec
 	waiting  prometheus.Gauge
 
 	streams        prometheus.Gauge
@@ -40,6 +41,12 @@ func newMetrics(registry prometheus.Registerer) *metrics {
 			Name: "passbook_http_connections_crowded_total",
 			Help: "Connections that reached a bound, in total or for their address; for each an idle connection was closed, or the new one.",
 		}, []string{"bound"}),
+		refusals: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "passbook_http_requests_refused_total", Help: "Requests that a limit refused, by the limit.",
+		}, []string{"limit"}),
+	}
+	for _, reason := range refusals {
+		m.refusals.WithLabelValues(reason)
 	}
 	m.waiting = prometheus.NewGauge(prometheus.GaugeOpts{
 		Name: "passbook_waiting_requests", Help: "Requests that wait for a job to finish.",
@@ -50,7 +57,7 @@ func newMetrics(registry prometheus.Registerer) *metrics {
 	m.streamsDropped = prometheus.NewCounter(prometheus.CounterOpts{
 		Name: "passbook_event_streams_dropped_total", Help: "Event streams that were closed because their clients did not read them in time.",
 	})
-	registry.MustRegister(m.requests, m.accepted, m.replayed, m.crowded, m.waiting, m.streams, m.streamsDropped)
+	registry.MustRegister(m.requests, m.accepted, m.replayed, m.crowded, m.refusals, m.waiting, m.streams, m.streamsDropped)
 	for _, entry := range []ledger.EntryType{ledger.Deposit, ledger.Withdrawal} {
 		m.accepted.WithLabelValues(string(entry)) // counts from 0, so that a rate sees the first
 	}

@@ -27,7 +27,8 @@ type problem struct {
 	RequestID string  `json:"request_id"`
 	Errors    []fault `json:"errors,omitempty"`
 
-	retryAfter int // seconds; 0 for no header
+	retryAfter int    // seconds; 0 for no header
+	reason     string // of a refusal, for the metric; empty for any other problem
 }
 
 // fault is one fault of a request.
@@ -110,6 +111,10 @@ var problems = []struct {
 		Status: http.StatusConflict, Code: "number_taken",
 		Detail: "There is an account with this number. Choose another, or leave number out.",
 	}},
+	{ledger.ErrTooManyAccounts, problem{
+		Status: http.StatusConflict, Code: "account_limit_reached", reason: refusedAccount,
+		Detail: "You have as many accounts as a user may open.",
+	}},
 	{ledger.ErrKeyReused, problem{
 		Status: http.StatusUnprocessableEntity, Code: codeKeyReused,
 		Detail: "You have used this Idempotency-Key for something else. Nothing happened.",
@@ -123,8 +128,12 @@ var problems = []struct {
 		Detail: "You have no job with this id.",
 	}},
 	{job.ErrQueueFull, problem{
-		Status: http.StatusTooManyRequests, Code: "account_queue_full", retryAfter: busyRetry,
+		Status: http.StatusTooManyRequests, Code: "account_queue_full", retryAfter: busyRetry, reason: refusedQueue,
 		Detail: "This account has too many queued jobs. Nothing happened; send it again when some are done.",
+	}},
+	{job.ErrOverloaded, problem{
+		Status: http.StatusServiceUnavailable, Code: "unavailable", retryAfter: busyRetry, reason: refusedAccept,
+		Detail: "Too many deposits and withdrawals wait to be accepted. Nothing happened; send this one again after Retry-After.",
 	}},
 	{job.ErrUnavailable, unavailable},
 	{postgres.ErrLocked, unavailable},
@@ -186,6 +195,9 @@ func (a *API) answerError(c *fiber.Ctx, err error) error {
 	}
 	if p.Status == http.StatusUnauthorized {
 		c.Set(fiber.HeaderWWWAuthenticate, "Bearer")
+	}
+	if found.reason != "" {
+		a.metrics.refusals.WithLabelValues(found.reason).Inc()
 	}
 	if found.retryAfter > 0 {
 		c.Set(fiber.HeaderRetryAfter, strconv.Itoa(found.retryAfter))

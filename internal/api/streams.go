@@ -45,11 +45,11 @@ const (
 
 var (
 	errTooManyStreams = &problem{
-		Status: http.StatusTooManyRequests, Code: "too_many_requests", retryAfter: busyRetry,
+		Status: http.StatusTooManyRequests, Code: "too_many_requests", retryAfter: busyRetry, reason: refusedStream,
 		Detail: fmt.Sprintf("You have %d streams open. Try again when one is closed.", maxStreamsPerUser),
 	}
 	errStreamsFull = &problem{
-		Status: http.StatusServiceUnavailable, Code: "unavailable", retryAfter: busyRetry,
+		Status: http.StatusServiceUnavailable, Code: "unavailable", retryAfter: busyRetry, reason: refusedStream,
 		Detail: "This server has as many streams open as it takes. Try again, perhaps at another.",
 	}
 )

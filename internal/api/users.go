@@ -32,6 +32,9 @@ func (a *API) signUp(c *fiber.Ctx, _ *query) error {
 	if err := b.err(); err != nil {
 		return err
 	}
+	if err := a.limitAddress(c); err != nil {
+		return err
+	}
 	user, err := a.cfg.Auth.SignUp(c.UserContext(), email, password)
 	if err != nil {
 		return err
@@ -57,6 +60,13 @@ func (a *API) changePassword(c *fiber.Ctx, _ *query) error {
 	current, next := b.text("current_password"), b.text("new_password")
 	b.check("new_password", auth.CheckPassword(next))
 	if err := b.err(); err != nil {
+		return err
+	}
+	user, err := a.cfg.Auth.User(c.UserContext(), caller(c))
+	if err != nil {
+		return err
+	}
+	if err := a.limitLogIn(c, user.Email); err != nil { // a stolen token is no way to guess the password
 		return err
 	}
 	err = a.cfg.Auth.ChangePassword(c.UserContext(), caller(c), current, next)
@@ -96,10 +106,14 @@ func (a *API) logIn(c *fiber.Ctx, _ *query) error {
 	if err := b.err(); err != nil {
 		return err
 	}
+	if err := a.limitLogIn(c, email); err != nil {
+		return err
+	}
 	tokens, err := a.cfg.Auth.LogIn(c.UserContext(), email, password)
 	if err != nil {
 		return err
 	}
+	a.loggedIn(c, email)
 	return sendTokens(c, tokens)
 }
 

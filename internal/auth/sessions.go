@@ -83,7 +83,7 @@ func (s *Service) credentials(ctx context.Context, email string) (userID uuid.UU
 	if !isAddress(email) { // Postgres's text might not hold it
 		return uuid.Nil, s.passwords.decoy, nil
 	}
-	err = s.pool.QueryRow(ctx, sql, emailKey(email)).Scan(&userID, &hash)
+	err = s.pool.QueryRow(ctx, sql, EmailKey(email)).Scan(&userID, &hash)
 	switch {
 	case errors.Is(err, pgx.ErrNoRows):
 		return uuid.Nil, s.passwords.decoy, nil

@@ -36,7 +36,7 @@ func (f Fault) Error() string {
 	return f.Detail
 }
 
-// SignUp makes a user. ErrEmailTaken where another user has the email (emails compare by emailKey),
+// SignUp makes a user. ErrEmailTaken where another user has the email (emails compare by EmailKey),
 // a Fault where CheckEmail or CheckPassword refuses a value, ErrBusy where too many passwords are
 // being hashed.
 //
@@ -71,7 +71,7 @@ func (s *Service) insertUser(ctx context.Context, email, hash string) (User, err
 	if err != nil {
 		return User{}, fmt.Errorf("make user id: %w", err)
 	}
-	user, err := s.queryUser(ctx, sql, id, email, hash, emailKey(email))
+	user, err := s.queryUser(ctx, sql, id, email, hash, EmailKey(email))
 	if pg, ok := errors.AsType[*pgconn.PgError](err); ok && pg.Code == "23505" && pg.ConstraintName == "users_email" {
 		return User{}, ErrEmailTaken
 	}
@@ -128,11 +128,11 @@ func isInvisible(r rune) bool {
 		unicode.In(r, unicode.Zs, unicode.Variation_Selector, unicode.Other_Default_Ignorable_Code_Point)
 }
 
-// emailKey returns the key by which emails compare, the same for NFC and NFD and for every case: the
+// EmailKey returns the key by which emails compare, the same for NFC and NFD and for every case: the
 // canonical decomposition (NFD, which any case of a letter shares) under simple case folding.
-// Neither depends on a locale. users.email_key holds it, so a change of emailKey must migrate that
+// Neither depends on a locale. users.email_key holds it, so a change of EmailKey must migrate that
 // column.
-func emailKey(email string) string {
+func EmailKey(email string) string {
 	return strings.Map(foldRune, norm.NFD.String(email))
 }
 

@@ -137,12 +137,12 @@ func TestSignUp_Forms(t *testing.T) {
 func TestEmailKey(t *testing.T) {
 	t.Parallel()
 	for _, pair := range [][2]string{{"I", "\u0131"}, {"i", "\u0130"}, {"\u00df", "ss"}, {"a", "b"}} {
-		if emailKey(pair[0]) == emailKey(pair[1]) {
+		if EmailKey(pair[0]) == EmailKey(pair[1]) {
 			t.Errorf("%q and %q are one", pair[0], pair[1])
 		}
 	}
 	for r := range rune(128) {
-		if got, want := emailKey(string(r)), strings.ToLower(string(r)); got != want {
+		if got, want := EmailKey(string(r)), strings.ToLower(string(r)); got != want {
 			t.Errorf("key of %q is %q, want %q", r, got, want)
 		}
 	}

@@ -30,6 +30,7 @@ type API struct {
 	JWTKeys             []Key  // the first signs, all verify; at least one
 	HTTPAddr            string
 	MaxQueuedPerAccount int
+	Limits              Limits
 
 	MaxConnections           int
 	MaxConnectionsPerAddress int // 0 for no bound
@@ -70,6 +71,7 @@ func LoadAPI(getenv func(string) string) (API, error) {
 		HTTPAddr:            read(&env, httpAddr, parseAddr),
 		MaxQueuedPerAccount: read(&env, maxQueued, parseMaxQueued),
 	}
+	cfg.Limits = readLimits(&env)
 	cfg.MaxConnections, cfg.MaxConnectionsPerAddress = readConnections(&env)
 	if getenv(readDatabaseURL.name) != "" {
 		cfg.ReadDatabaseURL = read(&env, readDatabaseURL, parseDatabaseURL)

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/base64"
 	"log/slog"
+	"net/netip"
 	"reflect"
 	"slices"
 	"strings"
@@ -56,6 +57,7 @@ func TestLoadAPI_Defaults(t *testing.T) {
 		JWTKeys:             []config.Key{{ID: "k1", Secret: key}},
 		HTTPAddr:            "127.0.0.1:8080",
 		MaxQueuedPerAccount: 50000,
+		Limits:              config.Limits{RequestsPerMinute: 6000, AddressPerMinute: 60, AccountsPerUser: 1000},
 		MaxConnections:      got.MaxConnections, // by the limit of open files
 
 		MaxConnectionsPerAddress: max(got.MaxConnections/4, 1),
@@ -70,6 +72,7 @@ func TestLoadAPI_EverythingSet(t *testing.T) {
 		"HTTP_ADDR", ":80", "OPS_ADDR", "0.0.0.0:0", "OPS_TOKEN", "0123456789abcdef", "OPS_HOSTS", "a,b",
 		"QUEUE_PREFIX", "a-b_c.9", "QUEUE_PARTITIONS", "1024", "MAX_QUEUED_PER_ACCOUNT", "1", "SHUTDOWN_DELAY", "1m30s",
 		"MAX_CONNECTIONS", "10", "MAX_CONNECTIONS_PER_ADDRESS", "0",
+		"RATE_LIMIT_PER_MINUTE", "1", "ADDRESS_LIMIT_PER_MINUTE", "0", "MAX_ACCOUNTS_PER_USER", "3", "TRUSTED_PROXIES", "10.0.0.0/8,::1",
 		"LOG_LEVEL", "debug", "LOG_FORMAT", "text", "READ_DATABASE_URL", "postgres://replica/passbook",
 		"JWT_KEYS", "new:"+base64.RawURLEncoding.EncodeToString(key)+",old:"+base64.RawStdEncoding.EncodeToString(key),
 	))
@@ -92,7 +95,11 @@ func TestLoadAPI_EverythingSet(t *testing.T) {
 		JWTKeys:             []config.Key{{ID: "new", Secret: key}, {ID: "old", Secret: key}},
 		HTTPAddr:            ":80",
 		MaxQueuedPerAccount: 1,
-		MaxConnections:      10,
+		Limits: config.Limits{
+			RequestsPerMinute: 1, AccountsPerUser: 3,
+			Proxies: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8"), netip.MustParsePrefix("::1/128")},
+		},
+		MaxConnections: 10,
 	}
 	if !reflect.DeepEqual(got, want) {
 		t.Errorf("got %+v\nwant %+v", got, want)

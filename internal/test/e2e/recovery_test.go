@@ -348,7 +348,7 @@ func refusals(t *testing.T, c, unseen *client, number, theirs string, round int,
 	t.Helper()
 	const seenBy, unseenBy = 0, 1
 	deposit := map[string]any{"amount": 1}
-	credentials := map[string]any{"email": "unknown@example.com", "password": "a long enough password"}
+	credentials := map[string]any{"email": fmt.Sprintf("unknown-%d@example.com", round), "password": "a long enough password"} // ten for each
 	requests := []struct {
 		by           *client
 		api          int

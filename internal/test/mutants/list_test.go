@@ -48,6 +48,8 @@ const (
 
 	hub      = "internal/finished/hub.go"
 	ends     = "internal/job/finished.go"
+	limits   = "internal/api/limits.go"
+	settling = "internal/limit/settle.go"
 	gate     = "internal/postgres/gate.go"
 	shown    = "internal/postgres/shown.go"
 	jobs     = "internal/job/job.go"
@@ -63,7 +65,7 @@ const (
 	decode   = "internal/api/decode.go"
 )
 
-// The promises.
+// The promises, and the limits.
 const (
 	durable    = "a 202 is durable"
 	once       = "a job finishes exactly once"
@@ -76,6 +78,7 @@ const (
 	stays      = "what a client was told never changes"
 	owned      = "what is another's does not exist"
 	knownUser  = "a request is its user's"
+	bounded    = "no client asks for more than its limits"
 )
 
 // mutations are the changes that a test must notice. By chance a mutant may do no harm (a
@@ -817,7 +820,7 @@ var mutations = []mutation{
 	},
 	{
 		"an opening passes over its key's lock", keyForGood,
-		[]edit{{accounts, `if !locked {`, `if false {`}},
+		[]edit{{accounts, `case !key:`, `case false && !key:`}},
 		[]string{"-run=^TestIdempotencyKey_Locked$ ./internal/api"},
 	},
 	{
@@ -1178,6 +1181,82 @@ var mutations = []mutation{
 		[]edit{{hub, `	parts.Go(func() { h.keepLooking(ctx, h.lookAtAccountsNow, accountsEvery, h.lookAtAccounts) })
 `, ``}},
 		[]string{"-run=^TestWatchAccount_WithoutMessages$ ./internal/finished"},
+	},
+
+	{
+		"a user has no limit", bounded,
+		[]edit{{edge, `if err := a.limitUser(c, identity.UserID); err != nil {`, `if err := a.limitUser(c, identity.UserID); err != nil && false {`}},
+		[]string{"-run=^TestUserLimit ./internal/api"},
+	},
+	{
+		"an API forgets what Redis did not have", bounded,
+		[]edit{{settling, `l.owe(b, missing, now)`, `l.owe(b, 0, now)`}},
+		[]string{"-run=^TestRun_PaysDebts$ ./internal/limit"},
+	},
+	{
+		"an API does not hear what others allowed", bounded,
+		[]edit{{settling, `if excess := int(b.tokens.TokensAt(now)) - (left.Remaining - b.owed); excess > 0 {`, `if excess := 0; excess > 0 {`}},
+		[]string{"-run=^TestRun_SharesTheQuota$ ./internal/limit"},
+	},
+	{
+		"what Redis refuses is allowed", bounded,
+		[]edit{{settling, `allowed = missing == 0`, `allowed = true`}},
+		[]string{"-run=^TestTakeShared$ ./internal/limit"},
+	},
+	{
+		"what a key regained during an outage is a debt", bounded,
+		[]edit{{settling, `owed := max(0, min(b.owed, lacks))`, `owed := b.owed + 0*lacks`}},
+		[]string{"-run=^TestSettle_ForgivesWhatIsRegained$ ./internal/limit"},
+	},
+	{
+		"an email may be guessed from many addresses", bounded,
+		[]edit{{limits, `state := limits.Emails.TakeShared(c.UserContext(), hashEmail(email))`, `state := limits.Emails.TakeShared(c.UserContext(), a.pairOf(c, email))`}},
+		[]string{"-run=^TestLogInLimit_Email$ ./internal/api"},
+	},
+	{
+		"the case of an email's letters makes another quota", bounded,
+		[]edit{{limits, `sum := sha256.Sum256([]byte(auth.EmailKey(email)))`, `sum := sha256.Sum256([]byte(email))`}},
+		[]string{"-run=^TestLogInLimit_Email$ ./internal/api"},
+	},
+	{
+		"a guesser locks the owner out", bounded,
+		[]edit{{limits, `!state.Allowed && limits.Known.Has(`, `false && limits.Known.Has(`}},
+		[]string{"-run=^TestLogInLimit_Email$ ./internal/api"},
+	},
+	{
+		"any client says where it comes from", bounded,
+		[]edit{{limits, `len(hops) > 0 && a.isProxy(client);`, `len(hops) > 0;`}},
+		[]string{"-run=^TestLogInLimit_Address$ ./internal/api"},
+	},
+	{
+		"a sign-up counts for no address", bounded,
+		[]edit{{"internal/api/users.go", `if err := a.limitAddress(c); err != nil {`, `if err := a.limitAddress(c); err != nil && false {`}},
+		[]string{"-run=^TestLogInLimit_Address$ ./internal/api"},
+	},
+	{
+		"any number of requests is in flight", bounded,
+		[]edit{{limits, `if s.taken.Add(1) > s.most {`, `if s.taken.Add(1) < 0 {`}},
+		[]string{"-run=^TestInFlight$ ./internal/api"},
+	},
+	{
+		"a deposit waits however many wait before it", bounded,
+		[]edit{{limits, `|| !a.overloaded() {`, `|| true {`}},
+		[]string{"-run=^TestShed$ ./internal/api"},
+	},
+	{
+		"an accept waits however many wait before it", bounded,
+		[]edit{{accept, `if a.IsOverloaded() {`, `if false {`}},
+		[]string{"-run=^TestAccept_Overloaded$ ./internal/job"},
+	},
+	{
+		"openings at the same time don't count each other", bounded,
+		[]edit{{accounts, `a.MaxPerUser == 0, KeyLock`, `true, KeyLock`}},
+		[]string{"-run=^TestOpen_MaxPerUser$ ./internal/ledger"},
+	},
+	{
+		"a user opens any number of accounts", bounded,
+		[]edit{{accounts, `($6::bigint = 0 OR `, `($6::bigint >= 0 OR `}},
+		[]string{"-run=^TestOpen_MaxPerUser$ ./internal/ledger", "-run=^TestAccountLimit$ ./internal/api"},
 	},
 }
 

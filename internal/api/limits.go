@@ -1,0 +1,239 @@
+package api
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"fmt"
+	"math"
+	"net"
+	"net/http"
+	"net/netip"
+	"slices"
+	"strconv"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"github.com/gofiber/fiber/v2"
+	"github.com/google/uuid"
+	"github.com/valyala/fasthttp"
+
+	"github.com/passbook/passbook/internal/auth"
+	"github.com/passbook/passbook/internal/job"
+	"github.com/passbook/passbook/internal/limit"
+)
+
+// Bounds on requests in flight. An accept is not counted: the Acceptor bounds them. Neither are
+// health and documents, which are answered at any load.
+const (
+	// maxInFlight is how many requests with an access token are handled at once: more would wait
+	// for a connection to Postgres for too long.
+	maxInFlight = 512
+	// maxGuestsInFlight is how many requests without one are: passwords take long to check.
+	maxGuestsInFlight = 128
+)
+
+// Limits bound how often clients may ask. A nil Limiter is no limit.
+type Limits struct {
+	Requests *limit.Limiter // of a user
+	// A log-in counts for its address and for its email. So a guesser is stopped who has one
+	// address, or one victim. An owner whose email is exhausted by a guesser still logs in from an
+	// address from which he has done so before: Known has the pairs of email and address, and Pairs
+	// their own quotas. A refresh counts for none of them.
+	Addresses *limit.Limiter // log-ins and sign-ups
+	Emails    *limit.Limiter // log-ins
+	Pairs     *limit.Limiter
+	Known     *limit.Known
+	// Proxies are the peers whose X-Forwarded-For is believed.
+	Proxies []netip.Prefix
+}
+
+// Reasons of refusals, as the metric names them.
+const (
+	refusedUser     = "user_rate"
+	refusedEmail    = "email_rate"
+	refusedAddress  = "address_rate"
+	refusedInFlight = "in_flight"
+	refusedAccept   = "accepts"
+	refusedQueue    = "account_queue"
+	refusedExport   = "exports"
+	refusedStream   = "event_streams"
+	refusedAccount  = "accounts"
+)
+
+var refusals = []string{
+	refusedUser, refusedEmail, refusedAddress, refusedInFlight, refusedAccept, refusedQueue, refusedExport, refusedStream, refusedAccount,
+}
+
+const (
+	headerLimit  = "RateLimit"
+	headerPolicy = "RateLimit-Policy"
+	policyName   = `"user"`
+)
+
+// limitKey is the local that holds the limit.State of an authenticated request.
+type limitKey struct{}
+
+// limitUser counts a request for its user.
+func (a *API) limitUser(c *fiber.Ctx, user uuid.UUID) error {
+	if a.cfg.Limits.Requests == nil {
+		return nil
+	}
+	state := a.cfg.Limits.Requests.Take(string(user[:]))
+	c.Locals(limitKey{}, state)
+	if !state.Allowed {
+		return tooMany(state, refusedUser, "You have made too many requests. Nothing happened; send this one again after Retry-After.")
+	}
+	return nil
+}
+
+// sayLimit adds the headers of draft-ietf-httpapi-ratelimit-headers to the answer of an
+// authenticated request.
+func (a *API) sayLimit(c *fiber.Ctx) {
+	state, ok := c.Locals(limitKey{}).(limit.State)
+	if !ok {
+		return
+	}
+	c.Set(headerPolicy, a.policy)
+	c.Set(headerLimit, policyName+";r="+strconv.Itoa(state.Remaining)+";t="+strconv.Itoa(seconds(state.ResetAfter)))
+}
+
+func policyOf(quota limit.Quota) string {
+	return fmt.Sprintf("%s;q=%d;w=%d", policyName, quota.Most, seconds(quota.Per))
+}
+
+// seconds rounds up to whole seconds.
+func seconds(d time.Duration) int {
+	return int(math.Ceil(d.Seconds()))
+}
+
+func tooMany(state limit.State, reason, detail string) error {
+	p := newProblem(http.StatusTooManyRequests, "too_many_requests", detail)
+	p.retryAfter, p.reason = max(seconds(state.RetryAfter), 1), reason
+	return p
+}
+
+// limitAddress counts a log-in or a sign-up for its address, before its password is hashed.
+func (a *API) limitAddress(c *fiber.Ctx) error {
+	address := a.clientAddress(c).String()
+	if state := a.cfg.Limits.Addresses.TakeShared(c.UserContext(), address); !state.Allowed {
+		return tooMany(state, refusedAddress, "Too many log-ins and sign-ups came from your address. Nothing happened; try again after Retry-After.")
+	}
+	return nil
+}
+
+// limitLogIn counts an attempt to log in for its address and its email, before the password is looked
+// at: the right one is refused too. The answer does not depend on whether a user has the email.
+func (a *API) limitLogIn(c *fiber.Ctx, email string) error {
+	if err := a.limitAddress(c); err != nil {
+		return err
+	}
+	limits := a.cfg.Limits
+	state := limits.Emails.TakeShared(c.UserContext(), hashEmail(email))
+	if pair := a.pairOf(c, email); !state.Allowed && limits.Known.Has(c.UserContext(), pair) {
+		state = limits.Pairs.TakeShared(c.UserContext(), pair)
+	}
+	if !state.Allowed {
+		return tooMany(state, refusedEmail, "There were too many log-ins with this email. Nothing happened; try again after Retry-After.")
+	}
+	return nil
+}
+
+// loggedIn remembers that the client logged in with the email from its address.
+func (a *API) loggedIn(c *fiber.Ctx, email string) {
+	a.cfg.Limits.Known.Add(c.UserContext(), a.pairOf(c, email))
+}
+
+// hashEmail keeps emails out of Redis. Emails that are equal have the same hash.
+func hashEmail(email string) string {
+	sum := sha256.Sum256([]byte(auth.EmailKey(email)))
+	return string(sum[:])
+}
+
+func (a *API) pairOf(c *fiber.Ctx, email string) string {
+	sum := sha256.Sum256([]byte(auth.EmailKey(email) + "\n" + a.clientAddress(c).String()))
+	return string(sum[:])
+}
+
+// clientAddress returns the client's address, as a prefix that one client commonly has to itself. A
+// trusted proxy adds the address of its peer at the end of X-Forwarded-For, so the client's is the
+// last one there that is not a trusted proxy's. Whatever stands before it may be forged.
+func (a *API) clientAddress(c *fiber.Ctx) netip.Prefix {
+	tcp, ok := c.Context().RemoteAddr().(*net.TCPAddr)
+	if !ok {
+		return netip.Prefix{}
+	}
+	client := tcp.AddrPort().Addr().Unmap()
+	forwarded := bytes.Join(c.Request().Header.PeekAll(fiber.HeaderXForwardedFor), []byte(","))
+	for hops := strings.Split(string(forwarded), ","); len(hops) > 0 && a.isProxy(client); hops = hops[:len(hops)-1] {
+		hop, err := netip.ParseAddr(strings.TrimSpace(hops[len(hops)-1]))
+		if err != nil {
+			break
+		}
+		client = hop.Unmap().WithZone("")
+	}
+	return networkOf(client)
+}
+
+func (a *API) isProxy(address netip.Addr) bool {
+	return slices.ContainsFunc(a.cfg.Limits.Proxies, func(proxies netip.Prefix) bool { return proxies.Contains(address) })
+}
+
+// slots bound the requests of one kind that are in flight. A nil slots has no bound.
+type slots struct {
+	most  int64
+	taken atomic.Int64
+}
+
+// take takes a slot, or reports that all are taken. release gives it back.
+func (s *slots) take() bool {
+	if s == nil {
+		return true
+	}
+	if s.taken.Add(1) > s.most {
+		s.taken.Add(-1)
+		return false
+	}
+	return true
+}
+
+func (s *slots) release() {
+	if s != nil {
+		s.taken.Add(-1)
+	}
+}
+
+// slotsOf returns the slots that the requests of a route need.
+func (a *API) slotsOf(r route) *slots {
+	switch {
+	case r.open && r.method == fiber.MethodGet, r.accepts:
+		return nil
+	case r.open:
+		return a.guests
+	default:
+		return a.callers
+	}
+}
+
+// errInFlight is for a request that finds all slots taken.
+var errInFlight = &problem{
+	Status: http.StatusServiceUnavailable, Code: "unavailable", retryAfter: busyRetry, reason: refusedInFlight,
+	Detail: "The service has too many requests under way. Nothing happened; send this one again after Retry-After.",
+}
+
+var accountPaths = []byte("/v1/accounts/")
+
+// shed refuses deposits and withdrawals at once while too many wait to be accepted, before it spends
+// anything else on them: at three times the load that can be accepted, two requests of three are
+// refused. Their bodies have arrived; to close their connections instead would cost both sides more.
+func (a *API) shed(next fasthttp.RequestHandler) fasthttp.RequestHandler {
+	return func(c *fasthttp.RequestCtx) {
+		if !c.IsPost() || !bytes.HasPrefix(c.Path(), accountPaths) || !a.overloaded() {
+			next(c)
+			return
+		}
+		refused := a.app.AcquireCtx(c)
+		defer a.app.ReleaseCtx(refused)
+		_ = a.answerError(refused, job.ErrOverloaded) // it fails only where a problem is no JSON
+	}
+}
