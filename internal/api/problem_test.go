@@ -24,6 +24,7 @@ func TestEveryCode(t *testing.T) {
 		set.pool = s.pool
 		set.edit = func(a *API) { a.app.Server().ReadTimeout = 100 * time.Millisecond }
 	})
+	full := start(t, func(set *settings) { set.pool, set.accounts = s.pool, 1 })
 	c := s.user(t)
 	account := c.open(0)
 	signUp(c)
@@ -47,6 +48,10 @@ func TestEveryCode(t *testing.T) {
 		"number_taken":          {409, func(c client) answer { return c.post("/v1/accounts", `{"number":"`+account.Number+`"}`) }},
 		"account_closed": {409, func(c client) answer {
 			return c.post(jobsOf(closed, "deposits"), `{"amount":1}`, "Idempotency-Key", "late")
+		}},
+		"account_limit_reached": {409, func(c client) answer {
+			c.server = full
+			return c.post("/v1/accounts", `{}`)
 		}},
 		"account_not_found":      {404, func(c client) answer { return c.get("/v1/accounts/nowhere") }},
 		"job_not_found":          {404, func(c client) answer { return c.get("/v1/jobs/" + missing) }},
