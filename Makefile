@@ -91,7 +91,7 @@ SCALE := 1
 bench: ROUNDS = 3
 bench: OUT = internal/bench/results
 bench: ## Measure speed against a synchronous handler and pgbench in ROUNDS (3), for 20 minutes. PARTS=light,hot for some of
-##   end-to-end,peer,submit-and-poll,submit-and-wait,accepts,ceiling,hot,peer-hot,skew,latency,light,peer-light,scale-out,backlog
+##   end-to-end,peer,submit-and-poll,submit-and-wait,accepts,ceiling,hot,peer-hot,skew,latency,light,peer-light,scale-out,backlog,overload
 	@deploy/local/install.sh
 	@mkdir -p .local/bin
 	@go build -buildvcs=false -o .local/bin/bench ./internal/bench

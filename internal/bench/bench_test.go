@@ -31,7 +31,7 @@ func TestMain(m *testing.M) {
 func TestMeasure(t *testing.T) {
 	t.Parallel()
 	folder := t.TempDir()
-	parts := []string{"end-to-end", "peer", "submit-and-poll", "ceiling", "latency", "backlog"}
+	parts := []string{"end-to-end", "peer", "submit-and-poll", "ceiling", "latency", "backlog", "overload"}
 	s, err := readSettings([]string{"-rounds=1", "-scale=0.01", "-parts=" + strings.Join(parts, ","), "-out=" + folder})
 	if err != nil {
 		t.Fatal(err)
@@ -53,7 +53,7 @@ func TestMeasure(t *testing.T) {
 	}
 	// With two hundred jobs all but Postgres may use less CPU time than the 10 ms in which
 	// the kernel counts.
-	mayBeNothing := []string{"redis-bytes", "cpu-redis", "cpu-worker", "cpu-api", "cpu-load"}
+	mayBeNothing := []string{"redis-bytes", "cpu-redis", "cpu-worker", "cpu-api", "cpu-load", "refused", "refusal-p99"}
 	for _, want := range report.Catalogue {
 		i := slices.IndexFunc(got.Figures, func(f report.FigureResult) bool { return f.Part == want.Part && f.Name == want.Name })
 		switch {

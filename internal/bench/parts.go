@@ -58,6 +58,7 @@ func parts() []part {
 		{"peer-light", peerLight, ""},
 		{"scale-out", scaleOut(cells), ""},
 		{"backlog", backlog, ""},
+		{"overload", overload, ""},
 	}
 }
 

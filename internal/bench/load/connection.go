@@ -27,6 +27,7 @@ type Connection struct {
 	poll       request
 	head       string // of every request
 	polls      int    // of jobs so far
+	refused    bool   // the last order
 
 	// Retried counts the requests that were sent again after a 503.
 	Retried int
@@ -89,26 +90,40 @@ func pollRequest(head string) request {
 
 // Post asks for one job and waits for the response.
 func (c *Connection) Post(o Order) error {
-	return c.post(o, &c.deposit, &c.withdrawal)
+	return c.send(fill(o, &c.deposit, &c.withdrawal))
 }
 
 // PostAndWait asks for one job, and waits for a response that shows it finished.
 func (c *Connection) PostAndWait(o Order) error {
-	err := c.post(o, &c.held.deposit, &c.held.withdrawal)
+	held := fill(o, &c.held.deposit, &c.held.withdrawal)
+	err := c.send(held)
 	for err == nil && c.isQueued() { // after five seconds
 		c.polls++
-		err = c.post(o, &c.held.deposit, &c.held.withdrawal)
+		err = c.send(held)
 	}
 	return err
 }
 
-func (c *Connection) post(o Order, deposit, withdrawal *request) error {
+// fill returns one of the two requests with the order's account and key.
+func fill(o Order, deposit, withdrawal *request) *request {
 	r := deposit
 	if o.withdrawal {
 		r = withdrawal
 	}
 	copy(r.bytes[r.number:], AccountNumber(o.account))
 	copy(r.bytes[r.key:], o.key)
+	return r
+}
+
+// PostOnce asks for one job and notes whether it was refused. It sends the request again, as Post
+// does, where the server does not know whether the job was accepted.
+func (c *Connection) PostOnce(o Order) error {
+	r := fill(o, &c.deposit, &c.withdrawal)
+	status, err := c.roundTrip(r)
+	c.refused = status == http.StatusServiceUnavailable && bytes.Contains(c.response.Body(), []byte("Nothing happened"))
+	if err != nil || c.refused || status == http.StatusAccepted {
+		return err
+	}
 	return c.send(r)
 }
 
@@ -173,14 +188,10 @@ func (c *Connection) Get(path string) ([]byte, error) {
 // retries counts as the request's.
 func (c *Connection) send(r *request) error {
 	for attempt := 1; ; attempt++ {
-		if _, err := c.Write(r.bytes); err != nil {
-			return fmt.Errorf("send a request: %w", err)
-		}
-		if err := c.response.ReadLimitBody(c.reader, maxResponse); err != nil {
-			return fmt.Errorf("read the response: %w", err)
-		}
-		status := c.response.StatusCode()
+		status, err := c.roundTrip(r)
 		switch {
+		case err != nil:
+			return err
 		case status >= 200 && status <= 299:
 			return nil
 		case status != http.StatusServiceUnavailable || attempt == maxAttempts:
@@ -189,4 +200,14 @@ func (c *Connection) send(r *request) error {
 		c.Retried++
 		<-time.After(retryPause)
 	}
+}
+
+func (c *Connection) roundTrip(r *request) (status int, err error) {
+	if _, err := c.Write(r.bytes); err != nil {
+		return 0, fmt.Errorf("send a request: %w", err)
+	}
+	if err := c.response.ReadLimitBody(c.reader, maxResponse); err != nil {
+		return 0, fmt.Errorf("read the response: %w", err)
+	}
+	return c.response.StatusCode(), nil
 }

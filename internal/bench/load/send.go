@@ -24,6 +24,7 @@ type Sent struct {
 	Began   time.Time       // when the first request was sent
 	Took    time.Duration   // to the last response
 	Waits   []time.Duration // of each order, from when it was due, or sent where no time was set
+	Refused []bool          // of each order, where Visit is PostOnce
 	Polls   int             // of jobs, by clients that poll
 	Retried int             // requests that were sent again after a 503
 }
@@ -38,7 +39,7 @@ type sending struct {
 // Send visits every order once. Where orders are due at a time, an order's wait for a
 // free connection counts as its wait.
 func (l Load) Send(ctx context.Context) (Sent, error) {
-	s := &sending{Load: l, Sent: Sent{Waits: make([]time.Duration, len(l.Orders))}}
+	s := &sending{Load: l, Sent: Sent{Waits: make([]time.Duration, len(l.Orders)), Refused: make([]bool, len(l.Orders))}}
 	group, ctx := errgroup.WithContext(ctx)
 	open := make([]*Connection, l.Connections)
 	for i := range open {
@@ -83,6 +84,6 @@ func (s *sending) work(c *Connection) error {
 		if err := s.Visit(c, s.Orders[i]); err != nil {
 			return err
 		}
-		s.Waits[i] = time.Since(from)
+		s.Waits[i], s.Refused[i] = time.Since(from), c.refused
 	}
 }
