@@ -109,11 +109,11 @@ func TestTake_NoLimit(t *testing.T) {
 func TestRun_SharesTheQuota(t *testing.T) {
 	t.Parallel()
 	url := testenv.Redis(t)
-	anHour := limit.Quota{Most: 10, Per: time.Hour}
-	one, other := process(t, url, anHour, nil), process(t, url, anHour, nil)
+	quota := limit.Quota{Most: 10_000, Per: 24 * time.Hour} // more than the other process is asked before it knows
+	one, other := process(t, url, quota, nil), process(t, url, quota, nil)
 	run(t, one)
 	run(t, other)
-	for one.Take("a").Allowed { //nolint:revive // ten times
+	for one.Take("a").Allowed { //nolint:revive // until all are taken
 	}
 	testenv.Eventually(t, "the other process to refuse", func() bool { return !other.Take("a").Allowed })
 	if !other.Take("b").Allowed {
