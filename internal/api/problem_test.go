@@ -75,6 +75,9 @@ func TestEveryCode(t *testing.T) {
 		"unavailable":             {503, nil}, // TestUnavailable
 
 		"http_version_not_supported": {505, nil}, // TestExport_NeedsChunks
+
+		"last_event_id_invalid": {400, nil}, // TestEvents_Refused
+		"not_acceptable":        {406, nil}, // the same
 	}
 	for code, test := range tests {
 		if test.ask == nil {

@@ -81,10 +81,13 @@ func (a *Acceptor) AcceptBatch(ctx context.Context, requests []Request) ([]Accep
 		}
 		batch.ids[i] = id
 	}
+	if a.IsOverloaded() {
+		return nil, ErrOverloaded
+	}
 	select {
 	case a.batches <- batch:
-	case <-ctx.Done():
-		return nil, ErrUnavailable
+	default:
+		return nil, ErrOverloaded
 	}
 	select {
 	case result := <-batch.result:

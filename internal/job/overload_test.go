@@ -91,9 +91,24 @@ func TestAccept_Overloaded(t *testing.T) {
 			if _, _, err := a.Accept(t.Context(), Request{}); !errors.Is(err, ErrOverloaded) {
 				t.Errorf("%v, want %v", err, ErrOverloaded)
 			}
-			if len(a.requests) != test.waiting {
+			if _, err := a.AcceptBatch(t.Context(), []Request{{}}); !errors.Is(err, ErrOverloaded) {
+				t.Errorf("a batch: %v, want %v", err, ErrOverloaded)
+			}
+			if len(a.requests) != test.waiting || len(a.batches) > 0 {
 				t.Error("it waits nevertheless")
 			}
 		})
+	}
+}
+
+// So many batches may wait, and no more.
+func TestAcceptBatch_Overloaded(t *testing.T) {
+	t.Parallel()
+	a := NewAcceptor(nil, nil, 1)
+	for range maxWaitingBatches {
+		a.batches <- &batchRequest{}
+	}
+	if _, err := a.AcceptBatch(t.Context(), []Request{{}}); !errors.Is(err, ErrOverloaded) {
+		t.Errorf("%v, want %v", err, ErrOverloaded)
 	}
 }
