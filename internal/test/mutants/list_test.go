@@ -1157,7 +1157,7 @@ var mutations = []mutation{
 
 	{
 		"requests that wait get what is not confirmed", stays,
-		[]edit{{ends, `(` + "` + postgres.ConfirmSQL + `" + `) IS NOT NULL`, `true`}},
+		[]edit{{ends, `(` + "` + postgres.ConfirmSQL + `" + `) IS NOT NULL`, `false AND (` + "` + postgres.ConfirmSQL + `" + `) IS NULL`}},
 		[]string{"-run=^TestFinished_Confirms$ ./internal/job", "-run=^TestGate_Waiting$ ./internal/api"},
 	},
 	{
