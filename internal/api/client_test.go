@@ -282,12 +282,6 @@ func (c client) post(target, body string, headers ...string) answer {
 	return c.send(http.MethodPost, target, body, append([]string{"Content-Type", "application/json"}, headers...)...)
 }
 
-// put is post with another method.
-func (c client) put(target, body string) answer {
-	c.t.Helper()
-	return c.send(http.MethodPut, target, body, "Content-Type", "application/json")
-}
-
 // send is every request's way. An empty header value removes the header.
 func (c client) send(method, target, body string, headers ...string) answer {
 	c.t.Helper()

@@ -56,7 +56,7 @@ func newProblem(status int, code, detail string) *problem {
 // The codes that more than one place answers with.
 const (
 	codeInvalidRequest     = "invalid_request"
-	codeInvalidCredentials = "invalid_credentials"
+	codeInvalidCredentials = "invalid_credentials" //nolint:gosec // a code, no credential
 	codeKeyReused          = "idempotency_key_reused"
 )
 

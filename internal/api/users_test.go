@@ -172,8 +172,11 @@ func TestRevoke(t *testing.T) {
 
 func TestChangePassword(t *testing.T) {
 	t.Parallel()
-	const target, next = "/v1/users/me/password", "battery staple"
-	change := func(current, next string) string {
+	const next = "battery staple"
+	change := func(c client, body string) answer {
+		return c.send(http.MethodPut, "/v1/users/me/password", body, "Content-Type", "application/json")
+	}
+	from := func(current, next string) string {
 		return `{"current_password":"` + current + `","new_password":"` + next + `"}`
 	}
 	s := start(t, func(set *settings) {
@@ -187,20 +190,20 @@ func TestChangePassword(t *testing.T) {
 	other.token = others.AccessToken
 	other.get("/v1/users/me").want(http.StatusOK)
 
-	c.put(target, change("wrong horse", next)).problem(http.StatusUnauthorized, "invalid_credentials").wantHeader("Www-Authenticate", "Bearer")
-	c.put(target, change("correct horse", "short")).
+	change(c, from("wrong horse", next)).problem(http.StatusUnauthorized, "invalid_credentials").wantHeader("Www-Authenticate", "Bearer")
+	change(c, from("correct horse", "short")).
 		problem(http.StatusUnprocessableEntity, "invalid_request", "/new_password too_short")
-	c.put(target, `{"new_password":7,"email":"x"}`).problem(http.StatusUnprocessableEntity, "invalid_request",
+	change(c, `{"new_password":7,"email":"x"}`).problem(http.StatusUnprocessableEntity, "invalid_request",
 		"/current_password required", "/email unknown_field", "/new_password invalid_type")
-	s.anonymous(t).put(target, change("correct horse", next)).problem(http.StatusUnauthorized, "unauthenticated")
+	change(s.anonymous(t), from("correct horse", next)).problem(http.StatusUnauthorized, "unauthenticated")
 	c.get("/v1/users/me").want(http.StatusOK)
 
-	if a := c.put(target, change("correct horse", next)).want(http.StatusNoContent); len(a.body) > 0 {
+	if a := change(c, from("correct horse", next)).want(http.StatusNoContent); len(a.body) > 0 {
 		t.Errorf("a body: %s", a)
 	}
 	for _, c := range []client{c, other} {
 		c.get("/v1/users/me").problem(http.StatusUnauthorized, "unauthenticated")
-		c.put(target, change("correct horse", next)).problem(http.StatusUnauthorized, "unauthenticated")
+		change(c, from("correct horse", next)).problem(http.StatusUnauthorized, "unauthenticated")
 	}
 	c.token = ""
 	for _, tokens := range []tokensJSON{tokens, others} {
