@@ -74,31 +74,24 @@ type probe struct {
 // probes are a request for each route of the contract, and for what changes its answer.
 func (o outcomes) probes(t *testing.T) (all []probe) {
 	t.Helper()
-	c, err := theContract()
-	if err != nil {
-		t.Fatal(err)
-	}
 	fill := strings.NewReplacer("{number}", o.account.Number, "{id}", o.done.ID, "{seq}", "2")
-	for path, item := range c.model.Paths.PathItems.FromOldest() {
-		for method := range item.GetOperations().FromOldest() {
-			method = strings.ToUpper(method)
-			if _, none := noOutcome[method+" "+path]; none || path == "/nowhere" {
-				continue
-			}
-			var p probe
-			if method == http.MethodPost {
-				p = o.posts()[path]
-			}
-			p.method, p.target = method, fill.Replace(path)+o.queries()[path]
-			if method != http.MethodGet && p.body == "" || strings.Contains(p.target, "{") {
-				t.Errorf("%s %s: no request of this test would show an outcome", method, path)
-			}
-			p.writes = p.writes || strings.HasSuffix(path, "/balance") // now, which closes the history
+	for _, route := range described(t) {
+		if _, none := noOutcome[route.Method+" "+route.Path]; none {
+			continue
+		}
+		var p probe
+		if route.Method == http.MethodPost {
+			p = o.posts()[route.Path]
+		}
+		p.method, p.target = route.Method, fill.Replace(route.Path)+o.queries()[route.Path]
+		if route.Method != http.MethodGet && p.body == "" || strings.Contains(p.target, "{") {
+			t.Errorf("%s %s: no request of this test would show an outcome", route.Method, route.Path)
+		}
+		p.writes = p.writes || strings.HasSuffix(route.Path, "/balance") // now, which closes the history
+		all = append(all, p)
+		if route.Method == http.MethodGet {
+			p.method = http.MethodHead
 			all = append(all, p)
-			if method == http.MethodGet {
-				p.method = http.MethodHead
-				all = append(all, p)
-			}
 		}
 	}
 	csv := []string{"Accept", "text/csv"}

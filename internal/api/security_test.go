@@ -10,9 +10,9 @@ import (
 	"testing"
 
 	"github.com/google/uuid"
-	"github.com/pb33f/libopenapi/datamodel/high/v3"
 
 	"github.com/passbook/passbook/internal/ledger/ledgertest"
+	"github.com/passbook/passbook/internal/test/openapi"
 )
 
 // The OWASP API Security Top 10 (2023) as attacks on a running API. Those that go route by route are
@@ -35,8 +35,9 @@ import (
 type operation struct {
 	method, path string
 	isOpen       bool // needs no access token
-	params       []*v3.Parameter
+	params       []openapi.Parameter
 	body         map[string]any // the example of its request; nil where it takes no body
+	members      []string       // that its request may have
 	types        []string       // the media types of its 200
 }
 
@@ -45,24 +46,13 @@ func (o operation) String() string { return o.method + " " + o.path }
 // operations returns all of the contract's.
 func operations(t *testing.T) (all []operation) {
 	t.Helper()
-	c, err := theContract()
-	if err != nil {
-		t.Fatal(err)
-	}
-	for path, item := range c.model.Paths.PathItems.FromOldest() {
-		for method, op := range item.GetOperations().FromOldest() {
-			if path == "/nowhere" { // the tests' own
-				continue
-			}
-			o := operation{
-				method: strings.ToUpper(method), path: path, isOpen: op.Security != nil && len(op.Security) == 0,
-				params: slices.Concat(item.Parameters, op.Parameters), body: exampleOf(t, op),
-			}
-			if ok := op.Responses.Codes.GetOrZero("200"); ok != nil && ok.Content != nil {
-				o.types = slices.Collect(ok.Content.KeysFromOldest())
-			}
-			all = append(all, o)
+	for _, o := range described(t) {
+		if o.HasBody && o.Example == nil {
+			t.Fatalf("%s %s: an example of its body is needed", o.Method, o.Path)
 		}
+		all = append(all, operation{
+			method: o.Method, path: o.Path, isOpen: o.IsOpen, params: o.Parameters, body: o.Example, members: o.Members, types: o.Types,
+		})
 	}
 	return all
 }
@@ -84,22 +74,6 @@ func secured(t *testing.T) (all []operation) {
 }
 
 const eventStream = "text/event-stream"
-
-func exampleOf(t *testing.T, op *v3.Operation) (example map[string]any) {
-	t.Helper()
-	if op.RequestBody == nil {
-		return nil
-	}
-	content := op.RequestBody.Content.GetOrZero("application/json")
-	node := content.Example
-	if node == nil && content.Examples != nil {
-		node = content.Examples.Oldest().Value.Value
-	}
-	if node == nil || node.Decode(&example) != nil {
-		t.Fatalf("%s: an example of its body is needed", op.OperationId)
-	}
-	return example
-}
 
 // names are what a request names, by the parameters' names.
 type names map[string]string
@@ -155,7 +129,7 @@ func (o operation) variants(t *testing.T, these names) []probe {
 			continue
 		}
 		p := plain
-		p.target += "?" + url.Values{param.Name: {valueOf(t, param)}}.Encode()
+		p.target += "?" + url.Values{param.Name: {param.Value}}.Encode()
 		all = append(all, p)
 	}
 	for _, mediaType := range o.types {
@@ -164,29 +138,6 @@ func (o operation) variants(t *testing.T, these names) []probe {
 		all = append(all, p)
 	}
 	return all
-}
-
-// valueOf returns a value that the parameter may have.
-func valueOf(t *testing.T, param *v3.Parameter) string {
-	t.Helper()
-	schema := param.Schema.Schema()
-	if schema == nil {
-		t.Fatalf("%s has no schema", param.Name)
-	}
-	var value any
-	switch {
-	case param.Example != nil:
-		_ = param.Example.Decode(&value)
-	case len(schema.Enum) > 0:
-		_ = schema.Enum[0].Decode(&value)
-	case schema.Default != nil:
-		_ = schema.Default.Decode(&value)
-	case schema.Minimum != nil:
-		value = *schema.Minimum
-	default:
-		value = "x"
-	}
-	return fmt.Sprint(value)
 }
 
 // victim is a user with an account, jobs and a session, and what requests of the user name.
@@ -305,7 +256,7 @@ func TestSecurity_AnothersObjects(t *testing.T) {
 
 // namesObject reports whether a parameter names an object.
 func (o operation) namesObject() bool {
-	return slices.ContainsFunc(o.params, func(param *v3.Parameter) bool {
+	return slices.ContainsFunc(o.params, func(param openapi.Parameter) bool {
 		_, names := nothing()[param.Name]
 		return param.In == "path" || param.In == "query" && names
 	})
@@ -366,7 +317,7 @@ func TestSecurity_AnothersKeys(t *testing.T) {
 	own := names{"number": attacker.open(0).Number}
 	tested := 0
 	for _, o := range operations(t) {
-		if !slices.ContainsFunc(o.params, func(param *v3.Parameter) bool { return param.Name == headerKey }) {
+		if !slices.ContainsFunc(o.params, func(param openapi.Parameter) bool { return param.Name == headerKey }) {
 			continue
 		}
 		tested++
@@ -418,7 +369,7 @@ func TestSecurity_AnothersCursors(t *testing.T) {
 	v.open(0) // so that the list of accounts has two
 	own, tested := attacker.open(0), 0
 	for _, o := range operations(t) {
-		if !slices.ContainsFunc(o.params, func(param *v3.Parameter) bool { return param.Name == "cursor" }) {
+		if !slices.ContainsFunc(o.params, func(param openapi.Parameter) bool { return param.Name == "cursor" }) {
 			continue
 		}
 		tested++
