@@ -26,7 +26,7 @@ func TestOutcomeTimesRise(t *testing.T) {
 			amount int64
 		}{{ledger.Deposit, 1}, {ledger.Withdrawal, 1000}, {ledger.Deposit, 13}, {ledger.Withdrawal, 1000}, {ledger.Withdrawal, 1}, {ledger.Deposit, 13}} {
 			id := ledgertest.Job(t, pool, account, job.typ, job.amount)
-			for n := 0; n < ledger.MaxAttempts; n++ {
+			for range ledger.MaxAttempts {
 				if _, _, err := ledger.NewApplier(pool).Apply(t.Context(), id, 1); err == nil {
 					break
 				}
