@@ -117,6 +117,25 @@ func TestSource_LearnsFromAnswers(t *testing.T) {
 	}
 }
 
+func TestSource_MakesValuesOutsideTheirBounds(t *testing.T) {
+	t.Parallel()
+	s := newSource(t, 1)
+	route, _ := s.contract.Find(http.MethodPost, "/v1/accounts/1234/deposits")
+	const some = 300
+	missing := map[string]bool{`"amount":0`: true, `"amount":1.0`: true, `"amount":"1"`: true, `"amount":9007199254740992`: true}
+	for range some {
+		r := s.spoiled(route)
+		for text := range missing {
+			if strings.Contains(r.Body, text) {
+				delete(missing, text)
+			}
+		}
+	}
+	if len(missing) > 0 {
+		t.Errorf("no request has %v", missing)
+	}
+}
+
 // An account's status is no job's.
 func TestSource_LearnsOnlyWhatFits(t *testing.T) {
 	t.Parallel()

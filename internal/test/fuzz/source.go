@@ -30,6 +30,7 @@ type Source struct {
 	patterns map[string]*rapid.Generator[string]
 	prefix   string // of what has to be new, so that Sources don't meet
 	count    int    // of such values so far
+	spoil    bool   // the next value is to be one that its schema does not allow
 
 	token  string
 	known  known // of the caller
@@ -114,13 +115,28 @@ func (s *Source) Next() Request {
 	case len(s.links) > 0 && s.chance(3):
 		return s.follow(pick(s, s.links))
 	}
-	r := s.valid(pick(s, s.routes))
+	route := pick(s, s.routes)
+	if !s.OnlyValid && s.chance(20) {
+		return s.spoiled(route)
+	}
+	r := s.valid(route)
 	if s.OnlyValid || s.chance(40) {
 		return r
 	}
 	for range 1 + s.small(2) {
 		s.change(&r)
 	}
+	return r
+}
+
+// spoiled makes a request in which one value is just not what the document allows.
+func (s *Source) spoiled(route contract.Route) Request {
+	s.spoil = true
+	r := s.valid(route)
+	if !s.spoil {
+		r.Changes, r.Alone = []string{"a value outside its bounds"}, true
+	}
+	s.spoil = false
 	return r
 }
 
@@ -183,10 +199,10 @@ func (s *Source) valid(route contract.Route) Request {
 
 func (s *Source) parameter(parameter schema) any {
 	name, schema := parameter.text("name"), s.resolve(parameter["schema"])
-	if known, ok := s.others.pick(s, name); ok && s.chance(10) && schema.fits(known) {
+	if known, ok := s.others.pick(s, name); ok && !s.spoil && s.chance(10) && schema.fits(known) {
 		return known
 	}
-	if known, ok := s.known.pick(s, name); ok && s.chance(80) && parameter.text("in") != "header" && schema.fits(known) {
+	if known, ok := s.known.pick(s, name); ok && !s.spoil && s.chance(80) && parameter.text("in") != "header" && schema.fits(known) {
 		return known
 	}
 	return s.value(name, parameter["schema"])

@@ -73,6 +73,12 @@ var inWords = map[string]bool{"currency": true}
 // value makes a value of a schema, most of the time one that an answer had under that name.
 func (s *Source) value(name string, node any) any {
 	schema := s.resolve(node)
+	if s.spoil && s.chance(30) {
+		if choices := s.outside(schema); len(choices) > 0 {
+			s.spoil = false
+			return pick(s, choices)
+		}
+	}
 	if known, ok := s.known.pick(s, name); ok && s.chance(60) && !isNew(name) && schema.fits(known) {
 		return known
 	}
@@ -97,6 +103,34 @@ func (s *Source) value(name string, node any) any {
 		return pick(s, examples)
 	}
 	return s.made(name, schema)
+}
+
+// outside returns values that a schema just does not allow.
+func (s *Source) outside(schema schema) (choices []any) {
+	for _, all := range []string{"anyOf", "oneOf"} {
+		if parts := schema.list(all); len(parts) > 0 {
+			return s.outside(s.resolve(parts[0]))
+		}
+	}
+	if schema["properties"] != nil || schema["items"] != nil {
+		return nil
+	}
+	if least, ok := schema["minimum"].(json.Number); ok {
+		choices = append(choices, literal(strconv.FormatInt(schema.number("minimum", 0)-1, 10)), literal(least+".0"), string(least))
+	}
+	if schema["maximum"] != nil {
+		choices = append(choices, literal(strconv.FormatInt(schema.number("maximum", 0)+1, 10)))
+	}
+	if most := schema.number("maxLength", 0); most > 0 {
+		choices = append(choices, strings.Repeat("x", int(most)+1), strings.Repeat("é", int(most)+1))
+	}
+	if least := schema.number("minLength", 0); least > 0 {
+		choices = append(choices, strings.Repeat("x", int(least)-1))
+	}
+	if schema["enum"] != nil || schema["pattern"] != nil {
+		choices = append(choices, "no such value\t", "")
+	}
+	return choices
 }
 
 // fits reports whether a value that was learned under a name is one that the schema may have: names
