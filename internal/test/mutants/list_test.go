@@ -63,6 +63,7 @@ const (
 	tokens   = "internal/auth/tokens.go"
 	sights   = "internal/auth/auth.go"
 	decode   = "internal/api/decode.go"
+	queries  = "internal/api/query.go"
 )
 
 // The promises, and the limits.
@@ -76,6 +77,7 @@ const (
 	ownTrouble = "an account's trouble stays its own"
 	keyForGood = "a key is an answer for good"
 	stays      = "what a client was told never changes"
+	described  = "an answer is as openapi.yaml says, and a refused request moves no money"
 	owned      = "what is another's does not exist"
 	knownUser  = "a request is its user's"
 	bounded    = "no client asks for more than its limits"
@@ -1258,11 +1260,19 @@ var mutations = []mutation{
 		[]edit{{accounts, `($6::bigint = 0 OR `, `($6::bigint >= 0 OR `}},
 		[]string{"-run=^TestOpen_MaxPerUser$ ./internal/ledger", "-run=^TestAccountLimit$ ./internal/api"},
 	},
+	{
+		"an unknown parameter passes", described,
+		[]edit{{queries, `case !slices.Contains(known, name):`, `case known == nil && slices.Contains(known, name):`}},
+		[]string{fuzzed},
+	},
 }
 
 // machine is the ledger's state machine against its model. Its failing examples
 // are the mutant's, not ours to keep.
 const machine = "-run=^TestLedgerAsTheModel$ ./internal/ledger -rapid.nofailfile -rapid.shrinktime=1s"
+
+// fuzzed sends requests made from openapi.yaml to the whole system.
+const fuzzed = "-run=^TestFuzzAPI$ ./internal/test/e2e -fuzz.seed=1 -fuzz.requests=2000"
 
 // everyRoute asks all of the contract for what is not durable.
 const everyRoute = "-run=^TestGate_EveryRoute$ ./internal/api"
