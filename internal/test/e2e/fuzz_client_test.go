@@ -146,7 +146,7 @@ func (c *fuzzClient) sendAlone(x *exchange) {
 	reader := bufio.NewReader(conn)
 	for x.err == nil {
 		if _, err := reader.Peek(1); err != nil {
-			if err != io.EOF { //nolint:errorlint // Peek returns it as it is
+			if err != io.EOF {
 				x.err = err
 			}
 			return
@@ -202,7 +202,7 @@ func (c *fuzzClient) read(x *exchange, conn net.Conn, reader *bufio.Reader) (clo
 		method = http.MethodHead
 	}
 	for {
-		res, err := http.ReadResponse(reader, &http.Request{Method: method})
+		res, err := http.ReadResponse(reader, &http.Request{Method: method}) //nolint:bodyclose // it is read to its end, or the connection closed
 		if err != nil {
 			x.err = err
 			return true

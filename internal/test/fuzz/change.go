@@ -14,15 +14,31 @@ var changes = []struct {
 	change func(*Source, *Request) string
 	alone  bool // the change may concern how the connection goes on
 }{
-	{(*Source).setMember, false}, {(*Source).setMember, false}, {(*Source).setMember, false},
-	{(*Source).dropMember, false}, {(*Source).addMember, false}, {(*Source).repeatMember, false},
-	{(*Source).editBody, false}, {(*Source).editBody, false},
-	{(*Source).setParameter, false}, {(*Source).setParameter, false}, {(*Source).addParameter, false}, {(*Source).repeatParameter, false},
-	{(*Source).setToken, false}, {(*Source).setToken, false},
-	{(*Source).setSegment, true}, {(*Source).editTarget, true},
-	{(*Source).dropHeader, true}, {(*Source).setHeader, true}, {(*Source).repeatHeader, true}, {(*Source).addHeader, true}, {(*Source).addHeader, true},
+	{(*Source).setMember, false},
+	{(*Source).setMember, false},
+	{(*Source).setMember, false},
+	{(*Source).dropMember, false},
+	{(*Source).addMember, false},
+	{(*Source).repeatMember, false},
+	{(*Source).editBody, false},
+	{(*Source).editBody, false},
+	{(*Source).setParameter, false},
+	{(*Source).setParameter, false},
+	{(*Source).addParameter, false},
+	{(*Source).repeatParameter, false},
+	{(*Source).setToken, false},
+	{(*Source).setToken, false},
+	{(*Source).setSegment, true},
+	{(*Source).editTarget, true},
+	{(*Source).dropHeader, true},
+	{(*Source).setHeader, true},
+	{(*Source).repeatHeader, true},
+	{(*Source).addHeader, true},
+	{(*Source).addHeader, true},
 	{(*Source).setMethod, true},
-	{(*Source).frame, true}, {(*Source).frame, true}, {(*Source).frame, true},
+	{(*Source).frame, true},
+	{(*Source).frame, true},
+	{(*Source).frame, true},
 	{(*Source).editText, true},
 }
 
@@ -169,7 +185,7 @@ func (s *Source) editBody(r *Request) string {
 	edits := []struct{ name, body string }{
 		{"no body", ""},
 		{"a cut body", before},
-		{"a byte more", before + string(rune(s.rand.IntN(256))) + after},
+		{"a byte more", before + string(rune(s.byte())) + after},
 		{"an invalid byte", before + "\xff" + after},
 		{"a NUL", before + "\x00" + after},
 		{"data after the body", r.Body + pick(s, []string{"{}", "]", "}", "x", "\x00", ",", "null"})},
@@ -325,14 +341,53 @@ func (s *Source) line(text string) string {
 
 // oddHeaders are headers that change how a server reads or answers a request.
 var oddHeaders = []Header{
-	{"Content-Encoding", "gzip"}, {"Content-Encoding", "identity"}, {"Expect", "100-continue"}, {"Expect", "200-ok"}, {"Range", "bytes=0-10"}, {"If-None-Match", "*"},
-	{"If-Match", `"x"`}, {"If-Modified-Since", "Tue, 03 Feb 2026 04:05:06 GMT"}, {"Origin", "https://other.test"}, {"Access-Control-Request-Method", "POST"},
-	{"X-Forwarded-For", "127.0.0.1"}, {"X-Forwarded-Host", "other.test"}, {"Forwarded", "for=127.0.0.1"}, {"X-HTTP-Method-Override", "DELETE"}, {"X-Original-URL", "/v1/accounts"},
-	{"Connection", "close"}, {"Connection", "keep-alive, authorization"}, {"Upgrade", "h2c"}, {"Upgrade", "websocket"}, {"Cookie", "session=1; a=b"}, {"TE", "trailers"}, {"Trailer", "Idempotency-Key"},
-	{"Accept", "text/csv"}, {"Accept", "text/event-stream"}, {"Accept", "application/xml"}, {"Accept", ""}, {"Accept-Encoding", "gzip, br"}, {"Accept-Language", "ko"}, {"Accept-Charset", "utf-16"},
-	{"Content-Type", "text/plain"}, {"Content-Type", "application/json; charset=utf-16"}, {"Content-Type", "multipart/form-data; boundary=x"}, {"Content-Language", "ko"},
-	{"X-Request-Id", "fuzz"}, {"X-Request-Id", "a b"}, {"X-Request-Id", "\xff"}, {"Prefer", "wait=1"}, {"Prefer", "wait=x; y"}, {"Prefer", "respond-async, wait=0"},
-	{"Last-Event-ID", "1"}, {"Last-Event-ID", "x"}, {"Idempotency-Key", "fuzz"}, {"Idempotent-Replayed", "true"}, {"Authorization", "Basic YTpi"}, {"Proxy-Authorization", "Basic YTpi"}, {"Date", "x"}, {"Host", "other.test"},
+	{"Content-Encoding", "gzip"},
+	{"Content-Encoding", "identity"},
+	{"Expect", "100-continue"},
+	{"Expect", "200-ok"},
+	{"Range", "bytes=0-10"},
+	{"If-None-Match", "*"},
+	{"If-Match", `"x"`},
+	{"If-Modified-Since", "Tue, 03 Feb 2026 04:05:06 GMT"},
+	{"Origin", "https://other.test"},
+	{"Access-Control-Request-Method", "POST"},
+	{"X-Forwarded-For", "127.0.0.1"},
+	{"X-Forwarded-Host", "other.test"},
+	{"Forwarded", "for=127.0.0.1"},
+	{"X-HTTP-Method-Override", "DELETE"},
+	{"X-Original-URL", "/v1/accounts"},
+	{"Connection", "close"},
+	{"Connection", "keep-alive, authorization"},
+	{"Upgrade", "h2c"},
+	{"Upgrade", "websocket"},
+	{"Cookie", "session=1; a=b"},
+	{"TE", "trailers"},
+	{"Trailer", "Idempotency-Key"},
+	{"Accept", "text/csv"},
+	{"Accept", "text/event-stream"},
+	{"Accept", "application/xml"},
+	{"Accept", ""},
+	{"Accept-Encoding", "gzip, br"},
+	{"Accept-Language", "ko"},
+	{"Accept-Charset", "utf-16"},
+	{"Content-Type", "text/plain"},
+	{"Content-Type", "application/json; charset=utf-16"},
+	{"Content-Type", "multipart/form-data; boundary=x"},
+	{"Content-Language", "ko"},
+	{"X-Request-Id", "fuzz"},
+	{"X-Request-Id", "a b"},
+	{"X-Request-Id", "\xff"},
+	{"Prefer", "wait=1"},
+	{"Prefer", "wait=x; y"},
+	{"Prefer", "respond-async, wait=0"},
+	{"Last-Event-ID", "1"},
+	{"Last-Event-ID", "x"},
+	{"Idempotency-Key", "fuzz"},
+	{"Idempotent-Replayed", "true"},
+	{"Authorization", "Basic YTpi"},
+	{"Proxy-Authorization", "Basic YTpi"},
+	{"Date", "x"},
+	{"Host", "other.test"},
 }
 
 func (s *Source) addHeader(r *Request) string {
@@ -443,9 +498,9 @@ func (s *Source) editText(r *Request) string {
 		i := s.rand.IntN(len(text))
 		switch s.rand.IntN(3) {
 		case 0:
-			text[i] = byte(s.rand.IntN(256))
+			text[i] = s.byte()
 		case 1:
-			text = slices.Insert(text, i, byte(s.rand.IntN(256)))
+			text = slices.Insert(text, i, s.byte())
 		case 2:
 			if len(text) > 1 {
 				text = slices.Delete(text, i, i+1)
@@ -455,6 +510,8 @@ func (s *Source) editText(r *Request) string {
 	r.Raw = string(text)
 	return "some bytes are others"
 }
+
+func (s *Source) byte() byte { return byte(s.rand.IntN(256)) } //nolint:gosec // it fits
 
 // shortened is a text for a report.
 func shortened(text string) string {

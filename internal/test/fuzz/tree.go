@@ -67,7 +67,7 @@ func parse(text string) any {
 	if err != nil {
 		return nil
 	}
-	if _, err := decoder.Token(); err != io.EOF { //nolint:errorlint // Token returns it as it is
+	if _, err := decoder.Token(); err != io.EOF {
 		return nil
 	}
 	return tree
