@@ -212,11 +212,11 @@ func asGet(req *http.Request, body string) *http.Request {
 
 func texts(what string, faults []*errors.ValidationError) (found []string) {
 	for _, fault := range faults {
-		text := fmt.Sprintf("%s: %s: %s", what, fault.Message, fault.Reason)
+		parts := []string{fmt.Sprintf("%s: %s: %s", what, fault.Message, fault.Reason)}
 		for _, schema := range fault.SchemaValidationErrors {
-			text += fmt.Sprintf("; %s: %s", schema.FieldPath, schema.Reason)
+			parts = append(parts, fmt.Sprintf("%s: %s", schema.FieldPath, schema.Reason))
 		}
-		found = append(found, text)
+		found = append(found, strings.Join(parts, "; "))
 	}
 	return found
 }
