@@ -141,10 +141,10 @@ func hasHungUp(c *fiber.Ctx) bool {
 // preference matches one preference at the begin of a Prefer header (RFC 7240, section 2): its
 // name, its value, and the comma behind its parameters.
 var preference = func() *regexp.Regexp {
-	const token, quoted = "[!#$%&'*+.^_`|~0-9A-Za-z-]+", `"(?:[^"\\]|\\.)*"`
-	const word = `(?:` + token + `|` + quoted + `)`
-	const parameter = `[ \t]*;[ \t]*(?:` + token + `(?:[ \t]*=[ \t]*` + word + `?)?)?`
-	return regexp.MustCompile(`^[ \t]*(?:(` + token + `)(?:[ \t]*=[ \t]*(` + word + `)?)?(?:` + parameter + `)*)?[ \t]*(?:,|$)`)
+	const name, quoted = "[!#$%&'*+.^_`|~0-9A-Za-z-]+", `"(?:[^"\\]|\\.)*"`
+	const word = `(?:` + name + `|` + quoted + `)`
+	const parameter = `[ \t]*;[ \t]*(?:` + name + `(?:[ \t]*=[ \t]*` + word + `?)?)?`
+	return regexp.MustCompile(`^[ \t]*(?:(` + name + `)(?:[ \t]*=[ \t]*(` + word + `)?)?(?:` + parameter + `)*)?[ \t]*(?:,|$)`)
 }()
 
 // preferredWait returns the wait=N of the Prefer headers, 0 where there is none. It ignores what
@@ -163,7 +163,7 @@ func preferredWait(c *fiber.Ctx) time.Duration {
 				if err != nil || seconds < 1 || seconds > maxWait {
 					return 0
 				}
-				return time.Duration(seconds) * time.Second //nolint:gosec // few
+				return time.Duration(seconds) * time.Second
 			}
 			text = text[len(found[0]):]
 		}

@@ -144,7 +144,7 @@ func (h *Hub) read(ctx context.Context, some []job.Owned) error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	for _, finished := range found {
-		waiting := h.waiting[finished.Job.ID]
+		waiting := h.waiting[finished.ID]
 		if waiting == nil || waiting.userID != finished.UserID {
 			continue
 		}
@@ -152,7 +152,7 @@ func (h *Hub) read(ctx context.Context, some []job.Owned) error {
 			to <- finished.Job // has a buffer, and gets one job
 		}
 		h.waiters -= len(waiting.to)
-		delete(h.waiting, finished.Job.ID)
+		delete(h.waiting, finished.ID)
 	}
 	return nil
 }

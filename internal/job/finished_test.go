@@ -50,7 +50,7 @@ func TestFinished(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if got.UserID != user || got.Job.Status != want.Status || got.Position != want.Position || !got.FinishedAt.Equal(*want.FinishedAt) {
+		if got.UserID != user || got.Status != want.Status || got.Position != want.Position || !got.FinishedAt.Equal(*want.FinishedAt) {
 			t.Errorf("got %v, want %v", got.Job, want)
 		}
 	}

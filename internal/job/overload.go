@@ -67,6 +67,6 @@ func (a *Acceptor) IsOverloaded() bool {
 	if waiting < fewWaiting {
 		return false
 	}
-	batchesBefore := time.Duration(waiting / maxBatch)
-	return waiting == maxWaiting || batchesBefore*a.pace.batch(time.Now()) > longestWait
+	batchesBefore := waiting / maxBatch // not 0
+	return waiting == maxWaiting || a.pace.batch(time.Now()) > longestWait/time.Duration(batchesBefore)
 }

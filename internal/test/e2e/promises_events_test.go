@@ -34,7 +34,7 @@ func (r *round) readEvents(since known, api int, a *roundAccount) error {
 	for {
 		e, err := stream.next()
 		if err != nil {
-			return nil //nolint:nilerr // followTime is over, or the API ends the stream
+			return nil // followTime is over, or the API ends the stream
 		}
 		if seq, err = r.noteEvent(since, a.number, seq, e); err != nil {
 			return err
