@@ -57,13 +57,13 @@ func TestUpAtOnce(t *testing.T) {
 func TestUpRefusesAnOlderDatabase(t *testing.T) {
 	t.Parallel()
 	url := testenv.Postgres(t)
-	execute(t, url, `DROP FUNCTION accept_jobs; DROP TABLE queue CASCADE; DELETE FROM passbook_schema_version WHERE version_id > 2`)
+	execute(t, url, `DROP FUNCTION accept_batch; DROP TABLE operator_actions; DELETE FROM passbook_schema_version WHERE version_id > 3`)
 	if _, err := migrations.Up(t.Context(), url); err == nil || !strings.Contains(err.Error(), "older than the first release") {
 		t.Errorf("got %v, want that the database is older than the first release", err)
 	}
 	var version int64
-	if err := connect(t, url).QueryRow(t.Context(), `SELECT max(version_id) FROM passbook_schema_version`).Scan(&version); err != nil || version != 2 {
-		t.Errorf("version %d, %v; want 2", version, err)
+	if err := connect(t, url).QueryRow(t.Context(), `SELECT max(version_id) FROM passbook_schema_version`).Scan(&version); err != nil || version != 3 {
+		t.Errorf("version %d, %v; want 3", version, err)
 	}
 }
 

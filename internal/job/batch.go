@@ -120,7 +120,7 @@ func (a *Acceptor) commitBatch(ctx context.Context, batch *batchRequest) {
 	batch.result <- a.acceptedBatch(ctx, batch, row)
 }
 
-// acceptBatchSQL commits a batch: migrations/00003_accept_jobs.sql. When it returns, the new jobs
+// acceptBatchSQL commits a batch: migrations/00004_accept_batch.sql. When it returns, the new jobs
 // are durable: a 202 depends on that.
 //
 // $1 the user, $2 the account's number, $3 ids, $4 keys, $5 the keys' locks, $6 types, $7 amounts,

@@ -30,6 +30,7 @@ const (
 	schema    = "migrations/00001_schema.sql"
 	applying  = "migrations/00002_apply_job.sql"
 	accepts   = "migrations/00003_accept_jobs.sql"
+	batchSQL  = "migrations/00004_accept_batch.sql"
 	balances  = "internal/statement/statement.go"
 	sweep     = "internal/worker/sweep.go"
 	scanning  = "internal/worker/scan.go"
@@ -298,7 +299,7 @@ var mutations = []mutation{
 	},
 	{
 		"a closed account takes batches", balanced,
-		[]edit{{accepts, ` AND NOT closed AND cardinality`, ` AND cardinality`}},
+		[]edit{{batchSQL, ` AND NOT closed AND cardinality`, ` AND cardinality`}},
 		[]string{"-run=^TestAcceptBatchByStatus$ ./internal/job"},
 	},
 	{
@@ -713,57 +714,57 @@ var mutations = []mutation{
 	},
 	{
 		"the jobs of a client's batch take effect in the order of their keys", inOrder,
-		[]edit{{accepts, `            ORDER BY request.n
+		[]edit{{batchSQL, `            ORDER BY request.n
             RETURNING`, `            ORDER BY keys[request.n]
             RETURNING`}},
 		[]string{"-run=^TestAcceptBatch$ ./internal/job"},
 	},
 	{
 		"a client's batch with a reused key is accepted in part", keyForGood,
-		[]edit{{accepts, `AND reused IS NULL AND`, `AND`}},
+		[]edit{{batchSQL, `AND reused IS NULL AND`, `AND`}},
 		[]string{"-run=^TestAcceptBatch_UsedKeys$ ./internal/job", "-run=^TestAcceptBatch_AtOnce$ ./internal/job"},
 	},
 	{
 		"a client's batch is accepted without the row that the database drops", durable,
-		[]edit{{accepts, `IF cardinality(positions) IS DISTINCT FROM cardinality(fresh) THEN`, `IF false THEN`}},
+		[]edit{{batchSQL, `IF cardinality(positions) IS DISTINCT FROM cardinality(fresh) THEN`, `IF false THEN`}},
 		[]string{"-run=^TestAcceptBatch_DroppedRow$ ./internal/job"},
 	},
 	{
 		"a client's batch passes the queue capacity", ownTrouble,
-		[]edit{{accepts, ` AND cardinality(fresh) <= capacity THEN`, ` THEN`}},
+		[]edit{{batchSQL, ` AND cardinality(fresh) <= capacity THEN`, ` THEN`}},
 		[]string{"-run=^TestAcceptBatch_Refused$ ./internal/job", "-run=^TestAcceptBatch_QueueFull$ ./internal/api"},
 	},
 	{
 		"a client's batch is accepted for another user's account", "an account has one owner",
-		[]edit{{accepts, `owned.number = account_number AND owned.user_id = owner`, `owned.number = account_number`}},
+		[]edit{{batchSQL, `owned.number = account_number AND owned.user_id = owner`, `owned.number = account_number`}},
 		[]string{"-run=^TestAcceptBatch_Refused$ ./internal/job", "-run=^TestAcceptBatch_AccountNotFound$ ./internal/api"},
 	},
 	{
 		"a client's batch passes over its keys' locks", keyForGood,
-		[]edit{{accepts, `busy := NOT pg_try_advisory_xact_lock(key_lock);`, `busy := false;`}},
+		[]edit{{batchSQL, `busy := NOT pg_try_advisory_xact_lock(key_lock);`, `busy := false;`}},
 		[]string{"-run=^TestAcceptBatch_Refused$ ./internal/job", "-run=^TestAcceptBatch_LockedKey$ ./internal/api"},
 	},
 	{
 		"client's batches share the locks of their keys", keyForGood,
-		[]edit{{accepts, `pg_try_advisory_xact_lock(key_lock)`, `pg_try_advisory_xact_lock_shared(key_lock)`}},
+		[]edit{{batchSQL, `pg_try_advisory_xact_lock(key_lock)`, `pg_try_advisory_xact_lock_shared(key_lock)`}},
 		[]string{"-run=^TestAcceptBatch_AtOnce$ ./internal/job"},
 	},
 	{
 		"a key in a client's batch may be used for another amount", keyForGood,
 		[]edit{
-			{accepts, `(job.account_id, job.type, job.amount, job.description)`, `(job.account_id, job.type, job.description)`},
-			{accepts, `(account, types[request.n], amounts[request.n], descriptions[request.n])`, `(account, types[request.n], descriptions[request.n])`},
+			{batchSQL, `(job.account_id, job.type, job.amount, job.description)`, `(job.account_id, job.type, job.description)`},
+			{batchSQL, `(account, types[request.n], amounts[request.n], descriptions[request.n])`, `(account, types[request.n], descriptions[request.n])`},
 		},
 		[]string{"-run=^TestAcceptBatch_UsedKeys$ ./internal/job"},
 	},
 	{
 		"an opening's key takes a job of a client's batch", keyForGood,
-		[]edit{{accepts, `WHERE user_id = owner AND open_key = request.key`, `WHERE user_id = owner AND open_key = request.key AND false`}},
+		[]edit{{batchSQL, `WHERE user_id = owner AND open_key = request.key`, `WHERE user_id = owner AND open_key = request.key AND false`}},
 		[]string{"-run=^TestAcceptBatch_UsedKeys$ ./internal/job"},
 	},
 	{
 		"an archived job's key is new to a client's batch", keyForGood,
-		[]edit{{accepts, `FROM archived_jobs WHERE user_id = owner`, `FROM archived_jobs WHERE false AND user_id = owner`}},
+		[]edit{{batchSQL, `FROM archived_jobs WHERE user_id = owner`, `FROM archived_jobs WHERE false AND user_id = owner`}},
 		[]string{"-run=^TestAcceptBatch_UsedKeys$ ./internal/job"},
 	},
 	{
