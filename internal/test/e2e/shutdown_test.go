@@ -21,7 +21,7 @@ import (
 func TestShutdownDelay(t *testing.T) {
 	t.Parallel()
 	s := &system{t: t, postgres: testenv.PostgresServer(t), redis: testenv.RedisServer(t)}
-	env := append(s.env(), "SHUTDOWN_DELAY=5s") // far more than the balancer needs
+	env := append(s.env(), "SHUTDOWN_DELAY=5s", "MAX_ACCOUNTS_PER_USER=0") // far more than the balancer needs; openings at once
 	s.apis = []*process{start(t, "api", env)}
 	s.workers = []*process{start(t, "worker", env)}
 	api, worker := s.apis[0], s.workers[0]

@@ -63,8 +63,12 @@ func TestWaiters(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, w := range conns {
+	const together = 32 // far fewer than may be in flight at once: a request that waits is not in flight
+	for i, w := range conns {
 		w.send(last.ID)
+		if (i+1)%together == 0 {
+			s.apis[0].holds(i + 1)
+		}
 	}
 	s.apis[0].holds(*waiters)
 	if err := s.apis[0].cmd.Process.Signal(syscall.SIGTERM); err != nil {
