@@ -121,12 +121,13 @@ func (l *Limiter) bucket(key string) *bucket {
 	return b
 }
 
-func (l *Limiter) owe(b *bucket, n int, now time.Time) {
+// owe adds n to what b owes. A debt is as old as its oldest part.
+func (l *Limiter) owe(b *bucket, n int, since time.Time) {
 	if n <= 0 {
 		return
 	}
-	if b.owed == 0 {
-		b.since = now
+	if b.owed == 0 || since.Before(b.since) {
+		b.since = since
 	}
 	b.owed += n
 	if kept, _ := l.buckets.Peek(b.key); kept == b { // else it was forgotten meanwhile

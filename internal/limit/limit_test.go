@@ -65,6 +65,9 @@ func (c *clock) move(d time.Duration) { c.at.Add(int64(d)) }
 
 const nowhere = "redis://127.0.0.1:1"
 
+// keyOfA is the name in Redis of the key "a".
+const keyOfA = "rate:test:requests:61"
+
 var tenAMinute = limit.Quota{Most: 10, Per: time.Minute}
 
 func TestTake(t *testing.T) {
@@ -214,7 +217,7 @@ func TestTakeShared_SpoiledKey(t *testing.T) {
 	t.Parallel()
 	url := testenv.Redis(t)
 	client := connect(t, url)
-	if err := client.Set(t.Context(), "rate:test:requests:61", "soon", 0).Err(); err != nil {
+	if err := client.Set(t.Context(), keyOfA, "soon", 0).Err(); err != nil {
 		t.Fatal(err)
 	}
 	l := process(t, url, tenAMinute, newClock().now)
@@ -236,5 +239,71 @@ func TestSettle_ForgivesWhatIsRegained(t *testing.T) {
 	c.move(time.Hour)
 	if got := l.TakeShared(t.Context(), "a"); !got.Allowed || got.Remaining != 9 {
 		t.Errorf("an hour later: %+v, want 9 more", got)
+	}
+}
+
+// A question that Redis did not answer makes no debt younger.
+func TestSettle_ForgivesAfterAnOutage(t *testing.T) {
+	t.Parallel()
+	url := testenv.Redis(t)
+	client := connect(t, url)
+	if err := client.Set(t.Context(), keyOfA, "soon", 0).Err(); err != nil { // Redis refuses to count it
+		t.Fatal(err)
+	}
+	c := newClock()
+	l := process(t, url, tenAMinute, c.now)
+	for l.Take("a").Allowed { //nolint:revive // ten times
+	}
+	for range 30 {
+		l.Settle(t.Context())
+		if !l.IsLocal() {
+			t.Fatal("a spoiled key was counted")
+		}
+		c.move(2 * time.Second)
+	}
+	if err := client.Del(t.Context(), keyOfA).Err(); err != nil {
+		t.Fatal(err)
+	}
+	if got := l.TakeShared(t.Context(), "a"); !got.Allowed || got.Remaining != 9 {
+		t.Errorf("a minute later: %+v, want 9 more", got)
+	}
+}
+
+// Two processes that are each asked a little less than the quota allow together what one would. The
+// bucket of each regains what it allows, so only Redis can tell that they exceed the quota.
+func TestSettle_AddsUpProcesses(t *testing.T) {
+	t.Parallel()
+	const (
+		rounds    = 900
+		perRound  = 10 * 20 * time.Second / 100 / 9 // a process is asked for nine tenths of its quota
+		unsettled = 10                              // rounds from one settlement to the next
+	)
+	url := testenv.Redis(t)
+	client := connect(t, url)
+	quota := limit.Quota{Most: 100, Per: 20 * time.Second}
+	c := newClock()
+	processes := []*limit.Limiter{process(t, url, quota, c.now), process(t, url, quota, c.now)}
+	allowed, began := 0, time.Now()
+	for n := range rounds {
+		c.move(perRound)
+		for _, l := range processes {
+			if l.Take("a").Allowed {
+				allowed++
+			}
+		}
+		if n%unsettled != 0 {
+			continue
+		}
+		// The key in Redis holds when all is regained. Redis has no clock to move, so that is moved.
+		if err := client.IncrByFloat(t.Context(), keyOfA, -(unsettled * perRound).Seconds()).Err(); err != nil {
+			t.Fatal(err)
+		}
+		for _, l := range processes {
+			l.Settle(t.Context())
+		}
+	}
+	regained := int((rounds*perRound + time.Since(began)) * time.Duration(quota.Most) / quota.Per)
+	if most := quota.Most + regained + 4*unsettled; allowed < rounds || allowed > most {
+		t.Errorf("%d of %d requests were allowed, want %d to %d", allowed, 2*rounds, rounds, most)
 	}
 }

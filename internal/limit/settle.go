@@ -15,6 +15,8 @@ const (
 	settleEvery = 100 * time.Millisecond
 	settleShare = 100
 	longestDebt = 5 * time.Second
+	// forgiveAfter is the age of a debt that shows that Redis was away.
+	forgiveAfter = 2 * longestDebt
 	// settling bounds the questions to Redis at once.
 	settling = 4
 	// settleTimeout bounds one question in the background, shareTimeout one that a request waits
@@ -119,7 +121,8 @@ func (l *Limiter) isAway() bool {
 // A crash before the answer may have taken the tokens from Redis: the key has that much less until
 // it regains them.
 func (l *Limiter) exchange(ctx context.Context, b *bucket, asked int) (allowed bool, err error) {
-	claimed := l.claim(b, asked) + asked
+	owed, since := l.claim(b, asked)
+	claimed := owed + asked
 	if claimed == 0 {
 		return true, nil
 	}
@@ -129,7 +132,7 @@ func (l *Limiter) exchange(ctx context.Context, b *bucket, asked int) (allowed b
 	defer l.mu.Unlock()
 	now := l.cfg.Now()
 	if err != nil {
-		l.owe(b, claimed, now)
+		l.owe(b, claimed, since)
 		return true, err
 	}
 	b.isNew = false
@@ -145,16 +148,25 @@ func (l *Limiter) exchange(ctx context.Context, b *bucket, asked int) (allowed b
 	return allowed, nil
 }
 
-// claim takes over what b owes, at most what it lacks beside what is asked: the rest it has regained.
-// So a long outage of Redis leaves no debt that has been paid by waiting.
-func (l *Limiter) claim(b *bucket, asked int) int {
+// claim takes over what b owes, and returns it and since when b owes it. Of a debt older than
+// forgiveAfter it drops what b has regained: a long outage leaves no debt that was paid by waiting.
+//
+// It drops nothing of a younger debt. The other processes may have used what b has regained.
+func (l *Limiter) claim(b *bucket, asked int) (owed int, since time.Time) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	lacks := int(math.Ceil(float64(l.cfg.Most)-b.tokens.TokensAt(l.cfg.Now()))) - asked
-	owed := max(0, min(b.owed, lacks))
+	now := l.cfg.Now()
+	owed, since = b.owed, b.since
+	if now.Sub(since) > forgiveAfter {
+		lacks := int(math.Ceil(float64(l.cfg.Most)-b.tokens.TokensAt(now))) - asked
+		owed = max(0, min(owed, lacks))
+	}
+	if owed == 0 {
+		since = now
+	}
 	b.owed = 0
 	delete(l.owing, b)
-	return owed
+	return owed, since
 }
 
 // note notes whether Redis answers, and logs when that changes.

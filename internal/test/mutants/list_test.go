@@ -1208,8 +1208,18 @@ var mutations = []mutation{
 	},
 	{
 		"what a key regained during an outage is a debt", bounded,
-		[]edit{{settling, `owed := max(0, min(b.owed, lacks))`, `owed := b.owed + 0*lacks`}},
+		[]edit{{settling, `owed = max(0, min(owed, lacks))`, `owed += 0 * lacks`}},
 		[]string{"-run=^TestSettle_ForgivesWhatIsRegained$ ./internal/limit"},
+	},
+	{
+		"a question without an answer makes a debt young again", bounded,
+		[]edit{{settling, `l.owe(b, claimed, since)`, `_ = since; l.owe(b, claimed, now)`}},
+		[]string{"-run=^TestSettle_ForgivesAfterAnOutage$ ./internal/limit"},
+	},
+	{
+		"an API forgets what its own bucket has regained", bounded,
+		[]edit{{settling, `if now.Sub(since) > forgiveAfter {`, `if now.Sub(since) >= 0 {`}},
+		[]string{"-run=^TestSettle_AddsUpProcesses$ ./internal/limit"},
 	},
 	{
 		"an email may be guessed from many addresses", bounded,
