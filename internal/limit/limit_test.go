@@ -3,6 +3,8 @@ package limit_test
 import (
 	"context"
 	"log/slog"
+	"slices"
+	"strconv"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -305,5 +307,51 @@ func TestSettle_AddsUpProcesses(t *testing.T) {
 	regained := int((rounds*perRound + time.Since(began)) * time.Duration(quota.Most) / quota.Per)
 	if most := quota.Most + regained + 4*unsettled; allowed < rounds || allowed > most {
 		t.Errorf("%d of %d requests were allowed, want %d to %d", allowed, 2*rounds, rounds, most)
+	}
+}
+
+// deadlines collects by when Redis must answer each question.
+type deadlines struct {
+	mu sync.Mutex
+	at []time.Time
+}
+
+func (d *deadlines) DialHook(next redis.DialHook) redis.DialHook { return next }
+
+func (d *deadlines) ProcessPipelineHook(next redis.ProcessPipelineHook) redis.ProcessPipelineHook {
+	return next
+}
+
+func (d *deadlines) ProcessHook(next redis.ProcessHook) redis.ProcessHook {
+	return func(ctx context.Context, cmd redis.Cmder) error {
+		if at, ok := ctx.Deadline(); ok && cmd.Name() == "evalsha" {
+			d.mu.Lock()
+			d.at = append(d.at, at)
+			d.mu.Unlock()
+		}
+		return next(ctx, cmd)
+	}
+}
+
+// Each question has its own time: however many there are, the last has as much of it as the first.
+func TestSettle_TimesEachQuestion(t *testing.T) {
+	t.Parallel()
+	const questions = 20 // more than are asked at once
+	client := connect(t, testenv.Redis(t))
+	asked := &deadlines{}
+	client.AddHook(asked)
+	l := limit.New(limit.Config{
+		Quota: tenAMinute, Redis: client, Prefix: "test", Name: "requests", Log: slog.New(slog.DiscardHandler), Now: newClock().now,
+	})
+	for n := range questions {
+		l.Take(strconv.Itoa(n))
+	}
+	l.Settle(t.Context())
+	if len(asked.at) != questions || l.IsLocal() {
+		t.Fatalf("%d questions were asked, want %d; local %t", len(asked.at), questions, l.IsLocal())
+	}
+	slices.SortFunc(asked.at, time.Time.Compare)
+	if first, last := asked.at[0], asked.at[questions-1]; !last.After(first) {
+		t.Errorf("the first question and the last must both be answered by %v", first)
 	}
 }

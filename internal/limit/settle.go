@@ -44,22 +44,23 @@ func (l *Limiter) Run(ctx context.Context) error {
 	}
 }
 
-// settle settles every bucket that is due. It stops at the first question without an answer.
+// settle settles every bucket that is due, maxBuckets at most. It stops at the first question
+// without an answer. Each question has its own time, so many of them are no sign that Redis is away.
 func (l *Limiter) settle(ctx context.Context) {
 	due := l.due()
 	if len(due) == 0 {
 		return
 	}
-	asking, cancel := context.WithTimeout(ctx, settleTimeout)
-	defer cancel()
-	group, asking := errgroup.WithContext(asking)
+	group, asking := errgroup.WithContext(ctx)
 	group.SetLimit(settling)
 	for _, b := range due {
 		if asking.Err() != nil {
 			break
 		}
 		group.Go(func() error {
-			_, err := l.exchange(asking, b, 0)
+			question, cancel := context.WithTimeout(asking, settleTimeout)
+			defer cancel()
+			_, err := l.exchange(question, b, 0)
 			return err
 		})
 	}

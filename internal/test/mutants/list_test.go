@@ -1217,6 +1217,14 @@ var mutations = []mutation{
 		[]string{"-run=^TestSettle_ForgivesAfterAnOutage$ ./internal/limit"},
 	},
 	{
+		"all questions of a round share the time of one", bounded,
+		[]edit{
+			{settling, `group, asking := errgroup.WithContext(ctx)`, `asking, stop := context.WithTimeout(ctx, settleTimeout); defer stop(); group, asking := errgroup.WithContext(asking)`},
+			{settling, `question, cancel := context.WithTimeout(asking, settleTimeout)`, `question, cancel := context.WithCancel(asking)`},
+		},
+		[]string{"-run=^TestSettle_TimesEachQuestion$ ./internal/limit"},
+	},
+	{
 		"an API forgets what its own bucket has regained", bounded,
 		[]edit{{settling, `if now.Sub(since) > forgiveAfter {`, `if now.Sub(since) >= 0 {`}},
 		[]string{"-run=^TestSettle_AddsUpProcesses$ ./internal/limit"},
