@@ -26,6 +26,7 @@ func newLimits(cfg config.API, process *boot.Process) api.Limits {
 		Emails:    of("emails", logIns),
 		Pairs:     of("pairs", logIns),
 		Known:     limit.NewKnown(process.Redis, cfg.QueuePrefix, "known"),
+		BadTokens: of("tokens", limit.Quota{Most: cfg.Limits.AddressPerMinute, Per: time.Minute}),
 		Proxies:   cfg.Limits.Proxies,
 	}
 	process.Registry.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{

@@ -69,9 +69,11 @@ type API struct {
 	exports exports
 	streams streams
 	policy  string        // of the users' limit, as its header says it
-	callers *slots        // of requests with an access token
-	guests  *slots        // of those without
 	timeout time.Duration // of a request: requestTimeout; tests have others
+
+	callers   *slots // of requests with an access token
+	guests    *slots // of log-ins and sign-ups
+	refreshes *slots // of refreshes and revokes
 
 	overloaded func() bool // the Acceptor's
 
@@ -90,6 +92,7 @@ func New(cfg Config) (*API, error) {
 		exports: newExports(), timeout: requestTimeout, shutdown: make(chan struct{}),
 		policy: policyOf(cfg.Limits.Requests.Quota()), overloaded: cfg.Acceptor.IsOverloaded,
 		callers: &slots{most: maxInFlight}, guests: &slots{most: maxGuestsInFlight},
+		refreshes: &slots{most: maxRefreshesInFlight},
 	}
 	a.closeOnce = sync.OnceFunc(func() { close(a.shutdown) })
 	a.streams = newStreams(cfg, a.metrics)
@@ -220,6 +223,7 @@ func (a *API) stop() *listener {
 type route struct {
 	method, path string
 	open         bool // needs no access token
+	refreshes    bool // takes a refresh token
 	noOutcome    bool // shows nothing of any account, so its answers wait for no confirmation
 	accepts      bool // the Acceptor bounds how many of its requests are in flight
 	handle       func(*fiber.Ctx, *query) error
@@ -241,8 +245,8 @@ func (a *API) routes() ([]route, error) {
 		{method: get, path: "/v1/users/me", noOutcome: true, handle: a.me},
 		{method: put, path: "/v1/users/me/password", noOutcome: true, handle: a.changePassword},
 		{method: post, path: "/v1/sessions", open: true, noOutcome: true, handle: a.logIn},
-		{method: post, path: "/v1/sessions/refresh", open: true, noOutcome: true, handle: a.refresh},
-		{method: post, path: "/v1/sessions/revoke", open: true, noOutcome: true, handle: a.revoke},
+		{method: post, path: "/v1/sessions/refresh", open: true, refreshes: true, noOutcome: true, handle: a.refresh},
+		{method: post, path: "/v1/sessions/revoke", open: true, refreshes: true, noOutcome: true, handle: a.revoke},
 
 		{method: post, path: "/v1/accounts", handle: a.openAccount},
 		{method: get, path: "/v1/accounts", handle: a.listAccounts, query: []string{"limit", "cursor"}},

@@ -3,6 +3,7 @@ package api
 import (
 	"bytes"
 	"crypto/sha256"
+	"errors"
 	"fmt"
 	"math"
 	"net"
@@ -29,8 +30,11 @@ const (
 	// maxInFlight is how many requests with an access token are handled at once: more would wait
 	// for a connection to Postgres for too long.
 	maxInFlight = 512
-	// maxGuestsInFlight is how many requests without one are: passwords take long to check.
+	// maxGuestsInFlight is how many log-ins and sign-ups are: passwords take long to check.
 	maxGuestsInFlight = 128
+	// maxRefreshesInFlight is how many refreshes and revokes are. They have slots of their own, so
+	// that a flood of log-ins refuses none of them, nor a flood of them a log-in.
+	maxRefreshesInFlight = 128
 )
 
 // Limits bound how often clients may ask. A nil Limiter is no limit.
@@ -44,6 +48,9 @@ type Limits struct {
 	Emails    *limit.Limiter // log-ins
 	Pairs     *limit.Limiter
 	Known     *limit.Known
+	// BadTokens are refresh tokens that are unknown or no longer good, of an address. Good ones
+	// count for nothing.
+	BadTokens *limit.Limiter
 	// Proxies are the peers whose X-Forwarded-For is believed.
 	Proxies []netip.Prefix
 }
@@ -53,6 +60,7 @@ const (
 	refusedUser     = "user_rate"
 	refusedEmail    = "email_rate"
 	refusedAddress  = "address_rate"
+	refusedToken    = "token_rate"
 	refusedInFlight = "in_flight"
 	refusedAccept   = "accepts"
 	refusedQueue    = "account_queue"
@@ -62,7 +70,8 @@ const (
 )
 
 var refusals = []string{
-	refusedUser, refusedEmail, refusedAddress, refusedInFlight, refusedAccept, refusedQueue, refusedExport, refusedStream, refusedAccount,
+	refusedUser, refusedEmail, refusedAddress, refusedToken, refusedInFlight, refusedAccept, refusedQueue, refusedExport, refusedStream,
+	refusedAccount,
 }
 
 const (
@@ -144,6 +153,21 @@ func (a *API) loggedIn(c *fiber.Ctx, email string) {
 	a.cfg.Limits.Known.Add(c.UserContext(), a.pairOf(c, email))
 }
 
+// limitToken runs use, which looks for a refresh token in Postgres, unless the client's address has sent
+// too many bad tokens. A bad token counts for the address afterwards, so maxRefreshesInFlight bounds
+// how many more reach Postgres.
+func (a *API) limitToken(c *fiber.Ctx, use func() error) error {
+	address := a.clientAddress(c).String()
+	if state := a.cfg.Limits.BadTokens.Peek(address); !state.Allowed {
+		return tooMany(state, refusedToken, "Too many bad refresh tokens came from your address. Nothing happened; try again after Retry-After.")
+	}
+	err := use()
+	if errors.Is(err, auth.ErrInvalidRefreshToken) {
+		a.cfg.Limits.BadTokens.TakeShared(c.UserContext(), address)
+	}
+	return err
+}
+
 // hashEmail keeps emails out of Redis. Emails that are equal have the same hash.
 func hashEmail(email string) string {
 	sum := sha256.Sum256([]byte(auth.EmailKey(email)))
@@ -185,16 +209,18 @@ type slots struct {
 	taken atomic.Int64
 }
 
-// take takes a slot, or reports that all are taken. release gives it back.
+// take takes a slot, or reports that all are taken. release gives it back. A refused take never
+// counts: else a flood of them would refuse others while slots are free.
 func (s *slots) take() bool {
 	if s == nil {
 		return true
 	}
-	if s.taken.Add(1) > s.most {
-		s.taken.Add(-1)
-		return false
+	for n := s.taken.Load(); n < s.most; n = s.taken.Load() { // another took or released a slot meanwhile
+		if s.taken.CompareAndSwap(n, n+1) {
+			return true
+		}
 	}
-	return true
+	return false
 }
 
 func (s *slots) release() {
@@ -208,6 +234,8 @@ func (a *API) slotsOf(r route) *slots {
 	switch {
 	case r.open && r.method == fiber.MethodGet, r.accepts:
 		return nil
+	case r.refreshes:
+		return a.refreshes
 	case r.open:
 		return a.guests
 	default:

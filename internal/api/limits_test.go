@@ -204,6 +204,44 @@ func TestLogInLimit_Address(t *testing.T) {
 	}
 }
 
+// An address that sends bad refresh tokens is stopped before Postgres looks for the next one. Good tokens
+// count for nothing.
+func TestTokenLimit(t *testing.T) {
+	t.Parallel()
+	of, _ := limiters(t)
+	s := start(t, func(set *settings) {
+		set.limits = Limits{BadTokens: of("tokens", 2), Proxies: loopback}
+		set.edit = func(a *API) { a.timeout = patient }
+	})
+	c := s.anonymous(t)
+	signUp(c)
+	const flood, home = "192.0.2.1", "192.0.2.2"
+	send := func(action, from, token string) answer {
+		t.Helper()
+		return c.post("/v1/sessions/"+action, refreshBody(token), "X-Forwarded-For", from)
+	}
+	token := logIn(c).RefreshToken
+	for range 3 {
+		token = decode[tokensJSON](send("refresh", flood, token).want(http.StatusCreated)).RefreshToken
+	}
+	send("refresh", flood, "no-such-token").problem(http.StatusUnauthorized, "invalid_refresh_token")
+	send("revoke", flood, "no-such-token").want(http.StatusNoContent)
+
+	send("refresh", flood, "no-such-token").problem(http.StatusTooManyRequests, "too_many_requests")
+
+	release := hold(t, s, "refresh_tokens")
+	for _, action := range []string{"refresh", "revoke"} {
+		send(action, flood, token).problem(http.StatusTooManyRequests, "too_many_requests").wantHeader("Retry-After", "1800")
+	}
+	release()
+	if got := s.refused(refusedToken); got != 3 {
+		t.Errorf("the metric says %d, want 3", got)
+	}
+	token = decode[tokensJSON](send("refresh", home, token).want(http.StatusCreated)).RefreshToken
+	c.logInFrom(flood, "ann@example.com", "correct horse").want(http.StatusCreated)
+	send("revoke", home, token).want(http.StatusNoContent)
+}
+
 // Where Redis does not answer, the limits hold in each API, and requests don't wait for it.
 func TestLimits_WithoutRedis(t *testing.T) {
 	t.Parallel()
@@ -274,6 +312,48 @@ func TestInFlight(t *testing.T) {
 	if taken := s.api.callers.taken.Load() + s.api.guests.taken.Load(); taken != 0 {
 		t.Errorf("%d requests are still in flight", taken)
 	}
+}
+
+// A flood of log-ins takes no slot of the refreshes, nor a flood of refreshes one of the log-ins.
+func TestInFlight_Refreshes(t *testing.T) {
+	t.Parallel()
+	s := start(t, func(set *settings) {
+		set.edit = func(a *API) { a.timeout = patient }
+	})
+	c := s.anonymous(t)
+	signUp(c)
+	tokens := logIn(c)
+	s.api.guests.taken.Store(maxGuestsInFlight)
+	c.post("/v1/sessions", annsCredentials).problem(http.StatusServiceUnavailable, "unavailable")
+	tokens = decode[tokensJSON](c.post("/v1/sessions/refresh", refreshBody(tokens.RefreshToken)).want(http.StatusCreated))
+	s.api.guests.taken.Store(0)
+	s.api.refreshes.taken.Store(maxRefreshesInFlight)
+	for _, action := range []string{"refresh", "revoke"} {
+		c.post("/v1/sessions/"+action, refreshBody(tokens.RefreshToken)).problem(http.StatusServiceUnavailable, "unavailable")
+	}
+	logIn(c)
+}
+
+// A take that is refused never shows as taken, so it refuses none that finds a free slot.
+func TestSlots_Refused(t *testing.T) {
+	t.Parallel()
+	s := &slots{most: 1}
+	s.take()
+	var taking sync.WaitGroup
+	for range 4 {
+		taking.Go(func() {
+			for range 100_000 {
+				if s.take() {
+					t.Error("a slot more than there are")
+				}
+				if taken := s.taken.Load(); taken != 1 {
+					t.Errorf("%d slots are taken, want 1", taken)
+					return
+				}
+			}
+		})
+	}
+	taking.Wait()
 }
 
 // While deposits would wait too long to be accepted, they are refused at once, and nothing happens for

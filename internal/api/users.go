@@ -122,19 +122,25 @@ func (a *API) refresh(c *fiber.Ctx, _ *query) error {
 	if err != nil {
 		return err
 	}
-	tokens, err := a.cfg.Auth.Refresh(c.UserContext(), token)
+	var tokens auth.Tokens
+	err = a.limitToken(c, func() (err error) {
+		tokens, err = a.cfg.Auth.Refresh(c.UserContext(), token)
+		return err
+	})
 	if err != nil {
 		return err
 	}
 	return sendTokens(c, tokens)
 }
 
+// revoke answers an unknown token as it answers a good one (RFC 7009, section 2.2).
 func (a *API) revoke(c *fiber.Ctx, _ *query) error {
 	token, err := readRefreshToken(c)
 	if err != nil {
 		return err
 	}
-	if err := a.cfg.Auth.Revoke(c.UserContext(), token); err != nil {
+	err = a.limitToken(c, func() error { return a.cfg.Auth.Revoke(c.UserContext(), token) })
+	if err != nil && !errors.Is(err, auth.ErrInvalidRefreshToken) {
 		return err
 	}
 	return c.SendStatus(http.StatusNoContent)

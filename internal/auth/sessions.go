@@ -305,8 +305,8 @@ func revokeSession(ctx context.Context, tx pgx.Tx, sessionID uuid.UUID) error {
 	return nil
 }
 
-// Revoke ends the session of a refresh token. It returns nil also for an unknown token and a revoked
-// session (RFC 7009, section 2.2).
+// Revoke ends the session of a refresh token. It returns nil also for a session that is revoked.
+// ErrInvalidRefreshToken for an unknown token.
 // postgres.ErrLocked where uses of the session's tokens keep it locked; nothing happened.
 func (s *Service) Revoke(ctx context.Context, refreshToken string) error {
 	hash := hashRefreshToken(refreshToken)
@@ -332,7 +332,7 @@ func (s *Service) revoke(ctx context.Context, hash []byte) error {
 	err := s.pool.QueryRow(ctx, sql, hash).Scan(&sessionID, &revoked)
 	switch {
 	case errors.Is(err, pgx.ErrNoRows):
-		return nil
+		return ErrInvalidRefreshToken
 	case err != nil:
 		return err
 	case !revoked:

@@ -110,6 +110,21 @@ func (l *Limiter) Take(key string) State {
 	return l.state(b, now, allowed)
 }
 
+// Peek returns what Take would, and counts nothing.
+func (l *Limiter) Peek(key string) State {
+	if l == nil {
+		return State{Allowed: true}
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	b, ok := l.buckets.Get(key)
+	if !ok {
+		return State{Allowed: true, Remaining: l.cfg.Most}
+	}
+	now := l.cfg.Now()
+	return l.state(b, now, b.tokens.TokensAt(now) >= 1)
+}
+
 // bucket returns the key's bucket, a full one where the key is new.
 func (l *Limiter) bucket(key string) *bucket {
 	b, ok := l.buckets.Get(key)

@@ -98,11 +98,29 @@ func TestTake(t *testing.T) {
 	}
 }
 
+// Peek says what is left, and takes nothing.
+func TestPeek(t *testing.T) {
+	t.Parallel()
+	c := newClock()
+	l := process(t, nowhere, tenAMinute, c.now)
+	for n := range 11 {
+		for range 2 {
+			if got := l.Peek("a"); got.Allowed != (n < 10) || got.Remaining != 10-n {
+				t.Errorf("after %d requests: %+v", n, got)
+			}
+		}
+		l.Take("a")
+	}
+	if got := l.Peek("a"); got.RetryAfter != 6*time.Second {
+		t.Errorf("beyond the quota: %+v", got)
+	}
+}
+
 // A nil Limiter is one for a quota of 0.
 func TestTake_NoLimit(t *testing.T) {
 	t.Parallel()
 	l := limit.New(limit.Config{})
-	if l != nil || !l.Take("a").Allowed || !l.TakeShared(t.Context(), "a").Allowed || l.IsLocal() || l.Quota() != (limit.Quota{}) {
+	if l != nil || !l.Take("a").Allowed || !l.TakeShared(t.Context(), "a").Allowed || !l.Peek("a").Allowed || l.IsLocal() || l.Quota() != (limit.Quota{}) {
 		t.Error("a quota of 0 limits")
 	}
 	if err := l.Run(t.Context()); err != nil {
@@ -188,7 +206,7 @@ func TestTakeShared_WithoutRedis(t *testing.T) {
 	server := testenv.RedisServer(t)
 	l := process(t, server.URL(), limit.Quota{Most: 10, Per: time.Hour}, nil)
 	run(t, l)
-	if !l.TakeShared(t.Context(), "a").Allowed || l.IsLocal() {
+	if !l.TakeShared(t.Context(), "a").Allowed || !l.Peek("a").Allowed || l.IsLocal() {
 		t.Error("with Redis")
 	}
 	if err := server.Kill(); err != nil {

@@ -1256,8 +1256,18 @@ var mutations = []mutation{
 	},
 	{
 		"any number of requests is in flight", bounded,
-		[]edit{{limits, `if s.taken.Add(1) > s.most {`, `if s.taken.Add(1) < 0 {`}},
+		[]edit{{limits, `n < s.most;`, `n >= 0;`}},
 		[]string{"-run=^TestInFlight$ ./internal/api"},
+	},
+	{
+		"a flood of log-ins refuses refreshes", bounded,
+		[]edit{{limits, `return a.refreshes`, `return a.guests`}},
+		[]string{"-run=^TestInFlight_Refreshes$ ./internal/api"},
+	},
+	{
+		"a bad refresh token counts for no address", bounded,
+		[]edit{{limits, `if errors.Is(err, auth.ErrInvalidRefreshToken) {`, `if err == nil && errors.Is(err, auth.ErrInvalidRefreshToken) {`}},
+		[]string{"-run=^TestTokenLimit$ ./internal/api"},
 	},
 	{
 		"a deposit waits however many wait before it", bounded,
