@@ -11,8 +11,8 @@ import (
 	"github.com/passbook/passbook/internal/limit"
 )
 
-// logIns is how often a client may try to log in with an email: ten times at once, and then once a
-// minute. A guesser has some 1,500 tries a day.
+// logIns is how often a client may try to log in with an email, or to change a user's password: ten
+// times at once, and then once a minute. A guesser has some 1,500 tries a day.
 var logIns = limit.Quota{Most: 10, Per: 10 * time.Minute}
 
 // newLimits makes the limits of users, addresses and emails.
@@ -26,6 +26,7 @@ func newLimits(cfg config.API, process *boot.Process) api.Limits {
 		Emails:    of("emails", logIns),
 		Pairs:     of("pairs", logIns),
 		Known:     limit.NewKnown(process.Redis, cfg.QueuePrefix, "known"),
+		Changes:   of("changes", logIns),
 		BadTokens: of("tokens", limit.Quota{Most: cfg.Limits.AddressPerMinute, Per: time.Minute}),
 		Proxies:   cfg.Limits.Proxies,
 	}

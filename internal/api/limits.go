@@ -42,12 +42,13 @@ type Limits struct {
 	Requests *limit.Limiter // of a user
 	// A log-in counts for its address and for its email. So a guesser is stopped who has one
 	// address, or one victim. An owner whose email is exhausted by a guesser still logs in from an
-	// address from which he has done so before: Known has the pairs of email and address, and Pairs
-	// their own quotas. A refresh counts for none of them.
-	Addresses *limit.Limiter // log-ins and sign-ups
+	// address from which he has proved before who he is: Known has the pairs of email and address,
+	// and Pairs their own quotas. A refresh counts for none of them.
+	Addresses *limit.Limiter // log-ins, sign-ups and changes of a password
 	Emails    *limit.Limiter // log-ins
 	Pairs     *limit.Limiter
 	Known     *limit.Known
+	Changes   *limit.Limiter // of a user's password: guesses at his email count for none of them
 	// BadTokens are refresh tokens that are unknown or no longer good, of an address. Good ones
 	// count for nothing.
 	BadTokens *limit.Limiter
@@ -60,6 +61,7 @@ const (
 	refusedUser     = "user_rate"
 	refusedEmail    = "email_rate"
 	refusedAddress  = "address_rate"
+	refusedChange   = "password_rate"
 	refusedToken    = "token_rate"
 	refusedInFlight = "in_flight"
 	refusedAccept   = "accepts"
@@ -70,8 +72,8 @@ const (
 )
 
 var refusals = []string{
-	refusedUser, refusedEmail, refusedAddress, refusedToken, refusedInFlight, refusedAccept, refusedQueue, refusedExport, refusedStream,
-	refusedAccount,
+	refusedUser, refusedEmail, refusedAddress, refusedChange, refusedToken, refusedInFlight, refusedAccept, refusedQueue, refusedExport,
+	refusedStream, refusedAccount,
 }
 
 const (
@@ -139,7 +141,7 @@ func (a *API) limitLogIn(c *fiber.Ctx, email string) error {
 	}
 	limits := a.cfg.Limits
 	state := limits.Emails.TakeShared(c.UserContext(), hashEmail(email))
-	if pair := a.pairOf(c, email); !state.Allowed && limits.Known.Has(c.UserContext(), pair) {
+	if pair := a.pairOf(c, email); !state.Allowed && limits.Known.MayHave(c.UserContext(), pair) {
 		state = limits.Pairs.TakeShared(c.UserContext(), pair)
 	}
 	if !state.Allowed {
@@ -148,8 +150,21 @@ func (a *API) limitLogIn(c *fiber.Ctx, email string) error {
 	return nil
 }
 
-// loggedIn remembers that the client logged in with the email from its address.
-func (a *API) loggedIn(c *fiber.Ctx, email string) {
+// limitChange counts an attempt to change a user's password for the address and for the user, before the
+// current password is looked at.
+func (a *API) limitChange(c *fiber.Ctx, user uuid.UUID) error {
+	if err := a.limitAddress(c); err != nil {
+		return err
+	}
+	if state := a.cfg.Limits.Changes.TakeShared(c.UserContext(), string(user[:])); !state.Allowed {
+		return tooMany(state, refusedChange, "You have tried too often to change your password. Nothing happened; try again after Retry-After.")
+	}
+	return nil
+}
+
+// remember remembers that the owner of the email has used the client's address: he has just proved who
+// he is, by his password or by a refresh token, or has just signed up.
+func (a *API) remember(c *fiber.Ctx, email string) {
 	a.cfg.Limits.Known.Add(c.UserContext(), a.pairOf(c, email))
 }
 

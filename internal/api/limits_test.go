@@ -156,6 +156,44 @@ func TestLogInLimit_Email(t *testing.T) {
 	c.logInFrom(home, email, right).problem(http.StatusTooManyRequests, "too_many_requests")
 }
 
+// A guesser does not lock out an owner who has not logged in from his address, but signed up, refreshed a
+// session or changed his password there. The owner changes his password from anywhere.
+func TestLogInLimit_Remembers(t *testing.T) {
+	t.Parallel()
+	of, client := limiters(t)
+	s := start(t, func(set *settings) {
+		set.limits = Limits{
+			Emails: of("emails", 2), Pairs: of("pairs", 1), Changes: of("changes", 2),
+			Known: limit.NewKnown(client, "test", "known"), Proxies: loopback,
+		}
+		set.edit = func(a *API) { a.timeout = patient }
+	})
+	c := s.anonymous(t)
+	const email, first, second = "ann@example.com", "correct horse", "battery staple"
+	c.post("/v1/users", annsCredentials, "X-Forwarded-For", "192.0.2.1").want(http.StatusCreated)
+	tokens := decode[tokensJSON](c.logInFrom("192.0.2.2", email, first).want(http.StatusCreated))
+	c.logInFrom("198.51.100.1", email, "wrong horse").problem(http.StatusUnauthorized, "invalid_credentials")
+	c.logInFrom("198.51.100.1", email, first).problem(http.StatusTooManyRequests, "too_many_requests")
+
+	c.logInFrom("192.0.2.1", email, first).want(http.StatusCreated)
+	c.post("/v1/sessions/refresh", refreshBody(tokens.RefreshToken), "X-Forwarded-For", "192.0.2.3").want(http.StatusCreated)
+	c.token = decode[tokensJSON](c.logInFrom("192.0.2.3", email, first).want(http.StatusCreated)).AccessToken
+	change := func(from, current string) answer {
+		t.Helper()
+		return c.send(http.MethodPut, "/v1/users/me/password", fmt.Sprintf(`{"current_password":%q,"new_password":%q}`, current, second),
+			"Content-Type", "application/json", "X-Forwarded-For", from)
+	}
+	change("192.0.2.4", "wrong horse").problem(http.StatusUnauthorized, "invalid_credentials")
+	change("192.0.2.5", first).want(http.StatusNoContent)
+	c.token = ""
+	c.logInFrom("192.0.2.4", email, second).problem(http.StatusTooManyRequests, "too_many_requests") // a wrong password proves nothing
+	c.token = decode[tokensJSON](c.logInFrom("192.0.2.5", email, second).want(http.StatusCreated)).AccessToken
+	change("192.0.2.5", second).problem(http.StatusTooManyRequests, "too_many_requests").wantHeader("Retry-After", "1800")
+	if got := s.refused(refusedChange); got != 1 {
+		t.Errorf("the metric says %d, want 1", got)
+	}
+}
+
 // Log-ins and sign-ups count for the address of the client. Only a trusted proxy says which that is.
 func TestLogInLimit_Address(t *testing.T) {
 	t.Parallel()
@@ -242,7 +280,8 @@ func TestTokenLimit(t *testing.T) {
 	send("revoke", home, token).want(http.StatusNoContent)
 }
 
-// Where Redis does not answer, the limits hold in each API, and requests don't wait for it.
+// Where Redis does not answer, the limits hold in each API, and requests don't wait for it. Each address
+// then may be the owner's: beyond the quota of the email it has one of its own.
 func TestLimits_WithoutRedis(t *testing.T) {
 	t.Parallel()
 	client := redis.NewClient(&redis.Options{Addr: "127.0.0.1:1"})
@@ -253,12 +292,14 @@ func TestLimits_WithoutRedis(t *testing.T) {
 		})
 	}
 	s := start(t, func(set *settings) {
-		set.limits = Limits{Requests: of("requests"), Emails: of("emails"), Known: limit.NewKnown(client, "test", "known")}
+		set.limits = Limits{Requests: of("requests"), Emails: of("emails"), Pairs: of("pairs"), Known: limit.NewKnown(client, "test", "known")}
 		set.edit = func(a *API) { a.timeout = patient }
 	})
 	c := s.anonymous(t)
 	signUp(c)
-	logIn(c)
+	for range 3 {
+		logIn(c)
+	}
 	c.token = logIn(c).AccessToken
 	c.post("/v1/sessions", annsCredentials).problem(http.StatusTooManyRequests, "too_many_requests")
 	for range 2 {

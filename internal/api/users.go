@@ -39,6 +39,7 @@ func (a *API) signUp(c *fiber.Ctx, _ *query) error {
 	if err != nil {
 		return err
 	}
+	a.remember(c, email)
 	return c.Status(http.StatusCreated).JSON(toUserBody(user))
 }
 
@@ -66,7 +67,7 @@ func (a *API) changePassword(c *fiber.Ctx, _ *query) error {
 	if err != nil {
 		return err
 	}
-	if err := a.limitLogIn(c, user.Email); err != nil { // a stolen token is no way to guess the password
+	if err := a.limitChange(c, user.ID); err != nil { // a stolen token is no way to guess the password
 		return err
 	}
 	err = a.cfg.Auth.ChangePassword(c.UserContext(), caller(c), current, next)
@@ -76,6 +77,7 @@ func (a *API) changePassword(c *fiber.Ctx, _ *query) error {
 	case err != nil:
 		return err
 	}
+	a.remember(c, user.Email)
 	return c.SendStatus(http.StatusNoContent)
 }
 
@@ -113,7 +115,7 @@ func (a *API) logIn(c *fiber.Ctx, _ *query) error {
 	if err != nil {
 		return err
 	}
-	a.loggedIn(c, email)
+	a.remember(c, email)
 	return sendTokens(c, tokens)
 }
 
@@ -130,6 +132,7 @@ func (a *API) refresh(c *fiber.Ctx, _ *query) error {
 	if err != nil {
 		return err
 	}
+	a.remember(c, tokens.Email)
 	return sendTokens(c, tokens)
 }
 

@@ -44,6 +44,7 @@ type Tokens struct {
 	ExpiresIn        time.Duration
 	RefreshToken     string // opaque; works once, and once more within reuseLeeway
 	RefreshExpiresIn time.Duration
+	Email            string // of the session's user, where Refresh made the pair
 }
 
 // LogIn begins a session. ErrInvalidCredentials for a wrong password and, after the same work, for
@@ -199,14 +200,17 @@ func (s *Service) Refresh(ctx context.Context, refreshToken string) (Tokens, err
 	case !held.isGood():
 		return Tokens{}, ErrInvalidRefreshToken
 	}
-	return s.tokens(held.Identity, next, held.Now)
+	tokens, err := s.tokens(held.Identity, next, held.Now)
+	tokens.Email = held.Email
+	return tokens, err
 }
 
 // heldToken is a refresh token as it stands while its session is locked. The
 // zero value is an unknown one.
 type heldToken struct {
 	Identity
-	Revoked bool // its session
+	Email   string // of its user
+	Revoked bool   // its session
 	Spent   bool
 	Leeway  bool // spent, but may be used once more
 	InTime  bool
@@ -243,14 +247,14 @@ func use(ctx context.Context, tx pgx.Tx, hash, nextHash []byte) (heldToken, erro
 // token is read by a second statement, whose snapshot is taken under the lock.
 func lockToken(ctx context.Context, tx pgx.Tx, hash []byte) (heldToken, error) {
 	const sessionSQL = `
-		SELECT id, user_id, revoked_at IS NOT NULL FROM sessions
+		SELECT id, user_id, (SELECT email FROM users WHERE users.id = user_id), revoked_at IS NOT NULL FROM sessions
 		WHERE id = (SELECT session_id FROM refresh_tokens WHERE hash = $1)
 		FOR UPDATE SKIP LOCKED`
 	const readSQL = `
 		SELECT spent_at IS NOT NULL, coalesce(NOT closed AND now() < spent_at + $2::interval, false), now() < expires_at, now()
 		FROM refresh_tokens WHERE hash = $1`
 	var held heldToken
-	err := tx.QueryRow(ctx, sessionSQL, hash).Scan(&held.SessionID, &held.UserID, &held.Revoked)
+	err := tx.QueryRow(ctx, sessionSQL, hash).Scan(&held.SessionID, &held.UserID, &held.Email, &held.Revoked)
 	if errors.Is(err, pgx.ErrNoRows) {
 		return heldToken{}, checkUnknown(ctx, tx, hash)
 	}

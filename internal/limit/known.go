@@ -32,15 +32,16 @@ func (k *Known) Add(ctx context.Context, key string) {
 	_ = k.redis.Set(ctx, k.name(key), 1, knownFor).Err() // it may be forgotten
 }
 
-// Has reports whether the key is remembered; false where Redis does not answer in shareTimeout.
-func (k *Known) Has(ctx context.Context, key string) bool {
+// MayHave reports whether the key is remembered, or may be: also where Redis does not answer in
+// shareTimeout.
+func (k *Known) MayHave(ctx context.Context, key string) bool {
 	if k == nil {
 		return false
 	}
 	ctx, cancel := context.WithTimeout(ctx, shareTimeout)
 	defer cancel()
 	n, err := k.redis.Exists(ctx, k.name(key)).Result()
-	return err == nil && n > 0
+	return err != nil || n > 0
 }
 
 func (k *Known) name(key string) string {

@@ -1241,8 +1241,23 @@ var mutations = []mutation{
 	},
 	{
 		"a guesser locks the owner out", bounded,
-		[]edit{{limits, `!state.Allowed && limits.Known.Has(`, `false && limits.Known.Has(`}},
+		[]edit{{limits, `!state.Allowed && limits.Known.MayHave(`, `false && limits.Known.MayHave(`}},
 		[]string{"-run=^TestLogInLimit_Email$ ./internal/api"},
+	},
+	{
+		"a guesser locks the owner out of a change of the password", bounded,
+		[]edit{{"internal/api/users.go", `if err := a.limitChange(c, user.ID); err != nil {`, `if err := a.limitLogIn(c, user.Email); err != nil {`}},
+		[]string{"-run=^TestLogInLimit_Remembers$ ./internal/api"},
+	},
+	{
+		"an outage of Redis locks the owner out", bounded,
+		[]edit{{"internal/limit/known.go", `return err != nil || n > 0`, `return err == nil && n > 0`}},
+		[]string{"-run=^TestLimits_WithoutRedis$ ./internal/api"},
+	},
+	{
+		"a refresh does not say where the owner is", bounded,
+		[]edit{{"internal/api/users.go", `a.remember(c, tokens.Email)`, ``}},
+		[]string{"-run=^TestLogInLimit_Remembers$ ./internal/api"},
 	},
 	{
 		"any client says where it comes from", bounded,
