@@ -205,13 +205,21 @@ func (a *API) clientAddress(c *fiber.Ctx) netip.Prefix {
 	client := tcp.AddrPort().Addr().Unmap()
 	forwarded := bytes.Join(c.Request().Header.PeekAll(fiber.HeaderXForwardedFor), []byte(","))
 	for hops := strings.Split(string(forwarded), ","); len(hops) > 0 && a.isProxy(client); hops = hops[:len(hops)-1] {
-		hop, err := netip.ParseAddr(strings.TrimSpace(hops[len(hops)-1]))
+		hop, err := parseHop(strings.TrimSpace(hops[len(hops)-1]))
 		if err != nil {
 			break
 		}
 		client = hop.Unmap().WithZone("")
 	}
 	return networkOf(client)
+}
+
+// parseHop reads an address of X-Forwarded-For. Some proxies add the port.
+func parseHop(text string) (netip.Addr, error) {
+	if hop, err := netip.ParseAddrPort(text); err == nil {
+		return hop.Addr(), nil
+	}
+	return netip.ParseAddr(text)
 }
 
 func (a *API) isProxy(address netip.Addr) bool {

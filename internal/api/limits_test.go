@@ -213,6 +213,9 @@ func TestLogInLimit_Address(t *testing.T) {
 		"Proxy/All":       {append([]netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")}, loopback...), "10.0.0.1", "10.0.0.2", false},
 		"Proxy/IPv6":      {loopback, "2001:db8::1", "2001:db8:0:1::1", false},
 		"Proxy/IPv6/Net":  {loopback, "2001:db8::1", "2001:db8::2", true},
+		"Proxy/Port":      {loopback, "192.0.2.1:5678", "192.0.2.2:5678", false},
+		"Proxy/Port/Same": {loopback, "192.0.2.1:5678", "192.0.2.1:80", true},
+		"Proxy/Port/IPv6": {loopback, "[2001:db8::1]:80", "[2001:db8:0:1::1]:80", false},
 		"Proxy/4In6":      {loopback, "::ffff:192.0.2.1", "192.0.2.1", true},
 	}
 	n := 0

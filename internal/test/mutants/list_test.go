@@ -1265,6 +1265,11 @@ var mutations = []mutation{
 		[]string{"-run=^TestLogInLimit_Address$ ./internal/api"},
 	},
 	{
+		"a proxy that adds the port hides its clients", bounded,
+		[]edit{{limits, `netip.ParseAddrPort(text); err == nil`, `netip.ParseAddrPort(text); err != nil`}},
+		[]string{"-run=^TestLogInLimit_Address$ ./internal/api"},
+	},
+	{
 		"a sign-up counts for no address", bounded,
 		[]edit{{"internal/api/users.go", `if err := a.limitAddress(c); err != nil {`, `if err := a.limitAddress(c); err != nil && false {`}},
 		[]string{"-run=^TestLogInLimit_Address$ ./internal/api"},
