@@ -72,7 +72,7 @@ func (a *API) sendPending(c *fiber.Ctx) error {
 
 // await replaces each of the jobs when it finishes. It returns early, with jobs as they stand,
 // when the wait is over, the client hangs up or the API begins to stop. held is false where too
-// many requests wait, or the API stops: then it does not wait.
+// many jobs are waited for, or the API stops: then it does not wait.
 func (a *API) await(c *fiber.Ctx, p pending) (held bool) {
 	if a.isStopping() {
 		return false

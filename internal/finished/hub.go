@@ -55,8 +55,9 @@ type Hub struct {
 	listening bool       // messages arrive
 	accounts  map[int64]*account
 	waiting   map[uuid.UUID]*waitingJob
-	waiters   int         // of all jobs
-	due       []uuid.UUID // jobs that are waited for and have finished, as a message said
+	waiters   int               // of all jobs
+	waitersOf map[uuid.UUID]int // by user
+	due       []uuid.UUID       // jobs that are waited for and have finished, as a message said
 	recent    recent
 }
 
@@ -65,7 +66,7 @@ func New(messages Messages, pool *pgxpool.Pool, log *slog.Logger) *Hub {
 	return &Hub{
 		messages: messages, pool: pool, jobs: job.NewReader(pool), log: log,
 		lookAtJobsNow: make(chan struct{}, 1), lookAtAccountsNow: make(chan struct{}, 1), isDue: make(chan struct{}, 1),
-		accounts: map[int64]*account{}, waiting: map[uuid.UUID]*waitingJob{}, recent: newRecent(),
+		accounts: map[int64]*account{}, waiting: map[uuid.UUID]*waitingJob{}, waitersOf: map[uuid.UUID]int{}, recent: newRecent(),
 	}
 }
 

@@ -10,8 +10,10 @@ import (
 )
 
 const (
-	// maxWaiters bounds the requests that wait at once.
-	maxWaiters = 10_000
+	// maxWaiters bounds the jobs that are waited for at once, and maxWaitersPerUser those of one
+	// user. A job counts for each request that waits for it.
+	maxWaiters        = 10_000
+	maxWaitersPerUser = 1_000
 	// maxRead bounds the jobs of a read.
 	maxRead = 1024
 	// maxRecent is how many of the jobs that finished last a hub knows: those of several
@@ -28,7 +30,7 @@ type waitingJob struct {
 
 // Wait returns a channel (buffer of 1) that receives the job once it is finished and its end is
 // durable. The caller must have seen that the job is the user's, and queued. ok is false where
-// too many requests wait already. The caller must call stop, or receive the job.
+// too many are waited for already. The caller must call stop, or receive the job.
 //
 // A job that finishes between the caller's look and Wait is among the recent ones, or the next
 // look of the hub finds it.
@@ -36,7 +38,7 @@ func (h *Hub) Wait(userID, jobID uuid.UUID) (finished <-chan job.Job, stop func(
 	to := make(chan job.Job, 1)
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if h.waiters == maxWaiters {
+	if h.waiters == maxWaiters || h.waitersOf[userID] == maxWaitersPerUser {
 		return nil, nil, false
 	}
 	if h.waiting[jobID] == nil {
@@ -45,12 +47,20 @@ func (h *Hub) Wait(userID, jobID uuid.UUID) (finished <-chan job.Job, stop func(
 	if h.waiting[jobID].userID != userID {
 		return nil, nil, false
 	}
-	h.waiters++
+	h.countWaiters(userID, 1)
 	h.waiting[jobID].to = append(h.waiting[jobID].to, to)
 	if h.recent.has(jobID) {
 		h.setDue(jobID)
 	}
 	return to, func() { h.stopWaiting(jobID, to) }, true
+}
+
+// countWaiters adds n to the counts. Its caller holds the lock.
+func (h *Hub) countWaiters(userID uuid.UUID, n int) {
+	h.waiters += n
+	if h.waitersOf[userID] += n; h.waitersOf[userID] == 0 {
+		delete(h.waitersOf, userID)
+	}
 }
 
 func (h *Hub) stopWaiting(jobID uuid.UUID, to chan job.Job) {
@@ -62,7 +72,7 @@ func (h *Hub) stopWaiting(jobID uuid.UUID, to chan job.Job) {
 	}
 	if i := slices.Index(waiting.to, to); i >= 0 {
 		waiting.to = slices.Delete(waiting.to, i, i+1)
-		h.waiters--
+		h.countWaiters(waiting.userID, -1)
 	}
 	if len(waiting.to) == 0 {
 		delete(h.waiting, jobID)
@@ -151,7 +161,7 @@ func (h *Hub) read(ctx context.Context, some []job.Owned) error {
 		for _, to := range waiting.to {
 			to <- finished.Job // has a buffer, and gets one job
 		}
-		h.waiters -= len(waiting.to)
+		h.countWaiters(waiting.userID, -len(waiting.to))
 		delete(h.waiting, finished.ID)
 	}
 	return nil

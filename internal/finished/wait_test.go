@@ -66,8 +66,8 @@ func (e *environment) atRest() {
 	e.t.Helper()
 	e.hub.mu.Lock()
 	defer e.hub.mu.Unlock()
-	if h := e.hub; len(h.waiting) != 0 || h.waiters != 0 || len(h.due) != 0 {
-		e.t.Errorf("%d jobs are waited for by %d, %d are due", len(h.waiting), h.waiters, len(h.due))
+	if h := e.hub; len(h.waiting) != 0 || h.waiters != 0 || len(h.waitersOf) != 0 || len(h.due) != 0 {
+		e.t.Errorf("%d jobs are waited for by %d of %d users, %d are due", len(h.waiting), h.waiters, len(h.waitersOf), len(h.due))
 	}
 }
 
@@ -130,32 +130,48 @@ func TestWait_Recent(t *testing.T) {
 	}
 }
 
-// The number of waiters is bounded, and one that stops leaves its place.
+// The number of waiters is bounded, and so is each user's. One that stops leaves its place.
 func TestWait_Bound(t *testing.T) {
 	t.Parallel()
 	e := start(t)
-	user, id := uuid.New(), uuid.New()
+	wait := func(user uuid.UUID) (stop func(), ok bool) {
+		_, stop, ok = e.hub.Wait(user, uuid.New())
+		return stop, ok
+	}
+	var user uuid.UUID
 	var stops []func()
 	for n := range maxWaiters {
-		_, stop, ok := e.hub.Wait(user, id)
+		if n%maxWaitersPerUser == 0 {
+			if n > 0 {
+				if _, ok := wait(user); ok {
+					t.Fatalf("of %d one user has more than the bound", n)
+				}
+			}
+			user = uuid.New()
+		}
+		stop, ok := wait(user)
 		if !ok {
 			t.Fatalf("%d wait, and no more", n)
 		}
 		stops = append(stops, stop)
-		id = uuid.New()
 	}
-	if _, _, ok := e.hub.Wait(user, id); ok {
+	other := uuid.New()
+	if _, ok := wait(other); ok {
 		t.Error("one more than the bound waits")
 	}
 	stops[0]()
 	stops[0]()
-	e.wait(user, id)
-	if _, _, ok := e.hub.Wait(user, uuid.New()); ok {
+	stop, ok := wait(other)
+	if !ok {
+		t.Error("a stop left no place")
+	}
+	if _, ok := wait(other); ok {
 		t.Error("a stop left two places")
 	}
-	for _, stop := range stops {
+	for _, stop := range append(stops, stop) {
 		stop()
 	}
+	e.atRest()
 }
 
 // The jobs that finished last are known, the older ones are forgotten.

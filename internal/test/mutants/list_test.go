@@ -48,6 +48,7 @@ const (
 	batchEdge = "internal/api/batch.go"
 
 	hub      = "internal/finished/hub.go"
+	waiting  = "internal/finished/wait.go"
 	ends     = "internal/job/finished.go"
 	limits   = "internal/api/limits.go"
 	settling = "internal/limit/settle.go"
@@ -1273,6 +1274,11 @@ var mutations = []mutation{
 		"a sign-up counts for no address", bounded,
 		[]edit{{"internal/api/users.go", `if err := a.limitAddress(c); err != nil {`, `if err := a.limitAddress(c); err != nil && false {`}},
 		[]string{"-run=^TestLogInLimit_Address$ ./internal/api"},
+	},
+	{
+		"one user takes the places of all who wait", bounded,
+		[]edit{{waiting, ` || h.waitersOf[userID] == maxWaitersPerUser {`, ` {`}},
+		[]string{"-run=^TestWait_Bound$ ./internal/finished"},
 	},
 	{
 		"any number of requests is in flight", bounded,
