@@ -57,6 +57,7 @@ type Hub struct {
 	waiting   map[uuid.UUID]*waitingJob
 	waiters   int               // of all jobs
 	waitersOf map[uuid.UUID]int // by user
+	reads     uint64            // that have begun
 	due       []uuid.UUID       // jobs that are waited for and have finished, as a message said
 	recent    recent
 }

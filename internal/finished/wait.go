@@ -24,8 +24,14 @@ const (
 // waitingJob is a job that requests wait for.
 type waitingJob struct {
 	userID uuid.UUID // its owner
-	to     []chan job.Job
+	to     []waiter
 	isDue  bool // it is in Hub.due
+}
+
+// waiter is a request that waits for a job.
+type waiter struct {
+	finished chan job.Job
+	after    uint64 // the reads that had begun when it came
 }
 
 // Wait returns a channel (buffer of 1) that receives the job once it is finished and its end is
@@ -48,7 +54,7 @@ func (h *Hub) Wait(userID, jobID uuid.UUID) (finished <-chan job.Job, stop func(
 		return nil, nil, false
 	}
 	h.countWaiters(userID, 1)
-	h.waiting[jobID].to = append(h.waiting[jobID].to, to)
+	h.waiting[jobID].to = append(h.waiting[jobID].to, waiter{finished: to, after: h.reads})
 	if h.recent.has(jobID) {
 		h.setDue(jobID)
 	}
@@ -70,7 +76,7 @@ func (h *Hub) stopWaiting(jobID uuid.UUID, to chan job.Job) {
 	if waiting == nil {
 		return
 	}
-	if i := slices.Index(waiting.to, to); i >= 0 {
+	if i := slices.IndexFunc(waiting.to, func(w waiter) bool { return w.finished == to }); i >= 0 {
 		waiting.to = slices.Delete(waiting.to, i, i+1)
 		h.countWaiters(waiting.userID, -1)
 	}
@@ -139,7 +145,9 @@ func (h *Hub) lookAtJobs(ctx context.Context) error {
 	return nil
 }
 
-// read gives the jobs that are finished to those who wait for them.
+// read gives the jobs that are finished to the waiters that came before it began. A later waiter
+// may have seen the job queued again, after a replay: the read may show the failure from before.
+// Such a waiter gets its job from a later read.
 //
 // A crash of Postgres before the read has returned undoes nothing that a waiter was given. One
 // after it undoes nothing that the read has returned. A kill of the API leaves clients without
@@ -147,6 +155,7 @@ func (h *Hub) lookAtJobs(ctx context.Context) error {
 func (h *Hub) read(ctx context.Context, some []job.Owned) error {
 	ctx, cancel := context.WithTimeout(ctx, readTimeout)
 	defer cancel()
+	number := h.beginRead()
 	found, err := h.jobs.Finished(ctx, some)
 	if err != nil {
 		return err
@@ -158,13 +167,34 @@ func (h *Hub) read(ctx context.Context, some []job.Owned) error {
 		if waiting == nil || waiting.userID != finished.UserID {
 			continue
 		}
-		for _, to := range waiting.to {
-			to <- finished.Job // has a buffer, and gets one job
-		}
-		h.countWaiters(waiting.userID, -len(waiting.to))
-		delete(h.waiting, finished.ID)
+		h.give(waiting, finished.Job, number)
 	}
 	return nil
+}
+
+// beginRead returns the number of a read that begins.
+func (h *Hub) beginRead() uint64 {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.reads++
+	return h.reads
+}
+
+// give gives the job to those of its waiters that came before the read with this number. Its
+// caller holds the lock.
+func (h *Hub) give(waiting *waitingJob, finished job.Job, number uint64) {
+	came := len(waiting.to)
+	waiting.to = slices.DeleteFunc(waiting.to, func(w waiter) bool {
+		if w.after >= number {
+			return false
+		}
+		w.finished <- finished // has a buffer, and gets one job
+		return true
+	})
+	h.countWaiters(waiting.userID, len(waiting.to)-came)
+	if len(waiting.to) == 0 {
+		delete(h.waiting, finished.ID)
+	}
 }
 
 // recent is the jobs that finished last.

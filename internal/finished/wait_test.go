@@ -1,14 +1,20 @@
 package finished
 
 import (
+	"context"
+	"errors"
+	"sync"
 	"testing"
 
 	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/passbook/passbook/internal/job"
 	"github.com/passbook/passbook/internal/ledger"
 	"github.com/passbook/passbook/internal/ledger/ledgertest"
 	"github.com/passbook/passbook/internal/queue"
+	"github.com/passbook/passbook/internal/test/testenv"
 )
 
 // wait waits for a job of the user until the test ends.
@@ -91,6 +97,69 @@ func TestWait_WithoutMessages(t *testing.T) {
 	e.finish(account, away)
 	e.wantJob(finished, away, job.Succeeded)
 	e.atRest()
+}
+
+// afterQuery calls f at the end of each query, when its rows are read and its caller has not got them.
+type afterQuery func()
+
+func (afterQuery) TraceQueryStart(ctx context.Context, _ *pgx.Conn, _ pgx.TraceQueryStartData) context.Context {
+	return ctx
+}
+
+func (f afterQuery) TraceQueryEnd(context.Context, *pgx.Conn, pgx.TraceQueryEndData) { f() }
+
+// A waiter that came after a replay does not get the failure from before, which a read has seen
+// that began before.
+func TestWait_Replayed(t *testing.T) {
+	t.Parallel()
+	pool := testenv.Pool(t)
+	user := ledgertest.User(t, pool)
+	id := ledgertest.Job(t, pool, ledgertest.Account(t, pool, user, 0), ledger.Deposit, 1)
+	ledgertest.Exec(t, pool, `ALTER TABLE transactions ADD CONSTRAINT refused CHECK (false) NOT VALID`)
+	for range ledger.MaxAttempts {
+		if _, _, err := ledger.NewApplier(pool).Apply(t.Context(), id, 1); err != nil && !errors.Is(err, ledger.ErrRefused) {
+			t.Fatal(err)
+		}
+	}
+
+	var late <-chan job.Job
+	config := pool.Config()
+	var hub *Hub
+	config.ConnConfig.Tracer = afterQuery(sync.OnceFunc(func() {
+		ledgertest.Replay(t, pool, id)
+		late, _, _ = hub.Wait(user, id)
+	}))
+	traced, err := pgxpool.NewWithConfig(t.Context(), config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(traced.Close)
+	hub = New(nil, traced, nil) // does not run
+	early, _, _ := hub.Wait(user, id)
+	look := func() {
+		if err := hub.lookAtJobs(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	look()
+	if len(early) != 1 || (<-early).Status != job.Failed {
+		t.Error("the waiter from before the read does not get the failure")
+	}
+	if len(late) != 0 {
+		t.Fatalf("the waiter from after the replay gets %v", <-late)
+	}
+
+	ledgertest.Exec(t, pool, `ALTER TABLE transactions DROP CONSTRAINT refused`)
+	if _, _, err := ledger.NewApplier(pool).Apply(t.Context(), id, 1); err != nil {
+		t.Fatal(err)
+	}
+	look()
+	if len(late) != 1 || (<-late).Status != job.Succeeded {
+		t.Error("the waiter from after the replay does not get what followed")
+	}
+	if len(hub.waiting) != 0 || hub.waiters != 0 {
+		t.Errorf("%d jobs are waited for by %d", len(hub.waiting), hub.waiters)
+	}
 }
 
 // A waiter gets no job of another user, and one that is waited for by its owner is no other user's.

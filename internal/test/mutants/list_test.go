@@ -1170,6 +1170,11 @@ var mutations = []mutation{
 		[]string{everyRoute},
 	},
 	{
+		"a request gets the failure from before a replay", stays,
+		[]edit{{waiting, `if w.after >= number {`, `if w.after > number {`}},
+		[]string{"-run=^TestWait_Replayed$ ./internal/finished"},
+	},
+	{
 		"a request that waits gets another user's job", owned,
 		[]edit{{ends, ` AND user_id = asked.user_id`, ``}},
 		[]string{"-run=^TestFinished$ ./internal/job"},
