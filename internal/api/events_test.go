@@ -435,6 +435,24 @@ func TestEvents_EndWithTheSession(t *testing.T) {
 	stream.wantEnd()
 }
 
+// A stream ends where the request of a job is lost. The other streams go on.
+func TestEvents_Damaged(t *testing.T) {
+	t.Parallel()
+	s, hub := startStreaming(t, noBeat)
+	c := s.user(t)
+	damaged, sound := c.open(0), c.open(0)
+	goesOn := c.events(sound, "")
+	lost := c.ask(damaged, "withdrawals", 1).ID
+	s.apply(t, lost)
+	ledgertest.Unguarded(t, s.pool, fmt.Sprintf(`DELETE FROM jobs WHERE id = '%s'`, lost))
+	s.apply(t, c.ask(sound, "deposits", 1).ID)
+	hub.signal()
+	c.events(damaged, "0").wantEnd()
+	if e := goesOn.next(); e.id != "1" {
+		t.Errorf("got %v", e)
+	}
+}
+
 // ledgerJob has a deposit accepted that no client asks for.
 func ledgerJob(t *testing.T, s *server, account accountJSON) string {
 	t.Helper()

@@ -192,6 +192,9 @@ func (s *streams) look(batch []*look) {
 	for i, l := range batch {
 		if l.err = err; err == nil {
 			l.page, l.err = pages[i], pages[i].Err
+			if errors.Is(l.err, event.ErrDamaged) {
+				s.logs.Do(func() { s.log.Error("event stream ended", "account", l.at.Account.Number, "error", l.err) })
+			}
 		}
 		close(l.done)
 	}
@@ -274,7 +277,7 @@ func (s *stream) follow(head []byte) error {
 	defer timer.Stop()
 	for isBeat := false; ; {
 		page, err := s.streams.next(s.ctx, s.at)
-		if s.ctx.Err() != nil || errors.Is(err, event.ErrOver) {
+		if s.ctx.Err() != nil || errors.Is(err, event.ErrOver) || errors.Is(err, event.ErrDamaged) {
 			return s.write([]byte(lastChunk))
 		}
 		timer.Reset(s.streams.untilBeat())

@@ -28,6 +28,10 @@ var (
 	// ErrOver ends a stream: its session is revoked, or its account, or what it has shown, is not
 	// there any more, as after a restore.
 	ErrOver = errors.New("nothing more to follow")
+
+	// ErrDamaged ends a stream whose next page has a job that was rejected or failed, and whose request
+	// is lost, as after a restore that went wrong.
+	ErrDamaged = errors.New("the request of a finished job is missing")
 )
 
 // Event is a transaction or, where that is nil, a job that was rejected or failed.
@@ -55,7 +59,7 @@ type Stream struct {
 type Page struct {
 	Events []Event
 	Next   Cursor // after them
-	Err    error  // ErrOver, or nil
+	Err    error  // ErrOver, ErrDamaged, or nil
 }
 
 // Reader reads events.
@@ -189,9 +193,15 @@ func (r *Reader) Read(ctx context.Context, streams []Stream) ([]Page, error) {
 		if row.LastSeq < stream.After.Seq || row.Until.Before(stream.After.At) {
 			continue // what the stream has shown is lost
 		}
-		page.Err = nil
-		if row.At != nil {
-			page.add(row.event(stream.Account.Number), *row.At)
+		switch {
+		case row.isDamaged(): // ends no other stream
+			page.damage(*row.JobID)
+		case errors.Is(page.Err, ErrDamaged):
+		default:
+			page.Err = nil
+			if row.At != nil {
+				page.add(row.event(stream.Account.Number), *row.At)
+			}
 		}
 	}
 	return pages, nil
@@ -204,6 +214,14 @@ func (p *Page) add(e Event, at time.Time) {
 		p.Next.Seq = e.Transaction.Seq
 	}
 }
+
+// damage drops the page's events: its stream ends.
+func (p *Page) damage(jobID uuid.UUID) {
+	p.Events, p.Err = nil, fmt.Errorf("%w: job %s", ErrDamaged, jobID)
+}
+
+// isDamaged reports whether the row is of a job without a request.
+func (r row) isDamaged() bool { return r.At != nil && r.Seq == nil && r.AcceptedAt == nil }
 
 func (r row) event(number string) Event {
 	if r.Seq != nil {

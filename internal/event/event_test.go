@@ -284,6 +284,39 @@ func TestRead_Over(t *testing.T) {
 	}
 }
 
+// A job whose request is lost ends the streams that come to it, and no other.
+func TestRead_Damaged(t *testing.T) {
+	t.Parallel()
+	for name, n := range map[string]int{"Rejected": 2, "Failed": 3} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			b := newBank(t)
+			from := b.begin()
+			b.do(0)
+			lost := b.do(n)
+			b.do(1)
+			other := *b
+			other.account = ledgertest.Account(t, b.pool, b.stream.Account.UserID, 0)
+			other.stream.Account.Number = other.account.Number
+			sound := other.begin()
+			other.do(0)
+			ledgertest.Unguarded(t, b.pool, fmt.Sprintf(`DELETE FROM jobs WHERE id = '%s'`, lost))
+			pages, err := event.NewReader(b.pool).Read(t.Context(), []event.Stream{sound, from, sound})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if !errors.Is(pages[1].Err, event.ErrDamaged) || len(pages[1].Events) > 0 {
+				t.Errorf("got %+v, want %v", pages[1], event.ErrDamaged)
+			}
+			for _, page := range []event.Page{pages[0], pages[2]} {
+				if page.Err != nil || len(page.Events) != 1 {
+					t.Errorf("beside it %+v, want one event", page)
+				}
+			}
+		})
+	}
+}
+
 func TestBegin(t *testing.T) {
 	t.Parallel()
 	b := newBank(t)

@@ -427,6 +427,11 @@ var mutations = []mutation{
 		[]string{"-run=^TestEvents_ManyIdle$ ./internal/api"},
 	},
 	{
+		"a damaged row ends the streams of others", ownTrouble,
+		[]edit{{events, `r.Seq == nil && r.AcceptedAt == nil }`, `r.Seq == nil && r.AcceptedAt == nil && false }`}},
+		[]string{"-run=^TestRead_Damaged$ ./internal/event"},
+	},
+	{
 		"a stream outlives its session", owned,
 		[]edit{{events, `SELECT revoked_at IS NULL FROM sessions`, `SELECT true FROM sessions`}},
 		[]string{"-run=^TestRead_Over$/^Revoked$ ./internal/event", "-run=^TestEvents_EndWithTheSession$ ./internal/api"},
