@@ -34,6 +34,9 @@ func (a *API) acceptBatch(c *fiber.Ctx, _ *query) error {
 	if !numberPattern.MatchString(requests[0].Account) {
 		return ledger.ErrAccountNotFound
 	}
+	if err := a.limitBatch(c, caller(c), len(requests)); err != nil {
+		return err
+	}
 	accepted, err := a.cfg.Acceptor.AcceptBatch(c.UserContext(), requests)
 	if err != nil {
 		return batchProblem(err)

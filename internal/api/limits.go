@@ -98,6 +98,20 @@ func (a *API) limitUser(c *fiber.Ctx, user uuid.UUID) error {
 	return nil
 }
 
+// limitBatch counts each job of a batch as a request of its user. limitUser has counted the first.
+// A batch that is refused counts as that one request.
+func (a *API) limitBatch(c *fiber.Ctx, user uuid.UUID, jobs int) error {
+	if a.cfg.Limits.Requests == nil {
+		return nil
+	}
+	state := a.cfg.Limits.Requests.TakeMore(string(user[:]), jobs)
+	c.Locals(limitKey{}, state)
+	if !state.Allowed {
+		return tooMany(state, refusedUser, "Each job of a batch counts as a request, and too few are left to you. Nothing happened; send this batch again after Retry-After.")
+	}
+	return nil
+}
+
 // sayLimit adds the headers of draft-ietf-httpapi-ratelimit-headers to the answer of an
 // authenticated request.
 func (a *API) sayLimit(c *fiber.Ctx) {

@@ -15,6 +15,7 @@ import (
 	dto "github.com/prometheus/client_model/go"
 	"github.com/redis/go-redis/v9"
 
+	"github.com/passbook/passbook/internal/job"
 	"github.com/passbook/passbook/internal/limit"
 	"github.com/passbook/passbook/internal/test/testenv"
 )
@@ -79,6 +80,43 @@ func TestUserLimit(t *testing.T) {
 	c.server = unlimited
 	c.post(jobsOf(account, "deposits"), `{"amount":2}`, "Idempotency-Key", key).want(http.StatusAccepted).
 		wantNoHeader(headerReplay).wantNoHeader(headerLimit).wantNoHeader(headerPolicy)
+}
+
+// Each job of a batch counts as a request. One that is refused leaves nothing, and one that is larger
+// than the quota takes all of it.
+func TestUserLimit_Batch(t *testing.T) {
+	t.Parallel()
+	of, _ := limiters(t)
+	s := start(t, func(set *settings) {
+		set.limits.Requests = of("requests", 10)
+		set.edit = func(a *API) { a.timeout = patient }
+	})
+	c := s.user(t)
+	account := c.open(0)
+	target := jobsOf(account, "jobs")
+	c.post(target, batchOf(t, "a", "b", "c", "d", "e")).want(http.StatusAccepted).wantHeader(headerLimit, `"user";r=4;t=2160`)
+	refused := batchOf(t, "f", "g", "h", "i", "j", "k")
+	c.post(target, refused).problem(http.StatusTooManyRequests, "too_many_requests").
+		wantHeader("Retry-After", "1080").wantHeader(headerPolicy, `"user";q=10;w=3600`).wantHeader(headerLimit, `"user";r=3;t=2520`)
+	if got := s.refused(refusedUser); got != 1 {
+		t.Errorf("the metric says %d, want 1", got)
+	}
+	c.post(target, batchOf(t, "f", "f", "h")).problem(http.StatusUnprocessableEntity, "invalid_request", "/jobs/1/idempotency_key repeated_key").
+		wantHeader(headerLimit, `"user";r=2;t=2880`)
+	c.post(target, batchOf(t, "l")).want(http.StatusAccepted).wantHeader(headerLimit, `"user";r=1;t=3240`)
+
+	small := of("small", 3)
+	c.server = start(t, func(set *settings) {
+		set.pool, set.limits.Requests = s.pool, small
+		set.edit = func(a *API) { a.timeout = patient }
+	})
+	keys := manyKeys(job.MaxBatchJobs)
+	c.post(target, batchOf(t, keys...)).want(http.StatusAccepted).wantNoHeader(headerReplay).wantHeader(headerLimit, `"user";r=0;t=3600`)
+	c.server = start(t, func(set *settings) { set.pool = s.pool })
+	c.post(target, refused).want(http.StatusAccepted).wantNoHeader(headerReplay).wantNoHeader(headerLimit)
+	if jobs := walk[jobJSON](c, target+"?limit=100", 100); len(jobs) != 6+job.MaxBatchJobs+6 {
+		t.Errorf("%d jobs", len(jobs))
+	}
 }
 
 // Every route that needs an access token counts its requests, and says so in each answer.

@@ -38,7 +38,7 @@ type State struct {
 	Allowed    bool
 	Remaining  int           // requests that are allowed now
 	ResetAfter time.Duration // until the whole quota is there again
-	RetryAfter time.Duration // until the next request is allowed
+	RetryAfter time.Duration // until as many requests are allowed as were asked for
 }
 
 // Config is what a Limiter counts, and where.
@@ -107,7 +107,26 @@ func (l *Limiter) Take(key string) State {
 	if allowed {
 		l.owe(b, 1, now)
 	}
-	return l.state(b, now, allowed)
+	return l.state(b, now, allowed, 1)
+}
+
+// TakeMore allows a request that counts for n, or not. Take has allowed it as one before, so
+// TakeMore takes the others, or none of them. RetryAfter is until all n are allowed at once. A
+// request counts for the whole quota at most, so that no quota refuses it for ever.
+func (l *Limiter) TakeMore(key string, n int) State {
+	if l == nil {
+		return State{Allowed: true}
+	}
+	n = min(n, l.cfg.Most)
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	now := l.cfg.Now()
+	b := l.bucket(key)
+	allowed := n <= 1 || b.tokens.AllowN(now, n-1)
+	if allowed {
+		l.owe(b, n-1, now)
+	}
+	return l.state(b, now, allowed, n)
 }
 
 // Peek returns what Take would, and counts nothing.
@@ -122,7 +141,7 @@ func (l *Limiter) Peek(key string) State {
 		return State{Allowed: true, Remaining: l.cfg.Most}
 	}
 	now := l.cfg.Now()
-	return l.state(b, now, b.tokens.TokensAt(now) >= 1)
+	return l.state(b, now, b.tokens.TokensAt(now) >= 1, 1)
 }
 
 // bucket returns the key's bucket, a full one where the key is new.
@@ -150,11 +169,12 @@ func (l *Limiter) owe(b *bucket, n int, since time.Time) {
 	}
 }
 
-func (l *Limiter) state(b *bucket, now time.Time, allowed bool) State {
+// state is the key's quota after n requests were asked for.
+func (l *Limiter) state(b *bucket, now time.Time, allowed bool, n int) State {
 	tokens := b.tokens.TokensAt(now)
 	state := State{Allowed: allowed, Remaining: max(0, int(tokens)), ResetAfter: l.until(float64(l.cfg.Most) - tokens)}
-	if tokens < 1 {
-		state.RetryAfter = l.until(1 - tokens)
+	if missing := float64(n) - tokens; missing > 0 {
+		state.RetryAfter = l.until(missing)
 	}
 	return state
 }

@@ -116,11 +116,48 @@ func TestPeek(t *testing.T) {
 	}
 }
 
+// A request that counts for several takes all of them or none, and the whole quota at most.
+func TestTakeMore(t *testing.T) {
+	t.Parallel()
+	c := newClock()
+	l := process(t, nowhere, tenAMinute, c.now)
+	take := func(n int) limit.State {
+		t.Helper()
+		if got := l.Take("a"); !got.Allowed {
+			t.Fatalf("the request itself: %+v", got)
+		}
+		return l.TakeMore("a", n)
+	}
+	if got := take(4); !got.Allowed || got.Remaining != 6 || got.ResetAfter != 24*time.Second {
+		t.Errorf("the first four: %+v", got)
+	}
+	refused := take(8)
+	if refused.Allowed || refused.Remaining != 5 || refused.RetryAfter != 18*time.Second || refused.ResetAfter != 30*time.Second {
+		t.Errorf("eight of six: %+v", refused)
+	}
+	c.move(refused.RetryAfter)
+	if got := take(8); !got.Allowed || got.Remaining != 0 {
+		t.Errorf("eight after RetryAfter: %+v", got)
+	}
+	c.move(time.Minute)
+	if got := take(100); !got.Allowed || got.Remaining != 0 {
+		t.Errorf("more than the quota: %+v", got)
+	}
+	c.move(6 * time.Second)
+	if got := take(1); !got.Allowed || got.Remaining != 0 {
+		t.Errorf("one: %+v", got)
+	}
+	c.move(6 * time.Second)
+	if got := take(100); got.Allowed || got.RetryAfter != time.Minute {
+		t.Errorf("more than the quota, which is used: %+v", got)
+	}
+}
+
 // A nil Limiter is one for a quota of 0.
 func TestTake_NoLimit(t *testing.T) {
 	t.Parallel()
 	l := limit.New(limit.Config{})
-	if l != nil || !l.Take("a").Allowed || !l.TakeShared(t.Context(), "a").Allowed || !l.Peek("a").Allowed || l.IsLocal() || l.Quota() != (limit.Quota{}) {
+	if l != nil || !l.Take("a").Allowed || !l.TakeMore("a", 2).Allowed || !l.TakeShared(t.Context(), "a").Allowed || !l.Peek("a").Allowed || l.IsLocal() || l.Quota() != (limit.Quota{}) {
 		t.Error("a quota of 0 limits")
 	}
 	if err := l.Run(t.Context()); err != nil {

@@ -105,7 +105,7 @@ func (l *Limiter) TakeShared(ctx context.Context, key string) State {
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return l.state(b, l.cfg.Now(), allowed)
+	return l.state(b, l.cfg.Now(), allowed, 1)
 }
 
 // isAway reports whether Redis has just not answered.

@@ -1286,6 +1286,11 @@ var mutations = []mutation{
 		[]string{"-run=^TestLogInLimit_Address$ ./internal/api"},
 	},
 	{
+		"a client's batch counts as one request", bounded,
+		[]edit{{batchEdge, `a.limitBatch(c, caller(c), len(requests))`, `a.limitBatch(c, caller(c), 1+0*len(requests))`}},
+		[]string{"-run=^TestUserLimit_Batch$ ./internal/api"},
+	},
+	{
 		"one user takes the places of all who wait", bounded,
 		[]edit{{waiting, ` || h.waitersOf[userID] == maxWaitersPerUser {`, ` {`}},
 		[]string{"-run=^TestWait_Bound$ ./internal/finished"},
