@@ -19,7 +19,7 @@ import (
 )
 
 var (
-	fuzzRequests = flag.Int("fuzz.requests", 1_500, "requests of TestFuzzAPI")
+	fuzzRequests = flag.Int("fuzz.requests", 600, "requests of TestFuzzAPI")
 	fuzzSeed     = flag.Uint64("fuzz.seed", 0, "repeats the requests of a run of TestFuzzAPI; 0 is a fixed seed and then one that is drawn")
 )
 

@@ -16,7 +16,7 @@ import (
 	"github.com/passbook/passbook/internal/test/testenv"
 )
 
-var waiters = flag.Int("waiters", 1000, "how many requests of TestWaiters wait at once, 1000 at most, which is a user's bound; each has 30 s")
+var waiters = flag.Int("waiters", 320, "how many requests of TestWaiters wait at once, 1000 at most, which is a user's bound; each has 30 s")
 
 // One API holds many requests that wait for jobs, and no connection to Postgres for them. They
 // are answered when a worker has applied the jobs, though Redis is away; and on SIGTERM at once,
