@@ -99,8 +99,8 @@ func TestOpenAPI_IsServed(t *testing.T) {
 	if string(document["openapi"]) != `"3.1.0"` {
 		t.Errorf("openapi: %s", document["openapi"])
 	}
-	if _, err := openapi.Read(asJSON.body); err != nil {
-		t.Error(err)
+	if faults, err := openapi.Validate(asJSON.body); err != nil || len(faults) > 0 {
+		t.Error(faults, err)
 	}
 }
 

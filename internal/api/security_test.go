@@ -25,7 +25,7 @@ import (
 //	API5  Broken function level authorization     TestSecurity_OtherMethods, TestSecurity_OtherPaths
 //	API6  Unrestricted access to business flows   TestSecurity_DoubleSpend
 //	API7  Server side request forgery             TestSecurity_HostileValues; the API sends no request anywhere
-//	API8  Security misconfiguration               TestSecurity_Headers, TestSecurity_Origin, checkCommon
+//	API8  Security misconfiguration               TestSecurity_Headers, TestSecurity_Origin, againstContract
 //	API9  Improper inventory management           TestOpenAPI_HasEveryRoute, TestSecurity_OtherPaths
 //	API10 Unsafe consumption of APIs              none is consumed; of forged tasks in Redis, the tests of queue and worker
 //

@@ -57,9 +57,10 @@ const nowhere = `paths:
               schema: { $ref: '#/components/schemas/Problem' }
 `
 
-// ignored are the headers that no operation needs to declare.
-var ignored = []string{
+// undeclared are the headers that no operation needs to declare.
+var undeclared = []string{
 	"Accept", "Authorization", "Connection", "Content-Length", "Content-Type", "Date", "Keep-Alive", "X-Request-Id",
+	"X-Forwarded-For",        // of proxies
 	headerCache, headerSniff, // checkCommon checks them
 }
 
@@ -68,8 +69,9 @@ const (
 	headerSniff = "X-Content-Type-Options"
 )
 
-// New reads a document. Every header, parameter and member that it does not declare is a fault.
-func New(document []byte) (*Contract, error) {
+// New reads a document. Every parameter and member that it does not declare is a fault, and so is
+// every header, except those that no operation needs to declare and the ignored ones.
+func New(document []byte, ignored ...string) (*Contract, error) {
 	text := bytes.Replace(document, []byte("\npaths:\n"), []byte("\n"+nowhere), 1)
 	read, err := libopenapi.NewDocument(text)
 	if err != nil {
@@ -93,11 +95,26 @@ func New(document []byte) (*Contract, error) {
 	if c.nowhere.Item == nil {
 		return nil, stderrors.New("read OpenAPI document: no line \"paths:\"")
 	}
-	c.whole, c.heads = c.strict(), c.strict(config.WithoutResponseBodyValidation())
+	ignored = slices.Concat(ignored, undeclared)
+	c.whole, c.heads = c.strict(ignored), c.strict(ignored, config.WithoutResponseBodyValidation())
 	return c, nil
 }
 
-func (c *Contract) strict(more ...config.Option) validator.Validator {
+// Validate returns what is wrong with the text of a document.
+func Validate(text []byte) (faults []string, err error) {
+	read, err := libopenapi.NewDocument(text)
+	if err != nil {
+		return nil, fmt.Errorf("read OpenAPI document: %w", err)
+	}
+	v, errs := validator.NewValidator(read)
+	if len(errs) > 0 {
+		return nil, fmt.Errorf("read OpenAPI document: %v", errs)
+	}
+	_, found := v.ValidateDocument()
+	return texts("document", found), nil
+}
+
+func (c *Contract) strict(ignored []string, more ...config.Option) validator.Validator {
 	options := append(more,
 		config.WithFormatAssertions(), config.WithStrictMode(),
 		config.WithStrictIgnorePaths("$.body.**"), // overlooks a $ref beside properties; the schemas themselves are closed
@@ -141,14 +158,22 @@ func matches(template, path string) bool {
 	})
 }
 
-// CheckRequest returns what is wrong with a request for the route. HTTP lets a client send headers
-// that an operation does not know, so those are no faults.
+// CheckRequest returns what is wrong with a request for the route.
 func (c *Contract) CheckRequest(route Route, req *http.Request, body string) []string {
-	clone := asGet(req, body)
-	_, faults := c.whole.ValidateHttpRequestSyncWithPathItem(clone, route.Item, route.Path)
-	return texts("request", slices.DeleteFunc(faults, func(fault *errors.ValidationError) bool {
+	return texts("request", c.requestFaults(route, req, body))
+}
+
+// CheckValidity is CheckRequest without the headers that the operation does not know: HTTP lets a
+// client send them.
+func (c *Contract) CheckValidity(route Route, req *http.Request, body string) []string {
+	return texts("request", slices.DeleteFunc(c.requestFaults(route, req, body), func(fault *errors.ValidationError) bool {
 		return fault.ValidationSubType == errors.StrictSubTypeHeader || fault.ValidationSubType == errors.StrictSubTypeCookie
 	}))
+}
+
+func (c *Contract) requestFaults(route Route, req *http.Request, body string) []*errors.ValidationError {
+	_, faults := c.whole.ValidateHttpRequestSyncWithPathItem(asGet(req, body), route.Item, route.Path)
+	return faults
 }
 
 // CheckAnswer returns what is wrong with the route's answer to a request.
@@ -160,7 +185,7 @@ func (c *Contract) CheckAnswer(route Route, req *http.Request, a Answer) []strin
 	_, faults := v.GetResponseBodyValidator().ValidateResponseBodyWithPathItem(asGet(req, ""), &http.Response{
 		StatusCode: a.Status, Header: a.Header, Body: io.NopCloser(bytes.NewReader(a.Body)),
 	}, route.Item, route.Path)
-	found := append(texts("response", faults), checkCommon(a)...)
+	found := append(texts("response", faults), checkCommon(route, a)...)
 	if len(a.Body) > 0 && (a.Status == http.StatusNoContent || a.Status == http.StatusNotModified || req.Method == http.MethodHead) {
 		found = append(found, "response: a body where there can be none")
 	}
@@ -183,17 +208,23 @@ func (c *Contract) CheckRefusal(method string, a Answer) []string {
 	return c.CheckAnswer(c.nowhere, req, a)
 }
 
-// checkCommon checks the headers that every answer has. A cache may keep only what has an ETag.
-func checkCommon(a Answer) (found []string) {
-	if got := a.Header.Values(headerSniff); !slices.Equal(got, []string{"nosniff"}) {
-		found = append(found, fmt.Sprintf("response: %s: %q, want nosniff", headerSniff, got))
+// checkCommon checks the headers that every answer has. Caches may keep the document and the page
+// that shows it, and must ask whether they have changed.
+func checkCommon(route Route, a Answer) (found []string) {
+	cache := "no-store"
+	if a.Status < http.StatusBadRequest && isDocument(route.Path) {
+		cache = "no-cache" // with an ETag
 	}
-	got := a.Header.Values(headerCache)
-	isRevalidated := slices.Equal(got, []string{"no-cache"}) && a.Header.Get("ETag") != ""
-	if !isRevalidated && !slices.Equal(got, []string{"no-store"}) {
-		found = append(found, fmt.Sprintf("response: %s: %q, want no-store", headerCache, got))
+	for header, want := range map[string]string{headerCache: cache, headerSniff: "nosniff"} {
+		if got := a.Header.Values(header); !slices.Equal(got, []string{want}) {
+			found = append(found, fmt.Sprintf("response: %s: %q, want %s", header, got, want))
+		}
 	}
 	return found
+}
+
+func isDocument(path string) bool {
+	return strings.HasPrefix(path, "/openapi.") || path == "/docs" || strings.HasPrefix(path, "/docs/")
 }
 
 // asGet returns the request with its body to be read again, and GET in place of HEAD.

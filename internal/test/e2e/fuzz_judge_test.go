@@ -82,7 +82,7 @@ func (c *fuzzClient) judgeAnswer(r fuzz.Request, req fuzzParsed, a contract.Answ
 			req.body = "" // a server may ignore it (RFC 9110, section 9.3.1)
 		}
 		req.Header.Del("Prefer") // a server ignores one that it can't read (RFC 7240, section 2)
-		for _, fault := range c.run.contract.CheckRequest(route, req.Request, req.body) {
+		for _, fault := range c.run.contract.CheckValidity(route, req.Request, req.body) {
 			add("accepts what is not described", fault)
 		}
 		if req.body != "" && !jsontext.Value(req.body).IsValid() {

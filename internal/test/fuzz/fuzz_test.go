@@ -72,7 +72,7 @@ func TestSource_MakesValidRequestsForEveryRoute(t *testing.T) {
 				if IsSecured(route) != (r.Token() != "") && IsSecured(route) {
 					t.Errorf("no token: %q", r.Text())
 				}
-				for _, fault := range s.contract.CheckRequest(route, req, body) {
+				for _, fault := range s.contract.CheckValidity(route, req, body) {
 					t.Errorf("%s\n%q", fault, r.Text())
 				}
 			}

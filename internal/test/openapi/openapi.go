@@ -1,22 +1,16 @@
-// Package openapi reads an OpenAPI document for tests, and checks requests and responses against
-// it. Nothing that it exports names a type of libopenapi: the compiler instantiates the generic
-// types there for each package that sees them, which takes 15 s, and the API's tests change often.
+// Package openapi is package contract for the API's tests. Nothing that it exports names a type of
+// libopenapi: the compiler instantiates the generic types there for each package that sees them,
+// which takes 15 s, and the API's tests change often.
 package openapi
 
 import (
-	"bytes"
 	"fmt"
-	"io"
 	"net/http"
 	"slices"
-	"strings"
 
-	"github.com/pb33f/libopenapi"
-	validator "github.com/pb33f/libopenapi-validator"
-	"github.com/pb33f/libopenapi-validator/config"
-	"github.com/pb33f/libopenapi-validator/content"
-	"github.com/pb33f/libopenapi-validator/errors"
 	"github.com/pb33f/libopenapi/datamodel/high/v3"
+
+	"github.com/passbook/passbook/internal/test/contract"
 )
 
 // Document is an OpenAPI document, ready to check requests and responses.
@@ -29,56 +23,30 @@ type Document interface {
 	Enum(schema string) []string
 	// Knows reports whether the request's path and method are described; HEAD is where GET is.
 	Knows(req *http.Request) bool
-	// CheckRequest returns what is wrong with a request.
+	// CheckRequest returns what is wrong with a request that the document describes.
 	CheckRequest(req *http.Request, body string) []string
-	// CheckResponse returns what is wrong with a response to a request.
+	// CheckResponse returns what is wrong with the response to such a request.
 	CheckResponse(req *http.Request, status int, header http.Header, body []byte) []string
+	// CheckRefusal returns what is wrong with a response that belongs to no operation.
+	CheckRefusal(method string, status int, header http.Header, body []byte) []string
 }
 
 type document struct {
-	model     *v3.Document
-	validator validator.Validator
-	headers   validator.Validator // the same without the bodies, for HEAD
+	*contract.Contract
 }
 
 // Read reads a document. Every header, parameter and member that it does not declare is a fault,
 // except the ignored headers.
 func Read(text []byte, ignored ...string) (Document, error) {
-	read, err := libopenapi.NewDocument(text)
+	c, err := contract.New(text, ignored...)
 	if err != nil {
-		return nil, fmt.Errorf("read OpenAPI document: %w", err)
+		return nil, err
 	}
-	model, err := read.BuildV3Model()
-	if err != nil {
-		return nil, fmt.Errorf("read OpenAPI document: %w", err)
-	}
-	strict := func(options ...config.Option) validator.Validator {
-		options = append(options,
-			config.WithFormatAssertions(), config.WithStrictMode(),
-			config.WithStrictIgnorePaths("$.body.**"), // overlooks a $ref beside properties; the schemas themselves are closed
-			config.WithRejectUnsupportedBodyContent(), config.WithRejectUndeclaredRequestBody(),
-			config.WithStrictIgnoredHeaders(ignored...))
-		for _, text := range []string{"application/yaml", "text/csv", "text/event-stream", "text/html", "text/javascript", "text/css"} {
-			options = append(options, config.WithBodyDecoder(text, content.TextDecoder()))
-		}
-		return validator.NewValidatorFromV3Model(&model.Model, options...)
-	}
-	return &document{model: &model.Model, validator: strict(), headers: strict(config.WithoutResponseBodyValidation())}, nil
+	return document{c}, nil
 }
 
 // Validate returns what is wrong with the text of a document.
-func Validate(text []byte) (faults []string, err error) {
-	read, err := libopenapi.NewDocument(text)
-	if err != nil {
-		return nil, fmt.Errorf("read OpenAPI document: %w", err)
-	}
-	v, errs := validator.NewValidator(read)
-	if len(errs) > 0 {
-		return nil, fmt.Errorf("read OpenAPI document: %v", errs)
-	}
-	_, found := v.ValidateDocument()
-	return texts("document", found), nil
-}
+func Validate(text []byte) (faults []string, err error) { return contract.Validate(text) }
 
 // Operation is an operation of the document.
 type Operation struct {
@@ -97,24 +65,23 @@ type Parameter struct {
 	Value    string // one that it may have
 }
 
-func (d *document) Operations() (all []Operation) {
-	for path, item := range d.model.Paths.PathItems.FromOldest() {
-		for method, operation := range item.GetOperations().FromOldest() {
-			o := Operation{
-				Method: strings.ToUpper(method), Path: path,
-				IsOpen: operation.Security != nil && len(operation.Security) == 0,
-			}
-			for _, parameter := range slices.Concat(item.Parameters, operation.Parameters) {
-				o.Parameters = append(o.Parameters, Parameter{Name: parameter.Name, In: parameter.In, Value: valueOf(parameter)})
-			}
-			if operation.RequestBody != nil {
-				readBody(&o, operation.RequestBody.Content.GetOrZero("application/json"))
-			}
-			if ok := operation.Responses.Codes.GetOrZero("200"); ok != nil && ok.Content != nil {
-				o.Types = slices.Collect(ok.Content.KeysFromOldest())
-			}
-			all = append(all, o)
+func (d document) Operations() (all []Operation) {
+	for _, route := range d.Routes {
+		operation := route.Operation
+		o := Operation{
+			Method: route.Method, Path: route.Path,
+			IsOpen: operation.Security != nil && len(operation.Security) == 0,
 		}
+		for _, parameter := range slices.Concat(route.Item.Parameters, operation.Parameters) {
+			o.Parameters = append(o.Parameters, Parameter{Name: parameter.Name, In: parameter.In, Value: valueOf(parameter)})
+		}
+		if operation.RequestBody != nil {
+			readBody(&o, operation.RequestBody.Content.GetOrZero("application/json"))
+		}
+		if ok := operation.Responses.Codes.GetOrZero("200"); ok != nil && ok.Content != nil {
+			o.Types = slices.Collect(ok.Content.KeysFromOldest())
+		}
+		all = append(all, o)
 	}
 	return all
 }
@@ -150,8 +117,8 @@ func valueOf(parameter *v3.Parameter) string {
 	return fmt.Sprint(value)
 }
 
-func (d *document) Members() (names []string) {
-	for _, proxy := range d.model.Components.Schemas.FromOldest() {
+func (d document) Members() (names []string) {
+	for _, proxy := range d.Document.Components.Schemas.FromOldest() {
 		if schema := proxy.Schema(); schema != nil && schema.Properties != nil {
 			names = slices.AppendSeq(names, schema.Properties.KeysFromOldest())
 		}
@@ -159,64 +126,28 @@ func (d *document) Members() (names []string) {
 	return names
 }
 
-func (d *document) Enum(schema string) (values []string) {
-	for _, node := range d.model.Components.Schemas.GetOrZero(schema).Schema().Enum {
+func (d document) Enum(schema string) (values []string) {
+	for _, node := range d.Document.Components.Schemas.GetOrZero(schema).Schema().Enum {
 		values = append(values, node.Value)
 	}
 	return values
 }
 
-func (d *document) Knows(req *http.Request) bool {
-	if strings.HasSuffix(req.URL.Path, "/") || strings.Contains(req.URL.Path, "//") { // the validator overlooks it, routes don't
-		return false
-	}
-	_, faults := d.validator.GetRequestBodyValidator().ValidateRequestBody(asGet(req, ""))
-	return !slices.ContainsFunc(faults, func(fault *errors.ValidationError) bool {
-		return fault.IsPathMissingError() || fault.IsOperationMissingError()
-	})
+func (d document) Knows(req *http.Request) bool {
+	_, known := d.Find(req.Method, req.URL.EscapedPath())
+	return known
 }
 
-func (d *document) CheckRequest(req *http.Request, body string) []string {
-	clone := asGet(req, body)
-	if body == "" {
-		clone.Body = http.NoBody
-	}
-	_, faults := d.validator.ValidateHttpRequestSync(clone)
-	return texts("request", faults)
+func (d document) CheckRequest(req *http.Request, body string) []string {
+	route, _ := d.Find(req.Method, req.URL.EscapedPath())
+	return d.Contract.CheckRequest(route, req, body)
 }
 
-func (d *document) CheckResponse(req *http.Request, status int, header http.Header, body []byte) []string {
-	v := d.validator
-	if req.Method == http.MethodHead {
-		v = d.headers
-	}
-	_, faults := v.ValidateHttpResponse(asGet(req, ""), &http.Response{
-		StatusCode: status, Header: header, Body: io.NopCloser(bytes.NewReader(body)),
-	})
-	found := texts("response", faults)
-	if status == http.StatusNoContent && len(body) > 0 {
-		found = append(found, "response: a body with 204")
-	}
-	return found
+func (d document) CheckResponse(req *http.Request, status int, header http.Header, body []byte) []string {
+	route, _ := d.Find(req.Method, req.URL.EscapedPath())
+	return d.CheckAnswer(route, req, contract.Answer{Status: status, Header: header, Body: body})
 }
 
-// asGet returns the request with its body to be read again, and GET in place of HEAD.
-func asGet(req *http.Request, body string) *http.Request {
-	clone := req.Clone(req.Context())
-	clone.Body = io.NopCloser(strings.NewReader(body))
-	if clone.Method == http.MethodHead {
-		clone.Method = http.MethodGet
-	}
-	return clone
-}
-
-func texts(what string, faults []*errors.ValidationError) (found []string) {
-	for _, fault := range faults {
-		parts := []string{fmt.Sprintf("%s: %s: %s", what, fault.Message, fault.Reason)}
-		for _, schema := range fault.SchemaValidationErrors {
-			parts = append(parts, fmt.Sprintf("%s: %s", schema.FieldPath, schema.Reason))
-		}
-		found = append(found, strings.Join(parts, "; "))
-	}
-	return found
+func (d document) CheckRefusal(method string, status int, header http.Header, body []byte) []string {
+	return d.Contract.CheckRefusal(method, contract.Answer{Status: status, Header: header, Body: body})
 }
