@@ -54,7 +54,8 @@ var (
 	}
 )
 
-// watcher is the part of finished.Hub that streams use. A signal means that there may be news.
+// watcher is the part of finished.Hub that streams use. A signal means that there may be news. It is an
+// interface because the streams' tests decide when it signals.
 type watcher interface {
 	WatchAccount(accountID int64) (changed <-chan struct{}, stop func())
 }

@@ -43,14 +43,11 @@ func (a *account) signal() {
 	}
 }
 
-// versionsSQL reads of each account a text that changes with each of its jobs that finishes: the
-// transaction that wrote its row last, and when its last failed job finished, which leaves the
-// row as it is. It shows a client nothing, so it asks for no owner.
+// versionsSQL reads which transaction wrote each account's row last: each outcome of a job writes
+// the row. It shows a client nothing, so it asks for no owner.
 //
 // $1 the accounts' ids.
-const versionsSQL = `
-	SELECT id, concat(xmin, ' ', (SELECT max(finished_at) FROM failures WHERE account_id = accounts.id))
-	FROM accounts WHERE id = ANY($1)`
+const versionsSQL = `SELECT id, xmin::text FROM accounts WHERE id = ANY($1)`
 
 // lookAtAccounts signals the watchers of each account whose version is another than at the last
 // look, or was not read yet.

@@ -11,6 +11,7 @@ import (
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5/pgxpool"
+	"golang.org/x/time/rate"
 
 	"github.com/passbook/passbook/internal/job"
 	"github.com/passbook/passbook/internal/queue"
@@ -27,10 +28,12 @@ const (
 	restShare = 4
 	// readTimeout bounds a statement.
 	readTimeout = 1500 * time.Millisecond
+	// logInterval is how often an error is logged at most.
+	logInterval = 10 * time.Second
 )
 
 // Messages tells of finished jobs until ctx ends: queue.Subscription, whose Run says when it
-// calls which function.
+// calls which function. It is an interface because most of the API's tests have no Redis.
 type Messages interface {
 	Run(ctx context.Context, finished func([]queue.Finished), listening func(bool))
 }
@@ -47,6 +50,7 @@ type Hub struct {
 	pool     *pgxpool.Pool
 	jobs     *job.Reader
 	log      *slog.Logger
+	logs     rate.Sometimes // bounds the lines of an outage of Postgres
 
 	lookAtJobsNow, lookAtAccountsNow chan struct{} // signal that messages may have been lost (buffer of 1)
 	isDue                            chan struct{} // signals that due has jobs (buffer of 1)
@@ -65,7 +69,7 @@ type Hub struct {
 // New makes a hub that reads the database behind pool. Run runs it.
 func New(messages Messages, pool *pgxpool.Pool, log *slog.Logger) *Hub {
 	return &Hub{
-		messages: messages, pool: pool, jobs: job.NewReader(pool), log: log,
+		messages: messages, pool: pool, jobs: job.NewReader(pool), log: log, logs: rate.Sometimes{Interval: logInterval},
 		lookAtJobsNow: make(chan struct{}, 1), lookAtAccountsNow: make(chan struct{}, 1), isDue: make(chan struct{}, 1),
 		accounts: map[int64]*account{}, waiting: map[uuid.UUID]*waitingJob{}, waitersOf: map[uuid.UUID]int{}, recent: newRecent(),
 	}
@@ -95,7 +99,7 @@ func (h *Hub) keepLooking(ctx context.Context, now <-chan struct{}, every time.D
 		}
 		began := time.Now()
 		if err := look(ctx); err != nil && ctx.Err() == nil {
-			h.log.Warn("could not look for finished jobs", "error", err)
+			h.logs.Do(func() { h.log.Warn("could not look for finished jobs", "error", err) })
 		}
 		pause := every
 		if !h.isListening() {

@@ -105,7 +105,7 @@ func (h *Hub) readDue(ctx context.Context) {
 		}
 		for some := h.takeDue(); len(some) > 0; some = h.takeDue() {
 			if err := h.read(ctx, some); err != nil && ctx.Err() == nil {
-				h.log.Warn("could not read finished jobs", "jobs", len(some), "error", err) // the next look tries again
+				h.logs.Do(func() { h.log.Warn("could not read finished jobs", "jobs", len(some), "error", err) }) // the next look tries again
 			}
 		}
 	}
