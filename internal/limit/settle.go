@@ -3,6 +3,7 @@ package limit
 import (
 	"context"
 	"math"
+	"sync/atomic"
 	"time"
 
 	redisrate "github.com/go-redis/redis_rate/v10"
@@ -53,6 +54,7 @@ func (l *Limiter) settle(ctx context.Context) {
 	}
 	group, asking := errgroup.WithContext(ctx)
 	group.SetLimit(settling)
+	var answered atomic.Bool
 	for _, b := range due {
 		if asking.Err() != nil {
 			break
@@ -60,11 +62,14 @@ func (l *Limiter) settle(ctx context.Context) {
 		group.Go(func() error {
 			question, cancel := context.WithTimeout(asking, settleTimeout)
 			defer cancel()
-			_, err := l.exchange(question, b, 0)
+			_, asked, err := l.exchange(question, b, 0)
+			if asked && err == nil {
+				answered.Store(true)
+			}
 			return err
 		})
 	}
-	if err := group.Wait(); ctx.Err() == nil {
+	if err := group.Wait(); ctx.Err() == nil && (err != nil || answered.Load()) {
 		l.note(err)
 	}
 }
@@ -99,7 +104,7 @@ func (l *Limiter) TakeShared(ctx context.Context, key string) State {
 		asking, cancel := context.WithTimeout(ctx, shareTimeout)
 		defer cancel()
 		var err error
-		if allowed, err = l.exchange(asking, b, 1); ctx.Err() == nil {
+		if allowed, _, err = l.exchange(asking, b, 1); ctx.Err() == nil {
 			l.note(err)
 		}
 	}
@@ -115,17 +120,18 @@ func (l *Limiter) isAway() bool {
 	return l.cfg.Now().Before(l.again)
 }
 
-// exchange takes from the bucket in Redis what b owes, and a token for one request more where asked
+// exchange takes from the bucket in Redis what b owes, and a token for one request more where more
 // is 1. It lowers b to what is left there. It reports whether that request is allowed, which it is
-// where Redis does not answer.
+// where Redis does not answer. asked is false where b owes nothing any more: then it does not ask
+// Redis.
 //
 // A crash before the answer may have taken the tokens from Redis: the key has that much less until
 // it regains them.
-func (l *Limiter) exchange(ctx context.Context, b *bucket, asked int) (allowed bool, err error) {
-	owed, since := l.claim(b, asked)
-	claimed := owed + asked
+func (l *Limiter) exchange(ctx context.Context, b *bucket, more int) (allowed, asked bool, err error) {
+	owed, since := l.claim(b, more)
+	claimed := owed + more
 	if claimed == 0 {
-		return true, nil
+		return true, false, nil
 	}
 	quota := redisrate.Limit{Rate: l.cfg.Most, Burst: l.cfg.Most, Period: l.cfg.Per}
 	left, err := l.shared.AllowAtMost(ctx, l.name(b.key), quota, claimed)
@@ -134,32 +140,32 @@ func (l *Limiter) exchange(ctx context.Context, b *bucket, asked int) (allowed b
 	now := l.cfg.Now()
 	if err != nil {
 		l.owe(b, claimed, since)
-		return true, err
+		return true, true, err
 	}
 	b.isNew = false
 	missing := claimed - left.Allowed
 	allowed = missing == 0
 	if !allowed {
-		missing -= asked // a request that is refused owes nothing
+		missing -= more // a request that is refused owes nothing
 	}
 	l.owe(b, missing, now)
 	if excess := int(b.tokens.TokensAt(now)) - (left.Remaining - b.owed); excess > 0 {
 		b.tokens.ReserveN(now, min(excess, l.cfg.Most))
 	}
-	return allowed, nil
+	return allowed, true, nil
 }
 
 // claim takes over what b owes, and returns it and since when b owes it. Of a debt older than
 // forgiveAfter it drops what b has regained: a long outage leaves no debt that was paid by waiting.
 //
 // It drops nothing of a younger debt. The other processes may have used what b has regained.
-func (l *Limiter) claim(b *bucket, asked int) (owed int, since time.Time) {
+func (l *Limiter) claim(b *bucket, more int) (owed int, since time.Time) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	now := l.cfg.Now()
 	owed, since = b.owed, b.since
 	if now.Sub(since) > forgiveAfter {
-		lacks := int(math.Ceil(float64(l.cfg.Most)-b.tokens.TokensAt(now))) - asked
+		lacks := int(math.Ceil(float64(l.cfg.Most)-b.tokens.TokensAt(now))) - more
 		owed = max(0, min(owed, lacks))
 	}
 	if owed == 0 {
