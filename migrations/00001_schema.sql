@@ -166,7 +166,8 @@ ALTER TABLE accounts ENABLE ROW LEVEL SECURITY;
 -- jobs holds the requests, and is never rewritten. A trigger of jobs puts each new job into
 -- the queue. The triggers of the three outcomes take it out, and refuse an outcome whose job
 -- is not queued. A replay, an operator's action, deletes the failure, whose trigger puts the job
--- back. No other statement inserts or deletes rows of the queue. The view job_states joins a job and its state.
+-- back. No other statement inserts or deletes rows of the queue. The view job_states joins a job
+-- and its state.
 --
 -- An insert draws the position from one sequence. The sequence must not cache: each connection
 -- would have a range of its own, and a later job could draw a lower position.
@@ -408,7 +409,8 @@ BEGIN
     ELSIF was = becomes THEN
         RETURN NULL;
     ELSIF was = 'closed' THEN
-        RAISE EXCEPTION '% on %: a closed account stays closed', TG_OP, TG_TABLE_NAME USING ERRCODE = 'integrity_constraint_violation';
+        RAISE EXCEPTION '% on %: a closed account stays closed', TG_OP, TG_TABLE_NAME
+            USING ERRCODE = 'integrity_constraint_violation', CONSTRAINT = 'closed_accounts_stay';
     END IF;
     UPDATE accounts SET status = becomes, answered_until = NEW.at WHERE id = NEW.account_id;
     RETURN NEW;

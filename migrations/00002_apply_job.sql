@@ -19,9 +19,9 @@
 -- https://www.postgresql.org/docs/current/transaction-iso.html#XACT-READ-COMMITTED
 --
 -- It returns the job that it applied with its account, and in behind how many jobs up to the named
--- one are still queued. behind is 0 if the job is the named one; otherwise it counts up to count_to jobs, and is
--- null if count_to is 0. If no job up to the named one was queued, apply_job returns no job and 0
--- in behind. If the named job is unknown, it returns only nulls.
+-- one are still queued. behind is 0 if the job is the named one; otherwise it counts up to count_to
+-- jobs, and is null if count_to is 0. If no job up to the named one was queued, apply_job returns no
+-- job and 0 in behind. If the named job is unknown, it returns only nulls.
 --
 -- The search for the oldest queued job begins above done_to, because the index of the queue
 -- keeps an entry of each job that has finished since the oldest snapshot began. From the start of

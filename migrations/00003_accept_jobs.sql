@@ -11,10 +11,10 @@
 -- have. Where it is null, accept_jobs counts the queued jobs; an account may have max_queued.
 --
 -- It returns a row for each request whose account is the user's: opened where the key has opened
--- an account, busy where another transaction holds the key's lock, closed where the account is, and for
--- the account's first request the capacity before this call. It returns a second row, with a position, for each job
--- that it inserted. A request without a second row that is not opened, busy or closed, and within the
--- capacity, has met its key in jobs or in the archive.
+-- an account, busy where another transaction holds the key's lock, closed where the account is, and
+-- for the account's first request the capacity before this call. It returns a second row, with a
+-- position, for each job that it inserted. A request without a second row that is not opened, busy
+-- or closed, and within the capacity, has met its key in jobs or in the archive.
 --
 -- A closed account takes no new job. Where the close commits after accept_jobs has looked, the job
 -- is accepted, and its apply rejects it.

@@ -165,7 +165,8 @@ BEGIN
     ELSIF was = becomes THEN
         RETURN NULL;
     ELSIF was = 'closed' THEN
-        RAISE EXCEPTION '% on %: a closed account stays closed', TG_OP, TG_TABLE_NAME USING ERRCODE = 'integrity_constraint_violation';
+        RAISE EXCEPTION '% on %: a closed account stays closed', TG_OP, TG_TABLE_NAME
+            USING ERRCODE = 'integrity_constraint_violation', CONSTRAINT = 'closed_accounts_stay';
     END IF;
     UPDATE accounts SET status = becomes, answered_until = NEW.at WHERE id = NEW.account_id;
     RETURN NEW;

@@ -88,16 +88,12 @@ func (o *Operator) Replay(ctx context.Context, id uuid.UUID, reason string) erro
 
 // act inserts an action. acted is false where there was nothing to change.
 func act(ctx context.Context, tx pgx.Tx, sql string, args ...any) (acted bool, err error) {
-	const (
-		stays   = "23000" // integrity_constraint_violation: a closed account stays closed
-		checked = "23514" // check_violation: the name or the reason
-	)
 	tag, err := tx.Exec(ctx, sql, args...)
 	if pg, ok := errors.AsType[*pgconn.PgError](err); ok {
-		switch pg.Code {
-		case stays:
+		switch pg.ConstraintName {
+		case "closed_accounts_stay":
 			return false, ErrAccountClosed
-		case checked:
+		case "operator_actions_person_check", "operator_actions_reason_check":
 			return false, ErrUnnamed
 		}
 	}

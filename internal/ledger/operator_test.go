@@ -326,3 +326,20 @@ func TestOverviewOfALockedAccount(t *testing.T) {
 		t.Errorf("%v, want ErrAccountNotFound", err)
 	}
 }
+
+// An action that another rule refuses has that rule's error, not one that an operator would take for
+// a closed account or a missing name.
+func TestSetStatus_RefusedByAnotherRule(t *testing.T) {
+	t.Parallel()
+	pool := testenv.Pool(t)
+	account := ledgertest.Account(t, pool, ledgertest.User(t, pool), 0)
+	for _, code := range []string{"check_violation", "integrity_constraint_violation"} {
+		ledgertest.Exec(t, pool, `CREATE OR REPLACE FUNCTION unlucky() RETURNS trigger LANGUAGE plpgsql AS $$
+			BEGIN RAISE 'unlucky' USING ERRCODE = '`+code+`'; END $$;
+			CREATE OR REPLACE TRIGGER unlucky BEFORE UPDATE ON accounts FOR EACH ROW EXECUTE FUNCTION unlucky()`)
+		_, err := ledger.NewOperator(pool, "ann").SetStatus(t.Context(), account.Number, ledger.Frozen, "test")
+		if err == nil || errors.Is(err, ledger.ErrAccountClosed) || errors.Is(err, ledger.ErrUnnamed) || !strings.Contains(err.Error(), "unlucky") {
+			t.Errorf("%s: got %v", code, err)
+		}
+	}
+}
