@@ -179,6 +179,10 @@ func (i *instance) choosePort(ctx context.Context) (int, error) {
 	if i.port != 0 {
 		return i.port, nil
 	}
+	return freePort(ctx)
+}
+
+func freePort(ctx context.Context) (int, error) {
 	var lc net.ListenConfig
 	l, err := lc.Listen(ctx, "tcp4", "127.0.0.1:0")
 	if err != nil {

@@ -24,6 +24,13 @@ type RedisConfig struct {
 	// Durable writes a log of every change, flushed each second; without it a
 	// restart comes back empty.
 	Durable bool
+	// Password is what the server asks for, and what it says to its master; empty for one of its
+	// own.
+	Password string
+	// Cluster makes it a node of a cluster, which is a cluster of its own at first.
+	Cluster bool
+	// Sentinel makes it a Sentinel, which watches nothing at first.
+	Sentinel bool
 	// Settings go on top of ours, written as in redis.conf.
 	Settings map[string]string
 	// Say may be nil.
@@ -36,6 +43,7 @@ type Redis struct {
 	cfg      RedisConfig
 	bin      string
 	password string
+	busPort  int // of a cluster's node; 0 until the first start
 }
 
 // StartRedis starts a private Redis and returns when it answers.
@@ -116,8 +124,10 @@ func (r *Redis) prepare(context.Context) (err error) {
 	if r.bin, err = findRedis(); err != nil {
 		return err
 	}
-	if r.password, err = r.folder.password(); err != nil {
-		return err
+	if r.password = r.cfg.Password; r.password == "" {
+		if r.password, err = r.folder.password(); err != nil {
+			return err
+		}
 	}
 	err = r.folder.root.Mkdir("data", 0o700)
 	if err != nil && !errors.Is(err, fs.ErrExist) {
@@ -136,20 +146,40 @@ func (r *Redis) command(port int) ([]string, error) {
 		"pidfile":     strconv.Quote(filepath.Join(r.folder.dataPath(), "redis.pid")),
 		"requirepass": strconv.Quote(r.password),
 		"daemonize":   "no",
-		"save":        `""`,
-		"appendonly":  "no",
 	}
-	if r.cfg.Durable {
-		settings["appendonly"] = "yes"
-		settings["appendfsync"] = "everysec"
+	command := []string{r.bin, filepath.Join(r.folder.path, configFile)}
+	if r.cfg.Sentinel {
+		command = append(command, "--sentinel")
+	} else if err := r.setData(settings); err != nil {
+		return nil, err
 	}
 	maps.Copy(settings, r.cfg.Settings)
 	var conf strings.Builder
 	for _, name := range slices.Sorted(maps.Keys(settings)) {
 		fmt.Fprintf(&conf, "%s %s\n", name, settings[name])
 	}
-	if err := r.folder.write("redis.conf", conf.String()); err != nil {
-		return nil, err
+	return command, r.folder.write(configFile, conf.String())
+}
+
+// configFile is where the settings are. A Sentinel writes what it learns there too.
+const configFile = "data/redis.conf"
+
+// setData sets what a server that holds data needs.
+func (r *Redis) setData(settings map[string]string) (err error) {
+	settings["masterauth"] = strconv.Quote(r.password)
+	settings["save"], settings["appendonly"] = `""`, "no"
+	if r.cfg.Durable {
+		settings["appendonly"], settings["appendfsync"] = "yes", "everysec"
 	}
-	return []string{r.bin, filepath.Join(r.folder.path, "redis.conf")}, nil
+	if !r.cfg.Cluster {
+		return nil
+	}
+	if r.busPort == 0 {
+		if r.busPort, err = freePort(context.Background()); err != nil {
+			return err
+		}
+	}
+	settings["cluster-enabled"], settings["cluster-port"] = "yes", strconv.Itoa(r.busPort)
+	settings["cluster-node-timeout"] = "1000" // milliseconds
+	return nil
 }

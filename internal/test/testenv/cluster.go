@@ -1,0 +1,177 @@
+package testenv
+
+import (
+	"context"
+	"crypto/rand"
+	"strings"
+	"sync"
+	"testing"
+
+	"github.com/redis/go-redis/v9"
+
+	"github.com/passbook/passbook/internal/test/local"
+)
+
+// Cluster is a Redis cluster of a test's own. The master of a third of the slots is a node of the
+// first half of Nodes, until it fails over to its replica in the second half.
+type Cluster struct {
+	t        testing.TB
+	Nodes    []*local.Redis
+	password string
+}
+
+const (
+	masters = 3
+	slots   = 16384
+)
+
+// RedisCluster is a cluster of three masters and three replicas, stopped when the test ends.
+func RedisCluster(t testing.TB) *Cluster {
+	t.Helper()
+	c := &Cluster{t: t, password: rand.Text()}
+	c.Nodes = startTogether(t, 2*masters, local.RedisConfig{Password: c.password, Cluster: true})
+	host, port := c.address(0)
+	for n := range c.Nodes {
+		if n > 0 {
+			c.Do(n, "CLUSTER", "MEET", host, port, c.Do(0, "CONFIG", "GET", "cluster-port").(map[any]any)["cluster-port"])
+		}
+		if n < masters {
+			c.Do(n, "CLUSTER", "ADDSLOTSRANGE", slots*n/masters, slots*(n+1)/masters-1)
+		}
+	}
+	for n := range masters {
+		id := c.ID(n)
+		Eventually(t, "a replica to know its master", func() bool {
+			return c.TryDo(masters+n, "CLUSTER", "REPLICATE", id) == nil
+		})
+	}
+	for n := range c.Nodes {
+		Eventually(t, "a node to be ready", func() bool { return c.isReady(n) })
+	}
+	return c
+}
+
+// startTogether starts servers of the same kind.
+func startTogether(t testing.TB, count int, cfg local.RedisConfig) []*local.Redis {
+	t.Helper()
+	servers, errs := make([]*local.Redis, count), make([]error, count)
+	var starting sync.WaitGroup
+	for n := range servers {
+		starting.Go(func() { servers[n], errs[n] = local.StartRedis(t.Context(), cfg) })
+	}
+	starting.Wait()
+	for n, err := range errs {
+		if err != nil {
+			t.Errorf("testenv: %v", err)
+			continue
+		}
+		removeAfter(t, servers[n].Remove)
+	}
+	if t.Failed() {
+		t.FailNow()
+	}
+	return servers
+}
+
+// isReady is true for a node that knows all slots and all nodes, and whose replication runs.
+func (c *Cluster) isReady(n int) bool {
+	info, err := c.info(n)
+	return err == nil && strings.Contains(info, "cluster_state:ok") && strings.Contains(info, "cluster_known_nodes:6") &&
+		(strings.Contains(info, "connected_slaves:1") || strings.Contains(info, "master_link_status:up"))
+}
+
+func (c *Cluster) info(n int) (string, error) {
+	client := c.client(n)
+	defer client.Close() //nolint:errcheck // nothing is pending on it
+	cluster, err := client.ClusterInfo(c.t.Context()).Result()
+	if err != nil {
+		return "", err
+	}
+	replication, err := client.Info(c.t.Context(), "replication").Result()
+	return cluster + replication, err
+}
+
+// IsMaster is true for a node that holds slots.
+func (c *Cluster) IsMaster(n int) bool {
+	info, err := c.info(n)
+	return err == nil && strings.Contains(info, "role:master")
+}
+
+// ID is the name of a node in the cluster.
+func (c *Cluster) ID(n int) string {
+	c.t.Helper()
+	id, _ := c.Do(n, "CLUSTER", "MYID").(string)
+	return id
+}
+
+// Do gives a command to one node.
+func (c *Cluster) Do(n int, command ...any) any {
+	c.t.Helper()
+	client := c.client(n)
+	defer client.Close() //nolint:errcheck // nothing is pending on it
+	answer, err := client.Do(c.t.Context(), command...).Result()
+	if err != nil {
+		c.t.Fatalf("testenv: %v: %v", command, err)
+	}
+	return answer
+}
+
+// TryDo gives a command to one node, which may refuse it.
+func (c *Cluster) TryDo(n int, command ...any) error {
+	client := c.client(n)
+	defer client.Close() //nolint:errcheck // nothing is pending on it
+	return client.Do(context.WithoutCancel(c.t.Context()), command...).Err()
+}
+
+func (c *Cluster) client(n int) *redis.Client {
+	host, port := c.address(n)
+	return redis.NewClient(&redis.Options{Addr: host + ":" + port, Password: c.password, MaxRetries: -1})
+}
+
+func (c *Cluster) address(n int) (host, port string) {
+	return hostPort(c.Nodes[n])
+}
+
+// URL names two of the nodes; a client finds the others.
+func (c *Cluster) URL() string {
+	hosts := make([]string, 2)
+	for n := range hosts {
+		host, port := c.address(n)
+		hosts[n] = host + ":" + port
+	}
+	return "redis+cluster://:" + c.password + "@" + strings.Join(hosts, ",")
+}
+
+// MoveSlot moves the slot of a key to another master, key by key, as an operator's tool does.
+// Between its steps it calls between, which may be nil: the slot is then open on both masters.
+func (c *Cluster) MoveSlot(key string, from, to int, between func()) {
+	c.t.Helper()
+	slot := c.Do(from, "CLUSTER", "KEYSLOT", key)
+	c.Do(to, "CLUSTER", "SETSLOT", slot, "IMPORTING", c.ID(from))
+	c.Do(from, "CLUSTER", "SETSLOT", slot, "MIGRATING", c.ID(to))
+	host, port := c.address(to)
+	for moving := true; moving; {
+		if between != nil {
+			between()
+		}
+		keys, _ := c.Do(from, "CLUSTER", "GETKEYSINSLOT", slot, 1).([]any)
+		for _, one := range keys {
+			c.Do(from, "MIGRATE", host, port, one, 0, 5000, "REPLACE", "AUTH", c.password)
+		}
+		moving = len(keys) > 0
+	}
+	c.Do(to, "CLUSTER", "SETSLOT", slot, "NODE", c.ID(to))
+	c.Do(from, "CLUSTER", "SETSLOT", slot, "NODE", c.ID(to))
+}
+
+// MasterOf is the node that holds the slot of a key.
+func (c *Cluster) MasterOf(key string) int {
+	c.t.Helper()
+	for n := range c.Nodes {
+		if c.IsMaster(n) && c.TryDo(n, "EXISTS", key) == nil {
+			return n
+		}
+	}
+	c.t.Fatalf("testenv: no master has the slot of %s", key)
+	return -1
+}
