@@ -13,9 +13,8 @@ import (
 	"strings"
 	"time"
 
-	"github.com/redis/go-redis/v9"
-
 	"github.com/passbook/passbook/internal/postgres"
+	"github.com/passbook/passbook/internal/queue"
 )
 
 const (
@@ -38,7 +37,7 @@ var (
 	}
 	redisURL = variable{
 		name:    "REDIS_URL",
-		want:    "a redis:// or rediss:// URL, any password percent-encoded",
+		want:    "a redis://, redis+cluster:// or redis+sentinel:// URL, or rediss… for TLS, any password percent-encoded",
 		example: "redis://localhost:6379/0",
 	}
 	jwtKeys = variable{
@@ -109,15 +108,8 @@ func parseDatabaseURL(text string) (string, error) {
 	return text, err
 }
 
-// parseRedisURL hides the parser's error, which may hold the password.
 func parseRedisURL(text string) (string, error) {
-	if !strings.HasPrefix(text, "redis://") && !strings.HasPrefix(text, "rediss://") {
-		return "", errors.New("its scheme is not one that this version takes")
-	}
-	if _, err := redis.ParseURL(text); err != nil {
-		return "", errors.New("can't be read: its form, its database number or a parameter")
-	}
-	return text, nil
+	return text, queue.CheckURL(text)
 }
 
 // parseKeys names a faulty key by its number: what is in the place of its kid may be a secret.

@@ -5,10 +5,12 @@ import (
 	"context"
 	"log/slog"
 	"regexp"
+	"slices"
 	"sync"
 	"testing"
 
 	"github.com/google/uuid"
+	"github.com/redis/go-redis/v9"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/passbook/passbook/internal/test/testenv"
@@ -77,4 +79,27 @@ func (s *safeBuffer) String() string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.buffer.String()
+}
+
+// A URL of several nodes gives each kind of client its nodes, its password and its bounds.
+func TestConnect_Nodes(t *testing.T) {
+	t.Parallel()
+	cluster, ok := connect(t, "rediss+cluster://u:p%40ss@a:1,[::1]:2,c?pool_size=3").(*redis.ClusterClient)
+	if !ok {
+		t.Fatal("no client of a cluster")
+	}
+	opt := cluster.Options()
+	if want := []string{"a:1", "[::1]:2", "c:6379"}; !slices.Equal(opt.Addrs, want) {
+		t.Errorf("nodes %q, want %q", opt.Addrs, want)
+	}
+	if opt.Username != "u" || opt.Password != "p@ss" || opt.PoolSize != 3 || opt.TLSConfig == nil || opt.ReadTimeout != callTimeout {
+		t.Errorf("options %+v", opt)
+	}
+	sentinel, ok := connect(t, "redis+sentinel://:p%40ss@a:1,b/main?db=3&sentinel_password=other").(*redis.Client)
+	if !ok {
+		t.Fatal("no client of a server")
+	}
+	if opt := sentinel.Options(); opt.Password != "p@ss" || opt.DB != 3 || opt.PoolSize != connections || opt.TLSConfig != nil {
+		t.Errorf("options %+v", opt)
+	}
 }

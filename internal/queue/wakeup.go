@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"context"
 	"errors"
-	"fmt"
 	"log/slog"
 	"strings"
 	"sync/atomic"
@@ -19,12 +18,8 @@ const (
 	waitWithoutEvents = 100 * time.Millisecond // Redis forbids CONFIG SET, or does not answer
 )
 
-const (
-	// enableEvery is how often the client checks that Redis still sends events.
-	enableEvery = 10 * time.Second
-	// pollEvery is how often the pending lists of other workers are polled.
-	pollEvery = 500 * time.Millisecond
-)
+// pollEvery is how often the pending lists of other workers are polled.
+const pollEvery = 500 * time.Millisecond
 
 // waitingClient is a Redis client that saves an Asynq server from polling. A dequeue of an
 // empty pending list waits in EvalSha for the partition's wake-up: Redis's event that a task
@@ -48,8 +43,7 @@ type waitingClient struct {
 	dequeuers  map[string]*dequeuer     // by pending list; read only
 	wait       time.Duration            // waitWithEvents; longer in tests
 	pollEvery  time.Duration            // longer in tests
-	events     atomic.Bool              // Redis sends events, and has accepted a subscription
-	subscribed bool                     // Redis has accepted a subscription; only listen uses it
+	events     atomic.Bool              // every master has accepted a subscription, and sends events
 	closed     chan struct{}
 }
 
@@ -84,15 +78,6 @@ func newWaitingClient(client redis.UniversalClient, queues Queues, assignment *a
 		}
 	}
 	return w
-}
-
-// channelOf is the channel of a key's events.
-func channelOf(client redis.UniversalClient, key string) string {
-	database := 0 // a cluster has no other
-	if one, ok := client.(*redis.Client); ok {
-		database = one.Options().DB
-	}
-	return fmt.Sprintf("__keyspace@%d__:%s", database, key)
 }
 
 // EvalSha runs the script. A dequeue that finds nothing waits for a wake-up and runs once
@@ -216,85 +201,6 @@ func (w *waitingClient) isClosed() bool {
 	}
 }
 
-// listen turns Redis's events into wake-ups until ctx ends. go-redis subscribes again after
-// a lost connection.
-func (w *waitingClient) listen(ctx context.Context) {
-	subscription := w.Subscribe(ctx) // to nothing yet: assignment.changed holds a signal from the start
-	defer subscription.Close()       //nolint:errcheck // the process needs it no more
-	events := subscription.ChannelWithSubscriptions()
-	tick := time.NewTicker(enableEvery)
-	defer tick.Stop()
-	var err error // of the last subscribe
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-tick.C:
-			if w.subscribed {
-				w.enableEvents(ctx)
-			}
-			if err != nil {
-				err = w.subscribe(ctx, subscription)
-			}
-		case <-w.assignment.changed:
-			err = w.subscribe(ctx, subscription)
-		case event, open := <-events:
-			if !open {
-				return
-			}
-			w.handle(ctx, event)
-		}
-	}
-}
-
-// subscribe subscribes to the pending lists and notifications of the partitions that are
-// assigned to this worker, and to the messages of the workers.
-func (w *waitingClient) subscribe(ctx context.Context, subscription *redis.PubSub) error {
-	want, unwanted := []string{w.queues.workersKey()}, []string(nil)
-	for channel, list := range w.lists {
-		if w.assignment.isElsewhere(list) {
-			unwanted = append(unwanted, channel)
-		} else {
-			want = append(want, channel)
-		}
-	}
-	err := subscription.Subscribe(ctx, want...)
-	if len(unwanted) > 0 { // Unsubscribe without a channel would end all
-		err = errors.Join(err, subscription.Unsubscribe(ctx, unwanted...))
-	}
-	if err != nil {
-		w.log.Debug("could not subscribe to Redis's events", "error", err)
-	}
-	return err
-}
-
-// handle handles an event of a subscription. A new subscription has missed what happened
-// before it, or while its connection was lost: tasks may be pending, and workers may have
-// started or stopped. So handle then wakes the partitions and reads the workers.
-func (w *waitingClient) handle(ctx context.Context, event any) {
-	workers := w.queues.workersKey()
-	switch event := event.(type) {
-	case *redis.Subscription:
-		switch {
-		case event.Kind != "subscribe":
-		case event.Channel == workers:
-			w.subscribed = true
-			w.enableEvents(ctx)
-			w.wakeOwn()
-			w.assignment.refreshSoon()
-		default:
-			w.signal(event.Channel)
-		}
-	case *redis.Message:
-		switch {
-		case event.Channel == workers:
-			w.assignment.refreshSoon()
-		case strings.HasSuffix(event.Payload, "push"): // lpush: enqueued; rpush: given back
-			w.signal(event.Channel)
-		}
-	}
-}
-
 // signal signals an event of a channel.
 func (w *waitingClient) signal(channel string) {
 	if signals := w.signals[channel]; signals != nil {
@@ -361,40 +267,4 @@ func (w *waitingClient) helpOthers(ctx context.Context, before map[string]string
 		w.log.Debug("could not poll the pending lists of other workers", "error", err)
 	}
 	return oldest
-}
-
-// enableEvents makes Redis send the events of lists, in addition to those that other programs
-// have asked for. If Redis forbids that, Asynq polls the pending lists.
-func (w *waitingClient) enableEvents(ctx context.Context) {
-	err := w.mergeFlags(ctx)
-	if err != nil {
-		w.log.Warn("could not enable Redis's keyspace events; polling", "error", err)
-	}
-	w.events.Store(err == nil)
-}
-
-const eventFlags = "notify-keyspace-events"
-
-func (w *waitingClient) mergeFlags(ctx context.Context) error {
-	have, err := w.ConfigGet(ctx, eventFlags).Result()
-	if err != nil {
-		return err
-	}
-	flags := have[eventFlags]
-	if want := mergedFlags(flags); want != flags {
-		return w.ConfigSet(ctx, eventFlags, want).Err()
-	}
-	return nil
-}
-
-// mergedFlags adds the flags of wake-ups: K, keyspace events, of l, lists (A includes l).
-// https://redis.io/docs/latest/develop/pubsub/keyspace-notifications/
-func mergedFlags(flags string) string {
-	if !strings.Contains(flags, "K") {
-		flags += "K"
-	}
-	if !strings.ContainsAny(flags, "lA") {
-		flags += "l"
-	}
-	return flags
 }
