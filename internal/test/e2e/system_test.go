@@ -23,6 +23,7 @@ type system struct {
 	operatorURL string // where operators find it; empty for databaseURL
 	replicaURL  string // where APIs find histories; where empty, in Postgres
 	redis       *local.Redis
+	redisURL    string        // where all processes find Redis; empty for redis's own
 	pool        *pgxpool.Pool // past the API, for what the API does not tell
 	counts      bool          // its database counts attempts
 	refused     int           // attempts that the test has Postgres refuse
@@ -84,11 +85,18 @@ func (s *system) url() string {
 	return s.postgres.URL()
 }
 
+func (s *system) queuesURL() string {
+	if s.redisURL != "" {
+		return s.redisURL
+	}
+	return s.redis.URL()
+}
+
 func (s *system) env() []string {
 	return []string{
 		"DATABASE_URL=" + s.url(),
 		"READ_DATABASE_URL=" + s.replicaURL,
-		"REDIS_URL=" + s.redis.URL(),
+		"REDIS_URL=" + s.queuesURL(),
 		"JWT_KEYS=k1:MDEyMzQ1Njc4OTAxMjM0NTY3ODkwMTIzNDU2Nzg5MDE=",
 		"HTTP_ADDR=127.0.0.1:0",
 		"OPS_ADDR=127.0.0.1:0",

@@ -1,0 +1,83 @@
+package e2e_test
+
+import (
+	"strings"
+	"testing"
+
+	"github.com/passbook/passbook/internal/queue"
+	"github.com/passbook/passbook/internal/test/testenv"
+)
+
+// afterFault is how many jobs are accepted after each fault of a Redis node.
+const afterFault = 60
+
+// Under load a cluster's master dies and comes back as a replica, a slot moves to another master
+// while tasks wait in it, and a master is cut off and comes back after its replica took over. Every
+// job finishes once and in order, and the APIs refuse none.
+func TestRedisCluster(t *testing.T) {
+	t.Parallel()
+	cluster := testenv.RedisCluster(t)
+	s := &system{t: t, postgres: testenv.PostgresServer(t), redisURL: cluster.URL(), build: plain}
+	s.start(2, 2)
+	c := newClient(t, s)
+	var w responseCheck
+	c.watch = w.see
+	const accounts = 6
+	clients := startLoad(c, accounts)
+	w.awaitAccepted(t, afterFault)
+
+	if err := cluster.Nodes[0].Kill(); err != nil {
+		t.Fatal(err)
+	}
+	testenv.Eventually(t, "the replica to take over", func() bool { return cluster.IsMaster(3) })
+	w.awaitAccepted(t, afterFault)
+	if err := cluster.Nodes[0].Restart(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	testenv.Eventually(t, "the old master to be a replica", func() bool { return !cluster.IsMaster(0) })
+
+	key := "asynq:{" + queue.Queues{Prefix: "passbook"}.Name(0) + "}:pending"
+	from := cluster.MasterOf(key)
+	to := cluster.MasterOf("asynq:{" + queue.Queues{Prefix: "passbook"}.Name(1) + "}:pending")
+	for partition := 2; to == from; partition++ {
+		to = cluster.MasterOf("asynq:{" + queue.Queues{Prefix: "passbook"}.Name(partition) + "}:pending")
+	}
+	cluster.MoveSlot(key, from, to, func() { w.awaitAccepted(t, accounts) })
+	w.awaitAccepted(t, afterFault)
+
+	thaw := testenv.Freeze(t, cluster.Nodes[1].PID())
+	testenv.Eventually(t, "the replica to take over", func() bool { return cluster.IsMaster(4) })
+	w.awaitAccepted(t, afterFault)
+	thaw()
+	testenv.Eventually(t, "the master that was cut off to be a replica", func() bool { return !cluster.IsMaster(1) })
+	w.awaitAccepted(t, afterFault)
+	clients.stop()
+	if _, refused := w.count(); refused > 0 {
+		t.Errorf("%d requests were refused", refused)
+	}
+	if status, body := get(t, "http://"+s.workers[0].opsAddr+"/queues/api/queues"); status != 200 || !strings.Contains(body, `"queue":"passbook:tx:`) {
+		t.Errorf("the dashboard answers %d %s", status, body)
+	}
+}
+
+// Under load Sentinels replace a master that died.
+func TestRedisSentinels(t *testing.T) {
+	t.Parallel()
+	sentinels := testenv.RedisSentinels(t)
+	s := &system{t: t, postgres: testenv.PostgresServer(t), redisURL: sentinels.URL(), build: plain}
+	s.start(2, 2)
+	c := newClient(t, s)
+	var w responseCheck
+	c.watch = w.see
+	clients := startLoad(c, 6)
+	w.awaitAccepted(t, afterFault)
+	if err := sentinels.Servers[0].Kill(); err != nil {
+		t.Fatal(err)
+	}
+	testenv.Eventually(t, "the replica to take over", func() bool { return sentinels.IsMaster(t, 1) })
+	w.awaitAccepted(t, afterFault)
+	clients.stop()
+	if _, refused := w.count(); refused > 0 {
+		t.Errorf("%d requests were refused", refused)
+	}
+}
