@@ -138,7 +138,7 @@ func hasHungUp(c *fiber.Ctx) bool {
 	return ended || err != nil
 }
 
-// preference matches one preference at the begin of a Prefer header (RFC 7240, section 2): its
+// preference matches one preference at the beginning of a Prefer header (RFC 7240, section 2): its
 // name, its value, and the comma behind its parameters.
 var preference = func() *regexp.Regexp {
 	const name, quoted = "[!#$%&'*+.^_`|~0-9A-Za-z-]+", `"(?:[^"\\]|\\.)*"`
