@@ -76,7 +76,7 @@ func (c *Client) Find(ctx context.Context, task Task) (TaskInfo, error) {
 	keys := keysOf(c.queues.Of(task.AccountID))
 	var state *redis.StringCmd
 	var retryAt *redis.FloatCmd
-	_, err := c.redis.Pipelined(ctx, func(p redis.Pipeliner) error { // where Redis answered, the first command's error
+	_, err := c.redis.Pipelined(ctx, func(p redis.Pipeliner) error { // if Redis answered, err is the first command's
 		state = p.HGet(ctx, keys+"t:"+task.id(), "state")
 		retryAt = p.ZScore(ctx, keys+"retry", task.id())
 		return nil

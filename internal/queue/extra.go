@@ -17,10 +17,10 @@ import (
 const (
 	// extraEvery is how often extra queues are looked for.
 	extraEvery = 2 * time.Second
-	// extraIdle is after how many looks without a task a worker stops serving extra queues.
+	// extraIdle is how many looks in a row find no task before a worker stops serving extra queues.
 	extraIdle = 30
-	// extraConcurrency is how many of their tasks are handled at once. They share one Asynq
-	// server, which polls. Postgres keeps the order of jobs.
+	// extraConcurrency is how many tasks of extra queues are handled at once. The queues share one
+	// Asynq server, which polls. Postgres keeps the order of jobs.
 	extraConcurrency = 4
 	// maxExtra bounds the extra queues. QUEUE_PARTITIONS has the same bound.
 	maxExtra = 1024

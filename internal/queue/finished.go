@@ -18,8 +18,8 @@ const (
 	maxUnpublished = 1024
 	// maxPublished is about how many jobs a message names, in 24 KiB.
 	maxPublished = 1024
-	// silence is how long a subscription hears nothing before it pings Redis, and how long it
-	// waits for the answer.
+	// silence is how long a subscription receives nothing before it pings Redis, and how long it
+	// then waits for the answer.
 	silence = time.Second
 	// resubscribeAfter is the pause after a lost subscription.
 	resubscribeAfter = 100 * time.Millisecond
@@ -34,9 +34,9 @@ type Finished struct {
 // finishedChannel is the channel of the messages that name finished jobs.
 func (q Queues) finishedChannel() string { return q.Prefix + ":finished" }
 
-// Publisher tells the API processes which jobs a worker finished. It holds up no apply. A
-// message may be lost, and this costs only time: an API also looks into Postgres. A message
-// says only that there is something to read, so a forged one costs a read.
+// Publisher tells the API processes which jobs a worker finished. No apply waits for it. A
+// lost message costs only time, because an API also looks into Postgres. A message only says
+// that there is something to read, so a forged one costs a read.
 type Publisher struct {
 	redis    redis.UniversalClient
 	queues   Queues
@@ -45,8 +45,8 @@ type Publisher struct {
 	dropped  func(jobs int) // called for jobs that were not published
 }
 
-// NewPublisher publishes to all API processes of the queues' installation, while Run runs. It
-// calls dropped with the number of jobs that it could not publish.
+// NewPublisher makes a publisher for all API processes of the queues' installation. It calls
+// dropped with the number of jobs that it could not publish. Publish needs a running Run.
 func NewPublisher(r redis.UniversalClient, queues Queues, log *slog.Logger, dropped func(jobs int)) *Publisher {
 	return &Publisher{redis: r, queues: queues, log: log, finished: make(chan []Finished, maxUnpublished), dropped: dropped}
 }
@@ -60,8 +60,9 @@ func (p *Publisher) Publish(jobs []Finished) {
 	}
 }
 
-// Run publishes until ctx ends, and then what is left, until Redis fails. By then the worker
-// must have applied its last job. What arrives while a message is sent goes into the next one.
+// Run publishes until ctx ends, by when the worker must have applied its last job. Then Run
+// publishes the jobs that still wait, unless Redis fails. Jobs that arrive while a message is
+// sent share the next message.
 func (p *Publisher) Run(ctx context.Context) error {
 	for {
 		select {
@@ -111,7 +112,8 @@ func finishedMessage(jobs []Finished) []byte {
 	return message
 }
 
-// parseFinished reads what finishedMessage wrote, and of anything else nothing.
+// parseFinished reads what finishedMessage wrote. It returns nothing for a message of another
+// length.
 func parseFinished(message string) (jobs []Finished) {
 	if len(message)%finishedBytes != 0 {
 		return nil
@@ -125,21 +127,21 @@ func parseFinished(message string) (jobs []Finished) {
 	return jobs
 }
 
-// Subscription hears which jobs the workers finished.
+// Subscription receives which jobs the workers finished.
 type Subscription struct {
 	redis  redis.UniversalClient
 	queues Queues
 	log    *slog.Logger
 }
 
-// NewSubscription hears of the jobs of the queues' installation, while Run runs.
+// NewSubscription makes a subscription to the finished jobs of the queues' installation.
 func NewSubscription(r redis.UniversalClient, queues Queues, log *slog.Logger) *Subscription {
 	return &Subscription{redis: r, queues: queues, log: log}
 }
 
-// Run calls finished with the jobs of each message, until ctx ends. It calls listening with true
-// when it has subscribed: messages from before may be lost. It calls it with false when the
-// subscription is lost. It makes one call at a time.
+// Run calls finished with the jobs of each message, until ctx ends. It calls listening(true) each
+// time it has subscribed, because earlier messages may be lost, and listening(false) when it has
+// lost the subscription. It makes one call at a time.
 func (s *Subscription) Run(ctx context.Context, finished func([]Finished), listening func(bool)) {
 	for ctx.Err() == nil {
 		err := s.listen(ctx, finished, listening)
@@ -152,8 +154,9 @@ func (s *Subscription) Run(ctx context.Context, finished func([]Finished), liste
 	}
 }
 
-// listen subscribes, and returns the error that ended the subscription. go-redis would subscribe
-// again by itself, and not say when: a frozen Redis would look like one where no job finishes.
+// listen subscribes, and returns the error that ended the subscription. It does not use go-redis's
+// own loop: that subscribes again without saying so, and a frozen Redis would look like one where
+// no job finishes.
 func (s *Subscription) listen(ctx context.Context, finished func([]Finished), listening func(bool)) error {
 	subscription := s.redis.Subscribe(ctx, s.queues.finishedChannel())
 	defer subscription.Close()                                          //nolint:errcheck // it is lost, or needed no more

@@ -14,7 +14,7 @@ type Notification struct {
 	JobID     uuid.UUID
 	AccountID int64 // 0: unknown
 	Position  int64 // of the job; 0: unknown
-	Jobs      int   // how many of the account's jobs it is for; a wrong number costs only time
+	Jobs      int   // how many of the account's jobs it announces; a wrong number costs only time
 }
 
 // maxNotificationBytes bounds a written notification: a job's id, three numbers, and their
@@ -47,8 +47,8 @@ func parseNotification(text string) (n Notification, err error) {
 	return n, nil
 }
 
-// Merge combines the notifications of each account into one, for the job with the highest
-// position: it is for the earlier jobs, too. The accounts keep their order.
+// Merge combines the notifications of each account into one. It names the job with the highest
+// position, and counts the jobs of all of them. The accounts keep their order.
 func Merge(all []Notification) (merged []Notification) {
 	at := make(map[int64]int, len(all))
 	for _, n := range all {

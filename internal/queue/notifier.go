@@ -45,7 +45,7 @@ func (c *Client) Notify(accountID, position int64, jobID uuid.UUID, jobs int) {
 	}
 }
 
-// Run writes the notifications of Notify until ctx ends, and then those that are left:
+// Run writes the notifications of Notify until ctx ends, and then those that still wait:
 //
 //	writing ──ctx ends──▶ draining ──none is left, Redis fails, or drainTimeout──▶ end
 //
@@ -103,11 +103,11 @@ func (w *writer) collect(first Notification) map[int][]Notification {
 }
 
 // notifyScript adds notifications to a partition's list, if the list has space for them and
-// a worker will take them: a task is pending, or a worker is awake.
+// a worker will take them. A worker will if a task is pending, or if a worker is awake.
 //
 // KEYS[1] the partition's notifications, KEYS[2] its pending list, KEYS[3] the key that
 // exists while a worker is awake; ARGV[1] the bound of the list, ARGV[2…] the notifications.
-// Returns 1 if it has added them, else needsTask or full.
+// Returns 1 if it added the notifications, else needsTask or full.
 var notifyScript = redis.NewScript(`
 if redis.call("LLEN", KEYS[2]) == 0 and redis.call("EXISTS", KEYS[3]) == 0 then
 	return 0
@@ -122,7 +122,7 @@ end
 redis.call("RPUSH", KEYS[1], unpack(ARGV, 2))
 return 1`)
 
-// The answers of notifyScript if it has added nothing.
+// The answers of notifyScript if it added nothing.
 const (
 	needsTask = 0
 	full      = -1

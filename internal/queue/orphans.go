@@ -51,7 +51,7 @@ end
 return removed`)
 
 // removeOrphans removes up to maxOrphans of each list of a partition. It returns whether
-// there were any. The sweep finds their jobs.
+// it removed any. The sweep finds their jobs.
 func (w *waitingClient) removeOrphans(ctx context.Context, list string) bool {
 	removed, err := orphansScript.Run(ctx, w.UniversalClient, []string{list}, strings.TrimSuffix(list, "pending"), maxOrphans).Int()
 	if err != nil {

@@ -22,7 +22,7 @@ type PendingList struct {
 	Paused   bool   // an operator paused the partition
 	Err      error  // Redis's error; the other fields are then unknown
 
-	many bool // manyTasks, or more than manyNotified
+	many bool // it has too many for one worker: manyTasks, or more than manyNotified
 }
 
 // PendingLists are the pending lists of all partitions.

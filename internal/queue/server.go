@@ -223,13 +223,13 @@ func (s *Server) next(ctx context.Context, queue string, more bool) (batch []Not
 	return s.take(ctx, queue, maxTaken, sleepIfNone)
 }
 
-// takeScript takes a partition's oldest notifications, and writes whether its worker is
-// awake: whether it will take more.
+// takeScript takes a partition's oldest notifications. It also writes whether the partition's
+// worker is awake, which means that the worker will take more.
 //
 // KEYS[1] the notifications, KEYS[2] the key that exists while a worker is awake, KEYS[3] the
 // pending list; ARGV[1] how many to take at most, ARGV[2] stayAwake, sleep or sleepIfNone,
 // ARGV[3] awakeFor in milliseconds. Returns the number of pending tasks and of notifications
-// left, as one sum, and then the notifications taken.
+// that remain, as one sum, and then the notifications taken.
 var takeScript = redis.NewScript(`
 local taken = redis.call("LPOP", KEYS[1], ARGV[1])
 if ARGV[2] == "awake" or ARGV[2] == "" and taken then
@@ -254,7 +254,7 @@ const (
 const awakeFor = 2 * time.Second
 
 // take takes up to n of a partition's notifications, the oldest first, and returns whether
-// there is more to do: tasks are pending, or notifications are left. It takes none if Redis does
+// there is more to do: tasks are pending, or notifications remain. It takes none if Redis does
 // not answer, and skips malformed ones: the sweep finds the jobs.
 //
 // A kill loses the notifications that were taken; the sweep finds their jobs too.
@@ -289,8 +289,8 @@ func (s *Server) enqueueNotified(ctx context.Context, queue string) error {
 }
 
 // enqueueNext writes the tasks that follow the task called id, one for each job, so that an
-// account with an error delays no other. Each is named after its job: if the name exists, that
-// task is for the same job, perhaps the sweep's.
+// account with an error delays no other. Each is named after its job. If a task of that name
+// exists, perhaps the sweep's, it is for the same job.
 func (s *Server) enqueueNext(ctx context.Context, queue, id string, jobs []Notification) error {
 	for _, job := range jobs {
 		if err := enqueue(ctx, s.client, queue, nextID(job.JobID, id), []Notification{job}); err != nil {

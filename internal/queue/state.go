@@ -18,7 +18,7 @@ type State struct {
 	Notified int    // notifications that wait for a task
 	Lost     int    // active tasks whose worker has not renewed their lease
 	Paused   bool   // by an operator
-	Worker   string // that is woken for the partition; empty where none runs
+	Worker   string // the assigned worker; empty where none runs
 }
 
 // States reads the states of all partitions, in their order. The leases are compared with Redis's

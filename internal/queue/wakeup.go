@@ -119,9 +119,9 @@ func emptyList(ctx context.Context) *redis.Cmd {
 // dequeue runs Asynq's script. The script answers for an orphan as for an empty list. So after
 // an empty answer dequeue removes orphans, and runs the script again if there were any.
 //
-// It does not look for orphans after the first empty answer that follows a task: mostly the list
-// has just become empty, and the look would cost Redis a script. The next dequeue finds orphans
-// that were behind the task, longestWait later at most.
+// It does not look for orphans after the first empty answer that follows a task. Usually the list
+// has just become empty, and the search would cost Redis one more script. If there were orphans
+// behind the task, the next dequeue finds them, at most longestWait later.
 func (w *waitingClient) dequeue(ctx context.Context, own *dequeuer, sha string, keys []string, args []any) *redis.Cmd {
 	for asked := 0; ; asked++ {
 		cmd := w.UniversalClient.EvalSha(ctx, sha, keys, args...)
