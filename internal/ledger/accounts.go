@@ -45,14 +45,16 @@ func NewAccounts(pool *pgxpool.Pool) *Accounts {
 	return &Accounts{pool: pool}
 }
 
-// Open opens an account; an initial deposit becomes its transaction 1 in the same database
+// Open opens an account. An initial deposit becomes its transaction 1 in the same database
 // transaction. The same opening with the same key returns the account that the key opened, and
-// replayed. ErrKeyReused where the key was used for something else, ErrNumberTaken where another
-// account has the number, ErrTooManyAccounts where the user has MaxPerUser accounts,
-// ErrUserNotFound where the user does not exist, ErrKeyBusy, at once, while another request has
-// the key, postgres.ErrLocked where too many openings of the user are under way: then nothing
-// happened. A new account is durable when Open returns. The caller confirms what a replay shows, as
-// after any read.
+// replayed. A new account is durable when Open returns. The caller confirms what a replay shows, as
+// after any read. After one of these errors nothing happened:
+//   - ErrKeyReused: the key was used for something else.
+//   - ErrKeyBusy: another request has the key now. Open does not wait for it.
+//   - ErrNumberTaken: another account has the number.
+//   - ErrTooManyAccounts: the user has MaxPerUser accounts.
+//   - ErrUserNotFound: the user does not exist.
+//   - postgres.ErrLocked: too many openings of the user are under way.
 //
 // A crash before the commit leaves nothing. A crash after it leaves the account; the client has
 // no response and sends the same key again.
@@ -100,10 +102,11 @@ func (a *Accounts) open(ctx context.Context, tx pgx.Tx, opening Opening, number 
 	return account, false, err
 }
 
-// lock takes the lock of the opening's key, until whose end no job is accepted with the key, and the
-// lock of the user's openings, under which they are counted. The locks have a statement of their
-// own, so that the insert takes its snapshot after it. It does not wait: else all openings
-// of one user would each hold a connection, up to the whole pool.
+// lock takes two locks until the transaction ends. While it holds the lock of the key, no job is
+// accepted with the key. The lock of the user's openings keeps the user's other openings out, so that
+// the insert counts every account. The locks have a statement of their own, so that the insert takes
+// its snapshot after them. lock does not wait: waiting openings of one user would hold a connection
+// each, up to the whole pool.
 func (a *Accounts) lock(ctx context.Context, tx pgx.Tx, opening Opening) error {
 	if opening.Key == "" && a.MaxPerUser == 0 {
 		return nil
@@ -135,8 +138,7 @@ const readSQL = `SELECT ` + accountColumns + `, accounts.xmin, ` + postgres.Show
 // key, or the user has maxPerUser accounts. The caller has the locks of the key and of the user's
 // openings, so the statement sees all that the key and the user have made. Any other conflict is
 // an error, such as an id that the sequence gives again. If another transaction has inserted the
-// number and not committed yet, the statement waits for it with its connection, for the few
-// statements until that commit.
+// number and not committed yet, the statement waits for that commit, which is a few statements away.
 func insertAccount(ctx context.Context, tx pgx.Tx, opening Opening, number string, maxPerUser int) (Account, error) {
 	const sql = `
 		INSERT INTO accounts (user_id, number, currency, open_key, open_request, last_at, created_at)

@@ -27,8 +27,8 @@ const attemptTimeout = 2 * postgres.RoundTripTimeout
 // attemptOldest counts an attempt of the oldest queued job of upTo's account and applies the
 // job once more, to learn whether it is this job that Postgres refuses. It returns the job if
 // the job is now finished: applied, or failed after the last of MaxAttempts. It returns
-// ErrRefused if the job stays queued, and nothing if no job up to upTo is queued. (An account
-// that has lost its row can't be locked: of two attempts at once, the rules refuse one.)
+// ErrRefused if the job stays queued, and nothing if no job up to upTo is queued. (An account that
+// has lost its row can't be locked. Of two attempts at once on it, the rules of the bank refuse one.)
 //
 // The lock keeps out every other apply, and an operator's Replay. It does not keep out an
 // accept that drew an older position and commits late: that job may become the oldest at any
@@ -96,8 +96,8 @@ func notRefusal(err error) error {
 const lockSQL = `
 	SELECT FROM accounts WHERE id = (SELECT account_id FROM jobs WHERE id = $1) FOR NO KEY UPDATE`
 
-// retrySQL is applySQL, without counting. One row, the job; no row where no job up to the
-// named one was queued.
+// retrySQL is applySQL, but does not count the remaining jobs. One row, the job; no row if no job
+// up to the named one was queued.
 const retrySQL = `
 	SELECT job, account, kind, outcome, accepted, finished FROM apply_job($1, $2, 0) WHERE job IS NOT NULL`
 

@@ -39,8 +39,8 @@ func NewOperator(pool *pgxpool.Pool, person string) *Operator {
 // actions are the actions that give an account a status.
 var actions = map[AccountStatus]string{Open: "unfreeze", Frozen: "freeze", Closed: "close"}
 
-// SetStatus sets the status of an account. changed is false where the account had it.
-// ErrAccountNotFound for an unknown number, ErrAccountClosed for an account that was closed.
+// SetStatus sets the status of an account. changed is false if the account had that status. It
+// returns ErrAccountNotFound for an unknown number, ErrAccountClosed for a closed account.
 //
 // It waits for the apply that has locked the account. Each later apply sees the status.
 func (o *Operator) SetStatus(ctx context.Context, number string, status AccountStatus, reason string) (changed bool, err error) {
@@ -64,9 +64,9 @@ func (o *Operator) SetStatus(ctx context.Context, number string, status AccountS
 	return changed, nil
 }
 
-// Replay queues a failed job again, at the position that it had, once its reason is fixed.
-// ErrJobNotFound for an unknown job, ErrNotFailed with the job's status for any other that is
-// not failed.
+// Replay queues a failed job again, at the position that it had, once the reason of its failure is
+// fixed. It returns ErrJobNotFound for an unknown job, and ErrNotFailed, with the job's status, for a
+// job that is not failed.
 func (o *Operator) Replay(ctx context.Context, id uuid.UUID, reason string) error {
 	const sql = `
 		INSERT INTO operator_actions (account_id, action, job_id, person, reason)
@@ -86,7 +86,7 @@ func (o *Operator) Replay(ctx context.Context, id uuid.UUID, reason string) erro
 	return nil
 }
 
-// act inserts an action. acted is false where there was nothing to change.
+// act inserts an action. acted is false if there was nothing to change.
 func act(ctx context.Context, tx pgx.Tx, sql string, args ...any) (acted bool, err error) {
 	tag, err := tx.Exec(ctx, sql, args...)
 	if pg, ok := errors.AsType[*pgconn.PgError](err); ok {
@@ -126,8 +126,8 @@ type FailedJob struct {
 	AccountIs *AccountStatus
 }
 
-// FailedJobs calls each for every failed job, the one that failed first before the others. It
-// streams them, so its memory is bounded.
+// FailedJobs calls each for every failed job, in the order in which they failed. It streams the
+// jobs, so its memory is bounded.
 func (o *Operator) FailedJobs(ctx context.Context, each func(FailedJob)) error {
 	const sql = `
 		SELECT job.id, account.number, job.type, job.amount, failure.attempts, failure.finished_at, failure.failure, failure.detail, account.status

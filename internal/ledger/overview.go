@@ -65,9 +65,9 @@ const (
 		SELECT job.id, job.type, job.amount, clock_timestamp() - job.created_at, oldest.attempts
 		FROM (SELECT job_id, attempts FROM queue WHERE account_id = $1 ORDER BY position LIMIT 1) oldest JOIN jobs job ON job.id = oldest.job_id`
 
-	// The row's xmax is the transaction that changes or locks it, and each transaction holds a lock
-	// on its own id while it runs. Several that share a lock have a number of their own there, and
-	// are not found.
+	// The row's xmax is the id of the transaction that changes or locks the row, and each transaction
+	// holds a lock on its own id while it runs. If several transactions share the row's lock, xmax is
+	// the number of their group, and this statement does not find them.
 	//
 	// $1 the account. One row, or none.
 	overviewLockSQL = `

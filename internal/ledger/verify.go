@@ -21,9 +21,9 @@ type Verification struct {
 const progressEvery = 100_000
 
 // Verify recomputes every account from its history and compares the jobs with it, in one
-// consistent snapshot. It also checks the statuses of the accounts against the operators' actions,
-// the sequences and the guards. It streams the rows, so its
-// memory is bounded. It calls report for each mismatch, and progress every progressEvery rows.
+// consistent snapshot. It also checks the sequences and the guards, and compares the statuses of the
+// accounts with the operators' actions. It streams the rows, so its memory is bounded. It calls
+// report for each mismatch, and progress every progressEvery rows.
 func Verify(ctx context.Context, pool *pgxpool.Pool, report func(mismatch string), progress func(Verification)) (Verification, error) {
 	var v Verification
 	seen := func(rows *int64) {
