@@ -92,13 +92,17 @@ type result struct {
 	err      error
 }
 
-// Accept commits the job and returns it. The same request with the same key returns
-// the job that the key made, and replayed. ErrAccountNotFound for an account that is
-// not the caller's, ErrAccountClosed for one that takes no new job, ErrKeyReused for a key that
-// was used for something else, ErrKeyBusy while an opening or a move to the archive has the key,
-// ErrQueueFull where the account has too many queued jobs, ErrOverloaded, at once, while too many
-// accepts wait: then nothing happened. After any other error the job may be committed or not; the same request with the
-// same key shows it.
+// Accept commits the job and returns it. The same request with the same key returns the job that
+// the key made, and replayed. After one of these errors nothing happened:
+//   - ErrAccountNotFound: the account is not the caller's.
+//   - ErrAccountClosed: the account takes no new job.
+//   - ErrKeyReused: the key was used for something else.
+//   - ErrKeyBusy: an opening, or a move to the archive, has the key now.
+//   - ErrQueueFull: the account has too many queued jobs.
+//   - ErrOverloaded: too many accepts wait. Accept returns it at once.
+//
+// After any other error the job may be committed or not. The same request with the same key shows
+// which.
 //
 // A crash before the insert is sent leaves nothing. A crash while Postgres runs the
 // insert leaves the job or nothing; the client has no response and repeats the request.
@@ -154,8 +158,8 @@ func (a *Acceptor) Run(ctx context.Context) error {
 	return group.Wait()
 }
 
-// commitNext takes the token, collects a batch and commits it. It gives the token to the
-// next committer when the insert has ended or is slow. False when ctx has ended.
+// commitNext takes the token, collects a batch and commits it. It gives the token to the next
+// committer when the insert has ended or is slow. It returns false when ctx has ended.
 func (a *Acceptor) commitNext(ctx context.Context, mayCollect chan struct{}) (collected bool) {
 	<-mayCollect
 	release := sync.OnceFunc(func() { mayCollect <- struct{}{} })
@@ -178,10 +182,10 @@ func (a *Acceptor) commitNext(ctx context.Context, mayCollect chan struct{}) (co
 	return true
 }
 
-// collect waits for one request and takes all that wait with it, or takes a client's batch,
-// which has an insert of its own. Where both wait, chance decides, so neither keeps the other
-// waiting for long. collect drops what has passed its deadline: the caller has returned, so it
-// is not committed.
+// collect waits for one request and takes all that wait with it, or takes a client's batch, which
+// has an insert of its own. If both wait, chance decides, so neither keeps the other waiting for
+// long. collect drops a request that has passed its deadline: its caller has returned, and nothing
+// is committed for it.
 func (a *Acceptor) collect(ctx context.Context) (batch []*request, whole *batchRequest) {
 	for len(batch) == 0 {
 		select {
@@ -203,7 +207,7 @@ func (a *Acceptor) collect(ctx context.Context) (batch []*request, whole *batchR
 	return batch, nil
 }
 
-// commit sends every request of the batch its result, also when ctx ends meanwhile.
+// commit commits the batch and sends every request its result, even if ctx ends meanwhile.
 func (a *Acceptor) commit(ctx context.Context, batch []*request) {
 	// Two inserts that share keys must insert them in the same order, or they deadlock.
 	slices.SortFunc(batch, func(x, y *request) int {

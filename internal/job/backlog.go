@@ -74,9 +74,9 @@ const nextOldestSQL = `
 			WHERE queue.account_id = known.account_id AND queue.position >= known.position
 			ORDER BY queue.position LIMIT 1) next`
 
-// NextOldestQueued reads again the oldest queued job of each known account, beginning at the one
-// that is known. It leaves out accounts without a queued job. It misses a job that was replayed
-// meanwhile.
+// NextOldestQueued reads the oldest queued job of each known account again. It looks from the known
+// job's position on, so it misses an older job that was replayed meanwhile. It leaves out accounts
+// without a queued job.
 func (b *Backlog) NextOldestQueued(ctx context.Context, known []OldestQueued) ([]OldestQueued, error) {
 	accounts, positions := unzip(known)
 	rows, _ := b.pool.Query(ctx, nextOldestSQL, accounts, positions) // CollectRows returns its error

@@ -65,11 +65,11 @@ type batchResult struct {
 // AcceptBatch commits the jobs of 1 to MaxBatchJobs requests in one transaction and returns them
 // in the order of the requests, which is the order in which they take effect. The requests are
 // of one user, for one account, with different keys. For a request whose key has made the same
-// job before, it returns that job. The errors are those of Accept, a *ReusedKeysError for
-// ErrKeyReused. After one of them no job of the batch was accepted by this call.
+// job before, it returns that job. The errors are those of Accept, with a *ReusedKeysError in place
+// of ErrKeyReused. After one of them this call has accepted no job of the batch.
 //
-// A crash leaves what it leaves of Accept, for the whole batch: Postgres commits all of its new jobs or
-// none, and the client sends the same batch again.
+// A crash has the same consequences as for Accept, for the batch as a whole: Postgres commits all of
+// its new jobs or none, and the client sends the same batch again.
 func (a *Acceptor) AcceptBatch(ctx context.Context, requests []Request) ([]Accepted, error) {
 	ctx, cancel := context.WithTimeout(ctx, acceptTimeout)
 	defer cancel()
@@ -108,7 +108,7 @@ func (r batchResult) show(ctx context.Context) {
 	}
 }
 
-// commitBatch sends the batch its result, also when ctx ends meanwhile.
+// commitBatch commits the batch and sends its result, even if ctx ends meanwhile.
 func (a *Acceptor) commitBatch(ctx context.Context, batch *batchRequest) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), acceptTimeout)
 	defer cancel()
@@ -195,8 +195,8 @@ func (a *Acceptor) batchColumns(batch *batchRequest) []any {
 	}
 }
 
-// acceptedBatch returns the jobs of a batch that is committed. Where it can't read the repeated
-// ones, the client does not learn of the new ones either, and sends the batch again.
+// acceptedBatch returns the jobs of a batch that is committed. If it can't read the repeated jobs,
+// the client does not learn of the new ones either, and sends the batch again.
 func (a *Acceptor) acceptedBatch(ctx context.Context, batch *batchRequest, row batchRow) batchResult {
 	accepted := make([]Accepted, len(batch.requests))
 	for k, n := range row.Fresh {

@@ -8,8 +8,8 @@ import (
 )
 
 const (
-	// countPause, times the number of jobs in a queue, is how long the queue is not counted again:
-	// some eighty times as long as the count takes, so an account with a full queue hardly slows
+	// countPause is for each job of a queue: for so long in all, the queue is not counted again. That
+	// is some eighty times as long as the count takes, so an account with a full queue hardly slows
 	// the others.
 	countPause    = 20 * time.Microsecond
 	maxCountPause = time.Second

@@ -22,10 +22,10 @@ type OwnedJob struct {
 	Job
 }
 
-// finishedSQL reads those of the jobs that are finished, and confirms them: where it has found
-// one, its commit waits until it is flushed, on a synchronous standby too. The log is flushed
-// in order, so each end that its snapshot shows is durable then. So it needs no gate, whose
-// confirmation would be a second statement. Where it has found none it writes nothing.
+// finishedSQL reads the finished ones of the jobs, and confirms them. If it finds one, its own
+// commit waits until it is flushed, on a synchronous standby too. The log is flushed in order, so
+// every end that its snapshot shows is then durable. With a gate, the confirmation would be a second
+// statement. If it finds none, it writes nothing.
 //
 // It looks up each job by itself: without LIMIT the planner may join the tables.
 //
@@ -37,8 +37,8 @@ const finishedSQL = `SELECT asked.user_id, ` + columns + `, (` + postgres.Confir
 	) job
 	JOIN accounts account ON account.id = job.account_id AND account.user_id IS NOT DISTINCT FROM job.user_id`
 
-// Finished reads those of the jobs that are finished, each only where it is the named user's.
-// When it returns, what it returns is durable. It does not look into the archive.
+// Finished reads the finished ones of the jobs, and leaves out a job that is not its named user's.
+// The ends of the jobs that it returns are durable. It does not look into the archive.
 func (r *Reader) Finished(ctx context.Context, jobs []Owned) ([]OwnedJob, error) {
 	users, ids := make([][16]byte, len(jobs)), make([][16]byte, len(jobs)) // see acceptedRow
 	for i, job := range jobs {

@@ -40,7 +40,7 @@ func TestPace(t *testing.T) {
 	now = now.Add(25 * time.Millisecond)
 	want("30 ms of another", 30*time.Millisecond)
 	p.begin(now) // beside it
-	want("the begin of one more", 11*time.Millisecond)
+	want("the beginning of one more", 11*time.Millisecond)
 }
 
 // Batches that run at once count from the end of the one before.
