@@ -17,7 +17,7 @@ const slowBatch = 50 * time.Millisecond
 
 // batcher puts the due jobs of several partitions into one batch, so that they use the same
 // round trips and the same flush. Jobs that come while a batch runs wait for the next one. No
-// timer holds a batch back: its size follows the load. As many batches run at once as the process
+// timer delays a batch: its size follows from the load. As many batches run at once as the process
 // has processors, two at least. Slow batches run beside them, at most one for each partition.
 type batcher struct {
 	applier sharedApplier
@@ -54,8 +54,8 @@ func (b *batcher) apply(ctx context.Context, due []ledger.Due) *part {
 	return mine
 }
 
-// begin starts each batch that may run now. The batch's goroutine has an owner: the calls of
-// apply whose parts it has wait until it has ended its work.
+// begin starts each batch that may run now. The owners of the batch's goroutine are the calls of
+// apply whose parts are in the batch: they wait until it has applied them.
 func (b *batcher) begin(ctx context.Context) {
 	b.mu.Lock()
 	defer b.mu.Unlock()

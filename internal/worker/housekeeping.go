@@ -33,8 +33,8 @@ func (w *Worker) keepHouse(ctx context.Context) {
 	}
 }
 
-// housekeep is one step. The next step, and the other workers, try a part again that failed; its
-// error does not stop the other parts.
+// housekeep is one step. The error of a part does not stop the other parts. The next step tries the
+// part again, and so do the other workers.
 func (w *Worker) housekeep(ctx context.Context) {
 	w.keep(ctx, "count failed jobs", func(ctx context.Context) error {
 		failed, err := w.cfg.Applier.CountFailed(ctx)

@@ -15,8 +15,8 @@ const (
 	// maxSwept bounds the accounts of a sweep, and so its memory.
 	maxSwept = 100_000
 	// stayFor is how many sweeps in a row check the same maxSwept accounts, if more accounts have
-	// queued jobs. Then a sweep and its pause take seconds, so that six of them outlast each wait
-	// of stalled.go but that for a task in a long pending list.
+	// queued jobs. Such a sweep and its pause take seconds, so six of them last longer than each wait
+	// of stalled.go, except the wait for a task in a long pending list.
 	stayFor = 6
 	// scanShare bounds full scans to a twentieth of the time, while at least one begins every
 	// longestScanPause.
