@@ -443,14 +443,20 @@ const (
 	applyDone  = `AFTER INSERT ON transactions DEFERRABLE INITIALLY DEFERRED FOR EACH ROW` // all but committed
 )
 
-// closeGate holds every statement that comes to the trigger until openGate.
+// closeGate holds every statement that comes to the trigger until openGate. Neither a time-out nor
+// a cancel ends a held statement: the gate stands for a step that takes long on a slow machine.
+// The serving statement_timeout is as short as a worker needs to take over.
 func (sc *crashEnvironment) closeGate(trigger string) {
 	sc.t.Helper()
-	// No lock_timeout: the gate stands for a long step, not for a wait.
 	sc.exec(`CREATE FUNCTION gate() RETURNS trigger LANGUAGE plpgsql SET lock_timeout = 0 AS $$
 		BEGIN
-			PERFORM pg_advisory_xact_lock_shared(1, 1);
-			RETURN NEW;
+			LOOP
+				BEGIN
+					PERFORM pg_advisory_xact_lock_shared(1, 1);
+					RETURN NEW;
+				EXCEPTION WHEN query_canceled THEN NULL; -- OTHERS would not catch it
+				END;
+			END LOOP;
 		END $$`)
 	kind := "TRIGGER"
 	if strings.Contains(trigger, "DEFERRED") {
