@@ -24,6 +24,7 @@ func Statements(userID uuid.UUID, key string) map[string]Statement {
 		"archived": {readArchivedSQL, []any{id, userID}},
 		"by key":   {byKeySQL, []any{key, userID}},
 		"repeated": {repeatedSQL, []any{[]uuid.UUID{userID}, []string{key}}},
+		"finished": {finishedSQL, []any{[]uuid.UUID{userID}, []uuid.UUID{id}}},
 		"step":     {stepSQL, []any{id, firstID(now), now, archiveBatch}},
 	}
 }

@@ -33,12 +33,14 @@ type OwnedJob struct {
 const finishedSQL = `SELECT asked.user_id, ` + columns + `, (` + postgres.ConfirmSQL + `) IS NOT NULL
 	FROM unnest($1::uuid[], $2::uuid[]) AS asked (user_id, id)
 	CROSS JOIN LATERAL (
-		SELECT ` + stored + ` FROM job_states WHERE id = asked.id AND user_id = asked.user_id AND status <> 'queued' LIMIT 1
+		SELECT ` + stored + ` FROM job_states WHERE id = asked.id AND user_id = asked.user_id AND status <> 'queued' UNION ALL
+		SELECT ` + stored + ` FROM archived_jobs WHERE id = asked.id AND user_id = asked.user_id LIMIT 1
 	) job
 	JOIN accounts account ON account.id = job.account_id AND account.user_id IS NOT DISTINCT FROM job.user_id`
 
-// Finished reads the finished ones of the jobs, and leaves out a job that is not its named user's.
-// The ends of the jobs that it returns are durable. It does not look into the archive.
+// Finished reads those of the jobs that are finished, each only where it is the named user's.
+// When it returns, what it returns is durable. A job that has moved to the archive is finished: one
+// snapshot has it in one of the two tables.
 func (r *Reader) Finished(ctx context.Context, jobs []Owned) ([]OwnedJob, error) {
 	users, ids := make([][16]byte, len(jobs)), make([][16]byte, len(jobs)) // see acceptedRow
 	for i, job := range jobs {

@@ -76,6 +76,24 @@ func TestFinished(t *testing.T) {
 	}
 }
 
+// A job that moves to the archive while a request waits for it is found there, by its owner alone.
+func TestFinished_Archived(t *testing.T) {
+	t.Parallel()
+	pool := testenv.Pool(t)
+	user, other := ledgertest.User(t, pool), ledgertest.User(t, pool)
+	id := ledgertest.Job(t, pool, ledgertest.Account(t, pool, user, 0), ledger.Deposit, 1)
+	if _, _, err := ledger.NewApplier(pool).Apply(t.Context(), id, 1); err != nil {
+		t.Fatal(err)
+	}
+	archive(t, pool, soon(), 1)
+	reader := job.NewReader(pool)
+	found, err := reader.Finished(t.Context(), []job.Owned{{UserID: other, ID: id}, {UserID: user, ID: id}})
+	want, readErr := reader.Job(t.Context(), user, id)
+	if err != nil || readErr != nil || len(found) != 1 || found[0].UserID != user || inFull(t, found[0].Job) != inFull(t, want) {
+		t.Errorf("found %v, %v; want %v, %v", found, err, want, readErr)
+	}
+}
+
 // While a standby is away, no end is returned that it does not have.
 func TestFinished_Confirms(t *testing.T) {
 	t.Parallel()

@@ -1189,8 +1189,18 @@ var mutations = []mutation{
 	},
 	{
 		"a request that waits gets another user's job", owned,
-		[]edit{{ends, ` AND user_id = asked.user_id`, ``}},
+		[]edit{{ends, ` AND user_id = asked.user_id AND status`, ` AND status`}},
 		[]string{"-run=^TestFinished$ ./internal/job"},
+	},
+	{
+		"a request that waits gets another user's archived job", owned,
+		[]edit{{ends, `FROM archived_jobs WHERE id = asked.id AND user_id = asked.user_id`, `FROM archived_jobs WHERE id = asked.id`}},
+		[]string{"-run=^TestFinished_Archived$ ./internal/job"},
+	},
+	{
+		"a request does not get a job that was archived during its wait", stays,
+		[]edit{{ends, `FROM archived_jobs WHERE id = asked.id`, `FROM archived_jobs WHERE false AND id = asked.id`}},
+		[]string{"-run=^TestFinished_Archived$ ./internal/job"},
 	},
 	{
 		"requests wait for messages alone", disposable,
