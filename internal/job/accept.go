@@ -61,6 +61,7 @@ type Acceptor struct {
 	capacities *capacities
 	requests   chan *request
 	batches    chan *batchRequest
+	places     places // of users in batches
 	pace       pace
 }
 
@@ -74,6 +75,7 @@ func NewAcceptor(pool *pgxpool.Pool, notifier Notifier, maxQueued int) *Acceptor
 		capacities: newCapacities(time.Now),
 		requests:   make(chan *request, maxWaiting),
 		batches:    make(chan *batchRequest, maxWaitingBatches),
+		places:     places{taken: map[uuid.UUID]int{}},
 	}
 }
 
@@ -192,6 +194,7 @@ func (a *Acceptor) collect(ctx context.Context) (batch []*request, whole *batchR
 		case <-ctx.Done():
 			return nil, nil
 		case whole := <-a.batches:
+			a.places.release(whole.requests[0].UserID)
 			if whole.ctx.Err() != nil {
 				continue
 			}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync"
 	"time"
 
 	"github.com/google/uuid"
@@ -17,8 +18,10 @@ import (
 const (
 	// MaxBatchJobs is how many jobs a client may send in one batch.
 	MaxBatchJobs = 100
-	// maxWaitingBatches is how many batches may wait for a committer.
-	maxWaitingBatches = 64
+	// maxWaitingBatches is how many batches may wait for a committer, and maxWaitingBatchesPerUser how
+	// many of one user: else the batches of one user would refuse those of all others.
+	maxWaitingBatches        = 64
+	maxWaitingBatchesPerUser = 16
 )
 
 // Accepted is a job of a batch.
@@ -81,12 +84,7 @@ func (a *Acceptor) AcceptBatch(ctx context.Context, requests []Request) ([]Accep
 		}
 		batch.ids[i] = id
 	}
-	if a.IsOverloaded() {
-		return nil, ErrOverloaded
-	}
-	select {
-	case a.batches <- batch:
-	default:
+	if a.IsOverloaded() || !a.enqueue(batch) {
 		return nil, ErrOverloaded
 	}
 	select {
@@ -95,6 +93,46 @@ func (a *Acceptor) AcceptBatch(ctx context.Context, requests []Request) ([]Accep
 		return result.accepted, result.err
 	case <-ctx.Done():
 		return nil, ErrUnavailable
+	}
+}
+
+// enqueue gives the batch a place among those that wait for a committer. It returns false where all
+// places are taken, or the user has too many of them.
+func (a *Acceptor) enqueue(batch *batchRequest) bool {
+	user := batch.requests[0].UserID
+	if !a.places.take(user) {
+		return false
+	}
+	select {
+	case a.batches <- batch:
+		return true
+	default:
+		a.places.release(user)
+		return false
+	}
+}
+
+// places counts the batches of each user that wait for a committer.
+type places struct {
+	mu    sync.Mutex // guards taken
+	taken map[uuid.UUID]int
+}
+
+func (p *places) take(user uuid.UUID) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.taken[user] == maxWaitingBatchesPerUser {
+		return false
+	}
+	p.taken[user]++
+	return true
+}
+
+func (p *places) release(user uuid.UUID) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.taken[user]--; p.taken[user] == 0 {
+		delete(p.taken, user)
 	}
 }
 

@@ -1309,6 +1309,11 @@ var mutations = []mutation{
 		[]string{"-run=^TestUserLimit_Batch$ ./internal/api"},
 	},
 	{
+		"one user takes the places of all batches that wait", bounded,
+		[]edit{{batches, `if p.taken[user] == maxWaitingBatchesPerUser {`, `if false {`}},
+		[]string{"-run=^TestAcceptBatch_Places$ ./internal/job"},
+	},
+	{
 		"one user takes the places of all who wait", bounded,
 		[]edit{{waiting, ` || h.waitersOf[userID] == maxWaitersPerUser {`, ` {`}},
 		[]string{"-run=^TestWait_Bound$ ./internal/finished"},
