@@ -71,9 +71,10 @@ type API struct {
 	policy  string        // of the users' limit, as its header says it
 	timeout time.Duration // of a request: requestTimeout; tests have others
 
-	callers   *slots // of requests with an access token
-	guests    *slots // of log-ins and sign-ups
-	refreshes *slots // of refreshes and revokes
+	callers   *slots    // of requests with an access token
+	guests    *slots    // of log-ins and sign-ups
+	refreshes *slots    // of refreshes and revokes
+	users     userSlots // of callers
 
 	overloaded func() bool // the Acceptor's
 
@@ -93,6 +94,7 @@ func New(cfg Config) (*API, error) {
 		policy: policyOf(cfg.Limits.Requests.Quota()), overloaded: cfg.Acceptor.IsOverloaded,
 		callers: &slots{most: maxInFlight}, guests: &slots{most: maxGuestsInFlight},
 		refreshes: &slots{most: maxRefreshesInFlight},
+		users:     userSlots{most: maxInFlightPerUser, taken: map[uuid.UUID]int{}},
 	}
 	a.closeOnce = sync.OnceFunc(func() { close(a.shutdown) })
 	a.streams = newStreams(cfg, a.metrics)
@@ -297,7 +299,7 @@ func (a *API) handler(r route) fiber.Handler {
 	}
 }
 
-// answer does what all routes have in common: the bound on requests in flight, the time limit, the
+// answer does what all routes have in common: the bounds on requests in flight, the time limit, the
 // access token, the limit of its user, the check of the query where the route takes no
 // parameters, and the wait until what the answer shows is durable.
 func (a *API) answer(c *fiber.Ctx, r route, inFlight *slots) error {
@@ -323,6 +325,13 @@ func (a *API) answer(c *fiber.Ctx, r route, inFlight *slots) error {
 	q := parseQuery(c, r.query)
 	if len(r.query) == 0 && len(q.faults) > 0 {
 		return q.err()
+	}
+	if inFlight == a.callers {
+		user := caller(c)
+		if !a.users.take(user) {
+			return errUserInFlight
+		}
+		defer a.users.release(user)
 	}
 	return a.confirmed(c, r, q)
 }

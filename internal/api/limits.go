@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -30,6 +31,8 @@ const (
 	// maxInFlight is how many requests with an access token are handled at once: more would wait
 	// for a connection to Postgres for too long.
 	maxInFlight = 512
+	// maxInFlightPerUser is how many of them one user may have: the others remain for other users.
+	maxInFlightPerUser = maxInFlight / 2
 	// maxGuestsInFlight is how many log-ins and sign-ups are: passwords take long to check.
 	maxGuestsInFlight = 128
 	// maxRefreshesInFlight is how many refreshes and revokes are. They have slots of their own, so
@@ -58,22 +61,23 @@ type Limits struct {
 
 // Reasons of refusals, as the metric names them.
 const (
-	refusedUser     = "user_rate"
-	refusedEmail    = "email_rate"
-	refusedAddress  = "address_rate"
-	refusedChange   = "password_rate"
-	refusedToken    = "token_rate"
-	refusedInFlight = "in_flight"
-	refusedAccept   = "accepts"
-	refusedQueue    = "account_queue"
-	refusedExport   = "exports"
-	refusedStream   = "event_streams"
-	refusedAccount  = "accounts"
+	refusedUser         = "user_rate"
+	refusedEmail        = "email_rate"
+	refusedAddress      = "address_rate"
+	refusedChange       = "password_rate"
+	refusedToken        = "token_rate"
+	refusedInFlight     = "in_flight"
+	refusedUserInFlight = "user_in_flight"
+	refusedAccept       = "accepts"
+	refusedQueue        = "account_queue"
+	refusedExport       = "exports"
+	refusedStream       = "event_streams"
+	refusedAccount      = "accounts"
 )
 
 var refusals = []string{
-	refusedUser, refusedEmail, refusedAddress, refusedChange, refusedToken, refusedInFlight, refusedAccept, refusedQueue, refusedExport,
-	refusedStream, refusedAccount,
+	refusedUser, refusedEmail, refusedAddress, refusedChange, refusedToken, refusedInFlight, refusedUserInFlight, refusedAccept,
+	refusedQueue, refusedExport, refusedStream, refusedAccount,
 }
 
 const (
@@ -284,6 +288,40 @@ func (a *API) slotsOf(r route) *slots {
 var errInFlight = &problem{
 	Status: http.StatusServiceUnavailable, Code: "unavailable", retryAfter: busyRetry, reason: refusedInFlight,
 	Detail: "The service has too many requests under way. Nothing happened; send this one again after Retry-After.",
+}
+
+// userSlots bound how many of the slots one user has. A wait for a job has none: it begins when the
+// slots are given back.
+type userSlots struct {
+	most int
+
+	mu    sync.Mutex // guards taken
+	taken map[uuid.UUID]int
+}
+
+// take takes a slot of the user, or reports that he has all that he may. release gives it back.
+func (u *userSlots) take(user uuid.UUID) bool {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if u.taken[user] == u.most {
+		return false
+	}
+	u.taken[user]++
+	return true
+}
+
+func (u *userSlots) release(user uuid.UUID) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if u.taken[user]--; u.taken[user] == 0 {
+		delete(u.taken, user)
+	}
+}
+
+// errUserInFlight is for a request of a user who has too many in flight.
+var errUserInFlight = &problem{
+	Status: http.StatusTooManyRequests, Code: "too_many_requests", retryAfter: busyRetry, reason: refusedUserInFlight,
+	Detail: "You have too many requests under way. Nothing happened; send this one again when some are answered.",
 }
 
 var accountPaths = []byte("/v1/accounts/")

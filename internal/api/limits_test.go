@@ -396,6 +396,44 @@ func TestInFlight(t *testing.T) {
 	}
 }
 
+// One user has some of the slots. The others remain for other users, and his deposits need none.
+func TestInFlight_User(t *testing.T) {
+	t.Parallel()
+	s := start(t, func(set *settings) {
+		set.edit = func(a *API) { a.users.most, a.timeout = 1, patient }
+	})
+	c, other := s.user(t), s.user(t)
+	account := c.open(0)
+	release := hold(t, s, "transactions")
+	first := make(chan answer, 1)
+	go func() {
+		a, _ := c.try(http.MethodGet, jobsOf(account, "transactions"), "")
+		first <- a
+	}()
+	testenv.Eventually(t, "the first request to have its user's slot", func() bool { return s.usersInFlight() == 1 })
+	c.get("/v1/users/me").problem(http.StatusTooManyRequests, "too_many_requests").wantHeader("Retry-After", "1")
+	if got := s.refused(refusedUserInFlight); got != 1 {
+		t.Errorf("the metric says %d, want 1", got)
+	}
+	other.get("/v1/users/me").want(http.StatusOK)
+	c.ask(account, "deposits", 1)
+	release()
+	if a := <-first; a.status != http.StatusOK {
+		t.Errorf("the first request: %s", a)
+	}
+	c.get("/v1/users/me").want(http.StatusOK)
+	if taken := s.usersInFlight(); taken != 0 {
+		t.Errorf("%d users still have requests in flight", taken)
+	}
+}
+
+// usersInFlight returns how many users have requests in flight.
+func (s *server) usersInFlight() int {
+	s.api.users.mu.Lock()
+	defer s.api.users.mu.Unlock()
+	return len(s.api.users.taken)
+}
+
 // A flood of log-ins takes no slot of the refreshes, nor a flood of refreshes one of the log-ins.
 func TestInFlight_Refreshes(t *testing.T) {
 	t.Parallel()

@@ -1314,6 +1314,11 @@ var mutations = []mutation{
 		[]string{"-run=^TestAcceptBatch_Places$ ./internal/job"},
 	},
 	{
+		"one user takes the places of all requests in flight", bounded,
+		[]edit{{limits, `if u.taken[user] == u.most {`, `if false {`}},
+		[]string{"-run=^TestInFlight_User$ ./internal/api"},
+	},
+	{
 		"one user takes the places of all who wait", bounded,
 		[]edit{{waiting, ` || h.waitersOf[userID] == maxWaitersPerUser {`, ` {`}},
 		[]string{"-run=^TestWait_Bound$ ./internal/finished"},
