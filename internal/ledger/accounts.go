@@ -37,7 +37,8 @@ type Accounts struct {
 	MaxPerUser int
 
 	pool  *pgxpool.Pool
-	locks postgres.LockRetries // of a user's openings
+	turns turns                // of a user's openings in this process
+	locks postgres.LockRetries // of a user's openings in all processes
 }
 
 // NewAccounts keeps accounts in the database behind pool.
@@ -54,11 +55,18 @@ func NewAccounts(pool *pgxpool.Pool) *Accounts {
 //   - ErrNumberTaken: another account has the number.
 //   - ErrTooManyAccounts: the user has MaxPerUser accounts.
 //   - ErrUserNotFound: the user does not exist.
-//   - postgres.ErrLocked: too many openings of the user are under way.
+//   - postgres.ErrLocked: the openings of the user that are under way take too long.
 //
 // A crash before the commit leaves nothing. A crash after it leaves the account; the client has
 // no response and sends the same key again.
 func (a *Accounts) Open(ctx context.Context, opening Opening) (account Account, replayed bool, err error) {
+	if a.MaxPerUser > 0 {
+		end, err := a.turns.take(ctx, opening.UserID)
+		if err != nil {
+			return Account{}, false, fmt.Errorf("open account: %w", err)
+		}
+		defer end()
+	}
 	for range maxNumberTries {
 		number := opening.Number
 		if number == "" {

@@ -1,5 +1,17 @@
 package ledger
 
+import "github.com/google/uuid"
+
+// Turns returns how many openings of a user hold their turn or wait for it.
+func (a *Accounts) Turns(user uuid.UUID) int {
+	a.turns.mu.Lock()
+	defer a.turns.mu.Unlock()
+	if own := a.turns.of[user]; own != nil {
+		return own.many
+	}
+	return 0
+}
+
 // Guards are the triggers that Verify looks for, by their tables.
 var Guards = guards
 

@@ -1354,6 +1354,11 @@ var mutations = []mutation{
 		[]string{"-run=^TestOpen_MaxPerUser$ ./internal/ledger"},
 	},
 	{
+		"openings of one user take connections while they wait for each other", bounded,
+		[]edit{{accounts, `if a.MaxPerUser > 0 {`, `if a.MaxPerUser < 0 {`}},
+		[]string{"-run=^TestOpen_ManyAtOnce$ ./internal/ledger"},
+	},
+	{
 		"a user opens any number of accounts", bounded,
 		[]edit{{accounts, `($6::bigint = 0 OR `, `($6::bigint >= 0 OR `}},
 		[]string{"-run=^TestOpen_MaxPerUser$ ./internal/ledger", "-run=^TestAccountLimit$ ./internal/api"},
