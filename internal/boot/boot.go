@@ -60,7 +60,8 @@ type Process struct {
 
 // Start opens what a process serves with; Close must follow. It waits for a Postgres that is
 // not there yet, and does not wait for Redis. postgres.ErrSchema, postgres.ErrUnsuitable and
-// postgres.ErrMisconfigured for a database that the process can't serve with.
+// postgres.ErrMisconfigured for a database that the process can't serve with, queue.ErrOldRedis for
+// a Redis.
 //
 // pool says which part of the connections Process.Pool has, and its application name.
 func Start(ctx context.Context, cfg config.Process, pool postgres.Config, log *slog.Logger) (*Process, error) {
@@ -91,6 +92,10 @@ func (p *Process) openQueues(ctx context.Context) error {
 	}
 	queue.LogTo(p.Log)
 	if p.Redis, err = queue.Connect(p.Config.RedisURL); err != nil {
+		return err
+	}
+	if err := queue.CheckVersion(ctx, p.Redis, p.Log); err != nil {
+		_ = p.Redis.Close() // nothing is pending on it
 		return err
 	}
 	p.Owner = queue.NewOwner(p.Redis, p.Config.QueuePrefix, installation, p.Log)

@@ -1203,6 +1203,11 @@ var mutations = []mutation{
 		[]string{"-run=^TestFinished_Archived$ ./internal/job"},
 	},
 	{
+		"a process starts on a Redis without what the queues need", disposable,
+		[]edit{{"internal/boot/boot.go", `if err := queue.CheckVersion(ctx, p.Redis, p.Log); err != nil {`, `if err := queue.CheckVersion(ctx, p.Redis, p.Log); err != nil && false {`}},
+		[]string{"-run=^TestRunRefusesAnOldRedis$ ./cmd/worker"},
+	},
+	{
 		"requests wait for messages alone", disposable,
 		[]edit{{hub, `	parts.Go(func() { h.keepLooking(ctx, h.lookAtJobsNow, jobsEvery, h.lookAtJobs) })
 `, ``}},
