@@ -26,15 +26,13 @@ func (failedCommand) Run(i *invocation) error {
 	}
 	defer pool.Close()
 	table := i.table("JOB\tACCOUNT\tTYPE\tAMOUNT\tATTEMPTS\tFAILED\tREASON")
-	n := 0
 	err = ledger.NewOperator(pool, "").FailedJobs(i.ctx, func(f ledger.FailedJob) {
-		n++
-		fmt.Fprintf(table, "%s\t%s\t%s\t%d\t%d\t%s\t%s\n", f.ID, account(f), f.Type, f.Amount, f.Attempts, f.FailedAt.UTC().Format(time.RFC3339), reason(f))
+		table.row("%s\t%s\t%s\t%d\t%d\t%s\t%s\n", f.ID, account(f), f.Type, f.Amount, f.Attempts, f.FailedAt.UTC().Format(time.RFC3339), reason(f))
 	})
-	if err := errors.Join(err, table.Flush()); err != nil {
+	if err := errors.Join(err, table.end()); err != nil {
 		return err
 	}
-	i.say("%d jobs are failed", n)
+	i.say("%d jobs are failed", table.rows)
 	return nil
 }
 
@@ -92,10 +90,38 @@ func (c replayCommand) Run(i *invocation) error {
 	return nil
 }
 
-// table begins a table on stdout with its head.
-func (i *invocation) table(head string) *tabwriter.Writer {
+// maxAligned is how many rows of a table are aligned with each other, and so are in memory.
+const maxAligned = 1000
+
+// table is a table on stdout.
+type table struct {
+	aligned *tabwriter.Writer
+	rows    int
+	err     error // of the first write that failed
+}
+
+// table begins a table with its head.
+func (i *invocation) table(head string) *table {
 	const space = 2
-	table := tabwriter.NewWriter(i.stdout, 0, 0, space, ' ', 0)
-	fmt.Fprintln(table, head)
-	return table
+	t := &table{aligned: tabwriter.NewWriter(i.stdout, 0, 0, space, ' ', 0)}
+	_, t.err = fmt.Fprintln(t.aligned, head)
+	return t
+}
+
+func (t *table) row(format string, cells ...any) {
+	t.rows++
+	if t.err != nil {
+		return
+	}
+	if _, t.err = fmt.Fprintf(t.aligned, format, cells...); t.err == nil && t.rows%maxAligned == 0 {
+		t.err = t.aligned.Flush()
+	}
+}
+
+// end writes what is in memory.
+func (t *table) end() error {
+	if t.err != nil {
+		return t.err
+	}
+	return t.aligned.Flush()
 }

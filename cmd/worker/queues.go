@@ -51,10 +51,10 @@ func (queuesCommand) Run(i *invocation) error {
 	for partition, s := range states {
 		d := depths[partition]
 		total += d.jobs
-		fmt.Fprintf(table, "%s\t%d\t%s\t%d\t%d\t%d\t%d\t%d\t%t\t%s\t%s\n", queues.Name(partition), d.jobs, d.oldest.Round(time.Millisecond),
+		table.row("%s\t%d\t%s\t%d\t%d\t%d\t%d\t%d\t%t\t%s\t%s\n", queues.Name(partition), d.jobs, d.oldest.Round(time.Millisecond),
 			s.Pending, s.Active, s.Retry, s.Archived, s.Notified, s.Paused, dash(s.Worker), condition(d, s, redisErr))
 	}
-	if err := table.Flush(); err != nil {
+	if err := table.end(); err != nil {
 		return err
 	}
 	i.say("%d jobs are queued", total)
