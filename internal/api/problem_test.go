@@ -70,7 +70,7 @@ func TestEveryCode(t *testing.T) {
 		"idempotency_key_invalid": {400, func(c client) answer { return c.post(deposits, `{"amount":1}`, "Idempotency-Key", "a b") }},
 		"idempotency_key_reused":  {422, func(c client) answer { return c.post(deposits, `{"amount":2}`, "Idempotency-Key", "spent") }},
 		"account_queue_full":      {429, func(c client) answer { return c.post(deposits, `{"amount":1}`, "Idempotency-Key", "next") }},
-		"too_many_requests":       {429, nil}, // TestExport_ClientGoesAway
+		"too_many_requests":       {429, nil}, // TestUserLimit
 		"internal_error":          {500, nil}, // TestInternalError
 		"unavailable":             {503, nil}, // TestUnavailable
 

@@ -91,6 +91,7 @@ func TestInvalidParameter_Posts(t *testing.T) {
 	account := c.open(1)
 	for _, target := range []string{
 		"/v1/users", "/v1/sessions", "/v1/sessions/refresh", "/v1/sessions/revoke", "/v1/accounts", jobsOf(account, "deposits"), jobsOf(account, "withdrawals"),
+		jobsOf(account, "jobs"),
 	} {
 		c.post(target+"?wait=x&wait=y", `{}`).
 			problem(http.StatusBadRequest, "invalid_parameter", "wait unknown_parameter", "wait unknown_parameter")

@@ -53,6 +53,7 @@ func TestAccountStatus(t *testing.T) {
 	for _, kind := range []string{"deposits", "withdrawals"} {
 		c.post(jobsOf(account, kind), `{"amount":1}`, "Idempotency-Key", uuid.NewString()).problem(http.StatusConflict, "account_closed")
 	}
+	c.post(jobsOf(account, "jobs"), batchOf(t, "late")).problem(http.StatusConflict, "account_closed")
 	c.post(jobsOf(account, "deposits"), `{"amount":8}`, "Idempotency-Key", key).problem(http.StatusUnprocessableEntity, "idempotency_key_reused")
 	for _, path := range []string{"", "/balance", "/jobs", "/jobs?status=rejected", "/transactions", "/transactions/2"} {
 		c.get("/v1/accounts/" + account.Number + path).want(http.StatusOK)
