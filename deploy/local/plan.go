@@ -9,6 +9,8 @@ import (
 	"os"
 	"path/filepath"
 	"syscall"
+
+	"github.com/passbook/passbook/internal/config"
 )
 
 // plan is what the user's environment asks for.
@@ -40,16 +42,23 @@ func readPlan(getenv func(string) string, dir string) (plan, error) {
 	at := func(variable, preset string) address {
 		return address{variable: variable, value: cmp.Or(getenv(variable), preset)}
 	}
-	return plan{
+	var faults []error
+	value := func(variable string) string {
+		text, err := config.Value(getenv, variable)
+		faults = append(faults, err)
+		return text
+	}
+	p := plan{
 		dir:         dir,
-		databaseURL: getenv("DATABASE_URL"),
-		redisURL:    getenv("REDIS_URL"),
-		jwtKeys:     getenv("JWT_KEYS"),
+		databaseURL: value("DATABASE_URL"),
+		redisURL:    value("REDIS_URL"),
+		jwtKeys:     value("JWT_KEYS"),
 		logFormat:   cmp.Or(getenv("LOG_FORMAT"), "text"),
 		api:         at("HTTP_ADDR", "127.0.0.1:8080"),
 		apiOps:      at("API_OPS_ADDR", "127.0.0.1:9090"),
 		workerOps:   at("WORKER_OPS_ADDR", "127.0.0.1:9091"),
-	}, nil
+	}
+	return p, errors.Join(faults...)
 }
 
 // checkPorts reports every port that is not free, before anything starts. It keeps each port
@@ -72,12 +81,13 @@ func (p plan) checkPorts(ctx context.Context) error {
 }
 
 // environment returns the environment of a process: the user's, and after it the variables of
-// the plan. The last one of a name counts.
+// the plan. The last one of a name counts. The plan has read the files that the user named.
 func (p plan) environment(ops address) []string {
 	return append(os.Environ(),
 		"DATABASE_URL="+p.databaseURL,
 		"REDIS_URL="+p.redisURL,
 		"JWT_KEYS="+p.jwtKeys,
+		"DATABASE_URL_FILE=", "REDIS_URL_FILE=", "JWT_KEYS_FILE=",
 		"LOG_FORMAT="+p.logFormat,
 		"HTTP_ADDR="+p.api.value,
 		"OPS_ADDR="+ops.value,

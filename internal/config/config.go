@@ -3,7 +3,6 @@
 package config
 
 import (
-	"cmp"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -73,7 +72,7 @@ func LoadAPI(getenv func(string) string) (API, error) {
 	}
 	cfg.Limits = readLimits(&env)
 	cfg.MaxConnections, cfg.MaxConnectionsPerAddress = readConnections(&env)
-	if getenv(readDatabaseURL.name) != "" {
+	if env.isSet(readDatabaseURL) {
 		cfg.ReadDatabaseURL = read(&env, readDatabaseURL, parseDatabaseURL)
 	}
 	if err := env.err(); err != nil {
@@ -147,9 +146,8 @@ func readLog(env *environment) Log {
 // readOpsToken requires a token where addr is reachable from other machines. A faulty addr is
 // empty here; it has a fault of its own already.
 func readOpsToken(env *environment, addr string) string {
-	text := env.getenv(opsToken.name)
 	switch {
-	case text != "":
+	case env.isSet(opsToken):
 		return read(env, opsToken, parseToken)
 	case addr != "" && !isLoopback(addr):
 		env.fault(opsToken, "missing, and OPS_ADDR is not a loopback address")
@@ -184,9 +182,12 @@ type environment struct {
 // printed, so it must not quote a secret.
 func read[T any](env *environment, v variable, parse func(string) (T, error)) T {
 	var none T
-	text := cmp.Or(env.getenv(v.name), v.standard)
-	if text == "" {
-		env.fault(v, "missing")
+	v, text, err := env.lookup(v)
+	if err == nil && text == "" {
+		err = errors.New("missing")
+	}
+	if err != nil {
+		env.fault(v, err.Error())
 		return none
 	}
 	value, err := parse(text)

@@ -5,6 +5,8 @@ import (
 	"encoding/base64"
 	"log/slog"
 	"net/netip"
+	"os"
+	"path/filepath"
 	"reflect"
 	"slices"
 	"strings"
@@ -326,6 +328,84 @@ func TestLoadAPI_RefusesValue(t *testing.T) {
 			_, err := config.LoadAPI(with(test.name, test.value))
 			wantNames(t, err, test.name)
 		})
+	}
+}
+
+// inFile writes a file with the text and returns its path.
+func inFile(t *testing.T, text string) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "secret")
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+func TestFiles_HaveTheValues(t *testing.T) {
+	keys := "k1:" + base64.StdEncoding.EncodeToString(key)
+	got, err := config.LoadAPI(from(map[string]string{
+		"DATABASE_URL_FILE":      inFile(t, "postgres://passbook:"+password+"@db/passbook\n"),
+		"READ_DATABASE_URL_FILE": inFile(t, "postgres://replica/passbook"),
+		"REDIS_URL_FILE":         inFile(t, "redis://cache:6379\n"),
+		"JWT_KEYS_FILE":          inFile(t, keys+"\n"),
+		"OPS_TOKEN_FILE":         inFile(t, "0123456789abcdef\n"),
+		"OPS_ADDR":               ":9090", // which requires the token
+	}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := got
+	want.DatabaseURL, want.ReadDatabaseURL = "postgres://passbook:"+password+"@db/passbook", "postgres://replica/passbook"
+	want.RedisURL, want.OpsToken = "redis://cache:6379", "0123456789abcdef"
+	want.JWTKeys = []config.Key{{ID: "k1", Secret: key}}
+	if !reflect.DeepEqual(got, want) {
+		t.Errorf("got %+v\nwant %+v", got, want)
+	}
+}
+
+// Each fault of a file stands beside all others, under the variable that the operator has set.
+func TestFiles_Faults(t *testing.T) {
+	both, missing := inFile(t, "redis://"+password), filepath.Join(t.TempDir(), "missing")
+	empty, folder := inFile(t, "\n"), t.TempDir()
+	_, err := config.LoadAPI(from(map[string]string{
+		"DATABASE_URL_FILE":      missing,
+		"READ_DATABASE_URL_FILE": folder,
+		"REDIS_URL_FILE":         both,
+		"REDIS_URL":              "redis://" + password,
+		"JWT_KEYS_FILE":          empty,
+		"OPS_TOKEN_FILE":         inFile(t, token+"\n"),
+		"LOG_LEVEL":              "loud",
+	}))
+	wantLines(t, err,
+		"DATABASE_URL_FILE: "+missing+": no such file or directory; want a file with a postgres:// URL, any password percent-encoded (postgres://passbook@localhost:5432/passbook)",
+		"REDIS_URL_FILE: set beside REDIS_URL, keep one of the two; want a file with a redis:// or rediss:// URL, any password percent-encoded (redis://localhost:6379/0)",
+		`LOG_LEVEL: "loud" is not a level; want debug, info, warn or error (info)`,
+		"OPS_TOKEN_FILE: has fewer than 16 characters; want a file with at least 16 visible ASCII characters (from `openssl rand -hex 32`)",
+		"JWT_KEYS_FILE: "+empty+": empty; want a file with kid:base64,… with at least 32 random bytes each (2026-01:BASE64, the latter from `openssl rand -base64 32`)",
+		"READ_DATABASE_URL_FILE: "+folder+": is a directory; want a file with a postgres:// URL, any password percent-encoded, or nothing where there is no replica (postgres://passbook@replica:5432/passbook)",
+	)
+}
+
+func TestFiles_RefuseValue(t *testing.T) {
+	for name, path := range map[string]string{
+		"SecretAsPath":    "redis://:" + password + "@cache",
+		"Endless":         "/dev/zero",
+		"SecondNewline":   inFile(t, "redis://cache\n\n"),
+		"WithoutValue":    inFile(t, ""),
+		"ParserRefusesIt": inFile(t, "mysql://:"+password+"@cache"),
+	} {
+		t.Run(name, func(t *testing.T) {
+			_, err := config.LoadAPI(with("REDIS_URL", "", "REDIS_URL_FILE", path))
+			wantNames(t, err, "REDIS_URL_FILE")
+		})
+	}
+}
+
+// A variable that may be said aloud has no file.
+func TestFiles_ForSecretsOnly(t *testing.T) {
+	got, err := config.LoadAPI(with("LOG_LEVEL"+"_FILE", inFile(t, "debug")))
+	if err != nil || got.Log.Level != slog.LevelInfo {
+		t.Errorf("level %v, %v", got.Log.Level, err)
 	}
 }
 

@@ -67,6 +67,8 @@ const (
 	sights   = "internal/auth/auth.go"
 	decode   = "internal/api/decode.go"
 	queries  = "internal/api/query.go"
+
+	files    = "internal/config/files.go"
 )
 
 // The promises, and the limits.
@@ -84,6 +86,7 @@ const (
 	owned      = "what is another's does not exist"
 	knownUser  = "a request is its user's"
 	bounded    = "no client asks for more than its limits"
+	deployed   = "a process starts from what it is given, and says what it waits for"
 )
 
 // mutations are the changes that a test must notice. By chance a mutant may do no harm (a
@@ -1372,6 +1375,17 @@ var mutations = []mutation{
 		"an unknown parameter passes", described,
 		[]edit{{queries, `case !slices.Contains(known, name):`, `case known == nil && slices.Contains(known, name):`}},
 		[]string{fuzzed},
+	},
+
+	{
+		"a secret ends in the newline of its file", deployed,
+		[]edit{{files, `text = strings.TrimSuffix(text, "\n")`, `text = strings.TrimSuffix(text, "")`}},
+		[]string{"-run=^TestFiles ./internal/config"},
+	},
+	{
+		"a secret that stands for its file is logged", deployed,
+		[]edit{{files, `if filepath.IsAbs(path) {`, `if path != "" || filepath.IsAbs(path) {`}},
+		[]string{"-run=^TestFiles_RefuseValue$ ./internal/config"},
 	},
 }
 
