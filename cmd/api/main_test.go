@@ -24,7 +24,7 @@ func TestRunEndsAtPermanentFaults(t *testing.T) {
 	}
 	u.User = url.UserPassword(u.User.Username(), "wrong-password")
 	env := map[string]string{
-		"DATABASE_URL": u.String(), "REDIS_URL": "redis://127.0.0.1:1",
+		"DATABASE_URL": u.String(), "REDIS_URL": "redis://127.0.0.1:1", "OPS_ADDR": "127.0.0.1:0",
 		"JWT_KEYS": "k1:MDEyMzQ1Njc4OTAxMjM0NTY3ODkwMTIzNDU2Nzg5MDE=",
 	}
 	for name, args := range map[string][]string{"Serve": nil, "Migrate": {"migrate"}, "Status": {"migrate", "--status"}} {

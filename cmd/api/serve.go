@@ -68,13 +68,9 @@ func serve(ctx context.Context, cfg config.API, log *slog.Logger) error {
 	if err != nil {
 		return fmt.Errorf("listen on HTTP_ADDR %s, choose another: %w", cfg.HTTPAddr, err)
 	}
-	operator, err := process.ListenOps(ctx, checks, nil)
-	if err != nil {
-		_ = listener.Close()
-		return err
-	}
-	log.Info("api ready", "http_addr", listener.Addr().String(), "ops_addr", operator.Addr())
-	return serveUntilStopped(ctx, process, edge, listener, operator, loops)
+	process.Operator.Show(checks, nil)
+	log.Info("api ready", "http_addr", listener.Addr().String(), "ops_addr", process.Operator.Addr())
+	return serveUntilStopped(ctx, process, edge, listener, loops)
 }
 
 // loops are the API's background loops.
@@ -90,12 +86,10 @@ type loops struct {
 // serveUntilStopped serves until ctx ends or a server fails. It stops in the order in which a
 // job passes: first the requests, then the accepts, then the notifications. So each part still
 // has what it needs.
-func serveUntilStopped(
-	ctx context.Context, process *boot.Process, edge *api.API, listener net.Listener, operator *ops.Server, loops loops,
-) error {
+func serveUntilStopped(ctx context.Context, process *boot.Process, edge *api.API, listener net.Listener, loops loops) error {
 	serving, failed := errgroup.WithContext(ctx)
 	serving.Go(func() error { return edge.Serve(listener) })
-	serving.Go(operator.Serve)
+	serving.Go(process.AwaitOperator)
 	running := []*background{
 		start(ctx, loops.finished.Run), start(ctx, loops.acceptor.Run), start(ctx, loops.gate.Run), start(ctx, loops.notifier.Run),
 		start(ctx, loops.owner.Run), start(ctx, loops.limit.Run),
@@ -109,7 +103,7 @@ func serveUntilStopped(
 	for _, loop := range running {
 		loop.stop()
 	}
-	if err := operator.Shutdown(stopping); stopErr == nil {
+	if err := process.Operator.Shutdown(stopping); stopErr == nil {
 		stopErr = err
 	}
 	if err := serving.Wait(); err != nil {

@@ -31,7 +31,7 @@ func TestRunEndsAtPermanentFaults(t *testing.T) {
 	}
 	u.User = url.UserPassword(u.User.Username(), "wrong-password")
 	env := map[string]string{
-		"DATABASE_URL": u.String(), "REDIS_URL": "redis://127.0.0.1:1",
+		"DATABASE_URL": u.String(), "REDIS_URL": "redis://127.0.0.1:1", "OPS_ADDR": "127.0.0.1:0",
 	}
 	for name, args := range map[string][]string{
 		"Work": nil, "Verify": {"verify"}, "Replay": {"jobs", "replay", "0197c1f2-6d3a-7b41-9c55-2f8e4d10a6b3"}, "Failed": {"jobs", "failed"},

@@ -59,14 +59,11 @@ func work(ctx context.Context, cfg config.Process, log *slog.Logger) error {
 	registry.MustRegister(ops.ErrorGauge("passbook_extra_queues",
 		"1 while this worker serves queues of more partitions than its QUEUE_PARTITIONS; else 0.", queues.ExtraQueues))
 
-	operator, err := process.ListenOps(ctx, readiness(process, queues), map[string]http.Handler{dashboardPath: dashboard(inspected)})
-	if err != nil {
-		return err
-	}
+	process.Operator.Show(readiness(process, queues), map[string]http.Handler{dashboardPath: dashboard(inspected)})
 
 	defer publish(ctx, publisher)() // it publishes the last jobs, so it ends after the working
 	working, failed := errgroup.WithContext(ctx)
-	working.Go(operator.Serve)
+	working.Go(process.AwaitOperator)
 	working.Go(func() error { return queues.Run(failed) })
 	working.Go(func() error { return process.Owner.Run(failed) })
 	working.Go(func() error { return jobs.Run(failed) })
@@ -76,9 +73,9 @@ func work(ctx context.Context, cfg config.Process, log *slog.Logger) error {
 		process.Drain(ctx) // only the operator's port: the running tasks finish meanwhile
 		stopping, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopTimeout)
 		defer cancel()
-		return operator.Shutdown(stopping)
+		return process.Operator.Shutdown(stopping)
 	})
-	log.Info("worker ready", "ops_addr", operator.Addr(), "queue_prefix", cfg.QueuePrefix, "partitions", cfg.Partitions)
+	log.Info("worker ready", "ops_addr", process.Operator.Addr(), "queue_prefix", cfg.QueuePrefix, "partitions", cfg.Partitions)
 	if err := working.Wait(); err != nil {
 		return err
 	}

@@ -9,7 +9,6 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"net/http"
 	"os/signal"
 	"syscall"
 	"time"
@@ -17,6 +16,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/redis/go-redis/v9"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/passbook/passbook/internal/config"
 	"github.com/passbook/passbook/internal/ledger"
@@ -56,12 +56,17 @@ type Process struct {
 	Owner    *queue.Owner
 	Queues   queue.Queues
 	Registry *prometheus.Registry
+	Operator *ops.Server // its port, open since Start
+
+	serving errgroup.Group // serves the operator's port
 }
 
 // Start opens what a process serves with; Close must follow. It waits for a Postgres that is
 // not there yet, and does not wait for Redis. postgres.ErrSchema, postgres.ErrUnsuitable and
 // postgres.ErrMisconfigured for a database that the process can't serve with, queue.ErrOldRedis for
 // a Redis.
+//
+// The operator's port is open while Start waits: a process that waits is alive and not ready.
 //
 // pool says which part of the connections Process.Pool has, and its application name.
 func Start(ctx context.Context, cfg config.Process, pool postgres.Config, log *slog.Logger) (*Process, error) {
@@ -70,15 +75,51 @@ func Start(ctx context.Context, cfg config.Process, pool postgres.Config, log *s
 	if p.Schema, err = migrations.Version(); err != nil {
 		return nil, err
 	}
+	if err := p.openOperator(ctx); err != nil {
+		return nil, err
+	}
 	pool.URL, pool.MaxConns = cfg.DatabaseURL, MaxConns
 	if p.Pool, err = postgres.OpenServing(ctx, pool, p.Schema, log); err != nil {
+		p.closeOperator()
 		return nil, err
 	}
 	if err := p.openQueues(ctx); err != nil {
 		p.Pool.Close()
+		p.closeOperator()
 		return nil, err
 	}
 	return p, nil
+}
+
+// openOperator opens the operator's port. Until the process shows its own checks, /readyz says that
+// Postgres is down, the one store that a start waits for. Once ctx ends, it says that the process
+// stops.
+func (p *Process) openOperator(ctx context.Context) (err error) {
+	waiting := ops.Check{Name: "postgres", Required: true, Probe: func(context.Context) error { return errStarting }}
+	p.Operator, err = ops.Listen(ctx, ops.Config{
+		Addr: p.Config.OpsAddr, Token: p.Config.OpsToken, Hosts: p.Config.OpsHosts,
+		Registry: p.Registry, Checks: []ops.Check{waiting}, Stopping: ctx.Done(), Log: p.Log,
+	})
+	if err != nil {
+		return err
+	}
+	p.serving.Go(p.Operator.Serve)
+	p.Log.Info("starting", "ops_addr", p.Operator.Addr())
+	return nil
+}
+
+// errStarting is why a process that starts is not ready.
+var errStarting = errors.New("the process starts and waits for it")
+
+// AwaitOperator returns when the operator's port is closed: nil after a Shutdown.
+func (p *Process) AwaitOperator() error { return p.serving.Wait() }
+
+// closeOperator closes the operator's port at once.
+func (p *Process) closeOperator() {
+	ended, end := context.WithCancel(context.Background())
+	end()
+	_ = p.Operator.Shutdown(ended) // says only that it cut off requests
+	_ = p.serving.Wait()
 }
 
 // openQueues checks the sequences, on which the order of jobs rests, and opens Redis.
@@ -105,18 +146,11 @@ func (p *Process) openQueues(ctx context.Context) error {
 	return nil
 }
 
-// Close closes the connections to Redis and Postgres.
+// Close closes the operator's port, and the connections to Redis and Postgres.
 func (p *Process) Close() {
+	p.closeOperator()
 	_ = p.Redis.Close() // nothing is pending on it
 	p.Pool.Close()
-}
-
-// ListenOps opens the operator's port. Once ctx ends, its /readyz says that the process stops.
-func (p *Process) ListenOps(ctx context.Context, checks []ops.Check, extra map[string]http.Handler) (*ops.Server, error) {
-	return ops.Listen(ctx, ops.Config{
-		Addr: p.Config.OpsAddr, Token: p.Config.OpsToken, Hosts: p.Config.OpsHosts,
-		Registry: p.Registry, Checks: checks, Stopping: ctx.Done(), Log: p.Log, Extra: extra,
-	})
 }
 
 // CheckPostgres is the readiness check of the primary, through pool.

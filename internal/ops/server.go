@@ -11,6 +11,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/pprof"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -48,6 +49,8 @@ type Config struct {
 type Server struct {
 	http     *http.Server
 	listener net.Listener
+	cfg      Config
+	routes   atomic.Pointer[http.Handler] // of the last Show
 }
 
 // Listen opens the port; an error where it is taken. Serve or Shutdown must follow.
@@ -56,17 +59,30 @@ func Listen(ctx context.Context, cfg Config) (*Server, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open the operator's port %s (OPS_ADDR chooses another, host:port): %w", cfg.Addr, err)
 	}
-	return &Server{
-		http: &http.Server{
-			Handler:           http.MaxBytesHandler(routes(cfg), maxBody),
-			ReadHeaderTimeout: headerTimeout,
-			WriteTimeout:      answerTimeout,
-			IdleTimeout:       idleTimeout,
-			MaxHeaderBytes:    maxHeader,
-			ErrorLog:          slog.NewLogLogger(cfg.Log.Handler(), slog.LevelWarn),
-		},
-		listener: listener,
-	}, nil
+	s := &Server{listener: listener, cfg: cfg}
+	s.http = &http.Server{
+		Handler:           http.MaxBytesHandler(http.HandlerFunc(s.answer), maxBody),
+		ReadHeaderTimeout: headerTimeout,
+		WriteTimeout:      answerTimeout,
+		IdleTimeout:       idleTimeout,
+		MaxHeaderBytes:    maxHeader,
+		ErrorLog:          slog.NewLogLogger(cfg.Log.Handler(), slog.LevelWarn),
+	}
+	s.Show(cfg.Checks, cfg.Extra)
+	return s, nil
+}
+
+// Show replaces the checks and the extra handlers. A process opens the port before it has the
+// stores that they ask.
+func (s *Server) Show(checks []Check, extra map[string]http.Handler) {
+	cfg := s.cfg
+	cfg.Checks, cfg.Extra = checks, extra
+	handler := routes(cfg)
+	s.routes.Store(&handler)
+}
+
+func (s *Server) answer(w http.ResponseWriter, r *http.Request) {
+	(*s.routes.Load()).ServeHTTP(w, r)
 }
 
 // Addr returns the address, with the port that the system chose for port 0.

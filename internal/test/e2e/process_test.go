@@ -174,9 +174,14 @@ func (p *process) read(lines *bufio.Scanner) {
 		}
 		p.mu.Lock()
 		fmt.Fprintln(&p.output, lines.Text())
-		if json.Unmarshal(lines.Bytes(), &line) == nil && line.Msg == p.name+" ready" {
-			p.addr, p.opsAddr = line.HTTPAddr, line.OpsAddr
-			close(p.ready)
+		if json.Unmarshal(lines.Bytes(), &line) == nil {
+			if line.OpsAddr != "" && p.opsAddr == "" {
+				p.opsAddr = line.OpsAddr
+			}
+			if line.Msg == p.name+" ready" {
+				p.addr = line.HTTPAddr
+				close(p.ready)
+			}
 		}
 		p.mu.Unlock()
 	}
@@ -196,6 +201,16 @@ func (p *process) address() string {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.addr
+}
+
+// operator is where the operator's port answers; empty before it is open.
+func (p *process) operator() string {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.opsAddr == "" {
+		return ""
+	}
+	return "http://" + p.opsAddr
 }
 
 func (p *process) log() string {

@@ -69,6 +69,7 @@ const (
 	queries  = "internal/api/query.go"
 
 	files    = "internal/config/files.go"
+	starting = "internal/boot/boot.go"
 )
 
 // The promises, and the limits.
@@ -1386,6 +1387,11 @@ var mutations = []mutation{
 		"a secret that stands for its file is logged", deployed,
 		[]edit{{files, `if filepath.IsAbs(path) {`, `if path != "" || filepath.IsAbs(path) {`}},
 		[]string{"-run=^TestFiles_RefuseValue$ ./internal/config"},
+	},
+	{
+		"a process that waits for Postgres is ready", deployed,
+		[]edit{{starting, `Required: true, Probe: func(context.Context) error { return errStarting }`, `Probe: func(context.Context) error { return errStarting }`}},
+		[]string{"-run=^TestStart_OperatorsPortIsOpen$ ./internal/test/e2e"},
 	},
 }
 

@@ -1,0 +1,52 @@
+package e2e_test
+
+import (
+	"net/http"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/passbook/passbook/internal/test/testenv"
+)
+
+// A process whose Postgres is not there yet is alive, and not ready: /readyz says what it waits
+// for. It gets ready by itself.
+func TestStart_OperatorsPortIsOpen(t *testing.T) {
+	t.Parallel()
+	s := &system{t: t, postgres: testenv.PostgresServer(t), redis: testenv.RedisServer(t)}
+	env := s.env()
+	if err := s.postgres.Stop(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	processes := []*process{begin(t, "api", env), begin(t, "worker", env)}
+	for _, p := range processes {
+		testenv.Eventually(t, "the operator's port of "+p.name+" is open", func() bool { return p.operator() != "" })
+		if status, body := get(t, p.operator()+"/livez"); status != http.StatusOK {
+			t.Errorf("%s while it waits: /livez %d %s", p.name, status, body)
+		}
+		const waits = `{"name":"postgres","status":"down","required":true}`
+		if status, body := get(t, p.operator()+"/readyz"); status != http.StatusServiceUnavailable || !strings.Contains(body, waits) {
+			t.Errorf("%s while it waits: /readyz %d %s", p.name, status, body)
+		}
+		if status, body := get(t, p.operator()+"/metrics"); status != http.StatusOK || !strings.Contains(body, "passbook_build_info") {
+			t.Errorf("%s while it waits: /metrics %d", p.name, status)
+		}
+		if p.isReady() {
+			t.Errorf("%s says that it is ready, without Postgres", p.name)
+		}
+	}
+	if err := s.postgres.Restart(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	for _, p := range processes {
+		select {
+		case <-p.ready:
+		case <-time.After(patience):
+			t.Fatalf("%s did not get ready\n%s", p.name, p.log())
+		}
+		if status, body := get(t, p.operator()+"/readyz"); status != http.StatusOK {
+			t.Errorf("%s: /readyz %d %s", p.name, status, body)
+		}
+		p.stop()
+	}
+}
