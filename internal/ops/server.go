@@ -127,6 +127,7 @@ func protectedRoutes(cfg Config) http.Handler {
 	mux.HandleFunc("GET /debug/pprof/symbol", pprof.Symbol)
 	mux.HandleFunc("POST /debug/pprof/symbol", pprof.Symbol)
 	mux.HandleFunc("GET /debug/pprof/trace", pprof.Trace)
+	levelRoutes(mux, cfg.Log)
 	for path, handler := range cfg.Extra {
 		mux.Handle(path, handler)
 		mux.Handle(path+"/", handler)
