@@ -242,6 +242,7 @@ func (a *Accounts) List(ctx context.Context, userID uuid.UUID, after int64, limi
 
 type querier interface {
 	Query(ctx context.Context, sql string, args ...any) (pgx.Rows, error)
+	QueryRow(ctx context.Context, sql string, args ...any) pgx.Row
 }
 
 func readAccount(ctx context.Context, q querier, sql string, args ...any) (Account, error) {

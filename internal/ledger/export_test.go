@@ -1,6 +1,10 @@
 package ledger
 
-import "github.com/google/uuid"
+import (
+	"slices"
+
+	"github.com/google/uuid"
+)
 
 // Turns returns how many openings of a user hold their turn or wait for it.
 func (a *Accounts) Turns(user uuid.UUID) int {
@@ -28,4 +32,27 @@ var Statements = map[string]struct {
 	"lock":  {SQL: lockSQL},
 	"count": {SQL: countSQL, Steps: 2},
 	"fail":  {SQL: failSQL, Args: []any{"x"}, Steps: 2},
+}
+
+// Walks are the statements of a Round, by table, with the parameters of a first slice.
+func Walks() map[string]Walk {
+	all := map[string]Walk{}
+	for _, w := range walks {
+		var args []any
+		for _, part := range w.first() {
+			args = append(args, part)
+		}
+		key := Walk{SQL: w.keySQL(), Args: args}
+		if all[w.table+" key"] = key; w.last != "" {
+			args = append(slices.Clone(args), args[0])
+		}
+		all[w.table] = Walk{SQL: w.sql, Args: append(slices.Clone(args), 500)}
+	}
+	return all
+}
+
+// Walk is a statement with its parameters.
+type Walk struct {
+	SQL  string
+	Args []any
 }

@@ -33,9 +33,9 @@ const guardsSQL = `
 
 // verifyGuards reports the triggers that are missing or not ENABLE ALWAYS, for example after a
 // restore or a replication.
-func verifyGuards(ctx context.Context, tx pgx.Tx, mismatch func(string, ...any)) error {
+func verifyGuards(ctx context.Context, q querier, mismatch func(string, ...any)) error {
 	for _, table := range slices.Sorted(maps.Keys(guards)) {
-		rows, _ := tx.Query(ctx, guardsSQL, table, guards[table]) // ForEachRow returns its error
+		rows, _ := q.Query(ctx, guardsSQL, table, guards[table]) // ForEachRow returns its error
 		var trigger string
 		var enabled *string
 		_, err := pgx.ForEachRow(rows, []any{&trigger, &enabled}, func() error {

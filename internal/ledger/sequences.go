@@ -141,12 +141,3 @@ func sequencesBehind(ctx context.Context, q querier, sql string, args ...any) (b
 	}
 	return behind, nil
 }
-
-// verifySequences reports the sequences that would give a number again.
-func verifySequences(ctx context.Context, tx pgx.Tx, mismatch func(string, ...any)) error {
-	behind, err := sequencesBehind(ctx, tx, sequencesSQL)
-	for _, s := range behind {
-		mismatch("%s", s)
-	}
-	return err
-}

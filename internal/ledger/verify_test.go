@@ -1,12 +1,19 @@
 package ledger_test
 
 import (
+	"context"
+	"encoding/json"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 
+	"github.com/jackc/pgx/v5/pgxpool"
+	"golang.org/x/sync/errgroup"
+
 	"github.com/passbook/passbook/internal/ledger"
 	"github.com/passbook/passbook/internal/ledger/ledgertest"
+	"github.com/passbook/passbook/internal/postgres"
 	"github.com/passbook/passbook/internal/test/testenv"
 )
 
@@ -41,8 +48,16 @@ func TestVerifyFinds(t *testing.T) {
 		{"FailedThoughItIsRejected", `INSERT INTO failures SELECT account_id, position, job_id, 5, finished_at, failure FROM rejections`, "is failed and rejected"},
 		{"RejectionOfNoJob", `UPDATE rejections SET job_id = gen_random_uuid()`, "is rejected but does not exist"},
 		{"AnotherPosition", `UPDATE rejections SET position = position + 100`, "is rejected at a position that is not its own"},
-		{"PositionTwice", `UPDATE jobs SET position = (SELECT min(position) FROM jobs)`, "is that of 3 jobs"},
-		{"TransactionOfARejectedJob", `UPDATE transactions SET job_id = (SELECT job_id FROM rejections) WHERE seq = 2`, "is rejected and succeeded"},
+		{"PositionTwice", `UPDATE jobs SET position = (SELECT min(position) FROM jobs)`, "stands at the position of job"},
+		{"PositionOfAnArchivedRejectedJob", toArchive + ` WHERE status = 'rejected'; DELETE FROM jobs USING rejections WHERE id = job_id; DELETE FROM rejections;
+			UPDATE archived_jobs SET position = (SELECT max(position) FROM jobs)`, "stands at the position of job"},
+		{"TransactionOfARejectedJob", `UPDATE transactions SET job_id = (SELECT job_id FROM rejections) WHERE seq = 2`, "is succeeded at a position that is not its own"},
+		{"QueuedOfNoJob", `INSERT INTO queue VALUES (1, 999, gen_random_uuid())`, "is queued but does not exist"},
+		{"FailedAtAnotherPosition", `INSERT INTO failures SELECT account_id, 999, job_id, 5, finished_at, failure FROM rejections`, "is failed at a position that is not its own"},
+		{"JobOfNoAccount", `UPDATE jobs SET account_id = 9`, "belongs to no account"},
+		{"Guard", `DROP TRIGGER jobs_terms ON jobs`, "trigger jobs_terms on jobs is missing"},
+		{"SequenceOfPositions", `SELECT setval('job_positions', 1, false)`, "sequence job_positions gives 1 next"},
+		{"SequenceOfAccounts", `SELECT setval('accounts_id_seq', 1, false)`, "sequence accounts_id_seq gives 1 next"},
 		{"TransactionOfNoJob", `UPDATE transactions SET job_id = gen_random_uuid() WHERE seq = 2`, "does not exist"},
 		{"Description", `UPDATE transactions SET description = 'other' WHERE seq = 2`, "say different things"},
 		{"JobInBothTables", `DELETE FROM jobs USING rejections WHERE id = job_id; DELETE FROM rejections; ` + toArchive + ` WHERE seq = 2`, "is archived, and still there"},
@@ -51,7 +66,7 @@ func TestVerifyFinds(t *testing.T) {
 		{"NothingWithActions", actedSQL("freeze", 1) + actedSQL("unfreeze", 2) + `SELECT 1`, ""},
 		{"StatusWithoutAnAction", `UPDATE accounts SET status = 'frozen'`, "is frozen, its operators made it open"},
 		{"ActionWithoutItsStatus", actedSQL("freeze", 1) + `SELECT 1`, "is open, its operators made it frozen"},
-		{"TransactionWhileFrozen", actedSQL("freeze", -1) + actedSQL("unfreeze", 1) + `SELECT 1`, "transaction 3 of the account with id 1 happened while the account was frozen"},
+		{"TransactionWhileFrozen", actedSQL("freeze", -1) + actedSQL("unfreeze", 1) + `SELECT 1`, "transaction 3 happened while it was frozen"},
 		{"FrozenTwice", actedSQL("freeze", 1) + actedSQL("freeze", 2) + `UPDATE accounts SET status = 'frozen'`, "found it frozen"},
 		{"OpenAfterItsClose", actedSQL("close", 1) + actedSQL("unfreeze", 2) + `SELECT 1`, "found it closed"},
 		{"RejectedForAStatus", `UPDATE rejections SET failure = 'account_closed'`, "is rejected for a status that its account did not have"},
@@ -80,6 +95,147 @@ func TestVerifyFinds(t *testing.T) {
 			if test.want == "" && all != "" || !strings.Contains(all, test.want) {
 				t.Errorf("found %q, want %q", all, test.want)
 			}
+			for _, limit := range []int{1, 500} { // in the background
+				if inSlices := verifyInSlices(t, pool, limit, func(ledger.Round) {}); !slices.Equal(inSlices, mismatches) {
+					t.Errorf("%d rows at a time it found %q, want %q", limit, inSlices, mismatches)
+				}
+			}
 		})
+	}
+}
+
+// verifyInSlices verifies a round as a worker does in the background, on a serving connection. Each
+// slice goes on from what was kept of the one before, as after a restart. It calls before each slice.
+func verifyInSlices(t *testing.T, pool *pgxpool.Pool, limit int, before func(ledger.Round)) (mismatches []string) {
+	t.Helper()
+	serving := roundPool(t, pool)
+	const most = 10_000 // slices
+	var round ledger.Round
+	for range most {
+		before(round)
+		slice, err := round.Verify(t.Context(), serving, limit)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, m := range slice.Mismatches {
+			mismatches = append(mismatches, m.String())
+		}
+		if slice.Done {
+			if slice.Ended.Before(round.Begun) || int(round.Verified.Mismatches) != len(mismatches) {
+				t.Errorf("the round ended at %v with %+v", slice.Ended, round)
+			}
+			return mismatches
+		}
+		kept, err := json.Marshal(round)
+		if err != nil {
+			t.Fatal(err)
+		}
+		round = ledger.Round{}
+		if err := json.Unmarshal(kept, &round); err != nil {
+			t.Fatal(err)
+		}
+	}
+	t.Fatalf("the round has not ended after %d slices: %+v", most, round)
+	return nil
+}
+
+// roundPool is a worker's pool of the same database.
+func roundPool(t *testing.T, pool *pgxpool.Pool) *pgxpool.Pool {
+	t.Helper()
+	serving, err := postgres.Open(t.Context(), postgres.Config{URL: pool.Config().ConnString(), MaxConns: 2, Serving: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(serving.Close)
+	return serving
+}
+
+// A round finds nothing wrong while jobs are accepted and applied, and it ends although the account
+// grows with each slice. No snapshot lives from one slice to the next.
+func TestRoundUnderLoad(t *testing.T) {
+	t.Parallel()
+	pool := testenv.Pool(t)
+	user := ledgertest.User(t, pool)
+	hot, other := ledgertest.Account(t, pool, user, 10), ledgertest.Account(t, pool, user, 10)
+	pay := func() {
+		for _, account := range []ledger.Account{hot, other} {
+			apply(t, pool, ledgertest.Job(t, pool, account, ledger.Deposit, 1))
+			apply(t, pool, ledgertest.Job(t, pool, account, ledger.Withdrawal, 1000)) // is rejected
+		}
+	}
+	for range 5 {
+		pay()
+	}
+	tables := map[string]int{}
+	mismatches := verifyInSlices(t, pool, 2, func(round ledger.Round) {
+		tables[round.Table]++
+		pay()
+		var snapshots int
+		const sql = `SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()
+			AND backend_type = 'client backend' AND xact_start IS NOT NULL`
+		if err := pool.QueryRow(t.Context(), sql).Scan(&snapshots); err != nil || snapshots > 0 {
+			t.Errorf("%d transactions are open between two slices (%v)", snapshots, err)
+		}
+	})
+	if len(mismatches) > 0 {
+		t.Errorf("found %q", mismatches)
+	}
+	if len(tables) != 10 { // nine parts, and what comes before
+		t.Errorf("slices by table: %v", tables)
+	}
+	ledgertest.Check(t, pool)
+}
+
+// Applies in flight are no mismatch.
+func TestRoundBesideApplies(t *testing.T) {
+	t.Parallel()
+	pool := testenv.Pool(t)
+	user := ledgertest.User(t, pool)
+	const accounts, each = 4, 40
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	var applying errgroup.Group
+	for range accounts {
+		account := ledgertest.Account(t, pool, user, 5)
+		applying.Go(func() error {
+			for range each {
+				apply(t, pool, ledgertest.Job(t, pool, account, ledger.Deposit, 1))
+				apply(t, pool, ledgertest.Job(t, pool, account, ledger.Withdrawal, 3))
+			}
+			return nil
+		})
+	}
+	applied := make(chan error, 1)
+	go func() { applied <- applying.Wait(); cancel() }()
+	for rounds := 0; ctx.Err() == nil || rounds == 0; rounds++ {
+		if mismatches := verifyInSlices(t, pool, 7, func(ledger.Round) {}); len(mismatches) > 0 {
+			t.Errorf("found %q", mismatches)
+		}
+	}
+	if err := <-applied; err != nil {
+		t.Fatal(err)
+	}
+	ledgertest.Check(t, pool)
+}
+
+// A row that Postgres can't read is reported, and does not keep the round from the rows behind it.
+func TestRoundPassesWhatCantBeRead(t *testing.T) {
+	t.Parallel()
+	pool := testenv.Pool(t)
+	account := ledgertest.Account(t, pool, ledgertest.User(t, pool), 100)
+	for range 3 {
+		apply(t, pool, ledgertest.Job(t, pool, account, ledger.Deposit, 5))
+	}
+	ledgertest.Exec(t, pool, `ALTER DOMAIN balance DROP CONSTRAINT balance_check`)
+	ledgertest.Unguarded(t, pool, `UPDATE transactions SET balance_after = 9223372036854775807 WHERE seq = 2; UPDATE accounts SET balance = 7`)
+	mismatches := strings.Join(verifyInSlices(t, pool, 1, func(ledger.Round) {}), "\n")
+	for _, want := range []string{
+		"account " + account.Number + ": balance 7, its history makes 115",
+		"account with id 1: the next row of transactions after [1 2] can't be verified: ", "bigint out of range",
+		"account " + account.Number + ": transaction 2 says balance_after",
+	} {
+		if !strings.Contains(mismatches, want) {
+			t.Errorf("found %s, want %q", mismatches, want)
+		}
 	}
 }

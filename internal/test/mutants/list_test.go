@@ -14,37 +14,38 @@ type edit struct{ file, from, to string }
 
 // The files of the guards.
 const (
-	accept     = "internal/job/accept.go"
-	archive    = "internal/job/archive.go"
-	batches    = "internal/job/batch.go"
-	backlog    = "internal/job/backlog.go"
-	accounts   = "internal/ledger/accounts.go"
-	apply      = "internal/ledger/apply.go"
-	pipeline   = "internal/ledger/pipeline.go"
-	attempts   = "internal/ledger/attempts.go"
-	operator   = "internal/ledger/operator.go"
-	verifying  = "internal/ledger/verify.go"
-	roles      = "deploy/postgres/roles.sql"
-	open       = "internal/postgres/postgres.go"
-	pgErrors   = "internal/postgres/errors.go"
-	schema     = "migrations/00001_schema.sql"
-	applying   = "migrations/00002_apply_job.sql"
-	accepts    = "migrations/00003_accept_jobs.sql"
-	batchSQL   = "migrations/00004_accept_batch.sql"
-	balances   = "internal/statement/statement.go"
-	sweep      = "internal/worker/sweep.go"
-	scanning   = "internal/worker/scan.go"
-	stalled    = "internal/worker/stalled.go"
-	direct     = "internal/worker/direct.go"
-	work       = "internal/worker/worker.go"
-	handler    = "internal/worker/apply.go"
-	notifier   = "internal/queue/notifier.go"
-	wakeup     = "internal/queue/wakeup.go"
-	wakeEvents = "internal/queue/events.go"
-	notices    = "internal/queue/notification.go"
-	pending    = "internal/queue/pending.go"
-	serving    = "internal/queue/server.go"
-	edge       = "internal/api/api.go"
+	accept    = "internal/job/accept.go"
+	archive   = "internal/job/archive.go"
+	batches   = "internal/job/batch.go"
+	backlog   = "internal/job/backlog.go"
+	accounts  = "internal/ledger/accounts.go"
+	apply     = "internal/ledger/apply.go"
+	pipeline  = "internal/ledger/pipeline.go"
+	attempts  = "internal/ledger/attempts.go"
+	operator  = "internal/ledger/operator.go"
+	verifying = "internal/ledger/walks.go"
+	rounds    = "internal/ledger/round.go"
+	roles     = "deploy/postgres/roles.sql"
+	open      = "internal/postgres/postgres.go"
+	pgErrors  = "internal/postgres/errors.go"
+	schema    = "migrations/00001_schema.sql"
+	applying  = "migrations/00002_apply_job.sql"
+	accepts   = "migrations/00003_accept_jobs.sql"
+	batchSQL  = "migrations/00004_accept_batch.sql"
+	balances  = "internal/statement/statement.go"
+	sweep     = "internal/worker/sweep.go"
+	scanning  = "internal/worker/scan.go"
+	stalled   = "internal/worker/stalled.go"
+	direct    = "internal/worker/direct.go"
+	work      = "internal/worker/worker.go"
+	handler   = "internal/worker/apply.go"
+	notifier  = "internal/queue/notifier.go"
+	wakeup    = "internal/queue/wakeup.go"
+	pubsub    = "internal/queue/events.go"
+	notices   = "internal/queue/notification.go"
+	pending   = "internal/queue/pending.go"
+	serving   = "internal/queue/server.go"
+	edge      = "internal/api/api.go"
 
 	batchEdge = "internal/api/batch.go"
 
@@ -310,8 +311,18 @@ var mutations = []mutation{
 	},
 	{
 		"verify does not compare a status with its actions", balanced,
-		[]edit{{verifying, `WHERE status <> coalesce(becomes, 'open')`, `WHERE false`}},
+		[]edit{{verifying, `WHEN walked.status::text <> coalesce(made.status, 'open')`, `WHEN false`}},
 		[]string{"-run=^TestVerifyFinds$/^(StatusWithoutAnAction|ActionWithoutItsStatus)$ ./internal/ledger"},
+	},
+	{
+		"verify does not look for jobs without an outcome", balanced,
+		[]edit{{verifying, `WHEN found.outcomes IS NULL`, `WHEN false`}},
+		[]string{"-run=^TestVerifyFinds$/^Missing(Transaction|Rejection)$ ./internal/ledger"},
+	},
+	{
+		"a round follows a busy account without an end", balanced,
+		[]edit{{rounds, `last.Position > r.Bound {`, `false {`}},
+		[]string{"-run=^TestRoundUnderLoad$ ./internal/ledger"},
 	},
 	{
 		"a withdrawal takes what is not there", balanced,
@@ -647,7 +658,7 @@ var mutations = []mutation{
 	},
 	{
 		"only one master of a cluster wakes the worker", disposable,
-		[]edit{{wakeEvents, `if !ok {
+		[]edit{{pubsub, `if !ok {
 		return map`, `if !ok || cluster != nil {
 		return map`}},
 		[]string{"-run=^TestServeOnCluster$ ./internal/queue"},

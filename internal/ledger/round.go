@@ -1,0 +1,203 @@
+package ledger
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+)
+
+// Round is a verification of the whole ledger, and how far it has come. It walks through each table
+// by its primary key, and checks each row against the rows that must agree with it. The zero Round
+// has not begun.
+//
+// A round may be kept as JSON, and another process may go on with it. A slice that is verified twice
+// does no harm.
+type Round struct {
+	Begun time.Time // by Postgres's clock
+	Table string    // that the next slice is of
+	After []string  // key of the last row that was verified; nil: none of the table
+	Last  string    // highest key of the table when the walk through it began, where that ends the walk
+	// Bound is the highest position that was drawn before the round. Rows of an account beyond it
+	// belong to the next round: a busy account must not keep the round from ending.
+	Bound    int64
+	Position int64 // the highest position of a job that was verified
+	Verified Verification
+}
+
+// Slice is what a round verified at once.
+type Slice struct {
+	Rows       int // of all tables
+	Accounts   int
+	Mismatches []Mismatch
+	Done       bool      // the round is over
+	Ended      time.Time // then, when, by Postgres's clock
+}
+
+// Verify verifies the next rows, limit at most. It reads them and all that must agree with them in
+// one statement. A statement has one snapshot, so an apply in flight is seen as a whole or not at
+// all, and no snapshot lives longer than a slice. An error leaves the round as it was.
+func (r *Round) Verify(ctx context.Context, q querier, limit int) (Slice, error) {
+	next := *r
+	slice, err := next.verify(ctx, q, limit)
+	if err != nil {
+		return Slice{}, fmt.Errorf("verify %s: %w", next.Table, err)
+	}
+	next.Verified.Rows += int64(slice.Rows)
+	next.Verified.Mismatches += int64(len(slice.Mismatches))
+	*r = next
+	return slice, nil
+}
+
+// verifyRules is the name of the last part of a round: the sequences and the triggers.
+const verifyRules = "rules"
+
+func (r *Round) verify(ctx context.Context, q querier, limit int) (slice Slice, err error) {
+	if r.Table == verifyRules {
+		slice.Done = true
+		if slice.Mismatches, err = r.rules(ctx, q); err != nil {
+			return slice, err
+		}
+		return slice, q.QueryRow(ctx, `SELECT clock_timestamp()`).Scan(&slice.Ended)
+	}
+	at := slices.IndexFunc(walks, func(w walk) bool { return w.table == r.Table })
+	if at < 0 { // it has not begun, or another build kept it
+		if err := r.begin(ctx, q); err != nil {
+			return slice, err
+		}
+		at = 0
+	}
+	walk := walks[at]
+	if r.After == nil {
+		if err := r.enter(ctx, q, walk); err != nil {
+			return slice, err
+		}
+	}
+	rows, err := r.read(ctx, q, walk, limit)
+	if err != nil && limit == 1 && isDamage(err) {
+		rows, err = r.skip(ctx, q, walk, err)
+	}
+	if err != nil {
+		return slice, err
+	}
+	r.count(walk, rows, &slice)
+	if len(rows) < limit {
+		r.Table, r.After, r.Last = verifyRules, nil, ""
+		if at+1 < len(walks) {
+			r.Table = walks[at+1].table
+		}
+		return slice, nil
+	}
+	last := rows[limit-1]
+	r.After = last.Key
+	if walk.last == "" && last.Position > r.Bound {
+		r.After = []string{last.Key[0], strconv.FormatInt(math.MaxInt64, 10)} // the next account
+	}
+	return slice, nil
+}
+
+// isDamage is true for an error of the data that a statement reads: it says nothing of other rows.
+// https://www.postgresql.org/docs/current/errcodes-appendix.html
+func isDamage(err error) bool {
+	pgErr, ok := errors.AsType[*pgconn.PgError](err)
+	return ok && (strings.HasPrefix(pgErr.Code, "22") || strings.HasPrefix(pgErr.Code, "XX"))
+}
+
+// skip reports the next row as one that can't be verified, so that it does not keep the round from
+// the rows behind it.
+func (r *Round) skip(ctx context.Context, q querier, w walk, damage error) ([]walked, error) {
+	var args []any
+	for _, part := range r.After {
+		args = append(args, part)
+	}
+	row := walked{Faults: []string{fmt.Sprintf("the next row of %s after %v can't be verified: %v", w.table, r.After, damage)}}
+	if err := q.QueryRow(ctx, w.keySQL(), args...).Scan(&row.Key); err != nil {
+		return nil, err
+	}
+	if w.key[0] == byAccount {
+		row.Account = "with id " + row.Key[0]
+	}
+	return []walked{row}, nil
+}
+
+// begin begins a round. Positions that are drawn later are higher than its bound.
+func (r *Round) begin(ctx context.Context, q querier) error {
+	begun := Round{Table: walks[0].table}
+	err := q.QueryRow(ctx, `SELECT clock_timestamp(), last_value FROM job_positions`).Scan(&begun.Begun, &begun.Bound)
+	*r = begun
+	return err
+}
+
+// enter begins the walk through a table.
+func (r *Round) enter(ctx context.Context, q querier, w walk) error {
+	r.After = w.first()
+	if w.last == "" {
+		return nil
+	}
+	return q.QueryRow(ctx, `SELECT coalesce((`+w.last+`)::text, $1)`, r.After[0]).Scan(&r.Last)
+}
+
+// walked is a row that was verified.
+type walked struct {
+	Key      []string
+	Account  string
+	Position int64 // of its job; 0 for none
+	Faults   []string
+}
+
+func (r *Round) read(ctx context.Context, q querier, w walk, limit int) ([]walked, error) {
+	var args []any
+	for _, part := range r.After {
+		args = append(args, part)
+	}
+	if w.last != "" {
+		args = append(args, r.Last)
+	}
+	rows, _ := q.Query(ctx, w.sql, append(args, limit)...) // CollectRows returns its error
+	return pgx.CollectRows(rows, pgx.RowToStructByPos[walked])
+}
+
+func (r *Round) count(w walk, rows []walked, slice *Slice) {
+	slice.Rows = len(rows)
+	for _, row := range rows {
+		for _, fault := range row.Faults {
+			slice.Mismatches = append(slice.Mismatches, Mismatch{Account: row.Account, Finding: fault})
+		}
+		if w.counts == countsJobs {
+			r.Position = max(r.Position, row.Position)
+		}
+	}
+	switch w.counts {
+	case countsAccounts:
+		slice.Accounts = len(rows)
+		r.Verified.Accounts += int64(len(rows))
+	case countsTransactions:
+		r.Verified.Transactions += int64(len(rows))
+	case countsJobs:
+		r.Verified.Jobs += int64(len(rows))
+	case countsRows:
+	}
+}
+
+// rules checks the sequences and the triggers.
+func (r *Round) rules(ctx context.Context, q querier) (found []Mismatch, err error) {
+	mismatch := func(format string, args ...any) {
+		found = append(found, Mismatch{Finding: fmt.Sprintf(format, args...)})
+	}
+	behind, err := sequencesBehind(ctx, q, accountIDsSQL+` UNION ALL
+		SELECT 'job_positions', last_value + is_called::int, $1::bigint FROM job_positions`, r.Position)
+	if err != nil {
+		return nil, err
+	}
+	for _, s := range behind {
+		mismatch("%s", s)
+	}
+	return found, verifyGuards(ctx, q, mismatch)
+}
