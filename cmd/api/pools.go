@@ -52,10 +52,13 @@ func partOfAccepts(total int32) int32 { return max(min(acceptConns, total*3/8), 
 // partOfRequests is how many are for everything else, at least one.
 func partOfRequests(total int32) int32 { return max(total-partOfAccepts(total), 1) }
 
-// register adds the metrics of the primary's pools to the registry.
+// register adds the metrics of the pools to the registry.
 func (p pools) register(registry prometheus.Registerer) {
 	ops.RegisterPool(registry, "requests", p.requests)
 	ops.RegisterPool(registry, "accepts", p.accepts)
+	if p.replica != nil {
+		ops.RegisterPool(registry, "replica", p.replica)
+	}
 }
 
 // close closes the pools that openPools opened.

@@ -90,13 +90,14 @@ type API struct {
 func New(cfg Config) (*API, error) {
 	a := &API{
 		cfg: cfg, cursors: newCursors(cfg.CursorKeys), metrics: newMetrics(cfg.Registry),
-		exports: newExports(), timeout: requestTimeout, shutdown: make(chan struct{}),
+		timeout: requestTimeout, shutdown: make(chan struct{}),
 		policy: policyOf(cfg.Limits.Requests.Quota()), overloaded: cfg.Acceptor.IsOverloaded,
 		callers: &slots{most: maxInFlight}, guests: &slots{most: maxGuestsInFlight},
 		refreshes: &slots{most: maxRefreshesInFlight},
 		users:     userSlots{most: maxInFlightPerUser, taken: map[uuid.UUID]int{}},
 	}
 	a.closeOnce = sync.OnceFunc(func() { close(a.shutdown) })
+	a.exports = newExports(a.metrics.exports)
 	a.streams = newStreams(cfg, a.metrics)
 	a.app = fiber.New(fiber.Config{
 		AppName:               "Passbook",

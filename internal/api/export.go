@@ -21,6 +21,7 @@ import (
 
 	"github.com/gofiber/fiber/v2"
 	"github.com/google/uuid"
+	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/passbook/passbook/internal/ledger"
 	"github.com/passbook/passbook/internal/statement"
@@ -72,6 +73,7 @@ type exports struct {
 	longest, grace time.Duration // longestExport and exportGrace; shorter in tests
 	rate           int           // leastRate; higher in tests
 	readings       chan struct{} // holds one element for each page that is being read
+	open           prometheus.Gauge
 
 	mu      sync.Mutex // guards the fields below
 	cancels map[uuid.UUID]context.CancelFunc
@@ -79,10 +81,11 @@ type exports struct {
 	running sync.WaitGroup
 }
 
-func newExports() exports {
+func newExports(open prometheus.Gauge) exports {
 	return exports{
 		longest: longestExport, grace: exportGrace, rate: leastRate,
 		readings: make(chan struct{}, maxReadings), cancels: map[uuid.UUID]context.CancelFunc{},
+		open: open,
 	}
 }
 
@@ -100,11 +103,13 @@ func (e *exports) begin(ctx context.Context, user uuid.UUID) (exporting context.
 	exporting, cancel := context.WithTimeout(context.WithoutCancel(ctx), e.longest)
 	e.cancels[user] = cancel
 	e.running.Add(1)
+	e.open.Inc()
 	return exporting, sync.OnceFunc(func() {
 		e.mu.Lock()
 		defer e.mu.Unlock()
 		cancel()
 		delete(e.cancels, user)
+		e.open.Dec()
 		e.running.Done()
 	}), nil
 }

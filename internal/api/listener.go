@@ -120,6 +120,7 @@ func (l *listener) admit(inner net.Conn) *conn {
 	l.conns[c] = struct{}{}
 	l.addresses[c.address]++
 	l.open.Add(1)
+	l.metrics.connections.Inc()
 	c.waits = l.waiting.PushBack(c)
 	return c
 }
@@ -183,6 +184,7 @@ func (l *listener) remove(c *conn) {
 		delete(l.addresses, c.address)
 	}
 	l.setWaiting(c, false)
+	l.metrics.connections.Dec()
 	l.open.Done()
 }
 

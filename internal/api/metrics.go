@@ -1,11 +1,14 @@
 package api
 
 import (
+	"errors"
+	"net/http"
 	"strconv"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/passbook/passbook/internal/auth"
 	"github.com/passbook/passbook/internal/job"
 	"github.com/passbook/passbook/internal/ledger"
 )
@@ -23,7 +26,19 @@ type metrics struct {
 
 	streams        prometheus.Gauge
 	streamsDropped prometheus.Counter
+	exports        prometheus.Gauge
+	connections    prometheus.Gauge
+	logIns         *prometheus.CounterVec
 }
+
+// The outcomes of a log-in.
+const (
+	logInSucceeded = "succeeded"
+	logInWrong     = "invalid_credentials"
+	logInLimited   = "limited" // a limit of emails or addresses, whatever the password
+	logInBusy      = "busy"    // too many passwords are being hashed
+	logInFailed    = "error"
+)
 
 func newMetrics(registry prometheus.Registerer) *metrics {
 	m := &metrics{
@@ -57,7 +72,20 @@ func newMetrics(registry prometheus.Registerer) *metrics {
 	m.streamsDropped = prometheus.NewCounter(prometheus.CounterOpts{
 		Name: "passbook_event_streams_dropped_total", Help: "Event streams that were closed because their clients did not read them in time.",
 	})
-	registry.MustRegister(m.requests, m.accepted, m.replayed, m.crowded, m.refusals, m.waiting, m.streams, m.streamsDropped)
+	m.exports = prometheus.NewGauge(prometheus.GaugeOpts{
+		Name: "passbook_exports", Help: "Exports of histories as CSV that are being sent.",
+	})
+	m.connections = prometheus.NewGauge(prometheus.GaugeOpts{
+		Name: "passbook_http_connections", Help: "Connections of clients that are open.",
+	})
+	m.logIns = prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "passbook_log_ins_total", Help: "Attempts to log in, by outcome.",
+	}, []string{"outcome"})
+	for _, outcome := range []string{logInSucceeded, logInWrong, logInLimited, logInBusy, logInFailed} {
+		m.logIns.WithLabelValues(outcome)
+	}
+	registry.MustRegister(m.requests, m.accepted, m.replayed, m.crowded, m.refusals, m.waiting, m.streams, m.streamsDropped,
+		m.exports, m.connections, m.logIns)
 	for _, entry := range []ledger.EntryType{ledger.Deposit, ledger.Withdrawal} {
 		m.accepted.WithLabelValues(string(entry)) // counts from 0, so that a rate sees the first
 	}
@@ -66,6 +94,23 @@ func newMetrics(registry prometheus.Registerer) *metrics {
 
 func (m *metrics) request(route, method string, status int, took time.Duration) {
 	m.requests.WithLabelValues(route, method, strconv.Itoa(status)).Observe(took.Seconds())
+}
+
+// logIn counts an attempt to log in, by the error that it ended with.
+func (m *metrics) logIn(err error) {
+	outcome := logInFailed
+	limited, isProblem := errors.AsType[*problem](err)
+	switch {
+	case err == nil:
+		outcome = logInSucceeded
+	case errors.Is(err, auth.ErrInvalidCredentials):
+		outcome = logInWrong
+	case errors.Is(err, auth.ErrBusy):
+		outcome = logInBusy
+	case isProblem && limited.Status == http.StatusTooManyRequests:
+		outcome = logInLimited
+	}
+	m.logIns.WithLabelValues(outcome).Inc()
 }
 
 // refused counts a request that the server refused before any handler, as one that took no

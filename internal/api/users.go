@@ -108,10 +108,11 @@ func (a *API) logIn(c *fiber.Ctx, _ *query) error {
 	if err := b.err(); err != nil {
 		return err
 	}
-	if err := a.limitLogIn(c, email); err != nil {
-		return err
+	var tokens auth.Tokens
+	if err = a.limitLogIn(c, email); err == nil {
+		tokens, err = a.cfg.Auth.LogIn(c.UserContext(), email, password)
 	}
-	tokens, err := a.cfg.Auth.LogIn(c.UserContext(), email, password)
+	a.metrics.logIn(err)
 	if err != nil {
 		return err
 	}

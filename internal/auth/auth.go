@@ -74,7 +74,7 @@ type Service struct {
 	live      *liveSessions
 	locks     postgres.LockRetries // of sessions, by the hash of the token, and of users, by their id
 	log       *slog.Logger
-	reuses    prometheus.Counter
+	metrics   *metrics
 }
 
 // New makes a Service on the database behind pool. It refuses a missing, short or repeated key; the
@@ -90,15 +90,10 @@ func New(pool *pgxpool.Pool, cfg Config) (*Service, error) {
 	if err != nil {
 		return nil, err
 	}
-	passwords, err := newHasher()
+	m := newMetrics(cfg.Registry)
+	passwords, err := newHasher(m)
 	if err != nil {
 		return nil, err
-	}
-	reuses := prometheus.NewCounter(prometheus.CounterOpts{
-		Name: "passbook_refresh_token_reuses_total", Help: "Spent refresh tokens that were used again, each of which revoked its session.",
-	})
-	if cfg.Registry != nil {
-		cfg.Registry.MustRegister(reuses)
 	}
 	return &Service{
 		pool:      pool,
@@ -108,7 +103,7 @@ func New(pool *pgxpool.Pool, cfg Config) (*Service, error) {
 		access:    access,
 		live:      newLiveSessions(),
 		log:       cfg.Log,
-		reuses:    reuses,
+		metrics:   m,
 	}, nil
 }
 
@@ -137,19 +132,25 @@ type Session struct {
 func (s *Service) Session(ctx context.Context, accessToken string) (Session, error) {
 	claims, err := s.access.verify(accessToken)
 	if err != nil {
-		return Session{}, fmt.Errorf("%w: %w", ErrUnauthenticated, err)
+		return Session{}, s.refuse(tokenFault(err), err)
 	}
 	alive, now, err := s.isAlive(ctx, claims.SessionID)
 	switch {
 	case err != nil:
 		return Session{}, fmt.Errorf("authenticate: %w", err)
 	case !alive:
-		return Session{}, fmt.Errorf("%w: session %s is revoked or unknown", ErrUnauthenticated, claims.SessionID)
+		return Session{}, s.refuse(sessionIsOver, fmt.Errorf("session %s is revoked or unknown", claims.SessionID))
 	}
 	if err := claims.checkTime(now); err != nil {
-		return Session{}, fmt.Errorf("%w: %w", ErrUnauthenticated, err)
+		return Session{}, s.refuse(tokenFault(err), err)
 	}
 	return Session{Identity: claims.identity(), ExpiresIn: time.Unix(claims.ExpiresAt, 0).Sub(now)}, nil
+}
+
+// refuse counts an access token that is not accepted, and returns its error.
+func (s *Service) refuse(reason string, err error) error {
+	s.metrics.tokensRefused.WithLabelValues(reason).Inc()
+	return fmt.Errorf("%w: %w", ErrUnauthenticated, err)
 }
 
 // isAlive asks Postgres only about a session not seen alive in the last liveFor.

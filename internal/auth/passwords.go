@@ -3,6 +3,7 @@ package auth
 import (
 	"context"
 	"crypto/rand"
+	"errors"
 	"fmt"
 	"math"
 	"runtime"
@@ -92,6 +93,7 @@ type hasher struct {
 	logIns  slots
 	signUps slots
 	decoy   string
+	metrics *metrics
 }
 
 // makeDecoy returns the hash of a random password. A log-in with an unknown email compares with it,
@@ -100,18 +102,18 @@ var makeDecoy = sync.OnceValues(func() (string, error) {
 	return argon2id.CreateHash(rand.Text(), hashParams)
 })
 
-func newHasher() (*hasher, error) {
+func newHasher(m *metrics) (*hasher, error) {
 	decoy, err := makeDecoy()
 	if err != nil {
 		return nil, fmt.Errorf("hash the decoy password: %w", err)
 	}
 	logIns, signUps := countSlots(min(runtime.GOMAXPROCS(0), runtime.NumCPU()), memoryLimit())
-	return &hasher{logIns: make(slots, logIns), signUps: make(slots, signUps), decoy: decoy}, nil
+	return &hasher{logIns: make(slots, logIns), signUps: make(slots, signUps), decoy: decoy, metrics: m}, nil
 }
 
 // hash returns the hash that a sign-up stores. ErrBusy where no slot becomes free.
 func (h *hasher) hash(ctx context.Context, password string) (string, error) {
-	if err := h.signUps.acquire(ctx); err != nil {
+	if err := h.acquire(ctx, h.signUps); err != nil {
 		return "", err
 	}
 	defer h.signUps.release()
@@ -124,7 +126,7 @@ func (h *hasher) hash(ctx context.Context, password string) (string, error) {
 
 // matches compares the password of a log-in with a hash. ErrBusy where no slot becomes free.
 func (h *hasher) matches(ctx context.Context, password, hash string) (bool, error) {
-	if err := h.logIns.acquire(ctx); err != nil {
+	if err := h.acquire(ctx, h.logIns); err != nil {
 		return false, err
 	}
 	defer h.logIns.release()
@@ -133,6 +135,17 @@ func (h *hasher) matches(ctx context.Context, password, hash string) (bool, erro
 		return false, fmt.Errorf("compare password: %w", err)
 	}
 	return ok, nil
+}
+
+// acquire takes a slot, and counts the wait for it and its end.
+func (h *hasher) acquire(ctx context.Context, of slots) error {
+	h.metrics.hashesWaiting.Inc()
+	defer h.metrics.hashesWaiting.Dec()
+	err := of.acquire(ctx)
+	if errors.Is(err, ErrBusy) {
+		h.metrics.hashesRefused.Inc()
+	}
+	return err
 }
 
 // slots holds an element for each hash being made.

@@ -50,7 +50,7 @@ func TestCheckPassword(t *testing.T) {
 
 func TestHasher(t *testing.T) {
 	t.Parallel()
-	h, err := newHasher()
+	h, err := newHasher(newMetrics(nil))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -99,7 +99,7 @@ func TestHasher_AllSlotsTaken(t *testing.T) {
 			t.Run(callName+"/"+name, func(t *testing.T) {
 				t.Parallel()
 				synctest.Test(t, func(t *testing.T) {
-					h := &hasher{logIns: make(slots, 1), signUps: make(slots, 1)}
+					h := &hasher{logIns: make(slots, 1), signUps: make(slots, 1), metrics: newMetrics(nil)}
 					taken := what.slots(h)
 					taken <- struct{}{}
 					time.AfterFunc(tt.freed, taken.release)
@@ -132,7 +132,7 @@ func matchOne(ctx context.Context, h *hasher) error {
 func TestHasher_SlotsApart(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		h := &hasher{logIns: make(slots, 1), signUps: make(slots, 1)}
+		h := &hasher{logIns: make(slots, 1), signUps: make(slots, 1), metrics: newMetrics(nil)}
 		start := time.Now()
 		h.signUps <- struct{}{}
 		if err := matchOne(t.Context(), h); err != nil {
@@ -221,7 +221,7 @@ func TestHasher_Memory(t *testing.T) {
 // memory, several times as much, is not in it.
 func hashMany(t *testing.T, clients int, enough int64) {
 	t.Helper()
-	h, err := newHasher()
+	h, err := newHasher(newMetrics(nil))
 	if err != nil {
 		t.Fatal(err)
 	}

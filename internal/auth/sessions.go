@@ -194,7 +194,7 @@ func (s *Service) Refresh(ctx context.Context, refreshToken string) (Tokens, err
 	case err != nil:
 		return Tokens{}, fmt.Errorf("refresh: %w", err)
 	case held.isReused():
-		s.reuses.Inc()
+		s.metrics.reuses.Inc()
 		s.log.WarnContext(ctx, "spent refresh token used again; session revoked", "user_id", held.UserID, "session_id", held.SessionID)
 		return Tokens{}, ErrInvalidRefreshToken
 	case !held.isGood():

@@ -203,9 +203,9 @@ func TestRefresh_OnceMore(t *testing.T) {
 			all := append(spend(t, first), first)
 			var log bytes.Buffer
 			s.log = slog.New(slog.NewTextHandler(&log, nil))
-			before := count(t, s.reuses)
+			before := count(t, s.metrics.reuses)
 			wantInvalid(t, s, first.RefreshToken)
-			if got := count(t, s.reuses) - before; got != 1 {
+			if got := count(t, s.metrics.reuses) - before; got != 1 {
 				t.Errorf("counted %v reuses, want 1", got)
 			}
 			for _, want := range []string{"level=WARN", identity.UserID.String(), identity.SessionID.String()} {

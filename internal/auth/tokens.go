@@ -32,6 +32,13 @@ const (
 	defaultName = "passbook" // of issuer and audience
 )
 
+// The faults of a token that are counted apart.
+var (
+	errUnknownKey  = errors.New("unknown kid")
+	errNotYetValid = errors.New("token not valid yet")
+	errExpired     = errors.New("token expired")
+)
+
 // signingMethod is the one algorithm (RFC 8725, section 3.1).
 var signingMethod = jwt.SigningMethodHS256
 
@@ -163,7 +170,7 @@ func (s *signer) secret(token *jwt.Token) (any, error) {
 	kid, _ := token.Header["kid"].(string)
 	secret, ok := s.secrets[kid]
 	if !ok {
-		return nil, errors.New("unknown kid")
+		return nil, errUnknownKey
 	}
 	return secret, nil
 }
@@ -190,9 +197,9 @@ func (c *accessClaims) identity() Identity {
 func (c *accessClaims) checkTime(now time.Time) error {
 	switch at := now.Unix(); {
 	case at < c.NotBefore:
-		return errors.New("token not valid yet")
+		return errNotYetValid
 	case at >= c.ExpiresAt:
-		return errors.New("token expired")
+		return errExpired
 	}
 	return nil
 }
