@@ -130,22 +130,28 @@ func (b *Backlog) Last(ctx context.Context, oldest OldestQueued) (id uuid.UUID, 
 // $1 the accounts' ids, $2 the positions of their oldest queued jobs, as arrays.
 const unlockedSQL = `
 	WITH unlocked AS (SELECT id FROM accounts WHERE id = ANY ($1) FOR NO KEY UPDATE SKIP LOCKED)
-	SELECT newest.job_id
+	SELECT oldest.account_id, newest.job_id
 	FROM unnest($1::bigint[], $2::bigint[]) oldest (account_id, position),
 		LATERAL (SELECT job_id FROM queue WHERE account_id = oldest.account_id AND position >= oldest.position
 			ORDER BY position DESC LIMIT 1) newest
 	WHERE oldest.account_id IN (SELECT id FROM unlocked)
 		OR NOT EXISTS (SELECT FROM accounts WHERE id = oldest.account_id)`
 
+// NewestQueued is an account's newest queued job.
+type NewestQueued struct {
+	AccountID int64
+	JobID     uuid.UUID
+}
+
 // Unlocked returns the newest queued job of each account whose oldest queued job is given. It
 // leaves out accounts without a queued job, and accounts that a transaction has locked, so that
 // its caller need not wait for a lock. It includes accounts that have lost their rows.
-func (b *Backlog) Unlocked(ctx context.Context, oldest []OldestQueued) ([]uuid.UUID, error) {
+func (b *Backlog) Unlocked(ctx context.Context, oldest []OldestQueued) ([]NewestQueued, error) {
 	accounts, positions := unzip(oldest)
 	rows, _ := b.pool.Query(ctx, unlockedSQL, accounts, positions) // CollectRows returns its error
-	jobs, err := pgx.CollectRows(rows, pgx.RowTo[uuid.UUID])
+	newest, err := pgx.CollectRows(rows, pgx.RowToStructByPos[NewestQueued])
 	if err != nil {
 		return nil, fmt.Errorf("find the newest queued jobs: %w", err)
 	}
-	return jobs, nil
+	return newest, nil
 }

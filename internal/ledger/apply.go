@@ -21,6 +21,8 @@ type Applied struct {
 	Outcome    Outcome
 	CreatedAt  time.Time // when the job was accepted
 	FinishedAt time.Time
+
+	Refusal *Refusal `db:"-"` // why a failed job failed; nil for any other
 }
 
 // Applier applies jobs.
@@ -83,13 +85,19 @@ type Due struct {
 	Jobs  int // how many are expected, 1 at least; a wrong number costs only time
 }
 
+// Troubled is an account whose work an error ended.
+type Troubled struct {
+	Due
+	Err error
+}
+
 // ApplyShared applies due jobs of several accounts: about limit of them, and at least one of
 // each account. The jobs share round trips and flushes. remaining are the accounts that have
 // more due jobs, with the number of these. troubled are the accounts whose work an error ended.
 // The caller passes each of those to Apply, which meets the error again and returns it.
 //
 // A kill leaves each job as a kill of Apply does.
-func (a *Applier) ApplyShared(ctx context.Context, due []Due, limit int) (applied []Applied, remaining, troubled []Due) {
+func (a *Applier) ApplyShared(ctx context.Context, due []Due, limit int) (applied []Applied, remaining []Due, troubled []Troubled) {
 	remaining = due
 	for len(remaining) > 0 && limit > 0 {
 		share := max(limit/len(remaining), 1)
@@ -103,7 +111,7 @@ func (a *Applier) ApplyShared(ctx context.Context, due []Due, limit int) (applie
 		for _, jobs := range after {
 			switch {
 			case jobs.err != nil:
-				troubled = append(troubled, Due{jobs.upTo, jobs.n})
+				troubled = append(troubled, Troubled{Due{jobs.upTo, jobs.n}, jobs.err})
 			case jobs.remaining > 0:
 				remaining = append(remaining, Due{jobs.upTo, jobs.remaining})
 			}

@@ -21,6 +21,23 @@ const MaxAttempts = 5
 // attempt is counted.
 var ErrRefused = errors.New("job refused")
 
+// Refusal is the error of a job that Postgres refused: the job at fault, which may be older than the
+// one that was named. It wraps ErrRefused and Postgres's error.
+type Refusal struct {
+	JobID   uuid.UUID
+	Account string // its number; empty where the account has lost its row
+	Attempt int    // of MaxAttempts
+	Err     error
+}
+
+// Error names the job.
+func (r *Refusal) Error() string {
+	return fmt.Sprintf("apply job %s: %v: %v", r.JobID, ErrRefused, r.Err)
+}
+
+// Unwrap returns ErrRefused and Postgres's error.
+func (r *Refusal) Unwrap() []error { return []error{ErrRefused, r.Err} }
+
 // attemptTimeout bounds attemptOldest, which takes several round trips.
 const attemptTimeout = 2 * postgres.RoundTripTimeout
 
@@ -42,6 +59,7 @@ func (a *Applier) attemptOldest(ctx context.Context, upTo uuid.UUID) (finished [
 	ctx, cancel := context.WithTimeout(ctx, attemptTimeout)
 	defer cancel()
 	var refusal error
+	var at Refusal
 	err = postgres.InTx(ctx, a.pool, func(tx pgx.Tx) error {
 		if _, err := tx.Exec(ctx, "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ"); err != nil {
 			return err
@@ -50,9 +68,7 @@ func (a *Applier) attemptOldest(ctx context.Context, upTo uuid.UUID) (finished [
 			return err
 		}
 		failpoint.Hit(failpoint.AttemptLocked)
-		var oldest uuid.UUID
-		var attempts int
-		if err := tx.QueryRow(ctx, countSQL, upTo).Scan(&oldest, &attempts); err != nil {
+		if err := tx.QueryRow(ctx, countSQL, upTo).Scan(&at.JobID, &at.Attempt, &at.Account); err != nil {
 			return err
 		}
 		failpoint.Hit(failpoint.AttemptCounted)
@@ -61,10 +77,10 @@ func (a *Applier) attemptOldest(ctx context.Context, upTo uuid.UUID) (finished [
 			return err
 		})
 		failpoint.Hit(failpoint.AttemptMade)
-		if !postgres.IsDataFault(refusal) || attempts < MaxAttempts {
+		if !postgres.IsDataFault(refusal) || at.Attempt < MaxAttempts {
 			return notRefusal(refusal)
 		}
-		finished, err = queryApplied(ctx, tx, failSQL, oldest, detailOf(refusal))
+		finished, err = queryApplied(ctx, tx, failSQL, at.JobID, detailOf(refusal))
 		failpoint.Hit(failpoint.AttemptFailed)
 		return err
 	})
@@ -75,9 +91,14 @@ func (a *Applier) attemptOldest(ctx context.Context, upTo uuid.UUID) (finished [
 		return nil, fmt.Errorf("attempt jobs up to %s: %w", upTo, err)
 	}
 	failpoint.Hit(failpoint.AttemptCommitted)
-	if refusal != nil && len(finished) == 0 {
-		return nil, fmt.Errorf("apply job %s: %w: %w", upTo, ErrRefused, refusal)
+	if refusal == nil {
+		return finished, nil
 	}
+	at.Err = refusal
+	if len(finished) == 0 {
+		return nil, &at
+	}
+	finished[0].Refusal = &at
 	return finished, nil
 }
 
@@ -105,8 +126,8 @@ const retrySQL = `
 // older one. It stops counting at 1,001, which is far more than MaxAttempts: an overflow of the
 // column would stop the account for ever.
 //
-// $1 the named job. One row, the oldest job and its attempts, this one included; no row if no
-// job up to the named one is queued.
+// $1 the named job. One row, the oldest job, its attempts, this one included, and the account's number;
+// no row if no job up to the named one is queued.
 const countSQL = `
 	UPDATE queue SET attempts = least(queue.attempts, 1000) + 1
 	FROM jobs named LEFT JOIN accounts account ON account.id = named.account_id, LATERAL (
@@ -117,7 +138,7 @@ const countSQL = `
 			LIMIT 1
 	) oldest
 	WHERE named.id = $1 AND queue.account_id = oldest.account_id AND queue.position = oldest.position
-	RETURNING queue.job_id, queue.attempts`
+	RETURNING queue.job_id, queue.attempts, coalesce(account.number, '')`
 
 // failSQL moves a queued job to failed. No balance changes.
 //

@@ -1,6 +1,7 @@
 package postgres
 
 import (
+	"context"
 	"errors"
 
 	"github.com/jackc/pgx/v5/pgconn"
@@ -68,4 +69,73 @@ func IsUnavailable(err error) bool {
 func IsTimeout(err error) bool {
 	pg, ok := errors.AsType[*pgconn.PgError](err)
 	return ok && pg.Code == "57014"
+}
+
+// Reason is why a statement failed, in one word for an operator.
+type Reason string
+
+// The reasons.
+const (
+	Privilege     Reason = "privilege"     // the role, or the owner of a function, lacks a right
+	ReadOnly      Reason = "read_only"     // the server takes no writes
+	Connection    Reason = "connection"    // there is none, or the server stops or starts
+	Timeout       Reason = "timeout"       // the statement, or its answer, took too long
+	Lock          Reason = "lock"          // a lock was not granted
+	Constraint    Reason = "constraint"    // the values of the statement: IsDataFault
+	Serialization Reason = "serialization" // undone in favour of another transaction
+	Resources     Reason = "resources"     // no disk, memory or connections left, or the disk fails
+	Function      Reason = "function"      // a function, table or library is missing or another one
+	Other         Reason = "other"
+)
+
+// Reasons are all of them.
+var Reasons = []Reason{Privilege, ReadOnly, Connection, Timeout, Lock, Constraint, Serialization, Resources, Function, Other}
+
+// ReasonOf returns why a statement failed.
+func ReasonOf(err error) Reason {
+	code := SQLState(err)
+	if code == "" {
+		if errors.Is(err, context.DeadlineExceeded) || errors.Is(err, context.Canceled) || pgconn.Timeout(err) {
+			return Timeout // Postgres was silent for longer than RoundTripTimeout
+		}
+		return Connection
+	}
+	if reason, found := reasonOfCode[code]; found {
+		return reason
+	}
+	if reason, found := reasonOfClass[code[:2]]; found {
+		return reason
+	}
+	if IsDataFault(err) {
+		return Constraint
+	}
+	return Other
+}
+
+// reasonOfCode are the codes that have another reason than their class.
+var reasonOfCode = map[string]Reason{
+	"42501":  Privilege,
+	readOnly: ReadOnly,
+	"57014":  Timeout,  // a statement that took too long
+	"25P03":  Timeout,  // a transaction that was idle for too long
+	"58P01":  Function, // a library that can't be loaded
+}
+
+// reasonOfClass are the classes of https://www.postgresql.org/docs/15/errcodes-appendix.html.
+var reasonOfClass = map[string]Reason{
+	"08": Connection, "57": Connection,
+	"28": Privilege,
+	"40": Serialization,
+	"55": Lock,
+	"53": Resources, "58": Resources,
+	"0A": Function, "3F": Function, "42": Function,
+}
+
+// SQLState returns Postgres's code of the error; empty if the error is not Postgres's.
+func SQLState(err error) string {
+	pg, ok := errors.AsType[*pgconn.PgError](err)
+	if !ok || len(pg.Code) != 5 {
+		return ""
+	}
+	return pg.Code
 }

@@ -27,7 +27,7 @@ const (
 // sharedApplier is *ledger.Applier. It is an interface because the batcher's tests decide when
 // each batch ends.
 type sharedApplier interface {
-	ApplyShared(ctx context.Context, due []ledger.Due, limit int) (applied []ledger.Applied, remaining, troubled []ledger.Due)
+	ApplyShared(ctx context.Context, due []ledger.Due, limit int) (applied []ledger.Applied, remaining []ledger.Due, troubled []ledger.Troubled)
 }
 
 // Apply is the queue's handler. It applies the account of each job up to that job, and about
@@ -43,10 +43,15 @@ func (w *Worker) Apply(ctx context.Context, jobs []queue.Notification) (remainin
 	jobs = queue.Merge(jobs)
 	batch := w.batcher.apply(ctx, toDue(jobs))
 	w.record(batch.applied)
-	remaining, retried := stillDue(jobs, batch.remaining), stillDue(jobs, batch.troubled)
+	remaining = stillDue(jobs, batch.remaining)
+	retried, first := splitTroubled(batch.troubled)
+	retriedJobs := stillDue(jobs, retried)
 	var unknown error
-	for _, one := range retried {
-		more, oneErr := w.applyOne(ctx, one.JobID, max(maxBatchJobs/len(retried), 1))
+	for _, one := range retriedJobs {
+		more, oneErr := w.applyOne(ctx, one, max(maxBatchJobs/len(retriedJobs), 1))
+		if err := first[one.JobID]; oneErr == nil && !postgres.IsDataFault(err) && !errors.Is(err, ledger.ErrJobNotFound) {
+			w.applyFailed(one, err) // the second try got through; otherwise applyOne has said why not
+		}
 		switch {
 		case errors.Is(oneErr, queue.ErrUnknownJob):
 			w.cfg.Metrics.unknown.Inc()
@@ -69,6 +74,15 @@ func toDue(jobs []queue.Notification) (due []ledger.Due) {
 	return due
 }
 
+// splitTroubled returns the jobs of the accounts that had an error, and the error of each.
+func splitTroubled(troubled []ledger.Troubled) (due []ledger.Due, errs map[uuid.UUID]error) {
+	errs = make(map[uuid.UUID]error, len(troubled))
+	for _, t := range troubled {
+		due, errs[t.JobID] = append(due, t.Due), t.Err
+	}
+	return due, errs
+}
+
 // stillDue returns the notifications of the jobs in due, with the counts of due.
 func stillDue(jobs []queue.Notification, due []ledger.Due) (still []queue.Notification) {
 	counts := make(map[uuid.UUID]int, len(due))
@@ -84,17 +98,21 @@ func stillDue(jobs []queue.Notification, due []ledger.Due) (still []queue.Notifi
 	return still
 }
 
-// applyOne applies the job's account up to the job, and at most limit jobs. While Postgres
-// is down it waits and applies again.
-func (w *Worker) applyOne(ctx context.Context, id uuid.UUID, limit int) (more bool, err error) {
+// applyOne applies the notification's account up to its job, and at most limit jobs. While Postgres
+// is down it waits and applies again. It counts and logs each error but that of an unknown job.
+func (w *Worker) applyOne(ctx context.Context, one queue.Notification, limit int) (more bool, err error) {
 	for {
-		applied, more, err := w.cfg.Applier.Apply(ctx, id, limit)
+		applied, more, err := w.cfg.Applier.Apply(ctx, one.JobID, limit)
 		w.record(applied)
-		switch {
-		case errors.Is(err, ledger.ErrJobNotFound):
+		if errors.Is(err, ledger.ErrJobNotFound) {
 			return false, fmt.Errorf("%w: %w", queue.ErrUnknownJob, err)
+		}
+		if err != nil {
+			w.health.noteFault(err)
+			w.applyFailed(one, err)
+		}
+		switch {
 		case errors.Is(err, ledger.ErrRefused):
-			w.cfg.Log.Warn("job refused", "job_id", id, "error", err)
 			return false, err
 		case !postgres.IsDown(err):
 			return more, err
@@ -120,11 +138,12 @@ func (w *Worker) record(applied []ledger.Applied) {
 	finished := make([]queue.Finished, len(applied))
 	for i, job := range applied {
 		finished[i] = queue.Finished{JobID: job.JobID, AccountID: job.AccountID}
-		w.cfg.Metrics.finished(job)
 		if job.Outcome == ledger.Failed {
-			w.cfg.Log.Error("job failed", "job_id", job.JobID)
+			w.jobFailed(job)
 		}
 	}
+	w.health.noteApplied()
+	w.cfg.Metrics.finished(applied, w.cfg.TraceOf)
 	w.cfg.Publisher.Publish(finished)
 }
 

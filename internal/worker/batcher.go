@@ -34,8 +34,9 @@ type part struct {
 	due  []ledger.Due
 	done chan struct{} // closed once the fields below are set
 
-	applied             []ledger.Applied // of the whole batch, in the first of its parts
-	remaining, troubled []ledger.Due
+	applied   []ledger.Applied // of the whole batch, in the first of its parts
+	remaining []ledger.Due
+	troubled  []ledger.Troubled
 }
 
 func newBatcher(applier sharedApplier) *batcher {

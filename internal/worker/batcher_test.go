@@ -19,13 +19,16 @@ type heldApplier struct {
 	release chan struct{}
 }
 
-func (h heldApplier) ApplyShared(_ context.Context, due []ledger.Due, _ int) (applied []ledger.Applied, remaining, troubled []ledger.Due) {
+func (h heldApplier) ApplyShared(_ context.Context, due []ledger.Due, _ int) (applied []ledger.Applied, remaining []ledger.Due, troubled []ledger.Troubled) {
 	h.begun <- due
 	<-h.release
 	for _, d := range due[min(2, len(due)):] {
 		applied = append(applied, ledger.Applied{JobID: d.JobID})
 	}
-	return applied, due[:1], due[min(1, len(due)):min(2, len(due))]
+	for _, d := range due[min(1, len(due)):min(2, len(due))] {
+		troubled = append(troubled, ledger.Troubled{Due: d})
+	}
+	return applied, due[:1], troubled
 }
 
 func dueOf(n int) (due []ledger.Due) {
@@ -70,7 +73,8 @@ func TestBatcherJoinsPartitions(t *testing.T) {
 	for range b.most + partitions {
 		p := <-results
 		applied, remaining, troubled = applied+len(p.applied), remaining+len(p.remaining), troubled+len(p.troubled)
-		for _, d := range append(p.remaining, p.troubled...) {
+		due, _ := splitTroubled(p.troubled)
+		for _, d := range append(p.remaining, due...) {
 			if !slices.Contains(p.due, d) {
 				t.Errorf("a partition gets job %s, which is another partition's", d.JobID)
 			}

@@ -73,8 +73,8 @@ func (w *Worker) applyDirectly(ctx context.Context, until time.Time, accounts []
 	w.cfg.Metrics.applies.Add(float64(len(jobs)))
 	failpoint.Hit(failpoint.DirectUnapplied)
 	var due []queue.Notification
-	for _, id := range jobs {
-		due = append(due, queue.Notification{JobID: id, Jobs: 1})
+	for _, newest := range jobs {
+		due = append(due, queue.Notification{JobID: newest.JobID, AccountID: newest.AccountID, Jobs: 1})
 	}
 	for batches := 0; batches < directBatches && len(due) > 0 && time.Now().Before(until); batches++ {
 		var batchErr error

@@ -51,6 +51,7 @@ func (w *Worker) sweep(ctx context.Context) {
 		return
 	}
 	w.cfg.Metrics.backlog(queued)
+	w.health.noteSwept()
 	found := findings{lists: w.pendingLists(ctx, queued)}
 	accounts := make([]watched, len(queued))
 	var group errgroup.Group

@@ -8,6 +8,8 @@ import (
 	"sync"
 	"time"
 
+	"github.com/google/uuid"
+
 	"github.com/passbook/passbook/internal/job"
 	"github.com/passbook/passbook/internal/ledger"
 	"github.com/passbook/passbook/internal/queue"
@@ -22,12 +24,16 @@ type Config struct {
 	Metrics   *Metrics
 	Log       *slog.Logger
 	Pruner    Pruner // of sessions; may be nil
+
+	// TraceOf returns the id of a job's trace, empty for none; nil without traces.
+	TraceOf func(job uuid.UUID) string
 }
 
 // Worker applies the jobs that tasks name, and sweeps for jobs that no task names.
 type Worker struct {
 	cfg      Config
 	batcher  *batcher
+	health   *health
 	stopping <-chan struct{}      // closed when no attempt should start any more
 	accounts map[int64]watched    // the accounts with queued jobs, by id, at the last sweep; only sweeps use it
 	scan     scan                 // only sweeps use it
@@ -37,7 +43,7 @@ type Worker struct {
 // New makes a worker. It stops waiting for Postgres when stopping is closed.
 func New(cfg Config, stopping <-chan struct{}) *Worker {
 	return &Worker{
-		cfg: cfg, batcher: newBatcher(cfg.Applier), stopping: stopping,
+		cfg: cfg, batcher: newBatcher(cfg.Applier), health: newHealth(cfg.Log), stopping: stopping,
 		accounts: map[int64]watched{}, warned: map[string]time.Time{},
 		scan: scan{most: maxSwept, page: cfg.Backlog.OldestQueued},
 	}
