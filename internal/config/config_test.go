@@ -378,7 +378,7 @@ func TestFiles_Faults(t *testing.T) {
 	}))
 	wantLines(t, err,
 		"DATABASE_URL_FILE: "+missing+": no such file or directory; want a file with a postgres:// URL, any password percent-encoded (postgres://passbook@localhost:5432/passbook)",
-		"REDIS_URL_FILE: set beside REDIS_URL, keep one of the two; want a file with a redis:// or rediss:// URL, any password percent-encoded (redis://localhost:6379/0)",
+		"REDIS_URL_FILE: set beside REDIS_URL, keep one of the two; want a file with a redis://, redis+cluster:// or redis+sentinel:// URL, or rediss… for TLS, any password percent-encoded (redis://localhost:6379/0)",
 		`LOG_LEVEL: "loud" is not a level; want debug, info, warn or error (info)`,
 		"OPS_TOKEN_FILE: has fewer than 16 characters; want a file with at least 16 visible ASCII characters (from `openssl rand -hex 32`)",
 		"JWT_KEYS_FILE: "+empty+": empty; want a file with kid:base64,… with at least 32 random bytes each (2026-01:BASE64, the latter from `openssl rand -base64 32`)",

@@ -33,11 +33,8 @@ var ErrReplica = errors.New("asks for reads from replicas: only masters serve th
 
 // CheckURL returns the error that Connect would.
 func CheckURL(text string) error {
-	client, err := Connect(text)
-	if err != nil {
-		return err
-	}
-	return client.Close()
+	_, err := parseURL(text)
+	return err
 }
 
 // Connect makes a client for a URL. It does not wait for the server: Redis may be down when a
@@ -51,30 +48,41 @@ func CheckURL(text string) error {
 // reads them. The user and the password are those of Redis; Sentinels that ask for any get the
 // parameters sentinel_username and sentinel_password.
 func Connect(text string) (redis.UniversalClient, error) {
+	open, err := parseURL(text)
+	if err != nil {
+		return nil, err
+	}
+	return open(), nil
+}
+
+// opener makes the client of a URL.
+type opener func() redis.UniversalClient
+
+func parseURL(text string) (opener, error) {
 	scheme, _, _ := strings.Cut(text, "://")
 	switch base, kind, _ := strings.Cut(scheme, "+"); {
 	case base != "redis" && base != "rediss":
 		return nil, ErrURL
 	case kind == "":
-		return connectServer(text)
+		return parseServer(text)
 	case kind == "cluster":
-		return connectCluster(base, text)
+		return parseCluster(base, text)
 	case kind == "sentinel":
-		return connectSentinel(base, text)
+		return parseSentinel(base, text)
 	}
 	return nil, ErrURL
 }
 
-func connectServer(text string) (redis.UniversalClient, error) {
+func parseServer(text string) (opener, error) {
 	opt, err := redis.ParseURL(text)
 	if err != nil {
 		return nil, ErrURL
 	}
 	setBounds(&opt.DialTimeout, &opt.ReadTimeout, &opt.WriteTimeout, &opt.ContextTimeoutEnabled, &opt.PoolSize, &opt.PipelinePoolSize)
-	return redis.NewClient(opt), nil
+	return func() redis.UniversalClient { return redis.NewClient(opt) }, nil
 }
 
-func connectCluster(base, text string) (redis.UniversalClient, error) {
+func parseCluster(base, text string) (opener, error) {
 	nodes, err := parseNodes(base, text)
 	if err != nil {
 		return nil, err
@@ -87,10 +95,10 @@ func connectCluster(base, text string) (redis.UniversalClient, error) {
 		return nil, ErrReplica
 	}
 	setBounds(&opt.DialTimeout, &opt.ReadTimeout, &opt.WriteTimeout, &opt.ContextTimeoutEnabled, &opt.PoolSize, &opt.PipelinePoolSize)
-	return redis.NewClusterClient(opt), nil
+	return func() redis.UniversalClient { return redis.NewClusterClient(opt) }, nil
 }
 
-func connectSentinel(base, text string) (redis.UniversalClient, error) {
+func parseSentinel(base, text string) (opener, error) {
 	nodes, err := parseNodes(base, text)
 	if err != nil {
 		return nil, err
@@ -114,7 +122,7 @@ func connectSentinel(base, text string) (redis.UniversalClient, error) {
 		opt.Password, _ = user.Password()
 	}
 	setBounds(&opt.DialTimeout, &opt.ReadTimeout, &opt.WriteTimeout, &opt.ContextTimeoutEnabled, &opt.PoolSize, &opt.PipelinePoolSize)
-	return redis.NewFailoverClient(opt), nil
+	return func() redis.UniversalClient { return redis.NewFailoverClient(opt) }, nil
 }
 
 // setBounds sets the bounds of a client's options, which have a type for each kind of client.
