@@ -52,13 +52,13 @@ func serve(ctx context.Context, cfg config.API, log *slog.Logger) error {
 		gate:     postgres.NewGate(process.Registry, pools.accepts, pools.requests),
 		finished: finished.New(queue.NewSubscription(process.Redis, process.Queues, log), pools.accepts, log),
 		owner:    process.Owner,
+		checks:   process.NewChecks(ctx, readiness(process, pools)...),
 	}
 	loops.acceptor = job.NewAcceptor(pools.accepts, loops.notifier, cfg.MaxQueuedPerAccount)
-	checks := readiness(process, pools)
 	limits := newLimits(cfg, process)
 	loops.limit = limits.Requests
 	edge, err := newEdge(cfg, pools, api.Config{ //nolint:contextcheck // a request has its own
-		Acceptor: loops.acceptor, Gate: loops.gate, Finished: loops.finished, Checks: checks, Stopping: ctx.Done(),
+		Acceptor: loops.acceptor, Gate: loops.gate, Finished: loops.finished, Checks: loops.checks, Stopping: ctx.Done(),
 		Limits: limits, Registry: process.Registry, Log: log,
 	})
 	if err != nil {
@@ -68,7 +68,7 @@ func serve(ctx context.Context, cfg config.API, log *slog.Logger) error {
 	if err != nil {
 		return fmt.Errorf("listen on HTTP_ADDR %s, choose another: %w", cfg.HTTPAddr, err)
 	}
-	process.Operator.Show(checks, nil)
+	process.Operator.Show(loops.checks, nil)
 	log.Info("api ready", "http_addr", listener.Addr().String(), "ops_addr", process.Operator.Addr())
 	return serveUntilStopped(ctx, process, edge, listener, loops)
 }
@@ -80,6 +80,7 @@ type loops struct {
 	notifier *queue.Client
 	finished *finished.Hub
 	owner    *queue.Owner
+	checks   *ops.Checks
 	limit    *limit.Limiter // of users; nil for none
 }
 
@@ -92,7 +93,7 @@ func serveUntilStopped(ctx context.Context, process *boot.Process, edge *api.API
 	serving.Go(process.AwaitOperator)
 	running := []*background{
 		start(ctx, loops.finished.Run), start(ctx, loops.acceptor.Run), start(ctx, loops.gate.Run), start(ctx, loops.notifier.Run),
-		start(ctx, loops.owner.Run), start(ctx, loops.limit.Run),
+		start(ctx, loops.owner.Run), start(ctx, loops.limit.Run), start(ctx, loops.checks.Run),
 	}
 	<-failed.Done() // ctx ended, or a server failed
 	process.Log.Info("api stopping", "delay", process.Config.ShutdownDelay.String())
@@ -135,10 +136,14 @@ func newEdge(cfg config.API, pools pools, edge api.Config) (*api.API, error) {
 }
 
 // readiness checks what the API depends on, through the pool of the accepts: slow reads don't
-// take the API out of service. Without Redis it still accepts, and without the replica it
-// still shows histories.
+// take the API out of service. Without Redis it still accepts, without the replica it still
+// shows histories, and where it can't accept, because its role lacks a right, it still reads.
 func readiness(process *boot.Process, pools pools) []ops.Check {
-	checks := []ops.Check{process.CheckPostgres(pools.accepts), process.CheckRedis(false)}
+	checks := []ops.Check{
+		process.CheckPostgres(pools.accepts),
+		process.CheckRedis(false),
+		{Name: "accepts", Probe: func(ctx context.Context) error { return job.CheckAccept(ctx, pools.accepts) }},
+	}
 	if pools.replica != nil {
 		checks = append(checks, ops.Check{Name: "replica", Required: false, Probe: func(ctx context.Context) error {
 			return postgres.CheckReplica(ctx, pools.replica, process.Schema)

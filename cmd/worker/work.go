@@ -40,7 +40,8 @@ func work(ctx context.Context, cfg config.Process, log *slog.Logger) error {
 	pool, registry := process.Pool, process.Registry
 	inspected := process.Queues.Only(process.Redis)
 	ops.RegisterPool(registry, "applies", pool)
-	registry.MustRegister(metrics.NewQueueMetricsCollector(asynq.NewInspectorFromRedisClient(inspected)))
+	asynqs := ops.NewSnapshot(metrics.NewQueueMetricsCollector(asynq.NewInspectorFromRedisClient(inspected)))
+	registry.MustRegister(asynqs)
 
 	counts := worker.NewMetrics(registry)
 	publisher := queue.NewPublisher(process.Redis, process.Queues, log, counts.Unpublished)
@@ -56,12 +57,15 @@ func work(ctx context.Context, cfg config.Process, log *slog.Logger) error {
 	queues := queue.NewServer(queue.ServerConfig{
 		Redis: process.Redis, Queues: process.Queues, Handler: jobs.Apply, IsFailure: worker.IsFailure, Log: log,
 	})
-	registry.MustRegister(ops.ErrorGauge("passbook_extra_queues",
-		"1 while this worker serves queues of more partitions than its QUEUE_PARTITIONS; else 0.", queues.ExtraQueues))
+	registry.MustRegister(ops.ConditionGauge("passbook_extra_queues",
+		"1 while this worker serves queues of more partitions than its QUEUE_PARTITIONS, else 0; absent while Redis does not say.", queues.HasExtraQueues))
 
-	process.Operator.Show(readiness(process, queues), map[string]http.Handler{dashboardPath: dashboard(inspected)})
+	checks := process.NewChecks(ctx, readiness(process, jobs, queues)...)
+	process.Operator.Show(checks, map[string]http.Handler{dashboardPath: dashboard(inspected)})
 
-	defer publish(ctx, publisher)() // it publishes the last jobs, so it ends after the working
+	defer background(ctx, publisher.Run)() // it publishes the last jobs, so it ends after the working
+	defer background(ctx, checks.Run)()    // /readyz and /metrics are shown until the end
+	defer background(ctx, asynqs.Run)()
 	working, failed := errgroup.WithContext(ctx)
 	working.Go(process.AwaitOperator)
 	working.Go(func() error { return queues.Run(failed) })
@@ -83,14 +87,14 @@ func work(ctx context.Context, cfg config.Process, log *slog.Logger) error {
 	return nil
 }
 
-// publish runs the publisher until stop.
-func publish(ctx context.Context, publisher *queue.Publisher) (stop func()) {
+// background runs a loop that outlives ctx, until stop.
+func background(ctx context.Context, loop func(context.Context) error) (stop func()) {
 	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
-	var publishing errgroup.Group
-	publishing.Go(func() error { return publisher.Run(ctx) })
+	var running errgroup.Group
+	running.Go(func() error { return loop(ctx) })
 	return func() {
 		cancel()
-		_ = publishing.Wait() // returns no error
+		_ = running.Wait() // no loop here returns an error
 	}
 }
 
@@ -109,11 +113,13 @@ type sharedClient struct{ client redis.UniversalClient }
 // MakeRedisClient returns the client.
 func (s sharedClient) MakeRedisClient() any { return s.client }
 
-// readiness checks what the worker depends on.
-func readiness(process *boot.Process, queues *queue.Server) []ops.Check {
+// readiness checks what the worker depends on, and whether its work gets done.
+func readiness(process *boot.Process, jobs *worker.Worker, queues *queue.Server) []ops.Check {
 	return []ops.Check{
 		process.CheckPostgres(process.Pool),
 		process.CheckRedis(true),
+		{Name: "applies", Required: true, Probe: jobs.CheckApplies},
+		{Name: "sweep", Required: true, Probe: func(context.Context) error { return jobs.CheckSweep() }},
 		{Name: "queues", Probe: func(context.Context) error { return process.Owner.Err() }}, // without them the sweep applies
 		{Name: "partitions", Probe: func(context.Context) error { return queues.ExtraQueues() }},
 	}

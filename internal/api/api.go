@@ -49,7 +49,7 @@ type Config struct {
 	Gate       *postgres.Gate  // holds an answer until what it shows is durable
 	Finished   *finished.Hub   // tells of jobs that finish
 	CursorKeys [][]byte        // the first signs cursors, all verify
-	Checks     []ops.Check     // what /readyz asks
+	Checks     *ops.Checks     // what /readyz shows; nil for none
 	Stopping   <-chan struct{} // closed when the process begins to stop; nil for never
 	Registry   prometheus.Registerer
 	Log        *slog.Logger

@@ -53,11 +53,13 @@ var (
 type server struct {
 	api  *API
 	gate *postgres.Gate
-	hub  *finished.Hub
-	pool *pgxpool.Pool
-	addr string
-	log  *logBuffer
-	http *http.Client
+
+	checks *ops.Checks
+	hub    *finished.Hub
+	pool   *pgxpool.Pool
+	addr   string
+	log    *logBuffer
+	http   *http.Client
 }
 
 // inFront returns the address that clients of the server at addr use.
@@ -98,6 +100,8 @@ func start(t *testing.T, edits ...func(*settings)) *server {
 	acceptor := job.NewAcceptor(s.pool, silent{}, set.maxQueued)
 	s.gate = postgres.NewGate(prometheus.NewRegistry(), set.pool)
 	s.hub = finished.New(set.messages, set.pool, slog.New(slog.DiscardHandler))
+	s.checks = ops.NewChecks(slog.New(slog.NewTextHandler(s.log, nil)), set.checks...)
+	s.checks.Probe(t.Context())
 	s.api = s.newAPI(t, acceptor, set)
 	set.edit(s.api)
 	listener, err := (&net.ListenConfig{Control: set.control}).Listen(t.Context(), "tcp", "127.0.0.1:0")
@@ -170,7 +174,7 @@ func (s *server) newAPI(t *testing.T, acceptor *job.Acceptor, set settings) *API
 		Gate:       s.gate,
 		Finished:   s.hub,
 		CursorKeys: secrets,
-		Checks:     set.checks,
+		Checks:     s.checks,
 		Stopping:   set.stopping,
 
 		MaxConnections: set.total, MaxConnectionsPerAddress: set.address,

@@ -160,6 +160,7 @@ func TestHealth(t *testing.T) {
 		if len(without.log.lines("secret address")) == 0 {
 			t.Error("the log has no reason")
 		}
+		s.checks.Probe(t.Context())
 		wantJSON(t, c.in(t).get("/readyz").want(http.StatusOK), strings.Replace(up, `"redis","status":"up"`, `"redis","status":"down"`, 1))
 	})
 }

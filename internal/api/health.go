@@ -11,7 +11,7 @@ func (a *API) livez(c *fiber.Ctx, _ *query) error {
 }
 
 func (a *API) readyz(c *fiber.Ctx, _ *query) error {
-	readiness := ops.Ready(c.UserContext(), a.cfg.Log, a.cfg.Checks)
+	readiness := a.cfg.Checks.Readiness()
 	if a.isStopping() {
 		readiness.Status = ops.ShuttingDown
 	}

@@ -95,10 +95,10 @@ func Start(ctx context.Context, cfg config.Process, pool postgres.Config, log *s
 // Postgres is down, the one store that a start waits for. Once ctx ends, it says that the process
 // stops.
 func (p *Process) openOperator(ctx context.Context) (err error) {
-	waiting := ops.Check{Name: "postgres", Required: true, Probe: func(context.Context) error { return errStarting }}
+	waiting := ops.Check{Name: "postgres", Required: true} // never probed, so down
 	p.Operator, err = ops.Listen(ctx, ops.Config{
 		Addr: p.Config.OpsAddr, Token: p.Config.OpsToken, Hosts: p.Config.OpsHosts,
-		Registry: p.Registry, Checks: []ops.Check{waiting}, Stopping: ctx.Done(), Log: p.Log,
+		Registry: p.Registry, Checks: ops.NewChecks(p.Log, waiting), Stopping: ctx.Done(), Log: p.Log,
 	})
 	if err != nil {
 		return err
@@ -107,9 +107,6 @@ func (p *Process) openOperator(ctx context.Context) (err error) {
 	p.Log.Info("starting", "ops_addr", p.Operator.Addr())
 	return nil
 }
-
-// errStarting is why a process that starts is not ready.
-var errStarting = errors.New("the process starts and waits for it")
 
 // AwaitOperator returns when the operator's port is closed: nil after a Shutdown.
 func (p *Process) AwaitOperator() error { return p.serving.Wait() }
@@ -142,7 +139,7 @@ func (p *Process) openQueues(ctx context.Context) error {
 	p.Owner = queue.NewOwner(p.Redis, p.Config.QueuePrefix, installation, p.Log)
 	p.Owner.Check(ctx)
 	p.Queues = queue.Queues{Prefix: p.Config.QueuePrefix, Partitions: p.Config.Partitions, Owner: p.Owner}
-	p.Registry.MustRegister(ops.ErrorGauge(queue.OwnerMetric, queue.OwnerHelp, p.Owner.Err))
+	p.Registry.MustRegister(ops.ConditionGauge(queue.OwnerMetric, queue.OwnerHelp, p.Owner.IsOther))
 	return nil
 }
 
@@ -153,17 +150,26 @@ func (p *Process) Close() {
 	p.Pool.Close()
 }
 
-// CheckPostgres is the readiness check of the primary, through pool.
+// NewChecks makes the checks of the process, probes each for the first time, and registers their
+// metrics.
+func (p *Process) NewChecks(ctx context.Context, checks ...ops.Check) *ops.Checks {
+	all := ops.NewChecks(p.Log, checks...)
+	all.Probe(ctx)
+	p.Registry.MustRegister(all)
+	return all
+}
+
+// CheckPostgres is the readiness check of the primary, through pool: it takes writes and has the schema.
 func (p *Process) CheckPostgres(pool *pgxpool.Pool) ops.Check {
-	return ops.Check{Name: "postgres", Required: true, Probe: func(ctx context.Context) error {
+	return ops.Check{Name: "postgres", Required: true, Store: true, Probe: func(ctx context.Context) error {
 		return postgres.CheckReady(ctx, pool, p.Schema)
 	}}
 }
 
-// CheckRedis is the readiness check of Redis.
+// CheckRedis is the readiness check of Redis: it takes writes.
 func (p *Process) CheckRedis(required bool) ops.Check {
-	return ops.Check{Name: "redis", Required: required, Probe: func(ctx context.Context) error {
-		return p.Redis.Ping(ctx).Err()
+	return ops.Check{Name: "redis", Required: required, Store: true, Probe: func(ctx context.Context) error {
+		return queue.CheckWrites(ctx, p.Redis, p.Config.QueuePrefix)
 	}}
 }
 

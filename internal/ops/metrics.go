@@ -68,16 +68,6 @@ type poolFigure struct {
 	value func(*pgxpool.Stat) float64
 }
 
-// ErrorGauge is 1 while the check returns an error, and 0 otherwise.
-func ErrorGauge(name, help string, check func() error) prometheus.Collector {
-	return prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help}, func() float64 {
-		if check() != nil {
-			return 1
-		}
-		return 0
-	})
-}
-
 var poolFigures = []poolFigure{
 	poolGauge("max_connections", "Connections that the pool may open.",
 		func(s *pgxpool.Stat) float64 { return float64(s.MaxConns()) }),

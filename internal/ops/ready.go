@@ -3,26 +3,35 @@ package ops
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"log/slog"
 	"net/http"
 	"sync"
 	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
 )
 
-// How long a check may take. A load balancer needs an early answer. A dependency that the process can
-// do without must not delay it.
 const (
-	checkTimeout    = 2 * time.Second
-	optionalTimeout = 500 * time.Millisecond
+	// probeEvery is the pause between two probes of a dependency.
+	probeEvery = 2 * time.Second
+	// probeTimeout bounds a probe. With probeEvery it bounds how long a fault stays unseen: 4 s.
+	probeTimeout = 2 * time.Second
+	// resultLasts is how long a result counts if no other follows: the probe hangs, or the process was
+	// stopped.
+	resultLasts = 10 * time.Second
+	// sayDownEvery is the pause between two log entries about a dependency that stays down.
+	sayDownEvery = time.Minute
 )
 
 // Check is the check of one dependency.
 type Check struct {
 	Name     string
 	Required bool // without it the process is not ready
+	Store    bool // passbook_store_up shows it
 
-	// Probe returns nil where the dependency serves. It must return soon after its context ends.
-	// Several calls may run at once.
+	// Probe returns nil where the dependency can do what the process needs of it. It must return soon
+	// after its context ends.
 	Probe func(context.Context) error
 }
 
@@ -43,35 +52,148 @@ type Dependency struct {
 	Required bool   `json:"required"`
 }
 
-// Ready runs all checks at once and waits for them. It logs the errors of failed checks.
-func Ready(ctx context.Context, log *slog.Logger, checks []Check) Readiness {
-	readiness := Readiness{Status: "ok", Dependencies: make([]Dependency, len(checks))}
+// Checks probe the dependencies of a process in the background. So /readyz and /metrics answer at once,
+// whatever hangs, and requests to them cost the dependencies nothing.
+//
+// They are a prometheus.Collector: passbook_check_up of each check, and passbook_store_up of the stores.
+type Checks struct {
+	all []*probed
+}
+
+// NewChecks makes checks; Probe or Run must follow. Until then each dependency counts as down.
+func NewChecks(log *slog.Logger, checks ...Check) *Checks {
+	c := new(Checks)
+	for _, check := range checks {
+		c.all = append(c.all, &probed{Check: check, log: log})
+	}
+	return c
+}
+
+// Probe probes each dependency once, all at the same time. It returns within probeTimeout.
+func (c *Checks) Probe(ctx context.Context) {
+	c.each(func(p *probed) { p.probe(ctx) })
+}
+
+// Run probes all dependencies again and again until ctx ends. One that hangs delays no other.
+func (c *Checks) Run(ctx context.Context) error {
+	c.each(func(p *probed) { p.run(ctx) })
+	return nil
+}
+
+func (c *Checks) each(do func(*probed)) {
 	var group sync.WaitGroup
-	for i, check := range checks {
-		group.Go(func() { readiness.Dependencies[i] = check.run(ctx, log) })
+	for _, p := range c.all {
+		group.Go(func() { do(p) })
 	}
 	group.Wait()
-	for _, dependency := range readiness.Dependencies {
-		if dependency.Required && dependency.Status == "down" {
-			readiness.Status = "unavailable"
+}
+
+// Readiness returns what the last probes found. It does not wait. Without checks everything is up.
+func (c *Checks) Readiness() Readiness {
+	readiness := Readiness{Status: "ok", Dependencies: []Dependency{}}
+	if c == nil {
+		return readiness
+	}
+	for _, p := range c.all {
+		dependency := Dependency{Name: p.Name, Status: "up", Required: p.Required}
+		if p.err() != nil {
+			dependency.Status = "down"
+			if p.Required {
+				readiness.Status = "unavailable"
+			}
 		}
+		readiness.Dependencies = append(readiness.Dependencies, dependency)
 	}
 	return readiness
 }
 
-func (c Check) run(ctx context.Context, log *slog.Logger) Dependency {
-	timeout := optionalTimeout
-	if c.Required {
-		timeout = checkTimeout
+var (
+	checkUp = prometheus.NewDesc("passbook_check_up", "1 while a check of /readyz succeeds, else 0; by the check.", []string{"check"}, nil)
+	storeUp = prometheus.NewDesc("passbook_store_up", "1 while the process can write to the store, else 0; by the store.", []string{"store"}, nil)
+)
+
+// Describe implements prometheus.Collector.
+func (c *Checks) Describe(descs chan<- *prometheus.Desc) {
+	descs <- checkUp
+	descs <- storeUp
+}
+
+// Collect implements prometheus.Collector.
+func (c *Checks) Collect(metrics chan<- prometheus.Metric) {
+	for _, p := range c.all {
+		err := p.err()
+		if errors.Is(err, errUnprobed) {
+			continue
+		}
+		metrics <- prometheus.MustNewConstMetric(checkUp, prometheus.GaugeValue, oneIf(err == nil), p.Name)
+		if p.Store {
+			metrics <- prometheus.MustNewConstMetric(storeUp, prometheus.GaugeValue, oneIf(err == nil), p.Name)
+		}
 	}
-	ctx, cancel := context.WithTimeout(ctx, timeout)
+}
+
+// errUnprobed is the result of a check whose dependency was not probed lately.
+var errUnprobed = errors.New("not probed lately")
+
+// probed is a check with its last result.
+type probed struct {
+	Check
+	log *slog.Logger
+
+	mu       sync.Mutex // guards the fields below
+	last     error
+	at       time.Time // of the last result; zero before the first
+	downFrom time.Time // zero while it is up
+	saidAt   time.Time // when the log said last that it is down
+}
+
+func (p *probed) run(ctx context.Context) {
+	for {
+		select {
+		case <-time.After(probeEvery):
+		case <-ctx.Done():
+			return
+		}
+		p.probe(ctx)
+	}
+}
+
+func (p *probed) probe(ctx context.Context) {
+	limited, cancel := context.WithTimeout(ctx, probeTimeout)
 	defer cancel()
-	dependency := Dependency{Name: c.Name, Status: "up", Required: c.Required}
-	if err := c.Probe(ctx); err != nil {
-		log.WarnContext(ctx, "dependency down", "dependency", c.Name, "error", err)
-		dependency.Status = "down"
+	if err := p.Probe(limited); ctx.Err() == nil { // otherwise the process ends, and the error says nothing
+		p.record(err)
 	}
-	return dependency
+}
+
+// record keeps a result. The log says when the dependency goes down, each sayDownEvery while it stays
+// down, and when it is up again.
+func (p *probed) record(err error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	now := time.Now()
+	p.last, p.at = err, now
+	switch {
+	case err == nil && !p.downFrom.IsZero():
+		p.log.Info("dependency up again", "dependency", p.Name, "down_for", now.Sub(p.downFrom).Round(time.Millisecond).String())
+		p.downFrom, p.saidAt = time.Time{}, time.Time{}
+	case err != nil && now.Sub(p.saidAt) >= sayDownEvery:
+		p.log.Warn("dependency down", "dependency", p.Name, "required", p.Required, "error", err)
+		p.saidAt = now
+	}
+	if err != nil && p.downFrom.IsZero() {
+		p.downFrom = now
+	}
+}
+
+// err returns the last result, or errUnprobed.
+func (p *probed) err() error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.at.IsZero() || time.Since(p.at) > resultLasts {
+		return errUnprobed
+	}
+	return p.last
 }
 
 // HTTPStatus returns 200 where the process is ready, else 503.
@@ -83,13 +205,12 @@ func (r Readiness) HTTPStatus() int {
 }
 
 type readyHandler struct {
-	checks   []Check
+	checks   *Checks
 	stopping <-chan struct{}
-	log      *slog.Logger
 }
 
-func (h readyHandler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	readiness := Ready(r.Context(), h.log, h.checks)
+func (h readyHandler) ServeHTTP(w http.ResponseWriter, _ *http.Request) {
+	readiness := h.checks.Readiness()
 	select {
 	case <-h.stopping:
 		readiness.Status = ShuttingDown

@@ -4,53 +4,118 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
+
 	"github.com/passbook/passbook/internal/ops"
 )
 
-// Checks that hang are given up together, on synctest's clock: those of what the
-// process can do without sooner.
-func TestReadyIsBounded(t *testing.T) {
+func serves(context.Context) error { return nil }
+
+// hangs returns when its context ends.
+func hangs(ctx context.Context) error {
+	<-ctx.Done()
+	return ctx.Err()
+}
+
+// Probes that hang are given up together, on synctest's clock. An answer of /readyz waits for none.
+func TestProbesAreBounded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		hang := func(ctx context.Context) error {
-			<-ctx.Done()
-			return ctx.Err()
+		checks := ops.NewChecks(slog.New(slog.DiscardHandler), check("postgres", true, hangs), check("redis", false, hangs), check("sweep", true, serves))
+		if got := checks.Readiness(); got.Status != "unavailable" {
+			t.Errorf("before the first probe: %+v", got)
 		}
-		serve := func(context.Context) error { return nil }
-		for _, test := range []struct {
-			required, optional      func(context.Context) error
-			status, postgres, redis string
-			took                    time.Duration
-		}{
-			{hang, hang, "unavailable", "down", "down", 2 * time.Second},
-			{serve, hang, "ok", "up", "down", 500 * time.Millisecond},
-			{serve, serve, "ok", "up", "up", 0},
-		} {
-			begun := time.Now()
-			got := ops.Ready(t.Context(), slog.New(slog.DiscardHandler), []ops.Check{
-				{Name: "postgres", Required: true, Probe: test.required},
-				{Name: "redis", Probe: test.optional},
-			})
-			if took := time.Since(begun); took != test.took {
-				t.Errorf("took %v, want %v", took, test.took)
-			}
-			if got.Status != test.status || got.Dependencies[0].Status != test.postgres || got.Dependencies[1].Status != test.redis {
-				t.Errorf("got %+v, want %+v", got, test)
-			}
+		begun := time.Now()
+		checks.Probe(t.Context())
+		if took := time.Since(begun); took != 2*time.Second {
+			t.Errorf("took %v, want 2s", took)
+		}
+		begun = time.Now()
+		got := checks.Readiness()
+		if took := time.Since(begun); took != 0 || got.Status != "unavailable" || got.Dependencies[0].Status != "down" || got.Dependencies[2].Status != "up" {
+			t.Errorf("%+v after %v", got, took)
 		}
 	})
 }
 
-// The caller's own end is passed on.
-func TestReadyEndsWithItsCaller(t *testing.T) {
+// What a dependency does is seen within seconds. The log has a line when it goes down, one a minute, and
+// one when it is up again.
+func TestChecksFollow(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var isFull atomic.Bool
+		var log strings.Builder
+		checks := ops.NewChecks(slog.New(slog.NewTextHandler(&log, nil)), ops.Check{
+			Name: "postgres", Required: true, Store: true, Probe: func(context.Context) error {
+				if isFull.Load() {
+					return errors.New("disk full")
+				}
+				return nil
+			},
+		})
+		registry := prometheus.NewPedanticRegistry()
+		registry.MustRegister(checks)
+		want := func(status string, up float64) {
+			t.Helper()
+			if got := checks.Readiness().Status; got != status {
+				t.Errorf("%v: %s, want %s", time.Now(), got, status)
+			}
+			figures := gather(t, registry)
+			for _, name := range []string{"passbook_store_up", "passbook_check_up"} {
+				if got, shown := figures[name]; !shown || got != up {
+					t.Errorf("%s is %v, shown: %t; want %v", name, got, shown, up)
+				}
+			}
+		}
+		if figures := gather(t, registry); len(figures) > 0 {
+			t.Errorf("before the first probe: %v", figures)
+		}
+		ctx, stop := context.WithCancel(t.Context())
+		ended := make(chan error)
+		go func() { ended <- checks.Run(ctx) }()
+		const soon = 4 * time.Second
+		await := func(d time.Duration) {
+			<-time.After(d)
+			synctest.Wait()
+		}
+		await(soon)
+		want("ok", 1)
+		isFull.Store(true)
+		await(soon)
+		want("unavailable", 0)
+		await(90 * time.Second)
+		want("unavailable", 0)
+		isFull.Store(false)
+		await(soon)
+		want("ok", 1)
+		if down, up := strings.Count(log.String(), "disk full"), strings.Count(log.String(), "up again"); down != 2 || up != 1 {
+			t.Errorf("%d lines that it is down, and %d that it is up again; want 2 and 1:\n%s", down, up, log.String())
+		}
+		stop()
+		if err := <-ended; err != nil {
+			t.Error(err)
+		}
+		await(time.Minute) // without probes nothing is known
+		if got := checks.Readiness().Status; got != "unavailable" {
+			t.Errorf("without probes: %s", got)
+		}
+		if figures := gather(t, registry); len(figures) > 0 {
+			t.Errorf("without probes: %v", figures)
+		}
+	})
+}
+
+// A probe that the end of the process cuts off says nothing about its dependency.
+func TestProbeEndsWithItsProcess(t *testing.T) {
+	var log strings.Builder
 	ctx, cancel := context.WithCancelCause(t.Context())
 	cancel(errors.New("gone"))
-	probe := func(ctx context.Context) error { return ctx.Err() }
-	got := ops.Ready(ctx, slog.New(slog.DiscardHandler), []ops.Check{{Name: "postgres", Required: true, Probe: probe}})
-	if got.Status != "unavailable" {
-		t.Errorf("got %+v", got)
+	ops.NewChecks(slog.New(slog.NewTextHandler(&log, nil)), check("postgres", true, hangs)).Probe(ctx)
+	if log.String() != "" {
+		t.Errorf("the log: %s", log.String())
 	}
 }

@@ -24,7 +24,7 @@ const (
 	headerTimeout  = 5 * time.Second
 	answerTimeout  = 30 * time.Second // pprof adds the seconds of a profile
 	idleTimeout    = time.Minute
-	metricsTimeout = 10 * time.Second // some collectors query Postgres or Redis
+	metricsTimeout = 10 * time.Second // no collector asks a store, so only a busy machine takes long
 	maxHeader      = 16 << 10         // bytes
 	maxBody        = 1 << 20          // bytes
 	maxScrapes     = 4                // at once
@@ -36,7 +36,7 @@ type Config struct {
 	Token    string   // required for everything but health; empty for no token
 	Hosts    []string // host names that requests may use beside loopback ones; OPS_HOSTS
 	Registry *prometheus.Registry
-	Checks   []Check         // what /readyz asks
+	Checks   *Checks         // what /readyz shows; nil for none
 	Stopping <-chan struct{} // closed when the process begins to stop; nil for never
 	Log      *slog.Logger
 
@@ -74,7 +74,7 @@ func Listen(ctx context.Context, cfg Config) (*Server, error) {
 
 // Show replaces the checks and the extra handlers. A process opens the port before it has the
 // stores that they ask.
-func (s *Server) Show(checks []Check, extra map[string]http.Handler) {
+func (s *Server) Show(checks *Checks, extra map[string]http.Handler) {
 	cfg := s.cfg
 	cfg.Checks, cfg.Extra = checks, extra
 	handler := routes(cfg)
@@ -111,7 +111,7 @@ func (s *Server) Shutdown(ctx context.Context) error {
 func routes(cfg Config) http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /livez", answerLive)
-	mux.Handle("GET /readyz", readyHandler{checks: cfg.Checks, stopping: cfg.Stopping, log: cfg.Log})
+	mux.Handle("GET /readyz", readyHandler{checks: cfg.Checks, stopping: cfg.Stopping})
 	mux.Handle("/", requireHost(cfg.Token != "", cfg.Hosts, refuseFrames(requireToken(cfg.Token, protectedRoutes(cfg)))))
 	return mux
 }

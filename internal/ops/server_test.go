@@ -138,7 +138,9 @@ func TestReadyz(t *testing.T) {
 	for name, test := range tests {
 		t.Run(name, func(t *testing.T) {
 			var log strings.Builder
-			url := serve(t, ops.Config{Checks: test.checks, Log: slog.New(slog.NewTextHandler(&log, nil))})
+			checks := ops.NewChecks(slog.New(slog.NewTextHandler(&log, nil)), test.checks...)
+			checks.Probe(t.Context())
+			url := serve(t, ops.Config{Checks: checks})
 			answer := get(t, url+"/readyz")
 			if answer.status != test.status {
 				t.Errorf("status %d, want %d", answer.status, test.status)
@@ -191,7 +193,7 @@ func states(postgres, redis string) []ops.Dependency {
 
 func TestLivez(t *testing.T) {
 	dead := ops.Check{Name: "postgres", Required: true, Probe: func(context.Context) error { return errors.New("down") }}
-	answer := get(t, serve(t, ops.Config{Checks: []ops.Check{dead}})+"/livez")
+	answer := get(t, serve(t, ops.Config{Checks: ops.NewChecks(slog.New(slog.DiscardHandler), dead)})+"/livez")
 	if answer.status != http.StatusOK || answer.body != `{"status":"ok"}`+"\n" {
 		t.Errorf("%d %s", answer.status, answer.body)
 	}

@@ -37,7 +37,8 @@ type extraQueues struct {
 	cfg    ServerConfig
 	handle asynq.HandlerFunc
 	served atomic.Int64 // how many queues are served
-	names  []string     // of the served queues; only run uses this and the fields below
+	answer lastAnswer
+	names  []string // of the served queues; only run uses this and the fields below
 	server *asynq.Server
 	idle   int // looks without a task
 }
@@ -77,6 +78,7 @@ func (e *extraQueues) look(ctx context.Context) {
 		e.cfg.Log.Debug("could not look for extra queues", "error", err)
 		return
 	}
+	e.answer.note()
 	if e.idle++; tasks > 0 {
 		e.idle = 0
 	}

@@ -19,7 +19,7 @@ const ownerEvery = 2 * time.Second
 // The metric of both processes.
 const (
 	OwnerMetric = "passbook_queues_of_another_installation"
-	OwnerHelp   = "1 while another installation uses the queues, under the same prefix on the same Redis; else 0."
+	OwnerHelp   = "1 while another installation uses the queues, under the same prefix on the same Redis, else 0; absent while Redis does not say."
 )
 
 // ErrOtherInstallation is returned where another installation owns the queues. The sweep
@@ -34,6 +34,7 @@ type Owner struct {
 	key, id string
 	log     *slog.Logger
 	other   atomic.Pointer[string] // id of the other installation; nil while there is none
+	answer  lastAnswer
 }
 
 // NewOwner makes an Owner for the installation called id. Call Check before the queues are
@@ -53,6 +54,10 @@ func (o *Owner) Err() error {
 	}
 	return nil
 }
+
+// IsOther returns whether another installation owns the queues, and whether that is known: Redis has
+// said so lately.
+func (o *Owner) IsOther() (isOther, isKnown bool) { return o.Err() != nil, o.answer.isRecent() }
 
 // Run checks every ownerEvery until ctx ends. So a conflict that an operator has ended needs
 // no restart, and the id is soon back after FLUSHALL.
@@ -80,6 +85,9 @@ func (o *Owner) Check(ctx context.Context) {
 		owner = p.Get(ctx, o.key)
 		return nil
 	})
+	if owner.Err() == nil {
+		o.answer.note()
+	}
 	switch was := o.other.Load(); {
 	case owner.Err() != nil:
 		o.log.Debug("could not check which installation owns the queues", "error", errors.Join(err, owner.Err()))

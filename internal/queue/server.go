@@ -109,6 +109,12 @@ func asynqConfig(cfg ServerConfig, queues map[string]int, concurrency int) asynq
 // it has.
 func (s *Server) ExtraQueues() error { return s.extra.err() }
 
+// HasExtraQueues returns whether this process serves queues of more partitions than it has, and
+// whether that is known: Redis has listed its queues lately.
+func (s *Server) HasExtraQueues() (hasExtra, isKnown bool) {
+	return s.extra.err() != nil, s.extra.answer.isRecent()
+}
+
 // Run serves until ctx ends. Then it takes no more tasks, lets the active ones finish within
 // shutdownTimeout, and returns.
 func (s *Server) Run(ctx context.Context) error {

@@ -71,6 +71,11 @@ const (
 
 	files    = "internal/config/files.go"
 	starting = "internal/boot/boot.go"
+
+	workerHealth = "internal/worker/health.go"
+	probing      = "internal/queue/probe.go"
+	gauges       = "internal/ops/gauge.go"
+	applyRights  = "internal/ledger/check.go"
 )
 
 // The promises, and the limits.
@@ -89,6 +94,7 @@ const (
 	knownUser  = "a request is its user's"
 	bounded    = "no client asks for more than its limits"
 	deployed   = "a process starts from what it is given, and says what it waits for"
+	seen       = "what keeps the processes from their work is seen"
 )
 
 // mutations are the changes that a test must notice. By chance a mutant may do no harm (a
@@ -1388,7 +1394,6 @@ var mutations = []mutation{
 		[]edit{{queries, `case !slices.Contains(known, name):`, `case known == nil && slices.Contains(known, name):`}},
 		[]string{fuzzed},
 	},
-
 	{
 		"a secret ends in the newline of its file", deployed,
 		[]edit{{files, `text = strings.TrimSuffix(text, "\n")`, `text = strings.TrimSuffix(text, "")`}},
@@ -1401,8 +1406,33 @@ var mutations = []mutation{
 	},
 	{
 		"a process that waits for Postgres is ready", deployed,
-		[]edit{{starting, `Required: true, Probe: func(context.Context) error { return errStarting }`, `Probe: func(context.Context) error { return errStarting }`}},
+		[]edit{{starting, `{Name: "postgres", Required: true} //`, `{Name: "postgres"} //`}},
 		[]string{"-run=^TestStart_OperatorsPortIsOpen$ ./internal/test/e2e"},
+	},
+	{
+		"the error of an apply is not counted", seen,
+		[]edit{{workerHealth, `w.cfg.Metrics.errors.WithLabelValues(string(reason)).Inc()`, ``}},
+		[]string{"-run=^TestApplyErrors$ ./internal/worker"},
+	},
+	{
+		"a worker that can't apply is ready", seen,
+		[]edit{{handler, `w.health.noteFault(err)`, ``}},
+		[]string{"-run=^TestApplyErrors$ ./internal/worker"},
+	},
+	{
+		"the rights of apply_job's owner are not checked", seen,
+		[]edit{{applyRights, `{Privilege: "INSERT", Table: "transactions", By: "apply_job"},`, ``}},
+		[]string{"-run=^TestCheckApply$ ./internal/ledger"},
+	},
+	{
+		"a Redis that takes no writes is up", seen,
+		[]edit{{probing, `client.Set(ctx, prefix+":probe", 1, probeLife)`, `client.Ping(ctx)`}},
+		[]string{"-run=^TestCheckWrites$ ./internal/queue"},
+	},
+	{
+		"a gauge keeps an old value", seen,
+		[]edit{{gauges, `time.Now().Before(g.until)`, `!g.until.IsZero()`}},
+		[]string{"-run=^TestGauge$ ./internal/ops"},
 	},
 }
 

@@ -1,0 +1,174 @@
+package e2e_test
+
+import (
+	"fmt"
+	"net/http"
+	"strings"
+	"testing"
+
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/passbook/passbook/internal/ledger/ledgertest"
+	"github.com/passbook/passbook/internal/test/testenv"
+)
+
+// signalFault is something that keeps the processes from their work, and that each of them says.
+type signalFault struct {
+	name     string
+	from, to func(t *testing.T, s *system, admin *pgxpool.Pool)
+
+	api, worker     string // the check that is down in each; empty for none
+	apiIs, workerIs int    // what /readyz answers meanwhile
+}
+
+// execAll runs statements as the superuser.
+func execAll(statements ...string) func(*testing.T, *system, *pgxpool.Pool) {
+	return func(t *testing.T, _ *system, admin *pgxpool.Pool) {
+		t.Helper()
+		for _, statement := range statements {
+			ledgertest.Exec(t, admin, statement)
+		}
+	}
+}
+
+// onRedis runs a command of Redis.
+func onRedis(command ...any) func(*testing.T, *system, *pgxpool.Pool) {
+	return func(t *testing.T, s *system, _ *pgxpool.Pool) {
+		t.Helper()
+		commandRedis(t, s, command...)
+	}
+}
+
+// endSessions ends the sessions of the processes: some faults concern only new ones.
+const endSessions = `SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'passbook_serving'`
+
+// Processes that run as deploy/postgres/roles.sql says, and answer, but can't work, say so within
+// seconds: on /readyz, as a metric, and in the log. They say too when they can again.
+func TestSignals(t *testing.T) {
+	t.Parallel()
+	s, admin := newServedSystem(t, 1, 1)
+	c := newClient(t, s)
+	number := c.open(0).Number
+	const ok, unready = http.StatusOK, http.StatusServiceUnavailable
+	for _, f := range []signalFault{
+		{
+			name: "RedisFull", api: "redis", apiIs: ok, worker: "redis", workerIs: unready,
+			from: onRedis("CONFIG", "SET", "maxmemory", "1", "maxmemory-policy", "noeviction"), to: onRedis("CONFIG", "SET", "maxmemory", "0"),
+		},
+		{
+			name: "RedisReadOnly", api: "redis", apiIs: ok, worker: "redis", workerIs: unready,
+			from: onRedis("REPLICAOF", "127.0.0.1", "1"), to: onRedis("REPLICAOF", "NO", "ONE"),
+		},
+		{
+			name: "PostgresReadOnly", api: "postgres", apiIs: unready, worker: "postgres", workerIs: unready,
+			from: execAll(`ALTER SYSTEM SET default_transaction_read_only = on`, `SELECT pg_reload_conf()`),
+			to:   execAll(`ALTER SYSTEM RESET default_transaction_read_only`, `SELECT pg_reload_conf()`),
+		},
+		{
+			name: "NoExecute", apiIs: ok, worker: "applies", workerIs: unready,
+			from: execAll(`REVOKE EXECUTE ON FUNCTION apply_job FROM passbook_serving`), to: execAll(`GRANT EXECUTE ON FUNCTION apply_job TO passbook_serving`),
+		},
+		{
+			name: "NoAccepts", api: "accepts", apiIs: ok, workerIs: ok,
+			from: execAll(`REVOKE INSERT (id) ON jobs FROM passbook_serving; REVOKE INSERT (account_id, user_id, type, amount, idempotency_key, description) ON jobs FROM passbook_serving`),
+			to:   execAll(`GRANT INSERT (id, account_id, user_id, type, amount, idempotency_key, description) ON jobs TO passbook_serving`),
+		},
+		{
+			name: "NoLanguage", api: "accepts", apiIs: ok, worker: "applies", workerIs: unready,
+			from: execAll(`UPDATE pg_proc SET probin = '$libdir/gone' WHERE proname = 'plpgsql_call_handler'`, endSessions),
+			to:   execAll(`UPDATE pg_proc SET probin = '$libdir/plpgsql' WHERE proname = 'plpgsql_call_handler'`),
+		},
+	} {
+		t.Run(f.name, func(t *testing.T) {
+			f.from(t, s, admin)
+			awaitCheck(t, s.apis[0], f.api, f.apiIs)
+			awaitCheck(t, s.workers[0], f.worker, f.workerIs)
+			f.to(t, s, admin)
+			awaitUp(t, s.apis[0])
+			awaitUp(t, s.workers[0])
+		})
+	}
+	t.Run("NoInsert", func(t *testing.T) { checkNoInsert(t, s, admin, c, number) })
+	t.Run("Hanging", func(t *testing.T) { checkHanging(t, s) })
+	s.drained()
+	s.verify()
+}
+
+// checkNoInsert takes from the role that owns apply_job what every apply needs. The job that is accepted
+// meanwhile is named in the log, and applied once the right is back.
+func checkNoInsert(t *testing.T, s *system, admin *pgxpool.Pool, c *client, number string) {
+	t.Helper()
+	ledgertest.Exec(t, admin, `REVOKE INSERT ON transactions FROM passbook_owner`)
+	worker := s.workers[0]
+	status, answer, err := c.send(t.Context(), 0, jobRequest{number, "deposits", 1, "no-insert"})
+	if err != nil || status != http.StatusAccepted {
+		t.Fatalf("%d %s %v, want 202", status, answer, err)
+	}
+	awaitCheck(t, worker, "applies", http.StatusServiceUnavailable)
+	testenv.Eventually(t, "the error to be counted", func() bool {
+		_, metrics := get(t, "http://"+worker.opsAddr+"/metrics")
+		return strings.Contains(metrics, `passbook_apply_errors_total{reason="privilege"}`) && !strings.Contains(metrics, `passbook_apply_errors_total{reason="privilege"} 0`)
+	})
+	var id, account string
+	if err := admin.QueryRow(t.Context(), `SELECT job_id, account_id FROM queue`).Scan(&id, &account); err != nil {
+		t.Fatal(err)
+	}
+	said := false
+	for line := range strings.Lines(worker.log()) {
+		said = said || strings.Contains(line, `"msg":"apply failed; it is tried again"`) && strings.Contains(line, id) &&
+			strings.Contains(line, `"account_id":`+account) && strings.Contains(line, `"reason":"privilege","sqlstate":"42501"`)
+	}
+	if !said {
+		t.Errorf("no line has the job %s, its account and the error:\n%s", id, worker.log())
+	}
+	ledgertest.Exec(t, admin, `GRANT INSERT ON transactions TO passbook_owner`)
+	s.drained()
+	awaitUp(t, worker)
+}
+
+// checkHanging freezes Postgres and Redis. The operator's ports still answer, and say that both are down.
+func checkHanging(t *testing.T, s *system) {
+	t.Helper()
+	thawRedis := testenv.Freeze(t, s.redis.PID())
+	thawPostmaster := testenv.Freeze(t, s.postgres.PID()) // first, so that it makes no more
+	thawPostgres := testenv.Freeze(t, children(t, s.postgres.PID())...)
+	for _, p := range []*process{s.apis[0], s.workers[0]} {
+		for _, store := range []string{"postgres", "redis"} {
+			awaitCheck(t, p, store, http.StatusServiceUnavailable)
+			testenv.Eventually(t, "the metrics to say so", func() bool {
+				status, metrics := get(t, "http://"+p.opsAddr+"/metrics")
+				return status == http.StatusOK && strings.Contains(metrics, fmt.Sprintf("passbook_store_up{store=%q} 0", store))
+			})
+		}
+	}
+	thawPostgres()
+	thawPostmaster()
+	thawRedis()
+	awaitUp(t, s.apis[0])
+	awaitUp(t, s.workers[0])
+}
+
+// awaitCheck waits until a process says that the check is down, on /readyz, as a metric and in the log.
+// Without a check it only compares what /readyz answers.
+func awaitCheck(t *testing.T, p *process, check string, want int) {
+	t.Helper()
+	testenv.Eventually(t, fmt.Sprintf("%s to answer %d, %q down", p.name, want, check), func() bool {
+		status, ready := get(t, "http://"+p.opsAddr+"/readyz")
+		if check == "" {
+			return status == want
+		}
+		_, metrics := get(t, "http://"+p.opsAddr+"/metrics")
+		return status == want && strings.Contains(ready, fmt.Sprintf(`{"name":%q,"status":"down"`, check)) &&
+			strings.Contains(metrics, fmt.Sprintf("passbook_check_up{check=%q} 0", check)) &&
+			strings.Contains(p.log(), fmt.Sprintf(`"msg":"dependency down","dependency":%q`, check))
+	})
+}
+
+// awaitUp waits until nothing that the process depends on is down.
+func awaitUp(t *testing.T, p *process) {
+	t.Helper()
+	testenv.Eventually(t, p.name+" to be ready", func() bool {
+		status, ready := get(t, "http://"+p.opsAddr+"/readyz")
+		return status == http.StatusOK && !strings.Contains(ready, "down")
+	})
+}
