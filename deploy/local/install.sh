@@ -3,11 +3,12 @@
 # so first:
 #
 #   install.sh        for make run: Postgres 15 or newer, Redis
-#   install.sh test   for make test: the same, a C compiler, Chromium, curl, jq
+#   install.sh test   for make test: the same, a C compiler, Chromium, curl, jq,
+#                     Prometheus
 #
 # Where nothing is missing it does nothing. It asks for sudo only when it has to
 # install. Nothing of the system's own is stopped or configured; Debian's
-# services of the two servers are not started.
+# services of these servers are not started.
 set -eu
 
 oldest_postgres=15
@@ -25,8 +26,8 @@ main() {
 	echo "Missing here:$why"
 	echo "To be installed:$missing"
 	install
-	case "$missing" in *postgresql* | *redis*)
-		echo "Installed. The system's own Postgres and Redis were not started, but may be from the next boot on: systemctl disable postgresql redis-server" ;;
+	case "$missing" in *postgresql* | *redis* | *prometheus*)
+		echo "Installed. The system's own servers were not started, but may be from the next boot on: systemctl disable postgresql redis-server prometheus" ;;
 	esac
 }
 
@@ -44,6 +45,7 @@ find_missing() {
 	for tool in curl jq; do
 		command -v $tool >/dev/null || need $tool "$tool (for the examples of docs/clients.md)"
 	done
+	has_prometheus || need prometheus "Prometheus (for the tests of the alerts and dashboards)"
 }
 
 need() {
@@ -70,6 +72,10 @@ has_chromium() {
 		command -v "$name" >/dev/null && return
 	done
 	return 1
+}
+
+has_prometheus() {
+	command -v prometheus >/dev/null && command -v promtool >/dev/null
 }
 
 install() {
@@ -104,8 +110,8 @@ apt_install() {
 		{ apt-get update && apt-get install -y --no-install-recommends "$@"; }
 }
 
-# hold_services keeps Debian's packages from starting the two servers: make run
-# starts private ones. The packages ask policy-rc.d, also under systemd. A
+# hold_services keeps Debian's packages from starting their servers: make run and
+# the tests start private ones. The packages ask policy-rc.d, also under systemd. A
 # policy-rc.d that the machine already has stays. This script removes its own at
 # its end. One that a SIGKILL left behind forbids nothing, because it checks that
 # this script still runs.
@@ -117,7 +123,7 @@ hold_services() {
 	cat >"$policy" <<-POLICY
 		#!/bin/sh
 		# Made by an installation of Passbook's; may be deleted.
-		case "\$*" in *postgresql* | *redis*) ! kill -0 $$ 2>/dev/null || exit 101 ;; esac
+		case "\$*" in *postgresql* | *redis* | *prometheus*) ! kill -0 $$ 2>/dev/null || exit 101 ;; esac
 		exit 0
 	POLICY
 	chmod 755 "$policy"
