@@ -139,14 +139,20 @@ func networkOf(address netip.Addr) netip.Prefix {
 	return prefix
 }
 
+// Bounds of connections, as the metric and the log name them.
+const (
+	boundAddress = "address"
+	boundTotal   = "total"
+)
+
 // fits reports whether another connection of the address is within the bounds. At a bound it first
 // closes an idle connection.
 func (l *listener) fits(address netip.Prefix) bool {
 	if l.perAddress > 0 && l.addresses[address] >= l.perAddress {
-		return l.evict("address", func(c *conn) bool { return c.address == address })
+		return l.evict(boundAddress, func(c *conn) bool { return c.address == address })
 	}
 	if l.total > 0 && len(l.conns) >= l.total {
-		return l.evict("total", func(*conn) bool { return true })
+		return l.evict(boundTotal, func(*conn) bool { return true })
 	}
 	return true
 }

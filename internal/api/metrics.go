@@ -63,6 +63,9 @@ func newMetrics(registry prometheus.Registerer) *metrics {
 	for _, reason := range refusals {
 		m.refusals.WithLabelValues(reason)
 	}
+	for _, bound := range []string{boundAddress, boundTotal} {
+		m.crowded.WithLabelValues(bound)
+	}
 	m.waiting = prometheus.NewGauge(prometheus.GaugeOpts{
 		Name: "passbook_waiting_requests", Help: "Requests that wait for a job to finish.",
 	})
