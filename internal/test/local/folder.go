@@ -17,6 +17,7 @@ import (
 
 const (
 	fallbackBase = "/var/lib" // kept, and every user reaches it; only root gets here
+	memory       = "/dev/shm" // there a Postgres starts, and copies a database, with a third of the CPU time
 	tailBytes    = 4096
 )
 
@@ -33,15 +34,16 @@ type folder struct {
 }
 
 // openFolder makes dir, or takes it as it was left. An empty dir is a temporary folder,
-// which the supervisor deletes when this process dies.
-func openFolder(ctx context.Context, dir string, say Say) (*folder, error) {
+// which the supervisor deletes when this process dies. It is in memory if it need not
+// last.
+func openFolder(ctx context.Context, dir string, lasts bool, say Say) (*folder, error) {
 	service, err := serviceUser()
 	if err != nil {
 		return nil, err
 	}
 	f := &folder{owner: service}
 	if dir == "" {
-		err = f.makeTemporary(ctx)
+		err = f.makeTemporary(ctx, lasts)
 	} else {
 		err = f.place(ctx, dir, say)
 	}
@@ -60,8 +62,11 @@ func openFolder(ctx context.Context, dir string, say Say) (*folder, error) {
 	return f, nil
 }
 
-func (f *folder) makeTemporary(ctx context.Context) error {
+func (f *folder) makeTemporary(ctx context.Context, lasts bool) error {
 	base := os.TempDir()
+	if !lasts && hasMemory() {
+		base = memory
+	}
 	if !f.owner.reaches(ctx, base) {
 		base = "/var/tmp" // which every user reaches
 	}
@@ -71,6 +76,15 @@ func (f *folder) makeTemporary(ctx context.Context) error {
 	}
 	f.path, f.temporary = path, true
 	return nil
+}
+
+// hasMemory reports whether the folder memory is in memory, with space for the servers of
+// all tests that run at once. In some containers it has 64 MB.
+func hasMemory() bool {
+	const tmpfs, enough = 0x01021994, 4 << 30
+	var found syscall.Statfs_t
+	err := syscall.Statfs(memory, &found)
+	return err == nil && found.Type == tmpfs && found.Bavail*uint64(found.Bsize) >= enough //nolint:gosec // a block has no negative size
 }
 
 // place decides where dir really is: at dir, where its link points, or, if the servers'
@@ -366,7 +380,7 @@ func Remove(ctx context.Context, dir string) error {
 	if _, err := os.Lstat(dir); errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
-	f, err := openFolder(ctx, dir, nil)
+	f, err := openFolder(ctx, dir, true, nil)
 	if err != nil {
 		return err
 	}

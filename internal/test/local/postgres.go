@@ -68,7 +68,7 @@ func StartPostgres(ctx context.Context, cfg PostgresConfig) (*Postgres, error) {
 }
 
 func newPostgres(ctx context.Context, cfg PostgresConfig) (*Postgres, error) {
-	f, err := openFolder(ctx, cfg.Dir, cfg.Say)
+	f, err := openFolder(ctx, cfg.Dir, cfg.Durable, cfg.Say)
 	if err != nil {
 		return nil, fmt.Errorf("start postgres: %w", err)
 	}
@@ -132,6 +132,7 @@ func (pg *Postgres) command(port int) ([]string, error) {
 		settings["full_page_writes"] = "off"
 		settings["wal_init_zero"] = "off" // no 16 MB of zeros for each new segment
 		settings["shared_buffers"] = "64MB"
+		settings["max_wal_size"] = "256MB" // the data may be in memory
 	}
 	maps.Copy(settings, pg.cfg.Settings)
 	maps.DeleteFunc(settings, func(name, value string) bool {

@@ -48,7 +48,7 @@ type Redis struct {
 
 // StartRedis starts a private Redis and returns when it answers.
 func StartRedis(ctx context.Context, cfg RedisConfig) (*Redis, error) {
-	f, err := openFolder(ctx, cfg.Dir, cfg.Say)
+	f, err := openFolder(ctx, cfg.Dir, cfg.Durable, cfg.Say)
 	if err != nil {
 		return nil, fmt.Errorf("start redis: %w", err)
 	}
