@@ -96,7 +96,7 @@ func newChaos(t *testing.T) *chaos {
 	if c.seed == 0 {
 		c.seed = rand.Uint64()
 	}
-	c.system = &system{t: t, postgres: testenv.PostgresServer(t), redis: chaosRedis(t), reach: c.reach}
+	c.system = &system{t: t, postgres: testenv.PostgresServer(t), redis: chaosRedis(t), reach: c.reach, build: raced}
 	c.system.pool = c.system.connect()
 	c.apis, c.workers = c.members("api", chaosAPIs), c.members("worker", chaosWorkers)
 	c.system.apis, c.system.workers = make([]*process, chaosAPIs), make([]*process, chaosWorkers)

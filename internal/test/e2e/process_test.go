@@ -11,7 +11,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
-	"runtime/debug"
 	"slices"
 	"strings"
 	"sync"
@@ -29,19 +28,14 @@ const patience = 30 * time.Second
 type variant struct {
 	source string   // the folder of the sources; empty is this repository
 	flags  []string // for go build
-	plain  bool     // never with the race detector, which makes a start slow
 }
 
-// raceDetector is -race where the test has it: the programs have it then too.
-var raceDetector = sync.OnceValue(func() (flags []string) {
-	if info, ok := debug.ReadBuildInfo(); ok && slices.Contains(info.Settings, debug.BuildSetting{Key: "-race", Value: "true"}) {
-		flags = []string{"-race"}
-	}
-	return flags
-})
+// plain is the build that users run.
+var plain = variant{}
 
-// plain is the build that users run, for tests of how long something takes.
-var plain = variant{plain: true}
+// raced has the race detector, which multiplies what a program costs. The packages' own tests
+// have it too, so of the whole system only TestChaos does.
+var raced = variant{flags: []string{"-race"}}
 
 var builds = struct {
 	sync.Mutex
@@ -63,9 +57,6 @@ func (v variant) build() (string, error) {
 	testenv.AtEnd(func() error { return os.RemoveAll(dir) })
 	// Without what a debugger reads, linking takes half as long.
 	args := slices.Concat([]string{"build", "-buildvcs=false", "-ldflags=-w", "-o", dir}, v.flags, []string{"./cmd/api", "./cmd/worker"})
-	if !v.plain {
-		args = slices.Insert(args, 1, raceDetector()...)
-	}
 	build := exec.CommandContext(context.Background(), "go", args...)
 	build.Dir = cmp.Or(v.source, filepath.Join("..", "..", ".."))
 	if out, err := build.CombinedOutput(); err != nil {
