@@ -1,4 +1,4 @@
-# `make` alone lists the targets. CI runs .ci/run, which is `make lint test`.
+# `make` alone lists the targets. CI runs .ci/run, which is `make -j2 lint test`.
 
 .DEFAULT_GOAL := help
 LINT := go tool -modfile=.ci/lint/go.mod golangci-lint
@@ -19,14 +19,17 @@ build: ## Build api and worker into .local/bin
 	@mkdir -p .local/bin
 	go build -o .local/bin/ ./cmd/...
 
+GO_TEST := go test -count=1 -vet=off -ldflags=-w -timeout 20m # lint vets; without debug information linking takes half as long
+# Without the race detector: runs of the system, whose programs have it in TestChaos; runs of the benchmark; patterns.
+UNRACED := ./internal/test/e2e ./internal/bench ./internal/bench/history ./internal/test/docs
 .PHONY: test
 test: export GORACE = atexit_sleep_ms=0
-test: GO_TEST = go test -count=1 -vet=off -ldflags=-w -timeout 20m # lint vets; without debug information linking takes half as long
-test: ## Run every test, most with the race detector, on private Postgres and Redis servers
+test: ## Run every test, the packages' own with the race detector, on private Postgres and Redis servers
 	@deploy/local/install.sh test
-	$(GO_TEST) -race -p 4 $$(go list ./... | grep -v -e /internal/test/e2e -e /internal/test/docs -e '/internal/bench$$' -e /internal/bench/history)
-	$(GO_TEST) ./internal/bench ./internal/bench/history ./internal/test/docs # whole runs of the benchmark, and patterns: -race makes both slow
-	$(GO_TEST) -race -parallel 8 ./internal/test/e2e # by itself: it keeps the machine busy
+	@packages=$$(go list ./... | grep -vxF "$$(go list $(UNRACED))"); \
+	$(GO_TEST) -race -p 4 $$packages & raced=$$!; \
+	$(GO_TEST) -parallel 8 $(UNRACED); unraced=$$?; \
+	wait $$raced && exit $$unraced
 
 MINUTES := 2
 SEED := 0
