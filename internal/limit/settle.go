@@ -2,11 +2,14 @@ package limit
 
 import (
 	"context"
+	"errors"
+	"log/slog"
 	"math"
 	"sync/atomic"
 	"time"
 
 	redisrate "github.com/go-redis/redis_rate/v10"
+	"github.com/redis/go-redis/v9"
 	"golang.org/x/sync/errgroup"
 )
 
@@ -186,9 +189,19 @@ func (l *Limiter) note(err error) {
 	case err != nil:
 		l.again = l.cfg.Now().Add(awayPause)
 		if !was {
-			l.cfg.Log.Warn("can't count in Redis; each process holds the limit by itself", "limit", l.cfg.Name, "error", err)
+			l.warn(err)
 		}
 	case was:
-		l.cfg.Log.Info("counting in Redis again", "limit", l.cfg.Name)
+		l.cfg.Log.Debug("counting in Redis again", "limit", l.cfg.Name)
 	}
+}
+
+// warn logs that Redis does not count: at debug level where it is away, since the log says so already,
+// once for all limits.
+func (l *Limiter) warn(err error) {
+	level := slog.LevelDebug
+	if _, answered := errors.AsType[redis.Error](err); answered {
+		level = slog.LevelWarn
+	}
+	l.cfg.Log.Log(context.Background(), level, "can't count in Redis; each process holds the limit by itself", "limit", l.cfg.Name, "error", err)
 }
