@@ -409,23 +409,27 @@ func (p panicked) Error() string {
 // setHeaders sets what every answer has: the request id; that no cache may keep the answer, since
 // it is for its caller alone (static replaces this one); and that it is what its type says.
 func setHeaders(c *fiber.Ctx) {
-	setRequestID(c)
-	c.Set(fiber.HeaderCacheControl, "no-store")
-	c.Set(fiber.HeaderXContentTypeOptions, "nosniff")
-}
-
-const maxRequestID = 64
-
-// setRequestID keeps the client's id where it has 1 to 64 characters of A-Z a-z 0-9 . _ -, and
-// makes one otherwise.
-func setRequestID(c *fiber.Ctx) {
-	id := c.Get(fiber.HeaderXRequestID)
-	if !isRequestID(id) {
-		id = uuid.NewString()
-	}
-	id = strings.Clone(id) // Fiber's strings are buffers to be reused
+	id := requestIDOf(c.Get(fiber.HeaderXRequestID))
 	c.Locals(requestIDKey{}, id)
 	c.Set(fiber.HeaderXRequestID, id)
+	c.Set(fiber.HeaderCacheControl, noStore)
+	c.Set(fiber.HeaderXContentTypeOptions, noSniff)
+}
+
+const (
+	noStore = "no-store" // of Cache-Control
+	noSniff = "nosniff"  // of X-Content-Type-Options
+
+	maxRequestID = 64
+)
+
+// requestIDOf returns the client's id where it has 1 to 64 characters of A-Z a-z 0-9 . _ -, and a new
+// one otherwise.
+func requestIDOf(id string) string {
+	if !isRequestID(id) {
+		return uuid.NewString()
+	}
+	return strings.Clone(id) // Fiber's strings are buffers to be reused
 }
 
 func isRequestID(id string) bool {

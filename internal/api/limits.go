@@ -18,10 +18,8 @@ import (
 
 	"github.com/gofiber/fiber/v2"
 	"github.com/google/uuid"
-	"github.com/valyala/fasthttp"
 
 	"github.com/passbook/passbook/internal/auth"
-	"github.com/passbook/passbook/internal/job"
 	"github.com/passbook/passbook/internal/limit"
 )
 
@@ -322,21 +320,4 @@ func (u *userSlots) release(user uuid.UUID) {
 var errUserInFlight = &problem{
 	Status: http.StatusTooManyRequests, Code: "too_many_requests", retryAfter: busyRetry, reason: refusedUserInFlight,
 	Detail: "You have too many requests under way. Nothing happened; send this one again when some are answered.",
-}
-
-var accountPaths = []byte("/v1/accounts/")
-
-// shed refuses deposits and withdrawals at once while too many wait to be accepted, before it spends
-// anything else on them: at three times the load that can be accepted, two requests of three are
-// refused. Their bodies have arrived; to close their connections instead would cost both sides more.
-func (a *API) shed(next fasthttp.RequestHandler) fasthttp.RequestHandler {
-	return func(c *fasthttp.RequestCtx) {
-		if !c.IsPost() || !bytes.HasPrefix(c.Path(), accountPaths) || !a.overloaded() {
-			next(c)
-			return
-		}
-		refused := a.app.AcquireCtx(c)
-		defer a.app.ReleaseCtx(refused)
-		_ = a.answerError(refused, job.ErrOverloaded) // it fails only where a problem is no JSON
-	}
 }

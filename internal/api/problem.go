@@ -17,6 +17,8 @@ import (
 	"github.com/passbook/passbook/internal/statement"
 )
 
+const mimeProblem = "application/problem+json"
+
 // problem is an error as clients see it (RFC 9457).
 type problem struct {
 	Type      string  `json:"type"`
@@ -206,7 +208,7 @@ func (a *API) answerError(c *fiber.Ctx, err error) error {
 	if isRefused {
 		a.metrics.refused(p.Status)
 	}
-	return c.JSON(p, "application/problem+json")
+	return c.JSON(p, mimeProblem)
 }
 
 // hasNoOutcome reports whether the answer depends on no job's outcome: the request itself is wrong

@@ -53,6 +53,7 @@ const (
 	waiting  = "internal/finished/wait.go"
 	ends     = "internal/job/finished.go"
 	limits   = "internal/api/limits.go"
+	shed     = "internal/api/shed.go"
 	settling = "internal/limit/settle.go"
 	gate     = "internal/postgres/gate.go"
 	shown    = "internal/postgres/shown.go"
@@ -1189,7 +1190,7 @@ var mutations = []mutation{
 	},
 	{
 		"a cache may keep what is a user's", owned,
-		[]edit{{edge, `c.Set(fiber.HeaderCacheControl, "no-store")`, ``}},
+		[]edit{{edge, `c.Set(fiber.HeaderCacheControl, noStore)`, ``}},
 		[]string{"-run=^TestSecurity_AnothersLists$ ./internal/api"},
 	},
 
@@ -1366,7 +1367,7 @@ var mutations = []mutation{
 	},
 	{
 		"a deposit waits however many wait before it", bounded,
-		[]edit{{limits, `|| !a.overloaded() {`, `|| true {`}},
+		[]edit{{shed, `|| !a.overloaded() {`, `|| true {`}},
 		[]string{"-run=^TestShed$ ./internal/api"},
 	},
 	{
