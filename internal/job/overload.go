@@ -10,8 +10,9 @@ const (
 	// queue accepts no more in a second; it makes each client wait longer, until all give up.
 	longestWait = 100 * time.Millisecond
 	// fewWaiting is how many accepts may wait however slow the batches are: slow batches accept the
-	// most when they are full, and the first ones after a start are slow.
-	fewWaiting = 4 * maxBatch
+	// most when they are full, and the first ones after a start are slow. So an accept waits for
+	// two batches at least, and for longestWait at most where they take less than that.
+	fewWaiting = 2 * maxBatch
 	// The estimate of a batch's time follows a longer batch by half of the difference, and a shorter
 	// one by an eighth. So it notices at once that Postgres has become slower, and a single slow batch
 	// counts for some ten batches.

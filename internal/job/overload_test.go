@@ -67,8 +67,8 @@ func TestAccept_Overloaded(t *testing.T) {
 	}{
 		"Idle":               {0, 0, false},
 		"Few":                {fewWaiting - 1, time.Minute, false},
-		"SlowBatches":        {fewWaiting, longestWait/4 + 1, true},
-		"SlowBatches/Within": {fewWaiting, longestWait / 4, false},
+		"SlowBatches":        {fewWaiting, longestWait/2 + 1, true},
+		"SlowBatches/Within": {fewWaiting, longestWait / 2, false},
 		"Long":               {10 * maxBatch, longestWait/10 + 1, true},
 		"Long/Within":        {10 * maxBatch, longestWait / 10, false},
 		"Full":               {maxWaiting, 0, true},
