@@ -133,6 +133,11 @@ schema: ## Write migrations/schema.sql, the schema as it is after all migrations
 	@deploy/local/install.sh
 	go test -count=1 -run '^TestSchemaFile$$' ./migrations -write
 
+.PHONY: metrics
+metrics: ## Write docs/metrics.md from what api and worker show
+	@deploy/local/install.sh test
+	go test -count=1 -run '^TestPrometheus$$/^Document$$' ./internal/test/e2e -metrics.write
+
 .PHONY: lint
 lint: ## Check the style and the import rules; the first run builds the linter, for minutes
 	$(LINT) run

@@ -1435,7 +1435,20 @@ var mutations = []mutation{
 		[]edit{{gauges, `time.Now().Before(g.until)`, `!g.until.IsZero()`}},
 		[]string{"-run=^TestGauge$ ./internal/ops"},
 	},
+	{
+		"a counter has no series before its first event", seen,
+		[]edit{{"internal/api/metrics.go", `m.crowded.WithLabelValues(bound)`, `_ = bound`}},
+		[]string{watched},
+	},
+	{
+		"a metric of the pools has another name", seen,
+		[]edit{{"internal/ops/metrics.go", `"empty_acquire_wait_seconds_total"`, `"acquire_wait_seconds_total"`}},
+		[]string{watched},
+	},
 }
+
+// watched compares what a real Prometheus reads of the processes with docs/metrics.md, dashboards and alerts.
+const watched = "-run=^TestPrometheus$ ./internal/test/e2e"
 
 // machine is the ledger's state machine against its model. Its failing examples
 // are the mutant's, not ours to keep.
