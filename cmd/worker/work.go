@@ -60,6 +60,7 @@ func work(ctx context.Context, cfg config.Process, log *slog.Logger) error {
 	registry.MustRegister(ops.ConditionGauge("passbook_extra_queues",
 		"1 while this worker serves queues of more partitions than its QUEUE_PARTITIONS, else 0; absent while Redis does not say.", queues.HasExtraQueues))
 
+	verifier := worker.NewVerifier(pool, queue.NewShared(process.Redis, process.Queues, "verification"), registry, log)
 	checks := process.NewChecks(ctx, readiness(process, jobs, queues)...)
 	process.Operator.Show(checks, map[string]http.Handler{dashboardPath: dashboard(inspected)})
 
@@ -71,6 +72,7 @@ func work(ctx context.Context, cfg config.Process, log *slog.Logger) error {
 	working.Go(func() error { return queues.Run(failed) })
 	working.Go(func() error { return process.Owner.Run(failed) })
 	working.Go(func() error { return jobs.Run(failed) })
+	working.Go(func() error { return verifier.Run(failed) })
 	working.Go(func() error {
 		<-failed.Done() // ctx ended, or a part failed
 		log.Info("worker stopping")

@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"github.com/passbook/passbook/internal/job"
+	"github.com/passbook/passbook/internal/ledger"
 )
 
 // For how many sweeps a task in a state is believed to apply its account.
@@ -38,3 +39,29 @@ func (w *Worker) FullScanTook(took time.Duration) { w.scan.at, w.scan.took = tim
 
 // Housekeep is one step of the housekeeping.
 func (w *Worker) Housekeep(ctx context.Context) { w.housekeep(ctx) }
+
+// Step is one step of a verifier.
+func (v *Verifier) Step(ctx context.Context) time.Duration { return v.step(ctx) }
+
+// Round is the running round of a verifier.
+func (v *Verifier) Round() ledger.Round { return v.state.Round }
+
+// EndRest lets the next round begin.
+func (v *Verifier) EndRest() { v.restedAt = time.Time{} }
+
+// SliceOf makes the next slice one of so many rows.
+func (v *Verifier) SliceOf(rows int) { v.rows = rows }
+
+// StaleSince is as if the last slice was verified so long ago.
+func (v *Verifier) StaleSince(ago time.Duration) { v.lastGood = time.Now().Add(-ago) }
+
+// Release ends a verifier's hold, as its Run does when it ends.
+func (v *Verifier) Release(ctx context.Context) { v.release(ctx) }
+
+// Bounds of a verifier.
+const (
+	MaxMismatchLines = maxMismatchLines
+	StaleAfter       = staleAfter
+	OtherVerifier    = otherVerifierPause
+	VerifyRate       = verifyRate
+)

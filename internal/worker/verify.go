@@ -1,0 +1,301 @@
+package worker
+
+import (
+	"context"
+	"encoding/json"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/passbook/passbook/internal/ledger"
+	"github.com/passbook/passbook/internal/queue"
+)
+
+// How fast the ledger is verified in the background.
+const (
+	// verifyShare bounds the share of one connection: after each slice the verifier pauses for
+	// verifyShare times as long as the slice took. So it costs Postgres 2 % of a processor at most.
+	verifyShare = 49
+	// verifyRate bounds the rows a second.
+	verifyRate = 2000
+	// A slice has verifyMostRows at most, and fewer where it takes longer than verifySlice: a
+	// snapshot is then never old. A slice that takes as long as sliceTimeout is given up.
+	verifyMostRows = 500
+	verifySlice    = 50 * time.Millisecond
+	sliceTimeout   = 5 * time.Second
+	// longestVerifyPause is the longest pause between two slices, so that the hold does not end.
+	longestVerifyPause = 10 * time.Second
+	// roundEvery is the shortest time from the begin of one round to the begin of the next.
+	roundEvery = time.Minute
+	// otherVerifierPause is how often a worker looks whether another still verifies.
+	otherVerifierPause = 10 * time.Second
+	// verifyRetry is the pause after an error.
+	verifyRetry = 5 * time.Second
+	// staleAfter is after how long without a verified slice the metrics show no state of the ledger.
+	staleAfter = 2 * time.Minute
+)
+
+// Bounds of what the verifier logs in a minute.
+const (
+	maxMismatchLines = 10
+	verifyLogEvery   = time.Minute
+)
+
+// Verifier verifies the ledger in the background, round after round. Of all workers one at a time
+// does so. Where the round stands is kept in Redis, so another goes on with it after a restart. While
+// Redis is away, each worker goes on by itself from where it knows that the round stands.
+//
+// A kill loses at most the slice in progress, which is verified again.
+type Verifier struct {
+	pool    *pgxpool.Pool
+	shared  *queue.Shared
+	log     *slog.Logger
+	metrics verifierMetrics
+
+	held     bool      // this worker verifies
+	ahead    bool      // it has verified what is not kept in Redis
+	rows     int       // of the next slice
+	restedAt time.Time // when the next round may begin, by this process's own clock
+	lines    int       // mismatches logged since lineTime
+	lineTime time.Time
+	warned   time.Time // the last warning that a slice failed
+
+	mu       sync.Mutex   // guards the fields below, which metrics read
+	state    verification // of the ledger
+	lastGood time.Time    // when the ledger was last known to be as state says
+}
+
+// verification is what the workers share.
+type verification struct {
+	Round  ledger.Round   // that is running; its zero value between two rounds
+	Last   *finishedRound // nil: none yet
+	Failed bool           // the last slice could not be verified
+}
+
+type finishedRound struct {
+	Ended      time.Time // by Postgres's clock
+	Took       time.Duration
+	Mismatches int64
+}
+
+// NewVerifier makes a verifier, and registers its metrics.
+func NewVerifier(pool *pgxpool.Pool, shared *queue.Shared, registry prometheus.Registerer, log *slog.Logger) *Verifier {
+	v := &Verifier{pool: pool, shared: shared, log: log, rows: verifyMostRows}
+	v.metrics = newVerifierMetrics(registry, v.known)
+	return v
+}
+
+// Run verifies until ctx ends.
+func (v *Verifier) Run(ctx context.Context) error {
+	defer v.release(ctx)
+	for {
+		pause := v.step(ctx)
+		select {
+		case <-time.After(pause):
+		case <-ctx.Done():
+			return nil
+		}
+	}
+}
+
+func (v *Verifier) release(ctx context.Context) {
+	if v.held {
+		_ = v.shared.Release(context.WithoutCancel(ctx)) // it ends by itself
+	}
+}
+
+// step verifies a slice, where this worker is the one to do so. It returns how long to pause.
+func (v *Verifier) step(ctx context.Context) (pause time.Duration) {
+	if !v.held && !v.take(ctx) {
+		return otherVerifierPause
+	}
+	if now := time.Now(); v.state.Round.Table == "" && now.Before(v.restedAt) {
+		v.set(v.state)
+		v.keep(ctx) // the hold
+		return min(v.restedAt.Sub(now), otherVerifierPause)
+	}
+	began := time.Now()
+	slice, err := v.verify(ctx)
+	took := time.Since(began)
+	switch {
+	case ctx.Err() != nil:
+		return 0
+	case err != nil:
+		v.rows = max(v.rows/8, 1) // on a slow disk a smaller slice may succeed; one row that can't be read is skipped
+		v.fail()
+		v.keep(ctx)
+		v.warn(err)
+		return verifyRetry
+	case took > verifySlice:
+		v.rows = max(v.rows/2, 1)
+	default:
+		v.rows = min(2*v.rows, verifyMostRows)
+	}
+	v.report(slice)
+	v.keep(ctx)
+	return min(max(verifyShare*took, time.Duration(slice.Rows)*time.Second/verifyRate), longestVerifyPause)
+}
+
+// take looks whether this worker is to verify, and where the round stands.
+func (v *Verifier) take(ctx context.Context) bool {
+	value, held, err := v.shared.Hold(ctx, nil)
+	if err != nil { // it goes on without Redis
+		v.log.Debug("could not read where the verification stands", "error", err)
+		return ctx.Err() == nil
+	}
+	if v.held = held; held && v.ahead {
+		return true
+	}
+	v.adopt(value)
+	return held
+}
+
+// adopt goes on where another worker, or this one before its restart, has stopped.
+func (v *Verifier) adopt(value []byte) {
+	if len(value) == 0 {
+		return
+	}
+	var state verification
+	if err := json.Unmarshal(value, &state); err != nil { // another build's: the round begins again
+		v.log.Debug("could not read where the verification stands", "error", err)
+		return
+	}
+	v.set(state)
+	v.ahead = false
+}
+
+// verify verifies the next slice.
+func (v *Verifier) verify(ctx context.Context) (ledger.Slice, error) {
+	ctx, cancel := context.WithTimeout(ctx, sliceTimeout)
+	defer cancel()
+	state := v.state
+	slice, err := state.Round.Verify(ctx, v.pool, v.rows)
+	if err != nil {
+		return slice, err
+	}
+	if slice.Done {
+		took := max(slice.Ended.Sub(state.Round.Begun), 0)
+		state.Last = &finishedRound{Ended: slice.Ended, Took: took, Mismatches: state.Round.Verified.Mismatches}
+		v.log.Info("ledger verified", "accounts", state.Round.Verified.Accounts, "transactions", state.Round.Verified.Transactions,
+			"jobs", state.Round.Verified.Jobs, "mismatches", state.Round.Verified.Mismatches, "took", took)
+		state.Round = ledger.Round{}
+		v.restedAt = time.Now().Add(roundEvery - took)
+	}
+	state.Failed = false
+	v.set(state)
+	v.ahead = true
+	return slice, nil
+}
+
+// report logs the mismatches of a slice, and counts its accounts.
+func (v *Verifier) report(slice ledger.Slice) {
+	v.metrics.accounts.Add(float64(slice.Accounts))
+	for _, mismatch := range slice.Mismatches {
+		if time.Since(v.lineTime) >= verifyLogEvery {
+			v.lines, v.lineTime = 0, time.Now()
+		}
+		switch v.lines++; {
+		case v.lines <= maxMismatchLines:
+			v.log.Error("ledger mismatch", "account", mismatch.Account, "finding", mismatch.Finding)
+		case v.lines == maxMismatchLines+1:
+			v.log.Error("more ledger mismatches, which are not logged; worker verify prints all")
+		}
+	}
+}
+
+// keep keeps in Redis where the round stands. Another worker may have taken the round meanwhile.
+func (v *Verifier) keep(ctx context.Context) {
+	kept, err := json.Marshal(v.state)
+	if err != nil {
+		v.log.Error("could not encode where the verification stands", "error", err)
+		return
+	}
+	value, held, err := v.shared.Hold(ctx, kept)
+	if err != nil {
+		v.log.Debug("could not keep where the verification stands", "error", err)
+		v.held = false
+		return
+	}
+	if v.held, v.ahead = held, false; !held {
+		v.adopt(value)
+	}
+}
+
+func (v *Verifier) warn(err error) {
+	if time.Since(v.warned) >= verifyLogEvery {
+		v.warned = time.Now()
+		v.log.Warn("could not verify the ledger", "error", err)
+	}
+}
+
+func (v *Verifier) set(state verification) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.state = state
+	if !state.Failed {
+		v.lastGood = time.Now()
+	}
+}
+
+// fail records that the last slice could not be verified.
+func (v *Verifier) fail() {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.state.Failed = true
+}
+
+// known returns what is known of the ledger. It returns false where that is nothing, or too old.
+func (v *Verifier) known() (verification, bool) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return v.state, time.Since(v.lastGood) < staleAfter
+}
+
+// verifierMetrics are a verifier's metrics. All but accounts show what the workers share, so each
+// worker shows the same. They are absent where nothing is known.
+type verifierMetrics struct{ accounts prometheus.Counter }
+
+func newVerifierMetrics(registry prometheus.Registerer, known func() (verification, bool)) verifierMetrics {
+	m := verifierMetrics{accounts: prometheus.NewCounter(prometheus.CounterOpts{
+		Name: "passbook_verified_accounts_total", Help: "Accounts that this worker has verified in the background.",
+	})}
+	registry.MustRegister(m.accounts, verificationCollector{known})
+	return m
+}
+
+var (
+	mismatchesDesc = prometheus.NewDesc("passbook_verification_mismatches",
+		"Mismatches that the background verification has found in the last round, or in the running one where those are more; absent where nothing was verified lately.", nil, nil)
+	lastRoundDesc = prometheus.NewDesc("passbook_verification_last_round_timestamp_seconds",
+		"When the last round of the background verification ended, in seconds since 1970.", nil, nil)
+	roundSecondsDesc = prometheus.NewDesc("passbook_verification_round_seconds",
+		"How long the last round of the background verification took, in seconds.", nil, nil)
+)
+
+type verificationCollector struct {
+	known func() (verification, bool)
+}
+
+// Describe implements prometheus.Collector.
+func (c verificationCollector) Describe(descs chan<- *prometheus.Desc) {
+	descs <- mismatchesDesc
+	descs <- lastRoundDesc
+	descs <- roundSecondsDesc
+}
+
+// Collect implements prometheus.Collector.
+func (c verificationCollector) Collect(metrics chan<- prometheus.Metric) {
+	state, fresh := c.known()
+	mismatches := state.Round.Verified.Mismatches
+	if last := state.Last; last != nil {
+		mismatches = max(mismatches, last.Mismatches)
+		metrics <- prometheus.MustNewConstMetric(lastRoundDesc, prometheus.GaugeValue, float64(last.Ended.UnixMilli())/1000)
+		metrics <- prometheus.MustNewConstMetric(roundSecondsDesc, prometheus.GaugeValue, last.Took.Seconds())
+	}
+	if fresh && (state.Last != nil || mismatches > 0) {
+		metrics <- prometheus.MustNewConstMetric(mismatchesDesc, prometheus.GaugeValue, float64(mismatches))
+	}
+}
