@@ -97,7 +97,7 @@ func Start(ctx context.Context, cfg config.Process, pool postgres.Config, log *s
 func (p *Process) openOperator(ctx context.Context) (err error) {
 	waiting := ops.Check{Name: "postgres", Required: true} // never probed, so down
 	p.Operator, err = ops.Listen(ctx, ops.Config{
-		Addr: p.Config.OpsAddr, Token: p.Config.OpsToken, Hosts: p.Config.OpsHosts,
+		Addr: p.Config.OpsAddr, Token: p.Config.OpsToken, ReadToken: p.Config.OpsReadToken, Hosts: p.Config.OpsHosts,
 		Registry: p.Registry, Checks: ops.NewChecks(p.Log, waiting), Stopping: ctx.Done(), Log: p.Log,
 	})
 	if err != nil {

@@ -15,7 +15,9 @@ type Process struct {
 	RedisURL      string
 	OpsAddr       string
 	OpsToken      string // empty for none
+	OpsReadToken  string // empty for none
 	OpsHosts      []string
+	QueuesWrite   bool // the worker's dashboard may change queues
 	QueuePrefix   string
 	Partitions    int
 	ShutdownDelay time.Duration // the worker's is that of its operator's port alone
@@ -85,6 +87,7 @@ func LoadAPI(getenv func(string) string) (API, error) {
 func LoadWorker(getenv func(string) string) (Process, error) {
 	env := environment{getenv: getenv}
 	cfg := readProcess(&env, "127.0.0.1:9091")
+	cfg.QueuesWrite = read(&env, opsQueuesWrite, parseSwitch)
 	if err := env.err(); err != nil {
 		return Process{}, err
 	}
@@ -102,6 +105,7 @@ func readProcess(env *environment, opsAddr string) Process {
 		Log:           readLog(env),
 	}
 	p.OpsToken = readOpsToken(env, p.OpsAddr)
+	p.OpsReadToken = readOpsReadToken(env, p.OpsToken)
 	p.OpsHosts = readOpsHosts(env)
 	return p
 }
@@ -153,6 +157,20 @@ func readOpsToken(env *environment, addr string) string {
 		env.fault(opsToken, "missing, and OPS_ADDR is not a loopback address")
 	}
 	return ""
+}
+
+// readOpsReadToken reads the token that only looks; empty where the variable is absent. With the
+// value of OPS_TOKEN it would do everything.
+func readOpsReadToken(env *environment, token string) string {
+	if !env.isSet(opsReadToken) {
+		return ""
+	}
+	return read(env, opsReadToken, func(text string) (string, error) {
+		if text == token {
+			return "", errors.New("is that of OPS_TOKEN")
+		}
+		return parseToken(text)
+	})
 }
 
 // readOpsHosts reads the host names that the operator's port answers to; nil where the

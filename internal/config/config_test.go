@@ -71,7 +71,7 @@ func TestLoadAPI_Defaults(t *testing.T) {
 
 func TestLoadAPI_EverythingSet(t *testing.T) {
 	got, err := config.LoadAPI(with(
-		"HTTP_ADDR", ":80", "OPS_ADDR", "0.0.0.0:0", "OPS_TOKEN", "0123456789abcdef", "OPS_HOSTS", "a,b",
+		"HTTP_ADDR", ":80", "OPS_ADDR", "0.0.0.0:0", "OPS_TOKEN", "0123456789abcdef", "OPS_READ_TOKEN", "fedcba9876543210", "OPS_HOSTS", "a,b",
 		"QUEUE_PREFIX", "a-b_c.9", "QUEUE_PARTITIONS", "1024", "MAX_QUEUED_PER_ACCOUNT", "1", "SHUTDOWN_DELAY", "1m30s",
 		"MAX_CONNECTIONS", "10", "MAX_CONNECTIONS_PER_ADDRESS", "0",
 		"RATE_LIMIT_PER_MINUTE", "1", "ADDRESS_LIMIT_PER_MINUTE", "0", "MAX_ACCOUNTS_PER_USER", "3", "TRUSTED_PROXIES", "10.0.0.0/8,::1",
@@ -87,6 +87,7 @@ func TestLoadAPI_EverythingSet(t *testing.T) {
 			RedisURL:      got.RedisURL,
 			OpsAddr:       "0.0.0.0:0",
 			OpsToken:      "0123456789abcdef",
+			OpsReadToken:  "fedcba9876543210",
 			OpsHosts:      []string{"a", "b"},
 			QueuePrefix:   "a-b_c.9",
 			Partitions:    1024,
@@ -116,6 +117,7 @@ func TestLoadAPI_EverythingWrong(t *testing.T) {
 		"HTTP_ADDR":              "8080",
 		"OPS_ADDR":               "0.0.0.0:99999",
 		"OPS_TOKEN":              token,
+		"OPS_READ_TOKEN":         "short",
 		"QUEUE_PREFIX":           "Pass book",
 		"QUEUE_PARTITIONS":       "0",
 		"MAX_QUEUED_PER_ACCOUNT": "many",
@@ -136,6 +138,7 @@ func TestLoadAPI_EverythingWrong(t *testing.T) {
 		`LOG_LEVEL: "loud" is not a level; want debug, info, warn or error (info)`,
 		`LOG_FORMAT: "xml" is not a format; want json or text (json)`,
 		"OPS_TOKEN: has fewer than 16 characters; want at least 16 visible ASCII characters (from `openssl rand -hex 32`)",
+		"OPS_READ_TOKEN: has fewer than 16 characters; want at least 16 visible ASCII characters, other than those of OPS_TOKEN (from `openssl rand -hex 32`)",
 		"JWT_KEYS: key 1 is not kid:base64, key 2 has no kid, key 3 has 12 bytes, not 32, key 4 is not base64; want kid:base64,… with at least 32 random bytes each (2026-01:BASE64, the latter from `openssl rand -base64 32`)",
 		`HTTP_ADDR: "8080" is not host:port; want an address to listen on (127.0.0.1:8080)`,
 		`MAX_QUEUED_PER_ACCOUNT: "many" is out of range or no number; want a number of at least 1 (50000)`,
@@ -164,6 +167,19 @@ func TestLoadWorker(t *testing.T) {
 		if !reflect.DeepEqual(got, want) {
 			t.Errorf("got %+v\nwant %+v", got, want)
 		}
+	})
+	t.Run("QueuesWrite", func(t *testing.T) {
+		for text, want := range map[string]bool{"true": true, "false": false, "": false} {
+			if got, err := config.LoadWorker(with("OPS_QUEUES_WRITE", text)); err != nil || got.QueuesWrite != want {
+				t.Errorf("%q: %t, %v; want %t", text, got.QueuesWrite, err, want)
+			}
+		}
+		_, err := config.LoadWorker(with("OPS_QUEUES_WRITE", "yes"))
+		wantLines(t, err, `OPS_QUEUES_WRITE: "yes" is neither; want true or false (false)`)
+	})
+	t.Run("ReadTokenOfTheOther", func(t *testing.T) {
+		_, err := config.LoadWorker(with("OPS_TOKEN", "0123456789abcdef", "OPS_READ_TOKEN", "0123456789abcdef"))
+		wantLines(t, err, "OPS_READ_TOKEN: is that of OPS_TOKEN; want at least 16 visible ASCII characters, other than those of OPS_TOKEN (from `openssl rand -hex 32`)")
 	})
 	t.Run("EverythingMissing", func(t *testing.T) {
 		_, err := config.LoadWorker(from(map[string]string{"OPS_ADDR": ":0"}))
@@ -349,6 +365,7 @@ func TestFiles_HaveTheValues(t *testing.T) {
 		"REDIS_URL_FILE":         inFile(t, "redis://cache:6379\n"),
 		"JWT_KEYS_FILE":          inFile(t, keys+"\n"),
 		"OPS_TOKEN_FILE":         inFile(t, "0123456789abcdef\n"),
+		"OPS_READ_TOKEN_FILE":    inFile(t, "fedcba9876543210\n"),
 		"OPS_ADDR":               ":9090", // which requires the token
 	}))
 	if err != nil {
@@ -357,6 +374,7 @@ func TestFiles_HaveTheValues(t *testing.T) {
 	want := got
 	want.DatabaseURL, want.ReadDatabaseURL = "postgres://passbook:"+password+"@db/passbook", "postgres://replica/passbook"
 	want.RedisURL, want.OpsToken = "redis://cache:6379", "0123456789abcdef"
+	want.OpsReadToken = "fedcba9876543210"
 	want.JWTKeys = []config.Key{{ID: "k1", Secret: key}}
 	if !reflect.DeepEqual(got, want) {
 		t.Errorf("got %+v\nwant %+v", got, want)

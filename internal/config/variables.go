@@ -56,6 +56,17 @@ var (
 		want:    fmt.Sprintf("at least %d visible ASCII characters", minToken),
 		example: "from `openssl rand -hex 32`",
 	}
+	opsReadToken = variable{
+		name:    "OPS_READ_TOKEN",
+		want:    fmt.Sprintf("at least %d visible ASCII characters, other than those of OPS_TOKEN", minToken),
+		example: "from `openssl rand -hex 32`",
+	}
+	opsQueuesWrite = variable{
+		name:     "OPS_QUEUES_WRITE",
+		standard: "false",
+		want:     "true or false",
+		example:  "false",
+	}
 	opsHosts = variable{
 		name:    "OPS_HOSTS",
 		want:    "host names without ports, separated by commas",
@@ -212,6 +223,16 @@ func parseToken(text string) (string, error) {
 		return "", errors.New("has characters that a header can't carry")
 	}
 	return text, nil
+}
+
+func parseSwitch(text string) (bool, error) {
+	switch text {
+	case "true":
+		return true, nil
+	case "false":
+		return false, nil
+	}
+	return false, fmt.Errorf("%q is neither", text)
 }
 
 func parseHosts(text string) ([]string, error) {

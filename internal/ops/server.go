@@ -32,13 +32,16 @@ const (
 
 // Config is what the operator's port shows, and which requests may see it.
 type Config struct {
-	Addr     string   // host:port; OPS_ADDR
-	Token    string   // required for everything but health; empty for no token
-	Hosts    []string // host names that requests may use beside loopback ones; OPS_HOSTS
-	Registry *prometheus.Registry
-	Checks   *Checks         // what /readyz shows; nil for none
-	Stopping <-chan struct{} // closed when the process begins to stop; nil for never
-	Log      *slog.Logger
+	Addr  string // host:port; OPS_ADDR
+	Token string // required for everything but health; empty for no token
+	// ReadToken is enough for metrics and for looking at what is under QueuesPath; empty for none. Where
+	// it is set and Token is not, no request may do the rest.
+	ReadToken string
+	Hosts     []string // host names that requests may use beside loopback ones; OPS_HOSTS
+	Registry  *prometheus.Registry
+	Checks    *Checks         // what /readyz shows; nil for none
+	Stopping  <-chan struct{} // closed when the process begins to stop; nil for never
+	Log       *slog.Logger
 
 	// Extra handlers by path, such as "/queues": each serves its path and all
 	// below it.
@@ -112,7 +115,8 @@ func routes(cfg Config) http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /livez", answerLive)
 	mux.Handle("GET /readyz", readyHandler{checks: cfg.Checks, stopping: cfg.Stopping})
-	mux.Handle("/", requireHost(cfg.Token != "", cfg.Hosts, refuseFrames(requireToken(cfg.Token, protectedRoutes(cfg)))))
+	hasToken := cfg.Token != "" || cfg.ReadToken != ""
+	mux.Handle("/", requireHost(hasToken, cfg.Hosts, refuseFrames(requireToken(cfg.Token, cfg.ReadToken, protectedRoutes(cfg)))))
 	return mux
 }
 

@@ -1,30 +1,60 @@
 package ops
 
 import (
+	"context"
 	"crypto/sha256"
 	"crypto/subtle"
 	"net/http"
 	"strings"
 )
 
+// QueuesPath is the path of the worker's dashboard.
+const QueuesPath = "/queues"
+
 // requireToken passes on requests with the token: as a bearer token or, for browsers, as the password
-// of Basic authentication with any user name. An empty token passes on every request.
-func requireToken(token string, next http.Handler) http.Handler {
-	if token == "" {
+// of Basic authentication with any user name. Requests with the readToken it passes on where they only
+// look at the metrics or at the dashboard. An empty token is none; with no token at all it passes on
+// every request.
+func requireToken(token, readToken string, next http.Handler) http.Handler {
+	if token == "" && readToken == "" {
 		return next
 	}
-	want := sha256.Sum256([]byte(token))
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		// Hashes have one length, so the comparison does not reveal the token's length.
-		got := sha256.Sum256([]byte(givenToken(r)))
-		if subtle.ConstantTimeCompare(got[:], want[:]) == 1 {
+		given := givenToken(r)
+		switch {
+		case isToken(given, token):
 			next.ServeHTTP(w, r)
-			return
+		case isToken(given, readToken) && !looks(r):
+			http.Error(w, "OPS_READ_TOKEN opens the metrics, and the dashboard to look at; this takes OPS_TOKEN", http.StatusForbidden)
+		case isToken(given, readToken):
+			next.ServeHTTP(w, r.WithContext(context.WithValue(r.Context(), lookingKey{}, true)))
+		default:
+			w.Header().Add("WWW-Authenticate", `Bearer realm="passbook"`)
+			w.Header().Add("WWW-Authenticate", `Basic realm="passbook", charset="UTF-8"`)
+			http.Error(w, "unauthorized", http.StatusUnauthorized)
 		}
-		w.Header().Add("WWW-Authenticate", `Bearer realm="passbook"`)
-		w.Header().Add("WWW-Authenticate", `Basic realm="passbook", charset="UTF-8"`)
-		http.Error(w, "unauthorized", http.StatusUnauthorized)
 	})
+}
+
+// looks is true for a request that OPS_READ_TOKEN is enough for.
+func looks(r *http.Request) bool {
+	path := r.URL.Path
+	return (r.Method == http.MethodGet || r.Method == http.MethodHead) &&
+		(path == "/metrics" || path == QueuesPath || strings.HasPrefix(path, QueuesPath+"/"))
+}
+
+type lookingKey struct{}
+
+// MayOnlyLook is true for a request that came with OPS_READ_TOKEN.
+func MayOnlyLook(r *http.Request) bool {
+	only, _ := r.Context().Value(lookingKey{}).(bool)
+	return only
+}
+
+// isToken compares hashes: they have one length, so the comparison does not reveal the token's.
+func isToken(given, token string) bool {
+	got, want := sha256.Sum256([]byte(given)), sha256.Sum256([]byte(token))
+	return token != "" && subtle.ConstantTimeCompare(got[:], want[:]) == 1
 }
 
 func givenToken(r *http.Request) string {
