@@ -19,11 +19,12 @@ func (verifyCommand) Run(i *invocation) error {
 		return err
 	}
 	defer pool.Close()
-	found, err := ledger.Verify(i.ctx, pool,
-		func(mismatch string) { i.say("%s", mismatch) },
-		func(v ledger.Verification) {
-			fmt.Fprintf(i.stderr, "%d accounts and %d transactions so far, %d mismatches\n", v.Accounts, v.Transactions, v.Mismatches)
-		})
+	progress := newProgress(i.stderr, progressEvery)
+	found, err := ledger.Verify(i.ctx, pool, func(mismatch string) {
+		progress.clear()
+		i.say("%s", mismatch)
+	}, progress.show)
+	progress.clear()
 	if err != nil {
 		return err
 	}
