@@ -63,6 +63,7 @@ type Server struct {
 	assignment *assignment
 	waiting    *waitingClient
 	extra      *extraQueues
+	watch      *watch
 	client     *asynq.Client
 	servers    []*asynq.Server
 
@@ -88,6 +89,7 @@ func NewServer(cfg ServerConfig) *Server {
 		s.servers = append(s.servers, asynq.NewServerFromRedisClient(withoutCancels{s.waiting}, one))
 	}
 	s.extra = &extraQueues{cfg: cfg, handle: s.process}
+	s.watch = &watch{client: cfg.Redis, queues: cfg.Queues, log: cfg.Log}
 	return s
 }
 
@@ -115,6 +117,9 @@ func (s *Server) HasExtraQueues() (hasExtra, isKnown bool) {
 	return s.extra.err() != nil, s.extra.answer.isRecent()
 }
 
+// Paused returns ErrPaused, with their queues, while an operator has paused partitions.
+func (s *Server) Paused() error { return s.watch.err() }
+
 // Run serves until ctx ends. Then it takes no more tasks, lets the active ones finish within
 // shutdownTimeout, and returns.
 func (s *Server) Run(ctx context.Context) error {
@@ -125,6 +130,7 @@ func (s *Server) Run(ctx context.Context) error {
 	helpers.Go(func() { s.waiting.pollOthers(listening) })
 	helpers.Go(func() { s.assignment.run(serving) })
 	helpers.Go(func() { s.extra.run(serving) })
+	helpers.Go(func() { s.watch.run(serving) })
 	defer func() {
 		stopServing()
 		stopListening()
