@@ -8,8 +8,6 @@ import (
 
 	"github.com/hibiken/asynq"
 	"github.com/hibiken/asynq/x/metrics"
-	"github.com/hibiken/asynqmon"
-	"github.com/redis/go-redis/v9"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/passbook/passbook/internal/auth"
@@ -20,6 +18,7 @@ import (
 	"github.com/passbook/passbook/internal/ops"
 	"github.com/passbook/passbook/internal/postgres"
 	"github.com/passbook/passbook/internal/queue"
+	"github.com/passbook/passbook/internal/queue/dashboard"
 	"github.com/passbook/passbook/internal/worker"
 )
 
@@ -61,8 +60,14 @@ func work(ctx context.Context, cfg config.Process, log *slog.Logger) error {
 		"1 while this worker serves queues of more partitions than its QUEUE_PARTITIONS, else 0; absent while Redis does not say.", queues.HasExtraQueues))
 
 	verifier := worker.NewVerifier(pool, queue.NewShared(process.Redis, process.Queues, "verification"), registry, log)
+	board, err := dashboard.New(dashboard.Config{
+		Path: ops.QueuesPath, Redis: process.Redis, Own: inspected, Write: cfg.QueuesWrite, MayOnlyLook: ops.MayOnlyLook, Log: log,
+	})
+	if err != nil {
+		return err
+	}
 	checks := process.NewChecks(ctx, readiness(process, jobs, queues)...)
-	process.Operator.Show(checks, map[string]http.Handler{dashboardPath: dashboard(inspected)})
+	process.Operator.Show(checks, map[string]http.Handler{ops.QueuesPath: board})
 
 	defer background(ctx, publisher.Run)() // it publishes the last jobs, so it ends after the working
 	defer background(ctx, checks.Run)()    // /readyz and /metrics are shown until the end
@@ -100,21 +105,6 @@ func background(ctx context.Context, loop func(context.Context) error) (stop fun
 	}
 }
 
-const dashboardPath = "/queues"
-
-// dashboard is Asynq's own, on the worker's Redis client: a client that Asynq makes of a URL
-// knows no ACL user, no parameter and no default port, and would show another database. It
-// asks for no token: the operator's port does.
-func dashboard(client redis.UniversalClient) http.Handler {
-	return asynqmon.New(asynqmon.Options{RootPath: dashboardPath, RedisConnOpt: sharedClient{client}})
-}
-
-// sharedClient makes the dashboard use the worker's client.
-type sharedClient struct{ client redis.UniversalClient }
-
-// MakeRedisClient returns the client.
-func (s sharedClient) MakeRedisClient() any { return s.client }
-
 // readiness checks what the worker depends on, and whether its work gets done.
 func readiness(process *boot.Process, jobs *worker.Worker, queues *queue.Server) []ops.Check {
 	return []ops.Check{
@@ -124,5 +114,6 @@ func readiness(process *boot.Process, jobs *worker.Worker, queues *queue.Server)
 		{Name: "sweep", Required: true, Probe: func(context.Context) error { return jobs.CheckSweep() }},
 		{Name: "queues", Probe: func(context.Context) error { return process.Owner.Err() }}, // without them the sweep applies
 		{Name: "partitions", Probe: func(context.Context) error { return queues.ExtraQueues() }},
+		{Name: "unpaused", Probe: func(context.Context) error { return queues.Paused() }}, // down while an operator has paused partitions
 	}
 }

@@ -45,6 +45,8 @@ const (
 	notices   = "internal/queue/notification.go"
 	pending   = "internal/queue/pending.go"
 	serving   = "internal/queue/server.go"
+	opsTokens = "internal/ops/token.go"
+	watching  = "internal/queue/watch.go"
 	edge      = "internal/api/api.go"
 
 	batchEdge = "internal/api/batch.go"
@@ -320,6 +322,16 @@ var mutations = []mutation{
 		"verify does not compare a status with its actions", balanced,
 		[]edit{{verifying, `WHEN walked.status::text <> coalesce(made.status, 'open')`, `WHEN false`}},
 		[]string{"-run=^TestVerifyFinds$/^(StatusWithoutAnAction|ActionWithoutItsStatus)$ ./internal/ledger"},
+	},
+	{
+		"the token that looks changes queues", owned,
+		[]edit{{opsTokens, `&& !looks(r):`, `&& false:`}},
+		[]string{"-run=^TestReadToken$ ./internal/ops"},
+	},
+	{
+		"a pause is not noticed", disposable,
+		[]edit{{watching, `if pause.Val() > 0 {`, `if false {`}},
+		[]string{"-run=^TestPausesAreReported$ ./internal/queue"},
 	},
 	{
 		"verify does not look for jobs without an outcome", balanced,
