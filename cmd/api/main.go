@@ -3,6 +3,7 @@
 //	api                    serve
 //	api migrate            apply the migrations and end
 //	api migrate --status   show which migrations are applied and end
+//	api healthcheck        ask the API that runs here whether it is ready
 //
 // Its environment alone configures it; docs/operations.md lists the variables.
 package main
@@ -31,6 +32,8 @@ type commands struct {
 
 	Serve   serveCommand   `cmd:"" default:"1" hidden:""`
 	Migrate migrateCommand `cmd:"" help:"Apply the migrations that the database does not have, advance sequences that a restore left behind, and end."`
+
+	Healthcheck healthcheckCommand `cmd:"" help:"Ask the API that runs here whether it is ready. Exits 1 where it is not."`
 }
 
 func run(ctx context.Context, args []string, getenv func(string) string, stdout, stderr io.Writer) error {
@@ -57,6 +60,17 @@ func (serveCommand) Run(i *invocation) error {
 		return err
 	}
 	return serve(i.ctx, cfg, ops.NewLogger(i.stdout, cfg.Log.Level, cfg.Log.JSON))
+}
+
+type healthcheckCommand struct{}
+
+// Run asks the operator's port.
+func (healthcheckCommand) Run(i *invocation) error {
+	addr, err := config.LoadOpsAddr(i.getenv, config.APIOpsAddr)
+	if err != nil {
+		return err
+	}
+	return boot.CheckHealth(i.ctx, addr)
 }
 
 type migrateCommand struct {

@@ -9,6 +9,7 @@
 //	worker accounts freeze NUMBER        have its jobs rejected
 //	worker accounts unfreeze NUMBER      have its jobs applied again
 //	worker accounts close NUMBER         take no more jobs, for good
+//	worker healthcheck                   ask the worker that runs here whether it is ready
 //	worker archive --before DATE         move the jobs that finished before then to the archive
 //
 // Its environment alone configures it; docs/operations.md lists the variables and the commands.
@@ -44,6 +45,8 @@ type commands struct {
 	Jobs     jobsCommands     `cmd:"" help:"List failed jobs, or queue them again."`
 	Accounts accountsCommands `cmd:"" help:"Show, freeze, unfreeze or close an account."`
 	Archive  archiveCommand   `cmd:"" help:"Move old jobs to the archive."`
+
+	Healthcheck healthcheckCommand `cmd:"" help:"Ask the worker that runs here whether it is ready. Exits 1 where it is not."`
 }
 
 // run writes results to stdout, and the progress of a long command to stderr.
@@ -71,6 +74,17 @@ func (workCommand) Run(i *invocation) error {
 		return err
 	}
 	return work(i.ctx, cfg, ops.NewLogger(i.stdout, cfg.Log.Level, cfg.Log.JSON))
+}
+
+type healthcheckCommand struct{}
+
+// Run asks the operator's port.
+func (healthcheckCommand) Run(i *invocation) error {
+	addr, err := config.LoadOpsAddr(i.getenv, config.WorkerOpsAddr)
+	if err != nil {
+		return err
+	}
+	return boot.CheckHealth(i.ctx, addr)
 }
 
 // open opens the database for a command.

@@ -63,11 +63,17 @@ type Log struct {
 	JSON  bool
 }
 
+// The operator's ports where OPS_ADDR is absent.
+const (
+	APIOpsAddr    = "127.0.0.1:9090"
+	WorkerOpsAddr = "127.0.0.1:9091"
+)
+
 // LoadAPI reads the configuration of `api`. An empty variable counts as missing.
 func LoadAPI(getenv func(string) string) (API, error) {
 	env := environment{getenv: getenv}
 	cfg := API{
-		Process:             readProcess(&env, "127.0.0.1:9090"),
+		Process:             readProcess(&env, APIOpsAddr),
 		JWTKeys:             read(&env, jwtKeys, parseKeys),
 		HTTPAddr:            read(&env, httpAddr, parseAddr),
 		MaxQueuedPerAccount: read(&env, maxQueued, parseMaxQueued),
@@ -86,7 +92,7 @@ func LoadAPI(getenv func(string) string) (API, error) {
 // LoadWorker reads the configuration of `worker`. An empty variable counts as missing.
 func LoadWorker(getenv func(string) string) (Process, error) {
 	env := environment{getenv: getenv}
-	cfg := readProcess(&env, "127.0.0.1:9091")
+	cfg := readProcess(&env, WorkerOpsAddr)
 	cfg.QueuesWrite = read(&env, opsQueuesWrite, parseSwitch)
 	if err := env.err(); err != nil {
 		return Process{}, err
@@ -108,6 +114,13 @@ func readProcess(env *environment, opsAddr string) Process {
 	p.OpsReadToken = readOpsReadToken(env, p.OpsToken)
 	p.OpsHosts = readOpsHosts(env)
 	return p
+}
+
+// LoadOpsAddr reads OPS_ADDR alone; standard is its default.
+func LoadOpsAddr(getenv func(string) string, standard string) (string, error) {
+	env := environment{getenv: getenv}
+	addr := read(&env, opsAddrVariable(standard), parseAddr)
+	return addr, env.err()
 }
 
 // LoadDatabase reads the configuration of the subcommands, such as `api migrate`. An empty

@@ -83,7 +83,10 @@ func launch(work <-chan func()) {
 }
 
 func startCommand(cmd *exec.Cmd) error {
-	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	if cmd.SysProcAttr == nil {
+		cmd.SysProcAttr = &syscall.SysProcAttr{}
+	}
+	cmd.SysProcAttr.Pdeathsig = syscall.SIGKILL
 	started := make(chan error)
 	launcher() <- func() { started <- cmd.Start() }
 	return <-started
@@ -114,14 +117,19 @@ func start(t testing.TB, name string, env []string) *process {
 func startVariant(t testing.TB, v variant, name string, env []string) *process {
 	t.Helper()
 	p := beginVariant(t, v, name, env)
+	p.awaitReady()
+	return p
+}
+
+func (p *process) awaitReady() {
+	p.t.Helper()
 	select {
 	case <-p.ready:
 	case <-p.done:
-		t.Fatalf("%s ended instead of starting: %v\n%s", name, p.err, p.log())
+		p.t.Fatalf("%s ended instead of starting: %v\n%s", p.name, p.err, p.log())
 	case <-time.After(patience):
-		t.Fatalf("%s did not get ready\n%s", name, p.log())
+		p.t.Fatalf("%s did not get ready\n%s", p.name, p.log())
 	}
-	return p
 }
 
 func begin(t testing.TB, name string, env []string, args ...string) *process {
@@ -135,9 +143,14 @@ func beginVariant(t testing.TB, v variant, name string, env []string, args ...st
 	if err != nil {
 		t.Fatal(err)
 	}
-	p := &process{t: t, name: name, ready: make(chan struct{}), done: make(chan struct{})}
-	p.cmd = exec.CommandContext(context.WithoutCancel(t.Context()), filepath.Join(dir, name), args...)
-	p.cmd.Env = env
+	cmd := exec.CommandContext(context.WithoutCancel(t.Context()), filepath.Join(dir, name), args...)
+	cmd.Env = env
+	return beginCommand(t, name, cmd)
+}
+
+func beginCommand(t testing.TB, name string, cmd *exec.Cmd) *process {
+	t.Helper()
+	p := &process{t: t, name: name, cmd: cmd, ready: make(chan struct{}), done: make(chan struct{})}
 	output, err := p.cmd.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)

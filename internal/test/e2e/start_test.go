@@ -1,10 +1,10 @@
 package e2e_test
 
 import (
+	"net"
 	"net/http"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/passbook/passbook/internal/test/testenv"
 )
@@ -31,6 +31,9 @@ func TestStart_OperatorsPortIsOpen(t *testing.T) {
 		if status, body := get(t, p.operator()+"/metrics"); status != http.StatusOK || !strings.Contains(body, "passbook_build_info") {
 			t.Errorf("%s while it waits: /metrics %d", p.name, status)
 		}
+		if err := healthcheck(t, p); err == nil {
+			t.Errorf("%s while it waits: healthcheck exits 0", p.name)
+		}
 		if p.isReady() {
 			t.Errorf("%s says that it is ready, without Postgres", p.name)
 		}
@@ -39,14 +42,23 @@ func TestStart_OperatorsPortIsOpen(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, p := range processes {
-		select {
-		case <-p.ready:
-		case <-time.After(patience):
-			t.Fatalf("%s did not get ready\n%s", p.name, p.log())
-		}
+		p.awaitReady()
 		if status, body := get(t, p.operator()+"/readyz"); status != http.StatusOK {
 			t.Errorf("%s: /readyz %d %s", p.name, status, body)
 		}
+		if err := healthcheck(t, p); err != nil {
+			t.Errorf("%s: healthcheck: %v", p.name, err)
+		}
 		p.stop()
 	}
+}
+
+// healthcheck runs a program's own health check with the process's port, as on all interfaces.
+func healthcheck(t *testing.T, of *process) error {
+	t.Helper()
+	_, port, err := net.SplitHostPort(strings.TrimPrefix(of.operator(), "http://"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return begin(t, of.name, []string{"OPS_ADDR=:" + port}, "healthcheck").wait()
 }

@@ -79,6 +79,7 @@ const (
 	probing      = "internal/queue/probe.go"
 	gauges       = "internal/ops/gauge.go"
 	applyRights  = "internal/ledger/check.go"
+	health   = "internal/boot/health.go"
 )
 
 // The promises, and the limits.
@@ -1456,6 +1457,11 @@ var mutations = []mutation{
 		"a metric of the pools has another name", seen,
 		[]edit{{"internal/ops/metrics.go", `"empty_acquire_wait_seconds_total"`, `"acquire_wait_seconds_total"`}},
 		[]string{watched},
+	},
+	{
+		"a health check passes where a process is not ready", deployed,
+		[]edit{{health, `err == nil && response.StatusCode != http.StatusOK {`, `err == nil && response.StatusCode == http.StatusNotFound {`}},
+		[]string{"-run=^TestStart_OperatorsPortIsOpen$ ./internal/test/e2e"},
 	},
 }
 
