@@ -128,6 +128,20 @@ clocks: ## Test the system with clocks that are an hour apart; the first run com
 	@deploy/local/install.sh test
 	go test -race -count=1 -timeout 30m -tags clocks -run '^TestClocksApart' ./internal/test/e2e
 
+.PHONY: deploy-files
+deploy-files: ## Check compose.yaml, the Kubernetes manifests and the systemd units with the readers that they are for
+	@deploy/local/install.sh deploy
+	go -C .ci/deploy test -count=1 ./...
+
+.PHONY: deploy-check
+deploy-check: deploy-files ## Build the image's programs twice and compare them, and run compose.yaml's services without Docker; as root
+	go test -count=1 -timeout 60m -v -tags deploy -run '^TestDeployedByCompose$$' ./internal/test/e2e -deploy.cold
+
+.PHONY: drill
+drill: ## Restore a bank from its WAL archive and from a dump, with an empty Redis, by the commands of docs/operations.md
+	@deploy/local/install.sh test
+	go test -count=1 -timeout 30m -v -tags deploy -run '^TestDrill' ./internal/test/e2e
+
 .PHONY: schema
 schema: ## Write migrations/schema.sql, the schema as it is after all migrations
 	@deploy/local/install.sh

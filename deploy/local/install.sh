@@ -5,6 +5,7 @@
 #   install.sh        for make run: Postgres 15 or newer, Redis
 #   install.sh test   for make test: the same, a C compiler, Chromium, curl, jq,
 #                     Prometheus
+#   install.sh deploy for make deploy-check: the same, HAProxy, openssl, systemd-analyze
 #
 # Where nothing is missing it does nothing. It asks for sudo only when it has to
 # install. Nothing of the system's own is stopped or configured; Debian's
@@ -33,6 +34,12 @@ main() {
 
 # find_missing sets missing, the packages, and why.
 find_missing() {
+	if [ "$1" = deploy ]; then
+		command -v openssl >/dev/null || need openssl "openssl (for deploy/compose/secrets.sh)"
+		PATH="$PATH:/usr/sbin" command -v haproxy >/dev/null || need haproxy "HAProxy (for the proxy of deploy/compose.yaml)"
+		command -v systemd-analyze >/dev/null || need systemd "systemd-analyze (for the units of deploy/systemd)"
+		set -- test
+	fi
 	if [ "$1" = test ] || [ -z "${DATABASE_URL:-}" ]; then
 		has_postgres || need postgresql "Postgres $oldest_postgres or newer"
 	fi
@@ -123,7 +130,7 @@ hold_services() {
 	cat >"$policy" <<-POLICY
 		#!/bin/sh
 		# Made by an installation of Passbook's; may be deleted.
-		case "\$*" in *postgresql* | *redis* | *prometheus*) ! kill -0 $$ 2>/dev/null || exit 101 ;; esac
+		case "\$*" in *postgresql* | *redis* | *prometheus* | *haproxy*) ! kill -0 $$ 2>/dev/null || exit 101 ;; esac
 		exit 0
 	POLICY
 	chmod 755 "$policy"

@@ -79,7 +79,7 @@ const (
 	probing      = "internal/queue/probe.go"
 	gauges       = "internal/ops/gauge.go"
 	applyRights  = "internal/ledger/check.go"
-	health   = "internal/boot/health.go"
+	health       = "internal/boot/health.go"
 )
 
 // The promises, and the limits.
