@@ -1,4 +1,4 @@
-# `make` alone lists the targets. CI runs .ci/run, which is `make -j2 lint test`.
+# `make` alone lists the targets. CI runs .ci/run, which is `make -j2 lint test deploy-files`.
 
 .DEFAULT_GOAL := help
 LINT := go tool -modfile=.ci/lint/go.mod golangci-lint
