@@ -22,6 +22,7 @@ type Process struct {
 	Partitions    int
 	ShutdownDelay time.Duration // the worker's is that of its operator's port alone
 	Log           Log
+	Traces        Traces
 }
 
 // API is the configuration of `api`.
@@ -109,6 +110,7 @@ func readProcess(env *environment, opsAddr string) Process {
 		Partitions:    read(env, queuePartitions, parsePartitions),
 		ShutdownDelay: read(env, shutdownDelay, parseDelay),
 		Log:           readLog(env),
+		Traces:        readTraces(env),
 	}
 	p.OpsToken = readOpsToken(env, p.OpsAddr)
 	p.OpsReadToken = readOpsReadToken(env, p.OpsToken)
