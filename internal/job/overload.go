@@ -8,7 +8,7 @@ import (
 const (
 	// longestWait is how long an accept may be expected to wait before its batch begins. A longer
 	// queue accepts no more in a second; it makes each client wait longer, until all give up.
-	longestWait = 100 * time.Millisecond
+	longestWait = 50 * time.Millisecond
 	// fewWaiting is how many accepts may wait however slow the batches are: slow batches accept the
 	// most when they are full, and the first ones after a start are slow. So an accept waits for
 	// two batches at least, and for longestWait at most where they take less than that.
