@@ -218,8 +218,8 @@ const (
 	// it are handled, and an operator's pause of the partition takes effect.
 	longestTask = 2 * time.Second
 	// linger is how long a task waits for more notifications: a task of its own for each would
-	// cost Redis and the worker more. It is well within awakeFor.
-	linger = 500 * time.Millisecond
+	// cost Redis and the worker more, and each job two more round trips. It is well within awakeFor.
+	linger = 1200 * time.Millisecond
 )
 
 // next takes the partition's next notifications. If more is false, it waits for them, linger
