@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"runtime"
 	"slices"
 	"sync"
 	"time"
@@ -201,6 +202,9 @@ func (a *Acceptor) collect(ctx context.Context) (batch []*request, whole *batchR
 			return nil, whole
 		case first := <-a.requests:
 			batch = append(batch, first)
+		}
+		if len(a.requests) < maxBatch-1 {
+			runtime.Gosched() // requests that have arrived, and that no processor has handled yet, share the insert
 		}
 		for len(batch) < maxBatch && len(a.requests) > 0 { // only the holder of the token takes requests
 			batch = append(batch, <-a.requests)

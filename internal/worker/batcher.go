@@ -15,10 +15,15 @@ import (
 // batch may be waiting for an account's lock or for a standby, and the others need not wait too.
 const slowBatch = 50 * time.Millisecond
 
+// enoughBeside is how many accounts must be due for a batch to begin beside another one. Fewer wait
+// for its end: two small batches cost Postgres and the worker more than one that is larger.
+const enoughBeside = 16
+
 // batcher puts the due jobs of several partitions into one batch, so that they use the same
 // round trips and the same flush. Jobs that come while a batch runs wait for the next one. No
-// timer delays a batch: its size follows from the load. As many batches run at once as the process
-// has processors, two at least. Slow batches run beside them, at most one for each partition.
+// timer delays a batch: its size follows from the load. Where enough jobs wait, as many batches run
+// at once as the process has processors, two at least. Slow batches run beside them, at most one for
+// each partition.
 type batcher struct {
 	applier sharedApplier
 	most    int           // batches that run at once, beside the slow ones
@@ -50,6 +55,7 @@ func (b *batcher) apply(ctx context.Context, due []ledger.Due) *part {
 	b.mu.Lock()
 	b.waiting = append(b.waiting, mine)
 	b.mu.Unlock()
+	runtime.Gosched()                   // other partitions that have taken their notifications share the batch
 	b.begin(context.WithoutCancel(ctx)) // the other parts may have later deadlines
 	<-mine.done
 	return mine
@@ -60,10 +66,23 @@ func (b *batcher) apply(ctx context.Context, due []ledger.Due) *part {
 func (b *batcher) begin(ctx context.Context) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	for len(b.waiting) > 0 && b.running < b.most {
+	for b.mayBegin() {
 		b.running++
 		go b.run(ctx, b.nextBatch())
 	}
+}
+
+// mayBegin reports whether another batch may run now. Its caller holds the lock.
+func (b *batcher) mayBegin() bool {
+	least := 1
+	if b.running > 0 {
+		least = enoughBeside
+	}
+	due := 0
+	for _, p := range b.waiting {
+		due += len(p.due)
+	}
+	return b.running < b.most && due >= least
 }
 
 // run applies a batch. It starts the next batches when this one has ended or is slow.

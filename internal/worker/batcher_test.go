@@ -85,6 +85,43 @@ func TestBatcherJoinsPartitions(t *testing.T) {
 	}
 }
 
+// While a batch runs, a few accounts wait for its end, and enough of them do not.
+func TestBatcherCollectsAFew(t *testing.T) {
+	t.Parallel()
+	h := heldApplier{begun: make(chan []ledger.Due), release: make(chan struct{})}
+	b := newBatcher(h)
+	b.slow = time.Hour
+	results := make(chan *part)
+	apply := func(n int) { go func() { results <- b.apply(t.Context(), dueOf(n)) }() }
+	await := func(parts int) {
+		testenv.Eventually(t, "the partitions to wait", func() bool {
+			b.mu.Lock()
+			defer b.mu.Unlock()
+			return len(b.waiting) == parts
+		})
+	}
+	apply(1)
+	<-h.begun
+	apply(1)
+	apply(enoughBeside - 2)
+	await(2)
+	apply(1)
+	if beside := <-h.begun; len(beside) != enoughBeside {
+		t.Errorf("a batch of %d accounts begins beside the first, want %d", len(beside), enoughBeside)
+	}
+	apply(1)
+	await(1)
+	h.release <- struct{}{} // one batch runs on
+	<-results
+	await(1)
+	h.release <- struct{}{}
+	<-h.begun
+	go func() { h.release <- struct{}{} }()
+	for range 4 { // of the batches that had three parts and one
+		<-results
+	}
+}
+
 // The next batches begin while a slow one runs.
 func TestBatcherPassesASlowBatch(t *testing.T) {
 	t.Parallel()
