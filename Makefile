@@ -117,11 +117,12 @@ bench-history: ## Measure histories of ROWS (100000000), a tenth and a hundredth
 ACCOUNTS := 1000
 .PHONY: profile
 profile: OUT = .local/profiles
-profile: ## Write CPU profiles of api and worker under load to OUT; ACCOUNTS=1 for one hot account
+profile: LOAD = jobs
+profile: ## Write CPU profiles of api and worker under load to OUT; ACCOUNTS=1 for one hot account, LOAD=wait or LOAD=overload
 	@deploy/local/install.sh
 	@mkdir -p .local/bin
 	@go build -buildvcs=false -o .local/bin/bench ./internal/bench
-	@exec .local/bin/bench profile -accounts $(ACCOUNTS) -out $(OUT)
+	@exec .local/bin/bench profile -accounts $(ACCOUNTS) -load $(LOAD) -out $(OUT)
 
 .PHONY: clocks
 clocks: ## Test the system with clocks that are an hour apart; the first run compiles Go itself, for minutes

@@ -31,6 +31,7 @@ func readSettings(args []string) (settings, error) {
 	flags.StringVar(&names, "parts", "", "parts to measure, with commas between: "+partNames()+"; all where empty")
 	flags.Float64Var(&s.Scale, "scale", 1, "of all counts and durations; figures are valid at 1 only")
 	flags.StringVar(&s.folder, "out", "internal/bench/results", "folder of the results")
+	s.register(flags)
 	s.Peer.Register(flags, "peer-")
 	if err := flags.Parse(args); err != nil {
 		return settings{}, err
@@ -44,6 +45,11 @@ func readSettings(args []string) (settings, error) {
 	var err error
 	s.parts, err = chooseParts(names)
 	return s, err
+}
+
+// register adds the flags that every command with an environment has.
+func (s *settings) register(flags *flag.FlagSet) {
+	flags.StringVar(&s.Programs, "programs", "", "folder with api, worker and bench of another build, to compare builds in turn; empty to build them")
 }
 
 // measure runs all rounds and writes the results.

@@ -23,7 +23,24 @@ type profileSettings struct {
 	settings
 	accounts int
 	span     time.Duration
-	wait     bool // clients wait for their jobs
+	load     string // a name in profiled
+}
+
+// profiled are the loads to take profiles of, by their names. Each sends orders once.
+var profiled = map[string]func(context.Context, *environment.Environment, []load.Order) error{
+	"jobs": func(ctx context.Context, e *environment.Environment, orders []load.Order) error {
+		_, err := e.Put(ctx, orders)
+		return err
+	},
+	"wait": func(ctx context.Context, e *environment.Environment, orders []load.Order) error {
+		_, err := e.Send(ctx, orders, nil, environment.Connections, (*load.Connection).PostAndWait)
+		return err
+	},
+	"overload": func(ctx context.Context, e *environment.Environment, orders []load.Order) error {
+		const rate = 12_000 // requests a second, some three times what two cores take
+		_, err := e.Flood(ctx, orders, rate)
+		return err
+	},
 }
 
 func readProfileSettings(args []string) (profileSettings, error) {
@@ -31,13 +48,17 @@ func readProfileSettings(args []string) (profileSettings, error) {
 	flags := flag.NewFlagSet("bench profile", flag.ContinueOnError)
 	flags.IntVar(&s.accounts, "accounts", manyAccounts, "accounts that the load goes to; 1 is one hot account")
 	flags.DurationVar(&s.span, "for", 15*time.Second, "how long to profile")
-	flags.BoolVar(&s.wait, "wait", false, "the load is clients that wait for their jobs")
+	flags.StringVar(&s.load, "load", "jobs", "the load: jobs, wait (clients that wait for their jobs), or overload")
 	flags.StringVar(&s.folder, "out", ".local/profiles", "folder of the profiles")
+	s.register(flags)
 	if err := flags.Parse(args); err != nil {
 		return profileSettings{}, err
 	}
 	if s.accounts < 1 || s.accounts > environment.AllAccounts || s.span < time.Second {
 		return profileSettings{}, fmt.Errorf("-accounts is from 1 to %d, and -for at least a second", environment.AllAccounts)
+	}
+	if profiled[s.load] == nil {
+		return profileSettings{}, fmt.Errorf("no load %q", s.load)
 	}
 	return s, nil
 }
@@ -72,14 +93,7 @@ func saveProfiles(ctx context.Context, e *environment.Environment, settings prof
 	taken := make(chan error, 1)
 	go func() { taken <- profiles.Wait() }()
 	for random := load.Random(0); ; {
-		orders := load.EvenOrders(random, jobs, settings.accounts)
-		var err error
-		if settings.wait {
-			_, err = e.Send(ctx, orders, nil, environment.Connections, (*load.Connection).PostAndWait)
-		} else {
-			_, err = e.Put(ctx, orders)
-		}
-		if err != nil {
+		if err := profiled[settings.load](ctx, e, load.EvenOrders(random, jobs, settings.accounts)); err != nil {
 			cancel()
 			return errors.Join(err, <-taken)
 		}

@@ -12,6 +12,9 @@ import (
 // holds from one address.
 const FloodConnections = 768
 
+// floodSlice is how often orders of such a load become due: a handful at a time, of thousands a second.
+const floodSlice = time.Millisecond
+
 // FloodOutcome is what a load measured of which a part was refused.
 type FloodOutcome struct {
 	Offered  float64          // requests a second
@@ -20,6 +23,7 @@ type FloodOutcome struct {
 	Refused  float64          // percent of the requests
 	Post     report.Quantiles // from when an accepted request was due to its response
 	Refusal  report.Quantiles // the same of a refused one
+	CPU      CPU              // of all processes, until every job was finished
 }
 
 // Flood sends orders at a rate, in jobs a second, however long the responses take, and waits until
@@ -28,7 +32,14 @@ func (e *Environment) Flood(ctx context.Context, orders []load.Order, rate float
 	if err := e.warm(ctx, orders); err != nil {
 		return FloodOutcome{}, err
 	}
-	sent, err := e.Send(ctx, orders, load.Evenly(len(orders), rate), FloodConnections, (*load.Connection).PostOnce)
+	before, err := e.cpu()
+	if err != nil {
+		return FloodOutcome{}, err
+	}
+	sent, err := e.sendLoad(ctx, load.Load{
+		Connections: FloodConnections, Orders: orders, Due: load.InSlices(load.Evenly(len(orders), rate), floodSlice), Together: true,
+		Visit: (*load.Connection).PostOnce,
+	})
 	if err != nil {
 		return FloodOutcome{}, err
 	}
@@ -44,12 +55,15 @@ func (e *Environment) Flood(ctx context.Context, orders []load.Order, rate float
 	if err := e.awaitFinished(ctx, finishedTick); err != nil {
 		return FloodOutcome{}, err
 	}
+	finished := time.Since(sent.Began)
+	after, err := e.cpu()
 	return FloodOutcome{
 		Offered:  report.PerSecond(len(orders), sent.Took),
 		Accepted: report.PerSecond(len(accepted), sent.Took),
-		Applied:  report.PerSecond(len(accepted), time.Since(sent.Began)),
+		Applied:  report.PerSecond(len(accepted), finished),
 		Refused:  100 * float64(len(refusals)) / float64(len(orders)),
 		Post:     report.QuantilesOf(accepted),
 		Refusal:  report.QuantilesOf(refusals),
-	}, nil
+		CPU:      after.since(before),
+	}, err
 }

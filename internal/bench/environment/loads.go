@@ -113,14 +113,17 @@ func (e *Environment) lightly(ctx context.Context, orders []load.Order, rate flo
 // Send sends orders over n connections, after a checkpoint, and counts them as jobs to
 // check.
 func (e *Environment) Send(ctx context.Context, orders []load.Order, due []time.Duration, n int, visit func(*load.Connection, load.Order) error) (load.Sent, error) {
-	e.jobs += len(orders)
-	var addresses []string
+	return e.sendLoad(ctx, load.Load{Connections: n, Orders: orders, Due: due, Visit: visit})
+}
+
+// sendLoad completes a load with what all loads have, and sends it.
+func (e *Environment) sendLoad(ctx context.Context, l load.Load) (load.Sent, error) {
+	e.jobs += len(l.Orders)
 	for _, server := range e.Servers {
-		addresses = append(addresses, server.Address())
+		l.Addresses = append(l.Addresses, server.Address())
 	}
-	sent, err := load.Load{
-		Addresses: addresses, Token: e.Token, Connections: n, Orders: orders, Due: due, Visit: visit, Start: e.Checkpoint,
-	}.Send(ctx)
+	l.Token, l.Start = e.Token, e.Checkpoint
+	sent, err := l.Send(ctx)
 	e.began = sent.Began
 	if sent.Retried > 0 {
 		e.Say("  %d requests got a 503 and were sent again", sent.Retried)

@@ -67,6 +67,16 @@ func Evenly(n int, rate float64) []time.Duration {
 	return due
 }
 
+// InSlices returns the same times, each moved to the end of its slice, so that orders become due
+// together.
+func InSlices(due []time.Duration, slice time.Duration) []time.Duration {
+	moved := make([]time.Duration, len(due))
+	for i, at := range due {
+		moved[i] = (at + slice - 1) / slice * slice
+	}
+	return moved
+}
+
 // AccountNumber is the number of the n-th account. All numbers have the same length.
 func AccountNumber(n int) string {
 	return fmt.Sprintf("BENCH-%05d", n)

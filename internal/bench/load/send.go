@@ -15,6 +15,7 @@ type Load struct {
 	Connections int
 	Orders      []Order
 	Due         []time.Duration                // when each order is due; nil for as soon as a connection is free
+	Together    bool                           // many orders are due at a time: they share a timer
 	Visit       func(*Connection, Order) error // what a connection does with an order
 	Start       func(context.Context) error    // called once all connections are open
 }
@@ -34,12 +35,13 @@ type sending struct {
 	Load
 	Sent
 	next atomic.Int64
+	due  chan int // the orders that are due, where they share a timer
 }
 
 // Send visits every order once. Where orders are due at a time, an order's wait for a
 // free connection counts as its wait.
 func (l Load) Send(ctx context.Context) (Sent, error) {
-	s := &sending{Load: l, Sent: Sent{Waits: make([]time.Duration, len(l.Orders)), Refused: make([]bool, len(l.Orders))}}
+	s := &sending{Load: l, Sent: Sent{Waits: make([]time.Duration, len(l.Orders)), Refused: make([]bool, len(l.Orders))}, due: make(chan int)}
 	group, ctx := errgroup.WithContext(ctx)
 	open := make([]*Connection, l.Connections)
 	for i := range open {
@@ -57,7 +59,10 @@ func (l Load) Send(ctx context.Context) (Sent, error) {
 	for _, c := range open {
 		stop := context.AfterFunc(ctx, func() { _ = c.Close() }) // ends what it waits for
 		defer stop()
-		group.Go(func() error { return s.work(c) })
+		group.Go(func() error { return s.work(ctx, c) })
+	}
+	if l.Together {
+		group.Go(func() error { return s.share(ctx) })
 	}
 	err := group.Wait()
 	s.Took = time.Since(s.Began)
@@ -68,15 +73,17 @@ func (l Load) Send(ctx context.Context) (Sent, error) {
 	return s.Sent, err
 }
 
-func (s *sending) work(c *Connection) error {
+func (s *sending) work(ctx context.Context, c *Connection) error {
 	for {
-		i := int(s.next.Add(1)) - 1
-		if i >= len(s.Orders) {
-			return nil
+		i, err := s.take(ctx)
+		if i >= len(s.Orders) || err != nil {
+			return err
 		}
 		from := time.Now()
 		if s.Due != nil {
 			from = s.Began.Add(s.Due[i])
+		}
+		if s.Due != nil && !s.Together {
 			if err := c.timer.wait(from); err != nil {
 				return err
 			}
@@ -86,4 +93,43 @@ func (s *sending) work(c *Connection) error {
 		}
 		s.Waits[i], s.Refused[i] = time.Since(from), c.refused
 	}
+}
+
+// take returns the next order for a connection that is free; their number where none is left.
+func (s *sending) take(ctx context.Context) (int, error) {
+	if !s.Together {
+		return int(s.next.Add(1)) - 1, nil
+	}
+	select {
+	case i, isDue := <-s.due:
+		if !isDue {
+			return len(s.Orders), nil
+		}
+		return i, nil
+	case <-ctx.Done():
+		return 0, ctx.Err()
+	}
+}
+
+// share gives each order to a connection when it is due. A timer for each connection would cost
+// the load three system calls more for each request.
+func (s *sending) share(ctx context.Context) error {
+	defer close(s.due)
+	timer, err := newTimer()
+	if err != nil {
+		return err
+	}
+	defer timer.Close()                                          //nolint:errcheck // nothing waits for it
+	defer context.AfterFunc(ctx, func() { _ = timer.Close() })() // ends a wait
+	for i, due := range s.Due {
+		if err := timer.wait(s.Began.Add(due)); err != nil {
+			return err
+		}
+		select {
+		case s.due <- i:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	return nil
 }

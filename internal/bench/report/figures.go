@@ -27,6 +27,7 @@ const (
 	Millis     = "ms"
 	percent    = "% of a core"
 	micros     = "µs/job"
+	microsSent = "µs/request"
 )
 
 // Catalogue is every figure of `make bench`, in the order of the table.
@@ -114,6 +115,11 @@ var Catalogue = slices.Concat([]Figure{
 	{"overload", "post-p50", "POST to 202, p50", Millis},
 	{"overload", "post-p99", "POST to 202, p99", Millis},
 	{"overload", "refusal-p99", "POST to 503, p99", Millis},
+	{"overload", "cpu-postgres", "CPU of Postgres", microsSent},
+	{"overload", "cpu-worker", "CPU of worker", microsSent},
+	{"overload", "cpu-redis", "CPU of Redis", microsSent},
+	{"overload", "cpu-api", "CPU of api", microsSent},
+	{"overload", "cpu-load", "CPU of the load", microsSent},
 	{"memory", "api", "peak of api", "MB"},
 	{"memory", "worker", "peak of worker", "MB"},
 	{"memory", "peer", "peak of the peer", "MB"},

@@ -36,6 +36,7 @@ var speeds = []comparison{
 	{"64 clients that post a job and poll it, 1,000 accounts", "submit-and-poll/finished", "peer/applied", ""},
 	{"64 clients that post a job and wait for its answer, 1,000 accounts", "submit-and-wait/finished", "peer/applied", ""},
 	{"POSTs answered while no worker runs", "accepts/accepted", "peer/applied", ""},
+	{"three times as many requests as it can take, 1,000 accounts", "overload/applied", "", ""},
 	{"a backlog drained", "backlog/drained", "", ""},
 }
 
@@ -49,6 +50,7 @@ var latencies = []comparison{
 	{"POST to finished, 64 clients that post a job and wait for its answer", "submit-and-wait/seen", "peer/post", ""},
 	{"POST to finished, 20 jobs a second, polled", "light/seen", "peer-light/post", ""},
 	{"POST to finished, 20 jobs a second, waited for", "light/held", "peer-light/post", ""},
+	{"POST to its answer at three times as many requests as it can take, where accepted", "overload/post", "", ""},
 	{"accepted to finished at 20 % of the peak rate", "latency/20", "", ""},
 	{"accepted to finished at 40 % of the peak rate", "latency/40", "", ""},
 	{"accepted to finished at 60 % of the peak rate", "latency/60", "", ""},
