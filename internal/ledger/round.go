@@ -28,7 +28,7 @@ type Round struct {
 	// Bound is the highest position that was drawn before the round. Rows of an account beyond it
 	// belong to the next round: a busy account must not keep the round from ending.
 	Bound    int64
-	Position int64 // the highest position of a job that was verified
+	Position int64 // the highest position of a job that the sequence was to give again; 0 for none
 	Verified Verification
 }
 
@@ -88,19 +88,24 @@ func (r *Round) verify(ctx context.Context, q querier, limit int) (slice Slice, 
 		return slice, err
 	}
 	r.count(walk, rows, &slice)
+	r.advance(at, rows, limit)
+	return slice, nil
+}
+
+// advance moves the round behind the rows of a slice, or to the next walk where they were the last.
+func (r *Round) advance(at int, rows []walked, limit int) {
 	if len(rows) < limit {
 		r.Table, r.After, r.Last = verifyRules, nil, ""
 		if at+1 < len(walks) {
 			r.Table = walks[at+1].table
 		}
-		return slice, nil
+		return
 	}
 	last := rows[limit-1]
 	r.After = last.Key
-	if walk.last == "" && last.Position > r.Bound {
+	if walks[at].last == "" && last.Position > r.Bound {
 		r.After = []string{last.Key[0], strconv.FormatInt(math.MaxInt64, 10)} // the next account
 	}
-	return slice, nil
 }
 
 // isDamage is true for an error of the data that a statement reads: it says nothing of other rows.
@@ -150,6 +155,7 @@ type walked struct {
 	Account  string
 	Position int64 // of its job; 0 for none
 	Faults   []string
+	Next     int64 // of a job: the next position that the sequence gives
 }
 
 func (r *Round) read(ctx context.Context, q querier, w walk, limit int) ([]walked, error) {
@@ -170,7 +176,7 @@ func (r *Round) count(w walk, rows []walked, slice *Slice) {
 		for _, fault := range row.Faults {
 			slice.Mismatches = append(slice.Mismatches, Mismatch{Account: row.Account, Finding: fault})
 		}
-		if w.counts == countsJobs {
+		if w.counts == countsJobs && row.Position >= row.Next {
 			r.Position = max(r.Position, row.Position)
 		}
 	}

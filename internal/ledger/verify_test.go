@@ -218,6 +218,28 @@ func TestRoundBesideApplies(t *testing.T) {
 	ledgertest.Check(t, pool)
 }
 
+// A round that goes on after a restore of an earlier state finds nothing in what is no longer there.
+func TestRoundAfterARestore(t *testing.T) {
+	t.Parallel()
+	pool := testenv.Pool(t)
+	account := ledgertest.Account(t, pool, ledgertest.User(t, pool), 100)
+	apply(t, pool, ledgertest.Job(t, pool, account, ledger.Deposit, 5))
+	for range 3 {
+		ledgertest.Job(t, pool, account, ledger.Deposit, 5)
+	}
+	restored := false
+	mismatches := verifyInSlices(t, pool, 1, func(round ledger.Round) {
+		if round.Table == "queue" && !restored {
+			restored = true
+			ledgertest.Unguarded(t, pool, `DELETE FROM queue; DELETE FROM jobs USING (SELECT min(position) AS first FROM jobs) kept WHERE position > first;
+				SELECT setval('job_positions', (SELECT max(position) FROM jobs))`)
+		}
+	})
+	if !restored || len(mismatches) > 0 {
+		t.Errorf("found %q", mismatches)
+	}
+}
+
 // A row that Postgres can't read is reported, and does not keep the round from the rows behind it.
 func TestRoundPassesWhatCantBeRead(t *testing.T) {
 	t.Parallel()

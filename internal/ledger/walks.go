@@ -14,7 +14,8 @@ type walk struct {
 	// sql verifies the rows that follow a key.
 	//
 	// $1… the key, then the highest key where last is set, then how many rows at most. One row a
-	// row, by key: its key, its account, its position or 0, what is wrong.
+	// row, by key: its key, its account, its position or 0, what is wrong, and of a job the next position
+	// that the sequence gives.
 	//
 	// Each LATERAL has a LIMIT, or is of one row: Postgres then looks up each row by an index. It
 	// can't read and sort a whole table instead, as it otherwise might.
@@ -114,7 +115,7 @@ const accountsWalkSQL = `
 			THEN format('last_at %s, its history ends %s', walked.last_at, latest.created_at) END,
 		CASE WHEN walked.status::text <> coalesce(made.status, 'open')
 			THEN format('is %s, its operators made it %s', walked.status, coalesce(made.status, 'open')) END
-	], NULL)
+	], NULL), 0::bigint
 	FROM (
 		SELECT id, number, balance, last_seq, last_at, status FROM accounts
 		WHERE id > $1::text::bigint AND id <= $2::text::bigint ORDER BY id LIMIT $3
@@ -163,7 +164,7 @@ const transactionsWalkSQL = `
 		CASE WHEN walked.created_at <= earlier.created_at
 			THEN format('transaction %s is dated %s, not after the one before it', walked.seq, walked.created_at) END,
 		CASE WHEN walked.job_id IS NOT NULL THEN ` + strayedSQL + ` END
-	], NULL)
+	], NULL), 0::bigint
 	FROM (
 		SELECT account_id, seq, CASE type WHEN 'deposit' THEN amount ELSE -amount END AS moved, balance_after, created_at,
 			job_id, position, 'succeeded' AS status
@@ -178,9 +179,9 @@ const transactionsWalkSQL = `
 
 // The walks through the other rows that state a job's outcome, and through the queue.
 const (
-	queueWalkSQL      = stateWalkSQL + `NULL], NULL) FROM (SELECT account_id, position, job_id, 'queued' AS status FROM queue` + stateOrderSQL
-	failuresWalkSQL   = stateWalkSQL + `NULL], NULL) FROM (SELECT account_id, position, job_id, 'failed' AS status FROM failures` + stateOrderSQL
-	rejectionsWalkSQL = stateWalkSQL + unfoundedSQL + `], NULL)
+	queueWalkSQL      = stateWalkSQL + `NULL], NULL), 0::bigint FROM (SELECT account_id, position, job_id, 'queued' AS status FROM queue` + stateOrderSQL
+	failuresWalkSQL   = stateWalkSQL + `NULL], NULL), 0::bigint FROM (SELECT account_id, position, job_id, 'failed' AS status FROM failures` + stateOrderSQL
+	rejectionsWalkSQL = stateWalkSQL + unfoundedSQL + `], NULL), 0::bigint
 		FROM (SELECT account_id, position, job_id, 'rejected' AS status, failure, finished_at FROM rejections` + stateOrderSQL
 
 	stateWalkSQL = `SELECT ARRAY[walked.account_id::text, walked.position::text], ` + accountNameSQL + `, walked.position, array_remove(ARRAY[` +
@@ -194,6 +195,10 @@ const unfoundedSQL = `
 	CASE WHEN walked.failure IN ('account_frozen', 'account_closed') AND NOT EXISTS (
 		SELECT FROM operator_actions WHERE account_id = walked.account_id AND at < walked.finished_at AND 'account_' || ` + becomesSQL + ` = walked.failure)
 		THEN format('job %s is rejected for a status that its account did not have', walked.job_id) END`
+
+// nextPositionSQL reads the sequence after the statement has taken its snapshot: the next position is
+// higher than every one that the snapshot shows, unless the sequence is behind.
+const nextPositionSQL = `(SELECT last_value + is_called::int FROM job_positions)`
 
 // The walks through the jobs, archived or not.
 //
@@ -242,7 +247,7 @@ const (
 				THEN format('job %s and its transaction say different things', walked.job_id) END,
 			CASE WHEN of_key.id IS NOT NULL
 				THEN format('job %s has the key of an archived one', walked.job_id) END
-		], NULL)
+		], NULL), ` + nextPositionSQL + `
 		FROM (
 			SELECT id AS job_id, account_id, position, user_id, idempotency_key, type, amount, description FROM jobs
 			WHERE id > $1::text::uuid AND id <= $2::text::uuid ORDER BY id LIMIT $3
@@ -265,7 +270,7 @@ const (
 				(walked.type, walked.amount, walked.description, walked.seq, walked.balance_after, walked.finished_at)
 				IS DISTINCT FROM (entry.type, entry.amount, entry.description, entry.seq, entry.balance_after, entry.created_at)
 				THEN format('job %s and its transaction say different things', walked.job_id) END,` + unfoundedSQL + `
-		], NULL)
+		], NULL), ` + nextPositionSQL + `
 		FROM (
 			SELECT id AS job_id, account_id, position, type, amount, description, status, failure, seq, balance_after, finished_at FROM archived_jobs
 			WHERE id > $1::text::uuid AND id <= $2::text::uuid ORDER BY id LIMIT $3
@@ -281,7 +286,7 @@ const actionsWalkSQL = `
 			THEN format('action %s of %s found it %s', walked.action, walked.at, coalesce(earlier.status, 'open')) END,
 		CASE WHEN moved.seq IS NOT NULL
 			THEN format('transaction %s happened while it was %s', moved.seq, walked.status) END
-	], NULL)
+	], NULL), 0::bigint
 	FROM (
 		SELECT account_id, at, action, ` + becomesSQL + ` AS status FROM operator_actions
 		WHERE (account_id, at) > ($1::text::bigint, $2::text::timestamptz) ORDER BY account_id, at LIMIT $3
