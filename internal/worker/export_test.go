@@ -52,8 +52,8 @@ func (v *Verifier) EndRest() { v.restedAt = time.Time{} }
 // SliceOf makes the next slice one of so many rows.
 func (v *Verifier) SliceOf(rows int) { v.rows = rows }
 
-// StaleSince is as if the last slice was verified so long ago.
-func (v *Verifier) StaleSince(ago time.Duration) { v.lastGood = time.Now().Add(-ago) }
+// NewVerifierThatForgets makes a verifier whose metrics show mismatches for so long without a slice.
+var NewVerifierThatForgets = newVerifier
 
 // Release ends a verifier's hold, as its Run does when it ends.
 func (v *Verifier) Release(ctx context.Context) { v.release(ctx) }
@@ -61,7 +61,6 @@ func (v *Verifier) Release(ctx context.Context) { v.release(ctx) }
 // Bounds of a verifier.
 const (
 	MaxMismatchLines = maxMismatchLines
-	StaleAfter       = staleAfter
 	OtherVerifier    = otherVerifierPause
 	VerifyRate       = verifyRate
 )

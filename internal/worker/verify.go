@@ -4,13 +4,13 @@ import (
 	"context"
 	"encoding/json"
 	"log/slog"
-	"sync"
 	"time"
 
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/passbook/passbook/internal/ledger"
+	"github.com/passbook/passbook/internal/ops"
 	"github.com/passbook/passbook/internal/queue"
 )
 
@@ -34,8 +34,10 @@ const (
 	otherVerifierPause = 10 * time.Second
 	// verifyRetry is the pause after an error.
 	verifyRetry = 5 * time.Second
-	// staleAfter is after how long without a verified slice the metrics show no state of the ledger.
-	staleAfter = 2 * time.Minute
+	// verifiedLasts is for how long without a verified slice the metrics still show mismatches.
+	verifiedLasts = 2 * time.Minute
+	// lastRoundLasts is for how long they show the last round: an alert compares its time.
+	lastRoundLasts = 30 * 24 * time.Hour
 )
 
 // Bounds of what the verifier logs in a minute.
@@ -55,17 +57,14 @@ type Verifier struct {
 	log     *slog.Logger
 	metrics verifierMetrics
 
-	held     bool      // this worker verifies
-	ahead    bool      // it has verified what is not kept in Redis
-	rows     int       // of the next slice
-	restedAt time.Time // when the next round may begin, by this process's own clock
-	lines    int       // mismatches logged since lineTime
+	held     bool         // this worker verifies
+	ahead    bool         // it has verified what is not kept in Redis
+	state    verification // of the ledger
+	rows     int          // of the next slice
+	restedAt time.Time    // when the next round may begin, by this process's own clock
+	lines    int          // mismatches logged since lineTime
 	lineTime time.Time
 	warned   time.Time // the last warning that a slice failed
-
-	mu       sync.Mutex   // guards the fields below, which metrics read
-	state    verification // of the ledger
-	lastGood time.Time    // when the ledger was last known to be as state says
 }
 
 // verification is what the workers share.
@@ -83,9 +82,11 @@ type finishedRound struct {
 
 // NewVerifier makes a verifier, and registers its metrics.
 func NewVerifier(pool *pgxpool.Pool, shared *queue.Shared, registry prometheus.Registerer, log *slog.Logger) *Verifier {
-	v := &Verifier{pool: pool, shared: shared, log: log, rows: verifyMostRows}
-	v.metrics = newVerifierMetrics(registry, v.known)
-	return v
+	return newVerifier(pool, shared, registry, log, verifiedLasts)
+}
+
+func newVerifier(pool *pgxpool.Pool, shared *queue.Shared, registry prometheus.Registerer, log *slog.Logger, lasts time.Duration) *Verifier {
+	return &Verifier{pool: pool, shared: shared, log: log, rows: verifyMostRows, metrics: newVerifierMetrics(registry, lasts)}
 }
 
 // Run verifies until ctx ends.
@@ -125,7 +126,7 @@ func (v *Verifier) step(ctx context.Context) (pause time.Duration) {
 		return 0
 	case err != nil:
 		v.rows = max(v.rows/8, 1) // on a slow disk a smaller slice may succeed; one row that can't be read is skipped
-		v.fail()
+		v.state.Failed = true
 		v.keep(ctx)
 		v.warn(err)
 		return verifyRetry
@@ -179,7 +180,7 @@ func (v *Verifier) verify(ctx context.Context) (ledger.Slice, error) {
 	if slice.Done {
 		took := max(slice.Ended.Sub(state.Round.Begun), 0)
 		state.Last = &finishedRound{Ended: slice.Ended, Took: took, Mismatches: state.Round.Verified.Mismatches}
-		v.log.Info("ledger verified", "accounts", state.Round.Verified.Accounts, "transactions", state.Round.Verified.Transactions,
+		v.log.Debug("ledger verified", "accounts", state.Round.Verified.Accounts, "transactions", state.Round.Verified.Transactions,
 			"jobs", state.Round.Verified.Jobs, "mismatches", state.Round.Verified.Mismatches, "took", took)
 		state.Round = ledger.Round{}
 		v.restedAt = time.Now().Add(roundEvery - took)
@@ -231,71 +232,42 @@ func (v *Verifier) warn(err error) {
 	}
 }
 
+// set takes what is known of the ledger, and shows it unless that is old.
 func (v *Verifier) set(state verification) {
-	v.mu.Lock()
-	defer v.mu.Unlock()
 	v.state = state
 	if !state.Failed {
-		v.lastGood = time.Now()
+		v.metrics.show(state)
 	}
-}
-
-// fail records that the last slice could not be verified.
-func (v *Verifier) fail() {
-	v.mu.Lock()
-	defer v.mu.Unlock()
-	v.state.Failed = true
-}
-
-// known returns what is known of the ledger. It returns false where that is nothing, or too old.
-func (v *Verifier) known() (verification, bool) {
-	v.mu.Lock()
-	defer v.mu.Unlock()
-	return v.state, time.Since(v.lastGood) < staleAfter
 }
 
 // verifierMetrics are a verifier's metrics. All but accounts show what the workers share, so each
-// worker shows the same. They are absent where nothing is known.
-type verifierMetrics struct{ accounts prometheus.Counter }
+// worker shows the same.
+type verifierMetrics struct {
+	accounts                       prometheus.Counter
+	mismatches, lastRound, seconds *ops.Gauge
+}
 
-func newVerifierMetrics(registry prometheus.Registerer, known func() (verification, bool)) verifierMetrics {
-	m := verifierMetrics{accounts: prometheus.NewCounter(prometheus.CounterOpts{
-		Name: "passbook_verified_accounts_total", Help: "Accounts that this worker has verified in the background.",
-	})}
-	registry.MustRegister(m.accounts, verificationCollector{known})
+func newVerifierMetrics(registry prometheus.Registerer, lasts time.Duration) verifierMetrics {
+	m := verifierMetrics{
+		accounts: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "passbook_verified_accounts_total", Help: "Accounts that this worker has verified in the background.",
+		}),
+		mismatches: ops.NewGauge("passbook_verification_mismatches", "Mismatches that the background verification found in the last round, or has found in the running one where those are more. Absent before the first round has ended, and while nothing is verified.", lasts),
+		lastRound:  ops.NewGauge("passbook_verification_last_round_timestamp_seconds", "When the last round of the background verification ended, by Postgres's clock; absent before.", lastRoundLasts),
+		seconds:    ops.NewGauge("passbook_verification_round_seconds", "How long the last round of the background verification took; absent before.", lastRoundLasts),
+	}
+	registry.MustRegister(m.accounts, m.mismatches, m.lastRound, m.seconds)
 	return m
 }
 
-var (
-	mismatchesDesc = prometheus.NewDesc("passbook_verification_mismatches",
-		"Mismatches that the background verification has found in the last round, or in the running one where those are more; absent where nothing was verified lately.", nil, nil)
-	lastRoundDesc = prometheus.NewDesc("passbook_verification_last_round_timestamp_seconds",
-		"When the last round of the background verification ended, in seconds since 1970.", nil, nil)
-	roundSecondsDesc = prometheus.NewDesc("passbook_verification_round_seconds",
-		"How long the last round of the background verification took, in seconds.", nil, nil)
-)
-
-type verificationCollector struct {
-	known func() (verification, bool)
-}
-
-// Describe implements prometheus.Collector.
-func (c verificationCollector) Describe(descs chan<- *prometheus.Desc) {
-	descs <- mismatchesDesc
-	descs <- lastRoundDesc
-	descs <- roundSecondsDesc
-}
-
-// Collect implements prometheus.Collector.
-func (c verificationCollector) Collect(metrics chan<- prometheus.Metric) {
-	state, fresh := c.known()
+func (m verifierMetrics) show(state verification) {
 	mismatches := state.Round.Verified.Mismatches
 	if last := state.Last; last != nil {
 		mismatches = max(mismatches, last.Mismatches)
-		metrics <- prometheus.MustNewConstMetric(lastRoundDesc, prometheus.GaugeValue, float64(last.Ended.UnixMilli())/1000)
-		metrics <- prometheus.MustNewConstMetric(roundSecondsDesc, prometheus.GaugeValue, last.Took.Seconds())
+		m.lastRound.Set(float64(last.Ended.UnixMilli()) / 1000)
+		m.seconds.Set(last.Took.Seconds())
 	}
-	if fresh && (state.Last != nil || mismatches > 0) {
-		metrics <- prometheus.MustNewConstMetric(mismatchesDesc, prometheus.GaugeValue, float64(mismatches))
+	if state.Last != nil || mismatches > 0 {
+		m.mismatches.Set(float64(mismatches))
 	}
 }
