@@ -168,6 +168,7 @@ lint-api: $(API_TOOLS) ## Check openapi.yaml with Redocly and Spectral; needs No
 	$(API_TOOLS)/.bin/redocly lint --config .ci/api/redocly.yaml internal/api/openapi.yaml
 	$(API_TOOLS)/.bin/spectral lint --fail-severity hint --ruleset .ci/api/spectral.yaml internal/api/openapi.yaml
 	@cd internal/api/docs/swagger-ui && for file in *; do cmp $$file ../../../../$(API_TOOLS)/swagger-ui-dist/$$file || exit 1; done
+	@cd internal/queue/dashboard/fonts && for file in *.woff2; do cmp $$file ../../../../$(API_TOOLS)/@fontsource/roboto/files/$$file || exit 1; done
 
 .PHONY: test-clients
 test-clients: $(API_TOOLS) ## Run clients that are made from openapi.yaml, and Prism as a proxy; needs the same, so it is no part of make test
@@ -179,8 +180,10 @@ test-clients: $(API_TOOLS) ## Run clients that are made from openapi.yaml, and P
 	go test -race -count=1 -timeout 20m -tags clients -parallel 1 -run '$(BEHIND_PRISM)' ./internal/api
 
 .PHONY: docs-assets
-docs-assets: $(API_TOOLS) ## Copy the files of /docs from the Swagger UI that .ci/api pins; needs the same
+docs-assets: $(API_TOOLS) ## Copy the files of /docs, and the font of the dashboard, from the packages that .ci/api pins; needs the same
 	cd internal/api/docs/swagger-ui && for file in *; do cp ../../../../$(API_TOOLS)/swagger-ui-dist/$$file . || exit 1; done
+	cd internal/queue/dashboard/fonts && cp ../../../../$(API_TOOLS)/@fontsource/roboto/LICENSE . && \
+		for file in *.woff2; do cp ../../../../$(API_TOOLS)/@fontsource/roboto/files/$$file . || exit 1; done
 
 .PHONY: fmt
 fmt: ## Format every file
