@@ -54,17 +54,11 @@ func TestDashboardInABrowser(t *testing.T) {
 	})
 	own := "http://" + server.Addr() + root
 	p := openPage(t, fmt.Sprintf("http://operator:%s@%s%s", token, server.Addr(), root))
-	if queues := p.text("tbody"); !strings.Contains(queues, "test:tx:0") {
-		t.Errorf("the page shows %q", queues)
-	}
+	p.wantText("tbody", "test:tx:0")
 	p.do(chromedp.Navigate(own + "/queues/test:tx:0?status=pending"))
-	if tasks := p.text("tbody"); !strings.Contains(tasks, info.ID[:8]) {
-		t.Errorf("the queue's page shows %q", tasks)
-	}
+	p.wantText("tbody", info.ID[:8])
 	p.do(chromedp.Navigate(own + "/redis"))
-	if figures := p.text("main"); !strings.Contains(figures, "Redis") {
-		t.Errorf("Redis's page shows %q", figures)
-	}
+	p.wantText("#root", "Redis Info")
 	p.wantNothingElse(own)
 }
 
@@ -142,12 +136,14 @@ func (p *page) do(actions ...chromedp.Action[chromedp.Void]) {
 	}
 }
 
-// text waits until the element is there.
-func (p *page) text(selector chromedp.CSS) string {
+// wantText waits until the element has the text.
+func (p *page) wantText(selector chromedp.CSS, want string) {
 	p.t.Helper()
-	text, err := chromedp.Run(p.ctx, chromedp.Text(selector))
-	if err != nil {
-		p.t.Fatal(err)
-	}
-	return text
+	testenv.Eventually(p.t, "the page to show "+want, func() bool {
+		text, err := chromedp.Run(p.ctx, chromedp.Text(selector))
+		if err != nil {
+			p.t.Fatal(err)
+		}
+		return strings.Contains(text, want)
+	})
 }
