@@ -94,7 +94,8 @@ func newComposed(t *testing.T, file dockerfile, programs string) *composed {
 	var compose struct {
 		Services map[string]service `yaml:"services"`
 	}
-	if err := yaml.Unmarshal(readFile(t, filepath.Join(repository, "deploy", "compose.yaml")), &compose); err != nil {
+	text := readFile(t, filepath.Join(repository, "deploy", "compose.yaml"))
+	if err := yaml.UnmarshalWithOptions(text, &compose, yaml.AllowDuplicateMapKey()); err != nil { // a service overrides what it merges
 		t.Fatal(err)
 	}
 	c.services = compose.Services
