@@ -4,11 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"log/slog"
 	"sync"
 	"time"
-
-	"golang.org/x/time/rate"
 
 	"github.com/passbook/passbook/internal/ledger"
 	"github.com/passbook/passbook/internal/postgres"
@@ -22,32 +19,15 @@ const (
 	// sweepLate is how old the last sweep may be. A sweep of a long backlog, which then applies accounts
 	// itself, takes less.
 	sweepLate = time.Minute
-	// Of the errors of a kind, so many are logged at once, and then one each errorEvery. The next line
-	// says how many were left out.
-	errorBurst = 5
-	errorEvery = 10 * time.Second
 )
 
 // health is what the worker knows of its own work: whether applies get through Postgres, and when the
 // last sweep was.
 type health struct {
-	log *slog.Logger
-
 	mu      sync.Mutex // guards the fields below
 	fault   error      // of the last apply, if it concerns every account; nil after an apply that finished a job
 	faultAt time.Time
 	sweptAt time.Time // or when the worker was made
-	kinds   map[string]*kind
-}
-
-// kind bounds the log entries of one kind.
-type kind struct {
-	*rate.Limiter
-	leftOut int // since the last entry
-}
-
-func newHealth(log *slog.Logger) *health {
-	return &health{log: log, sweptAt: time.Now(), kinds: map[string]*kind{}}
 }
 
 // concernAll are the reasons that concern the jobs of every account.
@@ -56,15 +36,15 @@ var concernAll = map[postgres.Reason]bool{
 }
 
 // applyFailed counts the error of an attempt to apply the notification's account by its reason, and
-// logs it at a bounded rate.
+// logs it. The logger bounds the lines.
 func (w *Worker) applyFailed(n queue.Notification, err error) {
 	reason := postgres.ReasonOf(err)
 	w.cfg.Metrics.errors.WithLabelValues(string(reason)).Inc()
 	if refusal, ok := errors.AsType[*ledger.Refusal](err); ok {
-		w.health.say(slog.LevelWarn, "job refused", "refused", append(refusalAttrs(refusal), "account_id", n.AccountID)...)
+		w.cfg.Log.Warn("job refused", append(refusalAttrs(refusal), "account_id", n.AccountID)...)
 		return
 	}
-	w.health.say(slog.LevelWarn, "apply failed; it is tried again", string(reason),
+	w.cfg.Log.Warn("apply failed; it is tried again",
 		"job_id", n.JobID, "account_id", n.AccountID, "reason", string(reason), "sqlstate", postgres.SQLState(err), "error", err)
 }
 
@@ -75,35 +55,13 @@ func (w *Worker) jobFailed(job ledger.Applied) {
 		w.cfg.Metrics.errors.WithLabelValues(string(postgres.ReasonOf(job.Refusal))).Inc()
 		attrs = append(refusalAttrs(job.Refusal), "account_id", job.AccountID)
 	}
-	w.health.say(slog.LevelError, "job failed", "failed", attrs...)
+	w.cfg.Log.Error("job failed", attrs...)
 }
 
 func refusalAttrs(refusal *ledger.Refusal) []any {
 	return []any{
 		"job_id", refusal.JobID, "account", refusal.Account, "attempt", refusal.Attempt,
 		"reason", string(postgres.ReasonOf(refusal)), "sqlstate", postgres.SQLState(refusal), "error", refusal.Err,
-	}
-}
-
-// say logs an entry of a kind, unless there were too many.
-func (h *health) say(level slog.Level, message, of string, attrs ...any) {
-	h.mu.Lock()
-	entries := h.kinds[of]
-	if entries == nil {
-		entries = &kind{Limiter: rate.NewLimiter(rate.Every(errorEvery), errorBurst)}
-		h.kinds[of] = entries
-	}
-	leftOut := entries.leftOut
-	isSaid := entries.Allow()
-	if entries.leftOut++; isSaid {
-		entries.leftOut = 0
-	}
-	h.mu.Unlock()
-	if leftOut > 0 {
-		attrs = append(attrs, "left_out", leftOut)
-	}
-	if isSaid {
-		h.log.Log(context.Background(), level, message, attrs...)
 	}
 }
 

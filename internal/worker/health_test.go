@@ -179,26 +179,6 @@ func TestRefusedJobIsNamed(t *testing.T) {
 	}
 }
 
-// Many errors make few lines. The counter has all of them.
-func TestApplyErrorsAreBounded(t *testing.T) {
-	t.Parallel()
-	s := newSystem(t, testenv.Pool(t), testenv.Redis(t))
-	account := ledgertest.Account(t, s.pool, s.user, 0)
-	id := ledgertest.Job(t, s.pool, account, ledger.Deposit, 1)
-	ledgertest.Exec(t, s.pool, `ALTER FUNCTION apply_job RENAME TO gone`)
-	o := s.observed(t)
-	const errors, most = 60, 20
-	for range errors {
-		_ = o.apply(account, id)
-	}
-	if got := o.errors()["function"]; got != errors {
-		t.Errorf("counted %v, want %d", got, errors)
-	}
-	if n := strings.Count(o.log.String(), "\n"); n == 0 || n > most {
-		t.Errorf("%d lines, want %d at most", n, most)
-	}
-}
-
 // The durations are a classic and a native histogram, and an exemplar leads to the job and its trace.
 func TestJobDuration(t *testing.T) {
 	t.Parallel()

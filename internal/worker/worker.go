@@ -43,7 +43,7 @@ type Worker struct {
 // New makes a worker. It stops waiting for Postgres when stopping is closed.
 func New(cfg Config, stopping <-chan struct{}) *Worker {
 	return &Worker{
-		cfg: cfg, batcher: newBatcher(cfg.Applier), health: newHealth(cfg.Log), stopping: stopping,
+		cfg: cfg, batcher: newBatcher(cfg.Applier), health: &health{sweptAt: time.Now()}, stopping: stopping,
 		accounts: map[int64]watched{}, warned: map[string]time.Time{},
 		scan: scan{most: maxSwept, page: cfg.Backlog.OldestQueued},
 	}
