@@ -115,6 +115,7 @@ func start(t *testing.T, edits ...func(*settings)) *server {
 	running.Go(func() error { return acceptor.Run(accepting) })
 	running.Go(func() error { return s.gate.Run(accepting) })
 	running.Go(func() error { return s.hub.Run(accepting) })
+	running.Go(func() error { return s.checks.Run(accepting) })
 	serving.Go(func() error { return s.api.Serve(listener) })
 	t.Cleanup(func() {
 		s.http.CloseIdleConnections()

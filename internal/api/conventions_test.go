@@ -5,6 +5,7 @@ import (
 	"errors"
 	"net/http"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -137,11 +138,17 @@ func TestRequestTimeout(t *testing.T) {
 
 func TestHealth(t *testing.T) {
 	t.Parallel()
-	var down error
+	var isDown atomic.Bool
+	probe := func(context.Context) error {
+		if isDown.Load() {
+			return errors.New("secret address")
+		}
+		return nil
+	}
 	s := start(t, func(set *settings) {
 		set.checks = []ops.Check{
 			{Name: "postgres", Required: true, Probe: func(context.Context) error { return nil }},
-			{Name: "redis", Probe: func(context.Context) error { return down }},
+			{Name: "redis", Probe: probe},
 		}
 	})
 	c := s.anonymous(t)
@@ -150,10 +157,10 @@ func TestHealth(t *testing.T) {
 	wantJSON(t, c.get("/readyz").want(http.StatusOK).wantHeader("Cache-Control", "no-store"), up)
 
 	t.Run("Down", func(t *testing.T) {
-		down = errors.New("secret address")
+		isDown.Store(true)
 		without := start(t, func(set *settings) {
 			set.pool = s.pool
-			set.checks = []ops.Check{{Name: "postgres", Required: true, Probe: func(context.Context) error { return down }}}
+			set.checks = []ops.Check{{Name: "postgres", Required: true, Probe: probe}}
 		})
 		a := without.anonymous(t).get("/readyz").want(http.StatusServiceUnavailable)
 		wantJSON(t, a, `{"status":"unavailable","dependencies":[{"name":"postgres","status":"down","required":true}]}`)

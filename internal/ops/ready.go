@@ -19,7 +19,7 @@ const (
 	probeTimeout = 2 * time.Second
 	// resultLasts is how long a result counts if no other follows: the probe hangs, or the process was
 	// stopped.
-	resultLasts = 10 * time.Second
+	resultLasts = 30 * time.Second
 	// sayDownEvery is the pause between two log entries about a dependency that stays down.
 	sayDownEvery = time.Minute
 )
