@@ -169,7 +169,7 @@ func (p *Process) CheckPostgres(pool *pgxpool.Pool) ops.Check {
 // CheckRedis is the readiness check of Redis: it takes writes.
 func (p *Process) CheckRedis(required bool) ops.Check {
 	return ops.Check{Name: "redis", Required: required, Store: true, Probe: func(ctx context.Context) error {
-		return queue.CheckWrites(ctx, p.Redis, p.Config.QueuePrefix)
+		return queue.CheckWrites(ctx, p.Redis, p.Queues)
 	}}
 }
 

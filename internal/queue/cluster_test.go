@@ -57,6 +57,14 @@ func TestServeOnCluster(t *testing.T) {
 
 	key := queues.pending(0)
 	from := cluster.MasterOf(key)
+	cluster.Do(from, "CONFIG", "SET", "maxmemory", "1", "maxmemory-policy", "noeviction")
+	if CheckWrites(t.Context(), client.redis, queues) == nil {
+		t.Error("a cluster with a full master takes writes")
+	}
+	cluster.Do(from, "CONFIG", "SET", "maxmemory", "0")
+	if err := CheckWrites(t.Context(), client.redis, queues); err != nil {
+		t.Error(err)
+	}
 	to := (from + 1) % 3
 	cluster.MoveSlot(key, from, to, nil)
 	handleAll(t, client, handled)

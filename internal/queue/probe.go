@@ -9,13 +9,20 @@ import (
 	"github.com/redis/go-redis/v9"
 )
 
-// probeLife is how long the key of a probe stays in Redis.
+// probeLife is how long the keys of a probe stay in Redis.
 const probeLife = time.Minute
 
 // CheckWrites returns Redis's error where it takes no writes: it is away, full, a replica, or can't
-// save. The write is the key PREFIX:probe, which the processes of an installation share.
-func CheckWrites(ctx context.Context, client redis.UniversalClient, prefix string) error {
-	if err := client.Set(ctx, prefix+":probe", 1, probeLife).Err(); err != nil {
+// save. It writes a key for each partition, PREFIX:probe:{QUEUE}, so that it sees each master of a
+// cluster that has partitions. The processes of an installation share the keys.
+func CheckWrites(ctx context.Context, client redis.UniversalClient, queues Queues) error {
+	_, err := client.Pipelined(ctx, func(p redis.Pipeliner) error {
+		for partition := range queues.Partitions {
+			p.Set(ctx, keyOf(queues.Name(partition), "probe"), 1, probeLife)
+		}
+		return nil
+	})
+	if err != nil {
 		return fmt.Errorf("write to Redis: %w", err)
 	}
 	return nil

@@ -26,12 +26,12 @@ func TestCheckWrites(t *testing.T) {
 	check := func() error {
 		ctx, cancel := context.WithTimeout(t.Context(), requestTimeout)
 		defer cancel()
-		return CheckWrites(ctx, client, "test")
+		return CheckWrites(ctx, client, queues)
 	}
 	if err := check(); err != nil {
 		t.Fatal(err)
 	}
-	if left := client.PTTL(t.Context(), "test:probe").Val(); left <= 0 || left > probeLife {
+	if left := client.PTTL(t.Context(), keyOf(queues.Name(0), "probe")).Val(); left <= 0 || left > probeLife {
 		t.Errorf("the key stays for %v", left)
 	}
 	for _, fault := range []struct {

@@ -110,7 +110,7 @@ func checkNoInsert(t *testing.T, s *system, admin *pgxpool.Pool, c *client, numb
 		return strings.Contains(metrics, `passbook_apply_errors_total{reason="privilege"}`) && !strings.Contains(metrics, `passbook_apply_errors_total{reason="privilege"} 0`)
 	})
 	var id, account string
-	if err := admin.QueryRow(t.Context(), `SELECT job_id, account_id FROM queue`).Scan(&id, &account); err != nil {
+	if err := admin.QueryRow(t.Context(), `SELECT job_id::text, account_id::text FROM queue`).Scan(&id, &account); err != nil {
 		t.Fatal(err)
 	}
 	said := false

@@ -1440,7 +1440,7 @@ var mutations = []mutation{
 	},
 	{
 		"a Redis that takes no writes is up", seen,
-		[]edit{{probing, `client.Set(ctx, prefix+":probe", 1, probeLife)`, `client.Ping(ctx)`}},
+		[]edit{{probing, `p.Set(ctx, keyOf(queues.Name(partition), "probe"), 1, probeLife)`, `p.Ping(ctx)`}},
 		[]string{"-run=^TestCheckWrites$ ./internal/queue"},
 	},
 	{
