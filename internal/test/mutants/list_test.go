@@ -824,7 +824,7 @@ var mutations = []mutation{
 
 	{
 		"attempts never end", ownTrouble,
-		[]edit{{attempts, `attempts < MaxAttempts`, `attempts < 1000*MaxAttempts`}},
+		[]edit{{attempts, `at.Attempt < MaxAttempts`, `at.Attempt < 1000*MaxAttempts`}},
 		[]string{"-run=^TestApplyRefusedJob$ ./internal/ledger", "-run=^TestFailedJob$ ./internal/worker"},
 	},
 	{
