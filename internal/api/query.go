@@ -27,7 +27,8 @@ type query struct {
 }
 
 // parseQuery reads the parameters that the route knows. Unknown and repeated parameters are
-// faults. It stops after maxFaults faults.
+// faults, and so is a semicolon: a proxy may drop what has one, or read two parameters where the API
+// reads one. It stops after maxFaults faults.
 func parseQuery(c *fiber.Ctx, known []string) *query {
 	q := &query{values: map[string]string{}}
 	var pair fasthttp.Args // the URI's own Args would keep memory for thousands of pairs until the connection ends
@@ -35,11 +36,14 @@ func parseQuery(c *fiber.Ctx, known []string) *query {
 		pair.ParseBytes(text)
 		for name, value := range pair.All() { // one pair, or none
 			q.add(string(name), string(value), known)
+			if bytes.IndexByte(text, ';') >= 0 {
+				q.fault(string(name), "invalid_value", "has a semicolon, which is written as %3B")
+			}
 		}
 		if pair.Len() == 0 && len(text) > 0 { // fasthttp skips a pair without a name and a value
 			q.add("", "", known)
 		}
-		if len(q.faults) == maxFaults {
+		if len(q.faults) >= maxFaults {
 			break
 		}
 	}

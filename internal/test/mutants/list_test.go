@@ -1404,6 +1404,11 @@ var mutations = []mutation{
 		[]string{"-run=^TestOpen_MaxPerUser$ ./internal/ledger", "-run=^TestAccountLimit$ ./internal/api"},
 	},
 	{
+		"a query is read otherwise than by a proxy in front", described,
+		[]edit{{queries, `if bytes.IndexByte(text, ';') >= 0 {`, `if false {`}},
+		[]string{"-run=^TestInvalidParameter$ ./internal/api"},
+	},
+	{
 		"an unknown parameter passes", described,
 		[]edit{{queries, `case !slices.Contains(known, name):`, `case known == nil && slices.Contains(known, name):`}},
 		[]string{fuzzed},
