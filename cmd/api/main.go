@@ -59,7 +59,12 @@ func (serveCommand) Run(i *invocation) error {
 	if err != nil {
 		return err
 	}
-	return serve(i.ctx, cfg, ops.NewLogger(i.stdout, cfg.Log.Level, cfg.Log.JSON))
+	log := ops.NewLogger(i.stdout, cfg.Log.Level, cfg.Log.JSON)
+	if err := serve(i.ctx, cfg, log); err != nil {
+		log.Error("api ended", "error", err)
+		return err
+	}
+	return nil
 }
 
 type healthcheckCommand struct{}

@@ -29,10 +29,12 @@ type pools struct {
 // without it the primary answers.
 func openPools(ctx context.Context, cfg config.API, process *boot.Process) (p pools, err error) {
 	p.requests = process.Pool
-	if p.accepts, err = postgres.Open(ctx, postgres.Config{
+	accepts := postgres.Config{
 		URL: cfg.DatabaseURL, MaxConns: boot.MaxConns, Part: partOfAccepts,
 		Application: "passbook-api-accepts", Log: process.Log, Serving: true,
-	}); err != nil {
+	}
+	process.Observed.ObservePool(&accepts)
+	if p.accepts, err = postgres.Open(ctx, accepts); err != nil {
 		return p, err
 	}
 	if cfg.ReadDatabaseURL == "" {

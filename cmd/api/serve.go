@@ -59,7 +59,7 @@ func serve(ctx context.Context, cfg config.API, log *slog.Logger) error {
 	loops.limit = limits.Requests
 	edge, err := newEdge(cfg, pools, api.Config{ //nolint:contextcheck // a request has its own
 		Acceptor: loops.acceptor, Gate: loops.gate, Finished: loops.finished, Checks: loops.checks, Stopping: ctx.Done(),
-		Limits: limits, Registry: process.Registry, Log: log,
+		Limits: limits, Registry: process.Registry, Log: log, Tracer: process.Observed.Tracer,
 	})
 	if err != nil {
 		return err

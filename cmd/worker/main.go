@@ -73,7 +73,12 @@ func (workCommand) Run(i *invocation) error {
 	if err != nil {
 		return err
 	}
-	return work(i.ctx, cfg, ops.NewLogger(i.stdout, cfg.Log.Level, cfg.Log.JSON))
+	log := ops.NewLogger(i.stdout, cfg.Log.Level, cfg.Log.JSON)
+	if err := work(i.ctx, cfg, log); err != nil {
+		log.Error("worker ended", "error", err)
+		return err
+	}
+	return nil
 }
 
 type healthcheckCommand struct{}

@@ -52,9 +52,11 @@ func work(ctx context.Context, cfg config.Process, log *slog.Logger) error {
 		Metrics:   counts,
 		Log:       log,
 		Pruner:    auth.NewPruner(pool),
+		Tracer:    process.Observed.Tracer,
 	}, ctx.Done())
 	queues := queue.NewServer(queue.ServerConfig{
 		Redis: process.Redis, Queues: process.Queues, Handler: jobs.Apply, IsFailure: worker.IsFailure, Log: log,
+		IsRedisAway: process.Observed.Redis.IsFailing,
 	})
 	registry.MustRegister(ops.ConditionGauge("passbook_extra_queues",
 		"1 while this worker serves queues of more partitions than its QUEUE_PARTITIONS, else 0; absent while Redis does not say.", queues.HasExtraQueues))

@@ -17,6 +17,7 @@ import (
 	"github.com/google/uuid"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/valyala/fasthttp"
+	"go.opentelemetry.io/otel/trace"
 
 	"github.com/passbook/passbook/internal/auth"
 	"github.com/passbook/passbook/internal/event"
@@ -53,6 +54,7 @@ type Config struct {
 	Stopping   <-chan struct{} // closed when the process begins to stop; nil for never
 	Registry   prometheus.Registerer
 	Log        *slog.Logger
+	Tracer     trace.Tracer // nil for no traces
 
 	Limits Limits // on how often clients ask
 
@@ -65,6 +67,7 @@ type API struct {
 	cfg     Config
 	cursors cursors
 	metrics *metrics
+	lines   requestLines
 	app     *fiber.App
 	exports exports
 	streams streams
@@ -89,7 +92,7 @@ type API struct {
 // New makes an API; Serve starts it.
 func New(cfg Config) (*API, error) {
 	a := &API{
-		cfg: cfg, cursors: newCursors(cfg.CursorKeys), metrics: newMetrics(cfg.Registry),
+		cfg: cfg, cursors: newCursors(cfg.CursorKeys), metrics: newMetrics(cfg.Registry), lines: newRequestLines(cfg.Log),
 		timeout: requestTimeout, shutdown: make(chan struct{}),
 		policy: policyOf(cfg.Limits.Requests.Quota()), overloaded: cfg.Acceptor.IsOverloaded,
 		callers: &slots{most: maxInFlight}, guests: &slots{most: maxGuestsInFlight},
@@ -369,10 +372,11 @@ func caller(c *fiber.Ctx) uuid.UUID {
 }
 
 // observe wraps every handler: it sets the headers of every answer, turns errors into responses,
-// and counts the request.
+// counts the request, writes its line and ends its span.
 func (a *API) observe(c *fiber.Ctx) error {
 	started := time.Now()
 	setHeaders(c)
+	span := a.beginTrace(c)
 	if err := a.protect(c); err != nil {
 		if err := a.answerError(c, err); err != nil {
 			return err
@@ -384,7 +388,10 @@ func (a *API) observe(c *fiber.Ctx) error {
 		route = noRoute
 	}
 	waited, _ := c.Locals(waitedKey{}).(time.Duration)
-	a.metrics.request(route, strings.Clone(c.Method()), c.Response().StatusCode(), time.Since(started)-waited)
+	took := time.Since(started) - waited
+	a.metrics.request(route, strings.Clone(c.Method()), c.Response().StatusCode(), took)
+	a.logRequest(c, route, took, waited)
+	endTrace(c, span, route)
 	return nil
 }
 

@@ -37,6 +37,7 @@ func (a *API) acceptBatch(c *fiber.Ctx, _ *query) error {
 	if err := a.limitBatch(c, caller(c), len(requests)); err != nil {
 		return err
 	}
+	requests[0].Trace = a.traceOf(c)
 	accepted, err := a.cfg.Acceptor.AcceptBatch(c.UserContext(), requests)
 	if err != nil {
 		return batchProblem(err)
@@ -94,6 +95,7 @@ func (a *API) sendBatch(c *fiber.Ctx, accepted []job.Accepted, wait time.Duratio
 	if isReplay {
 		c.Set(headerReplay, "true")
 	}
+	c.Locals(acceptedKey{}, jobs)
 	return sendWithin(c, wait, jobs, func(jobs []job.Job, held bool) error {
 		if held {
 			setApplied(c, wait)

@@ -82,7 +82,7 @@ type settings struct {
 
 type silent struct{}
 
-func (silent) Notify(int64, int64, uuid.UUID, int) {}
+func (silent) Notify(int64, int64, uuid.UUID, int, map[uuid.UUID]string) {}
 
 // Run hears nothing, as while Redis is away.
 func (silent) Run(ctx context.Context, _ func([]queue.Finished), _ func(bool)) { <-ctx.Done() }

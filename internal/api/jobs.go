@@ -99,6 +99,7 @@ func (a *API) accept(entry ledger.EntryType) func(*fiber.Ctx, *query) error {
 			Amount:      b.amount("amount"),
 			Description: b.description(),
 			Key:         key,
+			Trace:       a.traceOf(c),
 		}
 		if err := b.err(); err != nil {
 			return err
@@ -120,7 +121,7 @@ func (a *API) sendAccepted(c *fiber.Ctx, accepted job.Job, replayed bool, wait t
 	if replayed {
 		c.Set(headerReplay, "true")
 	}
-	c.Location("/v1/jobs/" + accepted.ID.String())
+	c.Location(jobPath + accepted.ID.String())
 	return sendWithin(c, wait, []job.Job{accepted}, func(jobs []job.Job, held bool) error {
 		if held {
 			setApplied(c, wait)

@@ -192,8 +192,9 @@ func (a *API) answerError(c *fiber.Ctx, err error) error {
 	p := newProblem(found.Status, found.Code, found.Detail)
 	p.Errors = found.Errors
 	p.RequestID, _ = c.Locals(requestIDKey{}).(string)
+	c.Locals(codeKey{}, p.Code)
 	if isOurs {
-		a.cfg.Log.Error("request failed", "request_id", p.RequestID, "method", c.Method(), "path", c.Path(), "error", err)
+		c.Locals(failureKey{}, err)
 	}
 	if p.Status == http.StatusUnauthorized {
 		c.Set(fiber.HeaderWWWAuthenticate, "Bearer")
@@ -207,6 +208,8 @@ func (a *API) answerError(c *fiber.Ctx, err error) error {
 	c.Status(p.Status)
 	if isRefused {
 		a.metrics.refused(p.Status)
+		failure, _ := c.Locals(failureKey{}).(error)
+		a.lines.refused(p.RequestID, p.Status, p.Code, failure)
 	}
 	return c.JSON(p, mimeProblem)
 }

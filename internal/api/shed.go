@@ -53,5 +53,6 @@ func (a *API) refuser(err error) fasthttp.RequestHandler {
 		c.Response.AppendBody(after)
 		reasons.Inc()
 		a.metrics.refused(found.Status)
+		a.lines.refused(id, found.Status, found.Code, nil)
 	}
 }

@@ -57,6 +57,7 @@ type Process struct {
 	Queues   queue.Queues
 	Registry *prometheus.Registry
 	Operator *ops.Server // its port, open since Start
+	Observed Observed
 
 	serving errgroup.Group // serves the operator's port
 }
@@ -73,6 +74,9 @@ func Start(ctx context.Context, cfg config.Process, pool postgres.Config, log *s
 	p := &Process{Config: cfg, Log: log, Registry: ops.NewRegistry()}
 	var err error
 	if p.Schema, err = migrations.Version(); err != nil {
+		return nil, err
+	}
+	if err := p.observe(ctx, &pool); err != nil {
 		return nil, err
 	}
 	if err := p.openOperator(ctx); err != nil {
@@ -136,6 +140,7 @@ func (p *Process) openQueues(ctx context.Context) error {
 		_ = p.Redis.Close() // nothing is pending on it
 		return err
 	}
+	p.observeRedis()
 	p.Owner = queue.NewOwner(p.Redis, p.Config.QueuePrefix, installation, p.Log)
 	p.Owner.Check(ctx)
 	p.Queues = queue.Queues{Prefix: p.Config.QueuePrefix, Partitions: p.Config.Partitions, Owner: p.Owner}
@@ -143,8 +148,9 @@ func (p *Process) openQueues(ctx context.Context) error {
 	return nil
 }
 
-// Close closes the operator's port, and the connections to Redis and Postgres.
+// Close sends the last traces, and closes the operator's port and the connections to Redis and Postgres.
 func (p *Process) Close() {
+	p.Observed.sendTraces()
 	p.closeOperator()
 	_ = p.Redis.Close() // nothing is pending on it
 	p.Pool.Close()

@@ -45,12 +45,14 @@ type Request struct {
 	Amount      int64 // minor units
 	Description *string
 	Key         string // Idempotency-Key
+	Trace       *Trace // nil for one that is not traced
 }
 
 // Notifier tells the workers that an account has so many new jobs, up to the one at a
-// position. It does not block and may lose a notification: the sweep finds those jobs.
+// position. It does not block and may lose a notification: the sweep finds those jobs. traces are
+// the parents of those of the jobs that are traced, nil for none.
 type Notifier interface {
-	Notify(accountID, position int64, jobID uuid.UUID, jobs int)
+	Notify(accountID, position int64, jobID uuid.UUID, jobs int, traces map[uuid.UUID]string)
 }
 
 // Acceptor commits jobs. Accepts that arrive together share an insert; no accept
@@ -270,13 +272,16 @@ type acceptedRow struct {
 // insert commits the new jobs of the batch in one round trip and notifies the workers.
 // It returns what Postgres says of each request, by the id of its job.
 func (a *Acceptor) insert(ctx context.Context, batch []*request) (map[uuid.UUID]acceptedRow, error) {
+	traces := tracesOf(batch)
+	began := time.Now()
 	returned, _ := a.pool.Query(ctx, acceptSQL, a.columns(batch)...) // CollectRows returns its error
 	rows, err := pgx.CollectRows(returned, pgx.RowToStructByPos[acceptedRow])
 	if err != nil {
 		return nil, err
 	}
 	failpoint.Hit(failpoint.AcceptCommitted)
-	a.notify(rows)
+	traces.inserted(began, time.Now(), len(batch))
+	a.notify(rows, traces)
 	failpoint.Hit(failpoint.AcceptNotified)
 	accepted := make(map[uuid.UUID]acceptedRow, len(batch))
 	for _, row := range rows { // the rows with a position come last
@@ -292,7 +297,7 @@ func (a *Acceptor) insert(ctx context.Context, batch []*request) (map[uuid.UUID]
 
 // notify notifies the workers once for each account that has new jobs, with the last of
 // them: the others are applied before it.
-func (a *Acceptor) notify(rows []acceptedRow) {
+func (a *Acceptor) notify(rows []acceptedRow, traces traces) {
 	last, jobs := make(map[int64]acceptedRow, len(rows)), make(map[int64]int, len(rows))
 	for _, row := range rows {
 		if row.Position == nil {
@@ -304,7 +309,7 @@ func (a *Acceptor) notify(rows []acceptedRow) {
 		}
 	}
 	for accountID, row := range last {
-		a.notifier.Notify(accountID, *row.Position, row.ID, jobs[accountID])
+		a.notifier.Notify(accountID, *row.Position, row.ID, jobs[accountID], traces.parents(rows, accountID))
 	}
 }
 

@@ -32,7 +32,7 @@ type notification struct {
 	jobs                int
 }
 
-func (n *notifications) Notify(accountID, position int64, jobID uuid.UUID, jobs int) {
+func (n *notifications) Notify(accountID, position int64, jobID uuid.UUID, jobs int, _ map[uuid.UUID]string) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	n.jobs[jobID]++

@@ -183,6 +183,7 @@ type batchRow struct {
 
 // insertBatch commits the new jobs of the batch in one round trip and notifies the workers.
 func (a *Acceptor) insertBatch(ctx context.Context, batch *batchRequest) (batchRow, error) {
+	began := time.Now()
 	returned, _ := a.pool.Query(ctx, acceptBatchSQL, a.batchColumns(batch)...) // CollectExactlyOneRow returns its error
 	row, err := pgx.CollectExactlyOneRow(returned, pgx.RowToStructByPos[batchRow])
 	if errors.Is(err, pgx.ErrNoRows) {
@@ -206,7 +207,7 @@ func (a *Acceptor) insertBatch(ctx context.Context, batch *batchRequest) (batchR
 	failpoint.Hit(failpoint.AcceptCommitted)
 	if jobs := len(row.Fresh); jobs > 0 { // the last: the others are applied before it
 		a.capacities.use(account, jobs)
-		a.notifier.Notify(row.AccountID, row.Positions[jobs-1], batch.ids[row.Fresh[jobs-1]-1], jobs)
+		a.notifier.Notify(row.AccountID, row.Positions[jobs-1], batch.ids[row.Fresh[jobs-1]-1], jobs, batch.traces(row.Fresh, began))
 	}
 	failpoint.Hit(failpoint.AcceptNotified)
 	return row, nil

@@ -47,4 +47,4 @@ func BenchmarkAccept(b *testing.B) {
 // silence notifies no worker.
 type silence struct{}
 
-func (silence) Notify(int64, int64, uuid.UUID, int) {}
+func (silence) Notify(int64, int64, uuid.UUID, int, map[uuid.UUID]string) {}

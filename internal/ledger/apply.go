@@ -23,6 +23,15 @@ type Applied struct {
 	FinishedAt time.Time
 
 	Refusal *Refusal `db:"-"` // why a failed job failed; nil for any other
+	Trip    *Trip    `db:"-"` // that finished it; nil for an attempt by itself
+}
+
+// Trip is a round trip of transactions, with one flush.
+type Trip struct {
+	Jobs    int       // that it finished
+	Began   time.Time // before it had a connection
+	Sent    time.Time
+	Flushed time.Time
 }
 
 // Applier applies jobs.

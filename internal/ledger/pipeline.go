@@ -61,7 +61,7 @@ var (
 // perhaps in another order. No client has seen the first outcome: the API confirms what it
 // shows, and the worker counts and logs the jobs of a batch after its flush.
 func (a *Applier) applyBatch(ctx context.Context, batch []step) (applied []Applied, heard int, err error) {
-	isFlushed := false
+	isFlushed, trip := false, &Trip{Began: time.Now()}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	silence := time.AfterFunc(postgres.RoundTripTimeout, cancel)
@@ -71,6 +71,7 @@ func (a *Applier) applyBatch(ctx context.Context, batch []step) (applied []Appli
 		if err != nil {
 			return err
 		}
+		trip.Sent = time.Now()
 		pipeline := conn.Conn().PgConn().StartPipeline(ctx)
 		sendBatch(pipeline, prepared, batch)
 		err = pipeline.Flush()
@@ -96,6 +97,10 @@ func (a *Applier) applyBatch(ctx context.Context, batch []step) (applied []Appli
 		return nil, 0, err
 	}
 	failpoint.Hit(failpoint.ApplyCommitted)
+	trip.Jobs, trip.Flushed = len(applied), time.Now()
+	for i := range applied {
+		applied[i].Trip = trip
+	}
 	return applied, heard, nil
 }
 

@@ -100,7 +100,7 @@ type messageKey struct {
 func (b *bounds) of(level slog.Level, message string) *bound {
 	key := messageKey{level >= slog.LevelWarn, message}
 	if known, ok := b.byMessage.Load(key); ok {
-		return known.(*bound) //nolint:forcetypeassert // nothing else is stored
+		return known.(*bound) // nothing else is stored
 	}
 	if b.n.Add(1) > maxMessages {
 		b.n.Add(-1)
@@ -115,7 +115,7 @@ func (b *bounds) of(level slog.Level, message string) *bound {
 	if loaded {
 		b.n.Add(-1)
 	}
-	return known.(*bound) //nolint:forcetypeassert // nothing else is stored
+	return known.(*bound)
 }
 
 // Lines are the lines of a message that comes for each request or job. Ask May before making the

@@ -9,11 +9,14 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
+	"golang.org/x/time/rate"
 )
 
 const (
 	// awaitPause is the time between two checks while Postgres can't be reached.
 	awaitPause = time.Second
+	// awaitLogPause is the shortest time between two lines about the wait.
+	awaitLogPause = 30 * time.Second
 	// unknownHost is how long a host may have no address: a container platform may create its
 	// name together with its server.
 	unknownHost = 30 * time.Second
@@ -29,6 +32,7 @@ func Await(ctx context.Context, pool *pgxpool.Pool, log *slog.Logger, check func
 func await(ctx context.Context, pool *pgxpool.Pool, log *slog.Logger, unknownFor time.Duration, check func(context.Context) error) error {
 	tick := time.NewTicker(awaitPause)
 	defer tick.Stop()
+	logs := rate.Sometimes{First: 1, Interval: awaitLogPause}
 	for began := time.Now(); ; {
 		err := checkInTime(ctx, check)
 		if err == nil || errors.Is(err, ErrSchema) || errors.Is(err, ErrUnsuitable) {
@@ -41,7 +45,7 @@ func await(ctx context.Context, pool *pgxpool.Pool, log *slog.Logger, unknownFor
 		if fault := permanentFault(ctx, pool, err, time.Since(began) >= unknownFor); fault != nil {
 			return fault
 		}
-		log.Warn("waiting for Postgres", "error", err)
+		logs.Do(func() { log.Warn("waiting for Postgres", "hosts", hostsOf(pool.Config().ConnConfig), "error", err) })
 		select {
 		case <-tick.C:
 		case <-ctx.Done():

@@ -9,6 +9,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
+	"go.opentelemetry.io/otel/trace"
 	"golang.org/x/sync/semaphore"
 )
 
@@ -33,7 +34,9 @@ var errPausing = errors.New("no new connection yet")
 //
 // connectTimeout begins after the wait for a slot.
 type connectLimiter struct {
-	slots *semaphore.Weighted
+	slots  *semaphore.Weighted
+	note   func(error)  // Config's
+	tracer trace.Tracer // Config's
 
 	mu       sync.Mutex // guards the fields below
 	failedAt time.Time  // of the last failed attempt
@@ -41,7 +44,7 @@ type connectLimiter struct {
 }
 
 func newConnectLimiter() *connectLimiter {
-	return &connectLimiter{slots: semaphore.NewWeighted(maxConnecting)}
+	return &connectLimiter{slots: semaphore.NewWeighted(maxConnecting), note: func(error) {}}
 }
 
 // begin is a pgxpool.Config.BeforeConnect. It waits for a slot, and returns errPausing soon
@@ -70,6 +73,9 @@ func (l *connectLimiter) pausing() error {
 }
 
 func (l *connectLimiter) end(failure error) {
+	if !errors.Is(failure, context.Canceled) {
+		l.note(failure)
+	}
 	if failure != nil {
 		l.mu.Lock()
 		l.failedAt, l.failure = time.Now(), failure
@@ -99,13 +105,23 @@ func (t attemptTracer) TraceConnectEnd(_ context.Context, data pgx.TraceConnectE
 	t.limiter.end(data.Err)
 }
 
-// TraceQueryStart does nothing: pgx takes no tracer without it.
-func (attemptTracer) TraceQueryStart(ctx context.Context, _ *pgx.Conn, _ pgx.TraceQueryStartData) context.Context {
-	return ctx
+// TraceQueryStart begins the span of a query whose caller is traced.
+func (t attemptTracer) TraceQueryStart(ctx context.Context, _ *pgx.Conn, data pgx.TraceQueryStartData) context.Context {
+	return beginQuery(ctx, t.limiter.tracer, data.SQL)
 }
 
-// TraceQueryEnd does nothing, for the same reason.
-func (attemptTracer) TraceQueryEnd(context.Context, *pgx.Conn, pgx.TraceQueryEndData) {}
+// TraceQueryEnd notes whether Postgres serves. An end of the caller's own says nothing about that.
+func (t attemptTracer) TraceQueryEnd(ctx context.Context, _ *pgx.Conn, data pgx.TraceQueryEndData) {
+	if t.limiter.tracer != nil {
+		endQuery(ctx, data.Err)
+	}
+	switch {
+	case !IsDown(data.Err):
+		t.limiter.note(nil)
+	case ctx.Err() == nil && !pgconn.Timeout(data.Err):
+		t.limiter.note(data.Err)
+	}
+}
 
 // boundLookup bounds how long a name server may hold a slot; connectTimeout bounds only
 // what follows the lookup.

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5/pgxpool"
+	"go.opentelemetry.io/otel/trace"
 )
 
 // Bounds of a statement, so that a stuck one frees its connection by itself.
@@ -45,6 +46,12 @@ type Config struct {
 	Part        func(total int32) int32
 	Application string       // what pg_stat_activity shows
 	Log         *slog.Logger // logs that a server takes no writes; nil for no log
+	// Note gets the hosts of the URL, and the error of a server that does not serve, after a
+	// connection that could not be opened or was lost; nil after a query. Calls may overlap. Nil
+	// for no notes.
+	Note func(hosts string, err error)
+	// Tracer makes a span of each query in a traced request; nil for none.
+	Tracer trace.Tracer
 	// Serving is for connections that answer clients or apply jobs. Postgres keeps a plan that it
 	// made while a table was small: one that reads and sorts all transactions of an account. So
 	// on these connections the planner uses an index, and reads in its order, from the start.
@@ -81,7 +88,13 @@ func Open(ctx context.Context, cfg Config) (*pgxpool.Pool, error) {
 		params["statement_timeout"] = milliseconds(servingStatementTimeout)
 		params["idle_in_transaction_session_timeout"] = milliseconds(servingIdleTimeout)
 	}
-	poolConfig.BeforeConnect = newConnectLimiter().begin
+	limiter := newConnectLimiter()
+	limiter.tracer = cfg.Tracer
+	if cfg.Note != nil {
+		hosts := hostsOf(conn)
+		limiter.note = func(err error) { cfg.Note(hosts, err) }
+	}
+	poolConfig.BeforeConnect = limiter.begin
 	poolConfig.AfterConnect = SecureSession
 	var p pinger
 	poolConfig.ShouldPing = p.isDead

@@ -2,8 +2,11 @@ package postgres
 
 import (
 	"errors"
+	"net"
+	"strconv"
 	"strings"
 
+	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 )
 
@@ -27,4 +30,13 @@ func ParseURL(url string) (*pgxpool.Config, error) {
 		return nil, errors.New("has an @ in a host or the database's name: in a password @ is written %40, and / is %2F")
 	}
 	return cfg, nil
+}
+
+// hostsOf returns the hosts of a URL, each with its port.
+func hostsOf(cfg *pgx.ConnConfig) string {
+	var hosts []string
+	for _, host := range eachHost(cfg) {
+		hosts = append(hosts, net.JoinHostPort(host.Host, strconv.Itoa(int(host.Port))))
+	}
+	return strings.Join(hosts, ",")
 }

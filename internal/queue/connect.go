@@ -173,5 +173,7 @@ type redisLogger struct{ log *slog.Logger }
 
 // Printf logs a message.
 func (l redisLogger) Printf(ctx context.Context, format string, args ...any) {
-	l.log.DebugContext(ctx, fmt.Sprintf(format, args...))
+	if l.log.Enabled(ctx, slog.LevelDebug) {
+		l.log.DebugContext(ctx, "go-redis message", "text", fmt.Sprintf(format, args...))
+	}
 }

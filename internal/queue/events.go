@@ -21,6 +21,7 @@ type master struct {
 	subscription *redis.PubSub
 	subscribed   bool  // it has accepted the subscription
 	sends        bool  // it sends events
+	forbids      bool  // the log says that it forbids them
 	err          error // of the last subscribe
 }
 
@@ -210,10 +211,15 @@ func channelOf(client redis.UniversalClient, key string) string {
 // have asked for. If it forbids that, Asynq polls the pending lists.
 func (l *listener) enableEvents(ctx context.Context, m *master) {
 	err := mergeFlags(ctx, m.client)
-	if err != nil {
-		l.log.Warn("could not enable Redis's keyspace events; polling", "error", err)
-	}
 	m.sends = err == nil
+	switch forbids := IsAnswer(err) && !isRefusal(err); { // any other error is an outage, which has lines of its own
+	case forbids && !m.forbids:
+		l.log.Warn("could not enable Redis's keyspace events; polling", "error", err)
+		m.forbids = true
+	case err == nil && m.forbids:
+		l.log.Info("Redis sends keyspace events")
+		m.forbids = false
+	}
 }
 
 const eventFlags = "notify-keyspace-events"

@@ -15,19 +15,42 @@ type Notification struct {
 	AccountID int64 // 0: unknown
 	Position  int64 // of the job; 0: unknown
 	Jobs      int   // how many of the account's jobs it announces; a wrong number costs only time
+
+	Traces string // of the traced ones among them, as ParseTraces reads them; mostly empty
 }
 
-// maxNotificationBytes bounds a written notification: a job's id, three numbers, and their
-// separators.
+// maxNotificationBytes bounds a written notification without its traces: a job's id, three
+// numbers, and their separators.
 const maxNotificationBytes = 36 + 3*20 + 4
 
-// String is the notification as it is written to Redis.
+// String is the notification as a task has it. The task's headers have its traces.
 func (n Notification) String() string {
 	text := append(make([]byte, 0, maxNotificationBytes), n.JobID.String()...)
 	for _, number := range []int64{n.AccountID, n.Position, int64(n.Jobs)} {
 		text = strconv.AppendInt(append(text, ' '), number, 10)
 	}
 	return string(text)
+}
+
+// noted is the notification as it is written to a list of notifications.
+func (n Notification) noted() string {
+	if n.Traces == "" {
+		return n.String()
+	}
+	return n.String() + " " + n.Traces
+}
+
+// parseNoted reads what noted wrote.
+func parseNoted(text string) (Notification, error) {
+	var traces string
+	if fields := strings.SplitN(text, " ", 5); len(fields) == 5 && len(fields[4]) <= maxTraces*traceBytes {
+		text, traces = strings.TrimSuffix(text, " "+fields[4]), fields[4]
+	}
+	n, err := parseNotification(text)
+	if err == nil {
+		n.Traces = traces
+	}
+	return n, err
 }
 
 // parseNotification reads what String wrote.
@@ -59,9 +82,11 @@ func Merge(all []Notification) (merged []Notification) {
 			merged = append(merged, n)
 		case n.Position > merged[i].Position:
 			n.Jobs += merged[i].Jobs
+			n.Traces = joinTraces(n.Traces, merged[i].Traces, maxTraces)
 			merged[i] = n
 		default:
 			merged[i].Jobs += n.Jobs
+			merged[i].Traces = joinTraces(merged[i].Traces, n.Traces, maxTraces)
 		}
 	}
 	return merged

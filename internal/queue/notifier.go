@@ -37,9 +37,15 @@ const (
 // Notify tells the workers of an accepted job and the earlier ones of its account. It
 // doesn't wait: a slow Redis must not delay an accept. A notification that is dropped, or
 // lost with a killed process, costs only time: the sweep finds the job.
-func (c *Client) Notify(accountID, position int64, jobID uuid.UUID, jobs int) {
+//
+// traces are the W3C traceparents of those of the jobs that are traced; mostly nil.
+func (c *Client) Notify(accountID, position int64, jobID uuid.UUID, jobs int, traces map[uuid.UUID]string) {
+	notification := Notification{AccountID: accountID, Position: position, JobID: jobID, Jobs: jobs}
+	if len(traces) > 0 {
+		notification.Traces = formatTraces(traces)
+	}
 	select {
-	case c.notifications <- Notification{AccountID: accountID, Position: position, JobID: jobID, Jobs: jobs}:
+	case c.notifications <- notification:
 	default:
 		c.dropped()
 	}
@@ -194,7 +200,7 @@ func (w *writer) run(ctx context.Context, eval evaluator, partitions map[int][]N
 		for partition, notifications := range partitions {
 			args := []any{maxNotified}
 			for _, n := range notifications {
-				args = append(args, n.String())
+				args = append(args, n.noted())
 			}
 			keys := []string{w.queues.notified(partition), w.queues.pending(partition), awakeOf(w.queues.Name(partition))}
 			answers[partition] = eval(ctx, p, keys, args...)

@@ -24,7 +24,7 @@ func TestNotificationsOfAnAccountAreMerged(t *testing.T) {
 	for _, position := range []int64{2, 3, 1} {
 		for n := range int64(accounts) {
 			id := uuid.New()
-			tasks.Notify(n+1, position, id, 2)
+			tasks.Notify(n+1, position, id, 2, nil)
 			if position == 3 {
 				last[n+1] = id
 			}
@@ -120,7 +120,7 @@ func TestNotifyDropsBeyondItsBound(t *testing.T) {
 	dropped := 0
 	tasks := NewClient(nil, queues, slog.New(slog.DiscardHandler), func() { dropped++ })
 	for range maxNotifications + 3 {
-		tasks.Notify(1, 1, uuid.New(), 1)
+		tasks.Notify(1, 1, uuid.New(), 1, nil)
 	}
 	if dropped != 3 {
 		t.Errorf("%d notifications dropped, want 3", dropped)
@@ -144,13 +144,13 @@ func TestNotifyWhileRedisIsDown(t *testing.T) {
 	if err := server.Kill(); err != nil {
 		t.Fatal(err)
 	}
-	tasks.Notify(1, 1, uuid.New(), 1)
+	tasks.Notify(1, 1, uuid.New(), 1, nil)
 	receive(t, dropped)
 	if err := server.Restart(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	task := Task{AccountID: 1, JobID: uuid.New()}
-	tasks.Notify(1, 1, task.JobID, 1)
+	tasks.Notify(1, 1, task.JobID, 1, nil)
 	testenv.Eventually(t, "the task to be written", func() bool {
 		info, err := tasks.Find(t.Context(), task)
 		return err == nil && info.State == TaskPending
@@ -167,7 +167,7 @@ func TestStopWhileRedisHangs(t *testing.T) {
 	tasks := NewClient(client, queuesOf(manyPartitions), slog.New(slog.DiscardHandler), func() { dropped <- struct{}{} })
 	testenv.Freeze(t, server.PID())
 	for n := range int64(100) {
-		tasks.Notify(n, n, uuid.New(), 1)
+		tasks.Notify(n, n, uuid.New(), 1, nil)
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan error, 1)
@@ -189,7 +189,7 @@ func TestStopWhileRedisIsSlow(t *testing.T) {
 	client.AddHook(delay{after: 100 * time.Millisecond, first: first})
 	tasks := NewClient(client, queuesOf(manyPartitions), slog.New(slog.DiscardHandler), func() {})
 	for n := range int64(200) {
-		tasks.Notify(n, n, uuid.New(), 1)
+		tasks.Notify(n, n, uuid.New(), 1, nil)
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan error, 1)

@@ -53,6 +53,9 @@ type ServerConfig struct {
 	// IsFailure is true for an error that counts as an attempt of the task.
 	IsFailure func(error) bool
 	Log       *slog.Logger
+	// IsRedisAway is true while the log says that Redis is away. What follows from that is then
+	// logged at debug level. Nil for never.
+	IsRedisAway func() bool
 }
 
 // Server gives tasks to the handler. It runs an Asynq server of concurrency 1 for each
@@ -85,7 +88,7 @@ func NewServer(cfg ServerConfig) *Server {
 		// found nothing, and waitingClient ends that dequeue only after a wake-up, or after
 		// longestWait: 3 s with events, 100 ms without.
 		one.TaskCheckInterval = time.Millisecond
-		one.Logger = logger{cfg.Log.With("partition", partition)}
+		one.Logger = logger{cfg.Log.With("partition", partition), cfg.IsRedisAway}
 		s.servers = append(s.servers, asynq.NewServerFromRedisClient(withoutCancels{s.waiting}, one))
 	}
 	s.extra = &extraQueues{cfg: cfg, handle: s.process}
@@ -102,7 +105,7 @@ func asynqConfig(cfg ServerConfig, queues map[string]int, concurrency int) asynq
 		ShutdownTimeout:          shutdownTimeout,
 		RetryDelayFunc:           retryDelay,
 		IsFailure:                cfg.IsFailure,
-		Logger:                   logger{cfg.Log},
+		Logger:                   logger{cfg.Log, cfg.IsRedisAway},
 		LogLevel:                 asynq.WarnLevel,
 	}
 }
@@ -158,6 +161,7 @@ func (s *Server) process(ctx context.Context, task *asynq.Task) error {
 	if err != nil {
 		return fmt.Errorf("%w: %w", err, asynq.SkipRetry)
 	}
+	setTraces(named, task.Headers())
 	queue, _ := asynq.GetQueueName(ctx)
 	notified, more := s.take(ctx, queue, maxTaken-len(named), stayAwake)
 	batch := slices.Concat(named, notified)
@@ -274,12 +278,12 @@ func (s *Server) take(ctx context.Context, queue string, n int, then string) (ta
 	keys := []string{notifiedOf(queue), awakeOf(queue), keysOf(queue) + "pending"}
 	answer, err := takeScript.Run(ctx, s.cfg.Redis, keys, n, then, awakeFor.Milliseconds()).StringSlice()
 	if err != nil {
-		s.cfg.Log.Warn("could not take notifications", "queue", queue, "error", err)
+		s.cfg.Log.Log(ctx, levelOf(slog.LevelWarn, s.cfg.IsRedisAway), "could not take notifications", "queue", queue, "error", err)
 		return nil, true
 	}
 	more = answer[0] != "0"
 	for _, text := range answer[1:] {
-		one, err := parseNotification(text)
+		one, err := parseNoted(text)
 		if err != nil {
 			s.cfg.Log.Warn("malformed notification", "queue", queue, "error", err)
 			continue
@@ -340,18 +344,41 @@ func (w withoutCancels) Subscribe(ctx context.Context, _ ...string) *redis.PubSu
 const noCancels = "cannot subscribe to cancelation channel"
 
 // logger logs Asynq's messages.
-type logger struct{ *slog.Logger }
+type logger struct {
+	log         *slog.Logger
+	isRedisAway func() bool
+}
 
-func (l logger) Debug(args ...any) { l.Logger.Debug(fmt.Sprint(args...)) }
-func (l logger) Info(args ...any)  { l.Logger.Info(fmt.Sprint(args...)) }
-func (l logger) Warn(args ...any)  { l.Logger.Warn(fmt.Sprint(args...)) }
+// levelOf is the level of a line about a failed call: debug while Redis is away.
+func levelOf(level slog.Level, isRedisAway func() bool) slog.Level {
+	if isRedisAway != nil && isRedisAway() {
+		return slog.LevelDebug
+	}
+	return level
+}
+
+func (l logger) write(level slog.Level, args []any) {
+	ctx := context.Background()
+	if level = levelOf(level, l.isRedisAway); l.log.Enabled(ctx, level) {
+		l.log.Log(ctx, level, "asynq message", "text", fmt.Sprint(args...))
+	}
+}
+
+// Debug logs a message.
+func (l logger) Debug(args ...any) { l.write(slog.LevelDebug, args) }
+
+// Info logs a message.
+func (l logger) Info(args ...any) { l.write(slog.LevelInfo, args) }
+
+// Warn logs a message.
+func (l logger) Warn(args ...any) { l.write(slog.LevelWarn, args) }
 
 // Error logs a message, except noCancels.
 func (l logger) Error(args ...any) {
-	if message := fmt.Sprint(args...); !strings.HasPrefix(message, noCancels) {
-		l.Logger.Error(message)
+	if !strings.HasPrefix(fmt.Sprint(args...), noCancels) {
+		l.write(slog.LevelError, args)
 	}
 }
 
 // Fatal logs a message.
-func (l logger) Fatal(args ...any) { l.Logger.Error(fmt.Sprint(args...)) }
+func (l logger) Fatal(args ...any) { l.write(slog.LevelError, args) }

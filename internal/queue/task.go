@@ -70,13 +70,13 @@ const (
 const maxTaskJobs = 32
 
 // newTask is a task for jobs of a partition. Its payload has a line for each job, which an
-// operator can read: JOB ACCOUNT POSITION JOBS.
+// operator can read: JOB ACCOUNT POSITION JOBS. Its headers have the traces of the jobs.
 func newTask(notifications []Notification) *asynq.Task {
 	lines := make([]string, len(notifications))
 	for i, n := range notifications {
 		lines[i] = n.String()
 	}
-	return asynq.NewTask(taskType, []byte(strings.Join(lines, "\n")))
+	return asynq.NewTaskWithHeaders(taskType, []byte(strings.Join(lines, "\n")), headersOf(notifications))
 }
 
 // parse reads the payload of a task. It returns ErrMalformedTask for one that newTask did

@@ -40,6 +40,7 @@ type sharedApplier interface {
 // account applies them, or the sweep's task does.
 func (w *Worker) Apply(ctx context.Context, jobs []queue.Notification) (remaining, troubled []queue.Notification, err error) {
 	failpoint.Hit(failpoint.TaskReceived)
+	w.traces.note(jobs)
 	jobs = queue.Merge(jobs)
 	batch := w.batcher.apply(ctx, toDue(jobs))
 	w.record(batch.applied)
@@ -143,7 +144,8 @@ func (w *Worker) record(applied []ledger.Applied) {
 		}
 	}
 	w.health.noteApplied()
-	w.cfg.Metrics.finished(applied, w.cfg.TraceOf)
+	w.cfg.Metrics.finished(applied, w.traces.idOf)
+	w.tellFinished(applied)
 	w.cfg.Publisher.Publish(finished)
 }
 

@@ -132,7 +132,7 @@ func (r refusal) finishesWhile(s *system, refuse, end func(refusal), hashes bool
 				partition := queues.Of(account.ID)
 				r.do("SET", fmt.Sprintf("asynq:{%s}:t:%s", partition, id), "of a wrong type")
 			}
-			s.client.Notify(account.ID, int64(len(order[account.Number])), id, 1)
+			s.client.Notify(account.ID, int64(len(order[account.Number])), id, 1, nil)
 		}
 	}
 	s.drained()
@@ -140,7 +140,7 @@ func (r refusal) finishesWhile(s *system, refuse, end func(refusal), hashes bool
 	end(r)
 	after := ledgertest.Job(t, s.pool, of[0], ledger.Deposit, 1)
 	order[of[0].Number] = append(order[of[0].Number], after)
-	s.client.Notify(of[0].ID, each+1, after, 1)
+	s.client.Notify(of[0].ID, each+1, after, 1, nil)
 	s.drained()
 	if n := s.count(job.Succeeded); n != accounts*each+1 {
 		t.Errorf("%d jobs succeeded, want %d", n, accounts*each+1)

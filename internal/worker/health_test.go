@@ -37,14 +37,15 @@ func (s *system) observed(t *testing.T) *observed {
 	o.Worker = worker.New(worker.Config{
 		Applier: ledger.NewApplier(s.pool), Backlog: job.NewBacklog(s.pool), Queue: s.client, Metrics: worker.NewMetrics(o.registry), Log: log,
 		Publisher: queue.NewPublisher(s.redis, s.queues, log, func(int) {}),
-		TraceOf:   func(uuid.UUID) string { return "0af7651916cd43dd8448eb211c80319c" },
 	}, stopping)
 	return o
 }
 
 // apply applies the account up to the job, as a task for it would.
 func (o *observed) apply(account ledger.Account, id uuid.UUID) error {
-	_, _, err := o.Apply(o.t.Context(), []queue.Notification{{JobID: id, AccountID: account.ID, Jobs: 1}})
+	_, _, err := o.Apply(o.t.Context(), []queue.Notification{{
+		JobID: id, AccountID: account.ID, Jobs: 1, Traces: id.String() + "=00-0af7651916cd43dd8448eb211c80319c-00f067aa0ba902b7-01",
+	}})
 	return err
 }
 

@@ -11,8 +11,6 @@ const (
 	// housekeepTimeout bounds each part of a step, also on a connection that swallows
 	// everything.
 	housekeepTimeout = 5 * time.Second
-	// housekeepWarnEvery is the shortest time between two warnings about a part that fails.
-	housekeepWarnEvery = time.Minute
 )
 
 // Pruner deletes a bounded number of sessions that have ended. It is an interface, because
@@ -65,9 +63,7 @@ func (w *Worker) keep(ctx context.Context, part string, do func(context.Context)
 	limited, cancel := context.WithTimeout(ctx, housekeepTimeout)
 	defer cancel()
 	err := do(limited)
-	if err == nil || ctx.Err() != nil || time.Since(w.warned[part]) < housekeepWarnEvery {
-		return
+	if err != nil && ctx.Err() == nil {
+		w.seldom.warn(part, "housekeeping failed", "part", part, "error", err)
 	}
-	w.warned[part] = time.Now()
-	w.cfg.Log.Warn("housekeeping failed", "part", part, "error", err)
 }

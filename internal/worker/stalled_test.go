@@ -50,7 +50,7 @@ func TestSweepBelievesASharedTask(t *testing.T) {
 	for notified := 0; notified < accounts; {
 		account := ledgertest.Account(t, s.pool, s.user, 0)
 		if queue.Partition(account.ID, partitions) == partition {
-			s.client.Notify(account.ID, 1, ledgertest.Job(t, s.pool, account, ledger.Deposit, 1), 1)
+			s.client.Notify(account.ID, 1, ledgertest.Job(t, s.pool, account, ledger.Deposit, 1), 1, nil)
 			notified++
 		}
 	}

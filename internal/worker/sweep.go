@@ -46,7 +46,7 @@ func (w *Worker) sweep(ctx context.Context) {
 	queued, err := w.oldestQueued(ctx)
 	if err != nil {
 		if ctx.Err() == nil {
-			w.cfg.Log.Warn("sweep failed", "error", err)
+			w.seldom.warn("sweep", "sweep failed", "error", err)
 		}
 		return
 	}
@@ -71,7 +71,7 @@ func (w *Worker) sweep(ctx context.Context) {
 	}
 	_ = group.Wait() // each error is recorded
 	if found.err != nil && ctx.Err() == nil {
-		w.cfg.Log.Warn("sweep could not enqueue every stalled account", "error", found.err, "direct_accounts", len(found.direct))
+		w.seldom.warn("enqueue", "sweep could not enqueue every stalled account", "error", found.err, "direct_accounts", len(found.direct))
 	}
 	w.remember(queued, accounts)
 	w.applyStalled(ctx, found.direct)

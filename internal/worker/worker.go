@@ -8,10 +8,11 @@ import (
 	"sync"
 	"time"
 
-	"github.com/google/uuid"
+	"go.opentelemetry.io/otel/trace"
 
 	"github.com/passbook/passbook/internal/job"
 	"github.com/passbook/passbook/internal/ledger"
+	"github.com/passbook/passbook/internal/ops"
 	"github.com/passbook/passbook/internal/queue"
 )
 
@@ -23,10 +24,8 @@ type Config struct {
 	Publisher *queue.Publisher
 	Metrics   *Metrics
 	Log       *slog.Logger
-	Pruner    Pruner // of sessions; may be nil
-
-	// TraceOf returns the id of a job's trace, empty for none; nil without traces.
-	TraceOf func(job uuid.UUID) string
+	Pruner    Pruner       // of sessions; may be nil
+	Tracer    trace.Tracer // nil for no traces
 }
 
 // Worker applies the jobs that tasks name, and sweeps for jobs that no task names.
@@ -34,17 +33,20 @@ type Worker struct {
 	cfg      Config
 	batcher  *batcher
 	health   *health
-	stopping <-chan struct{}      // closed when no attempt should start any more
-	accounts map[int64]watched    // the accounts with queued jobs, by id, at the last sweep; only sweeps use it
-	scan     scan                 // only sweeps use it
-	warned   map[string]time.Time // the last warning of each part of the housekeeping; only that uses it
+	stopping <-chan struct{}   // closed when no attempt should start any more
+	accounts map[int64]watched // the accounts with queued jobs, by id, at the last sweep; only sweeps use it
+	scan     scan              // only sweeps use it
+	seldom   *seldom
+	lines    *ops.Lines // of finished jobs
+	traces   *traces
 }
 
 // New makes a worker. It stops waiting for Postgres when stopping is closed.
 func New(cfg Config, stopping <-chan struct{}) *Worker {
 	return &Worker{
 		cfg: cfg, batcher: newBatcher(cfg.Applier), health: &health{sweptAt: time.Now()}, stopping: stopping,
-		accounts: map[int64]watched{}, warned: map[string]time.Time{},
+		accounts: map[int64]watched{}, seldom: newSeldom(cfg.Log),
+		lines: ops.NewLines(cfg.Log, "job finished"), traces: newTraces(),
 		scan: scan{most: maxSwept, page: cfg.Backlog.OldestQueued},
 	}
 }

@@ -391,7 +391,7 @@ func (sc *crashEnvironment) enqueueShared() {
 	}
 	sc.withQueue(func(client *queue.Client) error {
 		for i, req := range sc.requests {
-			client.Notify(ids[i], int64(i), uuid.MustParse(req.job.ID), 1)
+			client.Notify(ids[i], int64(i), uuid.MustParse(req.job.ID), 1, nil)
 		}
 		return client.Run(now) // what is there already
 	})

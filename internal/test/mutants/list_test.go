@@ -80,6 +80,11 @@ const (
 	gauges       = "internal/ops/gauge.go"
 	applyRights  = "internal/ledger/check.go"
 	health       = "internal/boot/health.go"
+
+	lines    = "internal/ops/bound.go"
+	outages  = "internal/ops/outage.go"
+	requests = "internal/api/log.go"
+	headers  = "internal/queue/task.go"
 )
 
 // The promises, and the limits.
@@ -99,6 +104,7 @@ const (
 	bounded    = "no client asks for more than its limits"
 	deployed   = "a process starts from what it is given, and says what it waits for"
 	seen       = "what keeps the processes from their work is seen"
+	observed   = "an operator sees what happens, and no secret"
 )
 
 // mutations are the changes that a test must notice. By chance a mutant may do no harm (a
@@ -748,7 +754,7 @@ var mutations = []mutation{
 
 	{
 		"the notification names the first job of a client's batch", disposable,
-		[]edit{{batches, `row.Positions[jobs-1], batch.ids[row.Fresh[jobs-1]-1], jobs)`, `row.Positions[0], batch.ids[row.Fresh[0]-1], jobs)`}},
+		[]edit{{batches, `row.Positions[jobs-1], batch.ids[row.Fresh[jobs-1]-1], jobs,`, `row.Positions[0], batch.ids[row.Fresh[0]-1], jobs,`}},
 		[]string{"-run=^TestAcceptBatch$ ./internal/job"},
 	},
 	{
@@ -1407,6 +1413,26 @@ var mutations = []mutation{
 		"a query is read otherwise than by a proxy in front", described,
 		[]edit{{queries, `if bytes.IndexByte(text, ';') >= 0 {`, `if false {`}},
 		[]string{"-run=^TestInvalidParameter$ ./internal/api"},
+	},
+	{
+		"a message has no bound", observed,
+		[]edit{{lines, `return n < most`, `return true`}},
+		[]string{"-run=^TestLinesAreBounded$ ./internal/ops"},
+	},
+	{
+		"each failed call has a line", observed,
+		[]edit{{outages, `case o.told.IsZero() && now.Sub(o.began) >= outageAfter:`, `case now.Sub(o.began) >= outageAfter:`}},
+		[]string{"-run=^TestOutage$ ./internal/ops"},
+	},
+	{
+		"a request's line has its path", observed,
+		[]edit{{requests, `slog.String("route", route), slog.Int(`, `slog.String("route", c.OriginalURL()), slog.Int(`}},
+		[]string{"-run=^TestRequestLine$ ./internal/api"},
+	},
+	{
+		"a task has no trace", observed,
+		[]edit{{headers, `headersOf(notifications))`, `nil)`}},
+		[]string{"-run=^TestTraces$ ./internal/queue"},
 	},
 	{
 		"an unknown parameter passes", described,

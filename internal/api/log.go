@@ -1,0 +1,150 @@
+package api
+
+import (
+	"context"
+	"log/slog"
+	"net/http"
+	"strings"
+	"time"
+
+	"github.com/gofiber/fiber/v2"
+	"github.com/google/uuid"
+	"go.opentelemetry.io/otel/trace"
+
+	"github.com/passbook/passbook/internal/job"
+	"github.com/passbook/passbook/internal/ops"
+)
+
+// Keys of what a request's line says, in its locals.
+type (
+	failureKey  struct{} // the error of a request that failed for a reason of ours
+	codeKey     struct{} // the code of its problem
+	acceptedKey struct{} // the jobs of a batch
+)
+
+// requestLines are the lines of requests: one for each, within bounds.
+type requestLines struct {
+	answered *ops.Lines
+	failed   *ops.Lines // for a reason of ours
+}
+
+func newRequestLines(log *slog.Logger) requestLines {
+	return requestLines{answered: ops.NewLines(log, "request"), failed: ops.NewLines(log, "request failed")}
+}
+
+// logRequest writes the line of a request. It says what the server has checked or made itself, and
+// nothing else of what the client sent: no path, no query and no header, in which a secret may stand.
+func (a *API) logRequest(c *fiber.Ctx, route string, took, waited time.Duration) {
+	ctx := c.UserContext()
+	lines, level := a.lines.answered, slog.LevelInfo
+	failure, hasFailed := c.Locals(failureKey{}).(error)
+	switch {
+	case hasFailed:
+		lines, level = a.lines.failed, slog.LevelError
+	case isProbe[route]:
+		level = slog.LevelDebug
+	}
+	if !lines.May(ctx, level) {
+		return
+	}
+	attrs := append(make([]slog.Attr, 0, 16), slog.String("request_id", requestID(c)), slog.String("method", methodOf(c)),
+		slog.String("route", route), slog.Int("status", c.Response().StatusCode()), slog.String("outcome", outcomeOf(c)),
+		slog.Float64("took_ms", milliseconds(took)))
+	attrs = append(attrs, about(c)...)
+	if waited > 0 {
+		attrs = append(attrs, slog.Float64("waited_ms", milliseconds(waited)))
+	}
+	if lines.IsDebug(ctx) {
+		attrs = append(attrs, slog.String("client", a.clientAddress(c).String()), slog.Int("request_bytes", len(c.Request().Body())))
+	}
+	if hasFailed {
+		attrs = append(attrs, slog.Any("error", failure))
+	}
+	lines.Write(ctx, level, attrs...)
+}
+
+// about says whose request it was, and which account, job and trace it was about.
+func about(c *fiber.Ctx) (attrs []slog.Attr) {
+	if user := caller(c); user != uuid.Nil {
+		attrs = append(attrs, slog.String("user_id", user.String()))
+	}
+	if number := c.Params("number"); numberPattern.MatchString(number) {
+		attrs = append(attrs, slog.String("account", strings.Clone(number)))
+	}
+	if id := jobOf(c); id != "" {
+		attrs = append(attrs, slog.String("job_id", id))
+	}
+	if jobs, ok := c.Locals(acceptedKey{}).([]job.Job); ok {
+		ids := make([]string, len(jobs))
+		for i, one := range jobs {
+			ids[i] = one.ID.String()
+		}
+		attrs = append(attrs, slog.Any("job_ids", ids))
+	}
+	if span := trace.SpanContextFromContext(c.UserContext()); span.HasTraceID() {
+		attrs = append(attrs, slog.String("trace_id", span.TraceID().String()))
+	}
+	return attrs
+}
+
+// refused writes the line of a request that the server refused before any handler; failure is a reason
+// of ours, or nil. Its method and its path may be unread, or anything.
+func (l requestLines) refused(id string, status int, code string, failure error) {
+	ctx := context.Background() // the request has none yet
+	lines, level := l.answered, slog.LevelInfo
+	if failure != nil {
+		lines, level = l.failed, slog.LevelError
+	}
+	if !lines.May(ctx, level) {
+		return
+	}
+	attrs := []slog.Attr{
+		slog.String("request_id", id), slog.String("route", noRoute), slog.Int("status", status), slog.String("outcome", code),
+	}
+	if failure != nil {
+		attrs = append(attrs, slog.Any("error", failure))
+	}
+	lines.Write(ctx, level, attrs...)
+}
+
+// isProbe has the routes that balancers and monitors ask all the time: their lines are for debug.
+var isProbe = map[string]bool{"/livez": true, "/readyz": true}
+
+// outcomeOf is the code of the problem that was answered, or ok.
+func outcomeOf(c *fiber.Ctx) string {
+	if code, isProblem := c.Locals(codeKey{}).(string); isProblem {
+		return code
+	}
+	return "ok"
+}
+
+const jobPath = "/v1/jobs/"
+
+// jobOf returns the id of the job that a request asked for or made; empty for none. An id that the
+// client sent is one.
+func jobOf(c *fiber.Ctx) string {
+	id, isMade := strings.CutPrefix(string(c.Response().Header.Peek(fiber.HeaderLocation)), jobPath)
+	if !isMade {
+		id = c.Params("id")
+	}
+	if parsed, err := uuid.Parse(id); err == nil {
+		return parsed.String()
+	}
+	return ""
+}
+
+func requestID(c *fiber.Ctx) string {
+	id, _ := c.Locals(requestIDKey{}).(string)
+	return id
+}
+
+// methodOf is the method where HTTP knows it: any other is the client's own text.
+func methodOf(c *fiber.Ctx) string {
+	switch method := c.Method(); method {
+	case http.MethodGet, http.MethodHead, http.MethodPost, http.MethodPut, http.MethodPatch, http.MethodDelete, http.MethodOptions:
+		return strings.Clone(method)
+	}
+	return "none"
+}
+
+func milliseconds(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }

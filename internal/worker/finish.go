@@ -1,0 +1,52 @@
+package worker
+
+import (
+	"context"
+	"log/slog"
+
+	"go.opentelemetry.io/otel/attribute"
+
+	"github.com/passbook/passbook/internal/ledger"
+)
+
+// tellFinished writes the line of each job, and the spans of those that are traced. Their ends are
+// flushed: neither a log nor a trace shows an outcome that a crash of Postgres could still undo.
+func (w *Worker) tellFinished(applied []ledger.Applied) {
+	ctx := context.Background() // a line is written, whatever ends the batch's context
+	for _, job := range applied {
+		parent := w.traces.take(job.JobID)
+		if w.lines.May(ctx, slog.LevelInfo) {
+			w.writeFinished(ctx, job, parent)
+		}
+		if parent.span.IsSampled() && w.cfg.Tracer != nil {
+			w.trace(job, parent)
+		}
+	}
+}
+
+// writeFinished writes the line of a job.
+func (w *Worker) writeFinished(ctx context.Context, job ledger.Applied, parent traced) {
+	attrs := []slog.Attr{
+		slog.String("job_id", job.JobID.String()), slog.Int64("account_id", job.AccountID),
+		slog.String("type", string(job.Type)), slog.String("outcome", string(job.Outcome)),
+		slog.Float64("took_ms", float64(job.FinishedAt.Sub(job.CreatedAt).Microseconds())/1000),
+	}
+	if parent.span.HasTraceID() {
+		attrs = append(attrs, slog.String("trace_id", parent.span.TraceID().String()))
+	}
+	if w.lines.IsDebug(ctx) {
+		attrs = append(attrs, slog.Time("accepted_at", job.CreatedAt), slog.Time("finished_at", job.FinishedAt))
+		if trip := job.Trip; trip != nil {
+			attrs = append(attrs, slog.Int("batch", trip.Jobs), slog.Time("sent_at", trip.Sent), slog.Time("flushed_at", trip.Flushed))
+		}
+	}
+	w.lines.Write(ctx, slog.LevelInfo, attrs...)
+}
+
+// attributesOf are those of a job's spans.
+func attributesOf(job ledger.Applied) []attribute.KeyValue {
+	return []attribute.KeyValue{
+		attribute.String("passbook.job.id", job.JobID.String()), attribute.Int64("passbook.account.id", job.AccountID),
+		attribute.String("passbook.job.type", string(job.Type)), attribute.String("passbook.job.outcome", string(job.Outcome)),
+	}
+}
