@@ -37,7 +37,7 @@ type Accounts struct {
 	MaxPerUser int
 
 	pool  *pgxpool.Pool
-	turns turns                // of a user's openings in this process
+	users userLocks            // of a user's openings in this process
 	locks postgres.LockRetries // of a user's openings in all processes
 }
 
@@ -61,11 +61,11 @@ func NewAccounts(pool *pgxpool.Pool) *Accounts {
 // no response and sends the same key again.
 func (a *Accounts) Open(ctx context.Context, opening Opening) (account Account, replayed bool, err error) {
 	if a.MaxPerUser > 0 {
-		end, err := a.turns.take(ctx, opening.UserID)
+		unlock, err := a.users.lock(ctx, opening.UserID)
 		if err != nil {
 			return Account{}, false, fmt.Errorf("open account: %w", err)
 		}
-		defer end()
+		defer unlock()
 	}
 	for range maxNumberTries {
 		number := opening.Number

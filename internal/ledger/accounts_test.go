@@ -119,7 +119,7 @@ func TestOpen_ManyAtOnce(t *testing.T) {
 			opened <- err
 		}()
 	}
-	testenv.Eventually(t, "all openings to have or to wait for their turn", func() bool { return accounts.Turns(user) == many || len(opened) > 0 })
+	testenv.Eventually(t, "all openings to hold the user's lock or to wait for it", func() bool { return accounts.Opening(user) == many || len(opened) > 0 })
 	awaitHeldOpening(t, pool)
 	if n := pool.Stat().AcquiredConns(); n != 2 { // the first opening's, and that of the test
 		t.Errorf("%d openings hold %d connections", many, n-1)
@@ -138,7 +138,7 @@ func TestOpen_ManyAtOnce(t *testing.T) {
 	if list, err := accounts.List(t.Context(), user, 0, many+1); err != nil || len(list) != many {
 		t.Errorf("%d accounts, %v; want %d", len(list), err, many)
 	}
-	if n := accounts.Turns(user); n != 0 {
+	if n := accounts.Opening(user); n != 0 {
 		t.Errorf("%d openings still wait", n)
 	}
 }

@@ -6,12 +6,12 @@ import (
 	"github.com/google/uuid"
 )
 
-// Turns returns how many openings of a user hold their turn or wait for it.
-func (a *Accounts) Turns(user uuid.UUID) int {
-	a.turns.mu.Lock()
-	defer a.turns.mu.Unlock()
-	if own := a.turns.of[user]; own != nil {
-		return own.many
+// Opening returns how many openings of a user hold the user's lock or wait for it.
+func (a *Accounts) Opening(user uuid.UUID) int {
+	a.users.mu.Lock()
+	defer a.users.mu.Unlock()
+	if own := a.users.of[user]; own != nil {
+		return own.callers
 	}
 	return 0
 }
