@@ -101,7 +101,7 @@ func scrape(t *testing.T, p *process) families {
 	if err != nil {
 		t.Fatal(err)
 	}
-	req.Header.Set("Authorization", "Bearer "+opsToken)
+	req.Header.Set("Authorization", "Bearer "+opsReadToken)
 	resp, err := (&http.Client{Transport: &http.Transport{DisableKeepAlives: true}}).Do(req)
 	if err != nil {
 		t.Fatal(err)
