@@ -252,7 +252,7 @@ func newVerifierMetrics(registry prometheus.Registerer, lasts time.Duration) ver
 		accounts: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "passbook_verified_accounts_total", Help: "Accounts that this worker has verified in the background.",
 		}),
-		mismatches: ops.NewGauge("passbook_verification_mismatches", "Mismatches that the background verification found in the last round, or has found in the running one where those are more. Absent before the first round has ended, and while nothing is verified.", lasts),
+		mismatches: ops.NewGauge("passbook_verification_mismatches", "Mismatches that the background verification found in the last round, or has found so far in the running one where those are more; absent while nothing is verified.", lasts),
 		lastRound:  ops.NewGauge("passbook_verification_last_round_timestamp_seconds", "When the last round of the background verification ended, by Postgres's clock; absent before.", lastRoundLasts),
 		seconds:    ops.NewGauge("passbook_verification_round_seconds", "How long the last round of the background verification took; absent before.", lastRoundLasts),
 	}
@@ -267,7 +267,5 @@ func (m verifierMetrics) show(state verification) {
 		m.lastRound.Set(float64(last.Ended.UnixMilli()) / 1000)
 		m.seconds.Set(last.Took.Seconds())
 	}
-	if state.Last != nil || mismatches > 0 {
-		m.mismatches.Set(float64(mismatches))
-	}
+	m.mismatches.Set(float64(mismatches))
 }
