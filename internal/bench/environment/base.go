@@ -86,8 +86,10 @@ func Open(ctx context.Context, cfg Config) (_ *Base, err error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := checkDisk(b.Postgres.Dir()); err != nil {
-		return nil, err
+	if !b.Unflushed {
+		if err := checkDisk(b.Postgres.Dir()); err != nil {
+			return nil, err
+		}
 	}
 	return b, b.makeTemplate(ctx)
 }
