@@ -16,7 +16,11 @@ import (
 func mustFollow(t *testing.T) (primary, standby *local.Postgres) {
 	t.Helper()
 	dir := filepath.Join(dataDir(t), "it's kept") // a path that needs quoting
-	primary, err := local.StartPostgres(t.Context(), local.PostgresConfig{})
+	data, err := emptyData()
+	if err != nil {
+		t.Fatal(err)
+	}
+	primary, err = local.StartPostgres(t.Context(), local.PostgresConfig{Template: data})
 	if err != nil {
 		t.Fatal(err)
 	}
