@@ -64,13 +64,16 @@ func TestSweepBelievesASharedTask(t *testing.T) {
 		t.Fatalf("%d tasks for %d accounts", shared, accounts)
 	}
 	w := s.sweeper()
+	began := time.Now()
 	for sweep := range 2 * worker.LongMissing {
 		want := shared
 		if sweep >= worker.LongMissing {
 			want = accounts
 		}
 		w.Sweep(t.Context())
-		if n := s.pendingTasks(); n != want {
+		n := s.pendingTasks()
+		timeCounts := time.Since(began) >= worker.LongMissing*worker.SweepEvery // on a slow machine
+		if n != want && (n != accounts || !timeCounts) {
 			t.Errorf("%d pending tasks after %d sweeps, want %d", n, sweep+1, want)
 		}
 	}
