@@ -103,7 +103,7 @@ func TestSweepAppliesWhereRedisRefuses(t *testing.T) {
 			}
 			app.User = url.UserPassword("app", "secret")
 			s := newSystem(t, testenv.Pool(t), app.String())
-			for range 3 {
+			for range 2 {
 				s.work()
 			}
 			r.finishesWhile(s, test.refuse, test.end, test.hashes)
@@ -115,7 +115,7 @@ func TestSweepAppliesWhereRedisRefuses(t *testing.T) {
 func (r refusal) finishesWhile(s *system, refuse, end func(refusal), hashes bool) {
 	t := s.t
 	t.Helper()
-	const accounts, each = 60, 3
+	const accounts, each = 32, 3 // so many that two share a group
 	var of []ledger.Account
 	for range accounts {
 		of = append(of, ledgertest.Account(t, s.pool, s.user, 0))

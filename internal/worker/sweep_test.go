@@ -36,7 +36,7 @@ func TestSweepAfterFlushAll(t *testing.T) {
 	var jobs int
 	for range 20 {
 		account := ledgertest.Account(t, s.pool, s.user, 0)
-		for range 50 {
+		for range 20 {
 			s.enqueue(account, ledgertest.Job(t, s.pool, account, ledger.Deposit, 1))
 			jobs++
 		}
