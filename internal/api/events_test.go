@@ -643,7 +643,7 @@ func readTo(c client, account accountJSON, last, few int) error {
 //
 // It does not run in parallel: other tests use memory too.
 func TestEvents_ManyIdle(t *testing.T) {
-	const streams, most = 240, 50 << 10 // bytes of each, with its client
+	const streams, most = 120, 50 << 10 // bytes of each, with its client
 	s, hub := startStreaming(t, noBeat)
 	c := s.user(t)
 	account := c.open(0)
