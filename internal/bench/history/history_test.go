@@ -31,6 +31,7 @@ func TestMeasure(t *testing.T) {
 	}
 	var said strings.Builder
 	s.Unflushed, s.Out = true, &said
+	s.Programs = folder // it runs none of them
 	if err := Measure(t.Context(), s); err != nil {
 		t.Fatalf("%v\n%s", err, &said)
 	}
