@@ -511,8 +511,5 @@ func (sc *crashEnvironment) check() {
 	if got := sc.jobs(); !strings.HasPrefix(got, want) || strings.Count(got, "attempts") != 1 {
 		sc.t.Errorf("jobs ended %s, want %s and none of the others refused", got, want)
 	}
-	verify := beginVariant(sc.t, armed, "worker", sc.env(), "verify")
-	if err := verify.wait(); err != nil {
-		sc.t.Errorf("worker verify: %v\n%s", err, verify.log())
-	}
+	ledgertest.Check(sc.t, sc.pool)
 }

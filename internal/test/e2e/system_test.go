@@ -2,8 +2,6 @@ package e2e_test
 
 import (
 	"fmt"
-	"os/exec"
-	"path/filepath"
 	"sync"
 	"testing"
 
@@ -134,8 +132,8 @@ func (s *system) replace(processes []*process, n int, name string) {
 	processes[n] = next
 }
 
-// verify runs `worker verify`, which must find nothing, and looks whether
-// Postgres had to refuse what the code should not have tried.
+// verify verifies the ledger as an operator, as `worker verify` does, and looks whether Postgres
+// had to refuse what the code should not have tried.
 func (s *system) verify() {
 	s.t.Helper()
 	if s.counts {
@@ -143,15 +141,11 @@ func (s *system) verify() {
 			s.t.Errorf("Postgres refused %d attempts, want %d", n, s.refused)
 		}
 	}
-	dir, err := s.build.build()
-	if err != nil {
-		s.t.Fatal(err)
+	operator := s.pool
+	if s.operatorURL != "" {
+		operator = (&system{t: s.t, databaseURL: s.operatorURL}).connect()
 	}
-	cmd := exec.CommandContext(s.t.Context(), filepath.Join(dir, "worker"), "verify")
-	cmd.Env = s.operatorEnv()
-	if out, err := cmd.CombinedOutput(); err != nil {
-		s.t.Errorf("worker verify: %v\n%s", err, out)
-	}
+	ledgertest.Check(s.t, operator)
 }
 
 // drained waits until no job is queued, for as long as there is progress.
