@@ -23,8 +23,8 @@ func TestSequentialClients(t *testing.T) {
 		accounts, requests int
 		inject             func(*testing.T, *system)
 	}{
-		{"Undisturbed", 12, 100, func(*testing.T, *system) {}},
-		{"EverythingKilled", 8, 100, func(t *testing.T, s *system) {
+		{"Undisturbed", 12, 60, func(*testing.T, *system) {}},
+		{"EverythingKilled", 8, 60, func(t *testing.T, s *system) {
 			t.Helper()
 			crashRedis(t, s)
 			s.crashWorker(0)
@@ -209,7 +209,7 @@ func TestOneKeyAtOnce(t *testing.T) {
 	s := newSystem(t, variant{}, 2, 1)
 	c := newClient(t, s)
 	a := c.open(0)
-	const rounds = 100
+	const rounds = 50
 	for round := range rounds {
 		req := jobRequest{account: a.Number, entry: "deposits", amount: 1, key: fmt.Sprint("same-", round)}
 		var (

@@ -9,7 +9,7 @@ import (
 	"golang.org/x/sync/errgroup"
 )
 
-var seedEach = flag.Int("seed.each", 1_000, "deposits of TestSeedExperiment, and as many withdrawals")
+var seedEach = flag.Int("seed.each", 300, "deposits of TestSeedExperiment, and as many withdrawals")
 
 // The experiment that Passbook began with: on one account with 10,000, at once
 // 10,000 deposits and 10,000 withdrawals of 100. `make seed` runs it at that size.
