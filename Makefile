@@ -191,7 +191,7 @@ fmt: ## Format every file
 
 .PHONY: clean
 clean: ## Delete the programs in .local; the data stays
-	rm -rf .local/bin
+	rm -rf .local/bin .local/tests
 
 .PHONY: clean-data
 clean-data: ## Delete the data of make run

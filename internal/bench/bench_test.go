@@ -16,7 +16,6 @@ import (
 
 	"go.uber.org/goleak"
 
-	"github.com/passbook/passbook/internal/bench/environment"
 	"github.com/passbook/passbook/internal/bench/report"
 	"github.com/passbook/passbook/internal/test/testenv"
 )
@@ -73,12 +72,8 @@ func TestMeasure(t *testing.T) {
 
 // built builds the programs once for all tests; testenv removes them.
 var built = sync.OnceValues(func() (string, error) {
-	folder, err := os.MkdirTemp("", "passbook-bench-")
-	if err != nil {
-		return "", err
-	}
-	testenv.AtEnd(func() error { return os.RemoveAll(folder) })
-	return folder, environment.BuildPrograms(context.Background(), folder)
+	root := filepath.Join("..", "..")
+	return testenv.Programs(root, "bench", root, "./cmd/api", "./cmd/worker", "./internal/bench")
 })
 
 func programs(t *testing.T) string {

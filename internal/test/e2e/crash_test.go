@@ -19,7 +19,7 @@ import (
 
 // armed is the build with failpoints. All programs of an environment are of this build,
 // whether a failpoint is set or not.
-var armed = variant{flags: []string{"-tags=failpoints"}}
+var armed = variant{name: "armed", flags: []string{"-tags=failpoints"}}
 
 // anyNumber stands where the number of tasks may differ between runs.
 const anyNumber = -1

@@ -7,7 +7,6 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"os"
 	"os/exec"
 	"path/filepath"
 	"runtime"
@@ -26,6 +25,7 @@ const patience = 30 * time.Second
 
 // variant is one way to build the programs.
 type variant struct {
+	name   string   // empty is plain's
 	source string   // the folder of the sources; empty is this repository
 	flags  []string // for go build
 }
@@ -35,7 +35,7 @@ var plain = variant{}
 
 // raced has the race detector, which multiplies what a program costs. The packages' own tests
 // have it too, so of the whole system only TestChaos does.
-var raced = variant{flags: []string{"-race"}}
+var raced = variant{name: "raced", flags: []string{"-race"}}
 
 var builds = struct {
 	sync.Mutex
@@ -50,17 +50,9 @@ func (v variant) build() (string, error) {
 	if dir := builds.dirs[key]; dir != "" {
 		return dir, nil
 	}
-	dir, err := os.MkdirTemp("", "passbook-e2e-")
+	dir, err := testenv.Programs(repository, cmp.Or(v.name, "plain"), cmp.Or(v.source, repository), slices.Concat(v.flags, []string{"./cmd/api", "./cmd/worker"})...)
 	if err != nil {
 		return "", err
-	}
-	testenv.AtEnd(func() error { return os.RemoveAll(dir) })
-	// Without what a debugger reads, linking takes half as long.
-	args := slices.Concat([]string{"build", "-buildvcs=false", "-ldflags=-w", "-o", dir}, v.flags, []string{"./cmd/api", "./cmd/worker"})
-	build := exec.CommandContext(context.Background(), "go", args...)
-	build.Dir = cmp.Or(v.source, filepath.Join("..", "..", ".."))
-	if out, err := build.CombinedOutput(); err != nil {
-		return "", fmt.Errorf("build: %w\n%s", err, out)
 	}
 	builds.dirs[key] = dir
 	return dir, nil

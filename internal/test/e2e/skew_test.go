@@ -54,7 +54,7 @@ var skewed = sync.OnceValues(func() (variant, error) {
 		return variant{}, err
 	}
 	err = errors.Join(os.WriteFile(replacement, source, 0o600), os.WriteFile(overlay, replace, 0o600))
-	return variant{flags: []string{"-overlay=" + overlay}}, err
+	return variant{name: "skewed", flags: []string{"-overlay=" + overlay}}, err
 })
 
 // readSkew is added to package time.

@@ -68,7 +68,8 @@ type upgrade struct {
 // newUpgrade starts a system of the old build, with its own schema.
 func newUpgrade(t *testing.T) *upgrade {
 	t.Helper()
-	old := variant{source: oldSource(t), flags: []string{"-trimpath"}} // the folder is a new one each time, and the build cache knows the packages
+	// The folder of the sources is a new one each time: with -trimpath the build cache knows the packages.
+	old := variant{name: "old", source: oldSource(t), flags: []string{"-trimpath"}}
 	for _, build := range []variant{old, {}} { // before the load begins
 		if _, err := build.build(); err != nil {
 			t.Fatal(err)
