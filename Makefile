@@ -20,8 +20,8 @@ build: ## Build api and worker into .local/bin
 	go build -o .local/bin/ ./cmd/...
 
 GO_TEST := go test -count=1 -vet=off -ldflags=-w -timeout 20m # lint vets; without debug information linking takes half as long
-# Without the race detector: runs of the system, whose programs have it in TestChaos; runs of the benchmark; patterns.
-UNRACED := ./internal/test/e2e ./internal/bench ./internal/bench/history ./internal/test/docs
+# Without the race detector: runs of the system, whose programs have it in TestChaos; runs of the benchmark; one goroutine with much text.
+UNRACED := ./internal/test/e2e ./internal/bench ./internal/bench/history ./internal/test/fuzz ./internal/test/docs
 .PHONY: test
 test: export GORACE = atexit_sleep_ms=0
 test: ## Run every test, the packages' own with the race detector, on private Postgres and Redis servers
