@@ -47,6 +47,7 @@ func TestPrometheus(t *testing.T) {
 			t.Fatal(err)
 		}
 		p.awaitAlert(t, "PassbookAppliesFail")
+		p.awaitAlert(t, "PassbookCheckFails")
 		if err := s.redis.Kill(); err != nil {
 			t.Fatal(err)
 		}
