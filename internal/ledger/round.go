@@ -68,7 +68,7 @@ func (r *Round) verify(ctx context.Context, q querier, limit int) (slice Slice, 
 		return slice, q.QueryRow(ctx, `SELECT clock_timestamp()`).Scan(&slice.Ended)
 	}
 	at := slices.IndexFunc(walks, func(w walk) bool { return w.table == r.Table })
-	if at < 0 { // it has not begun, or another build kept it
+	if at < 0 || r.After != nil && len(r.After) != len(walks[at].key) { // it has not begun, or another build kept it
 		if err := r.begin(ctx, q); err != nil {
 			return slice, err
 		}
@@ -82,7 +82,7 @@ func (r *Round) verify(ctx context.Context, q querier, limit int) (slice Slice, 
 	}
 	rows, err := r.read(ctx, q, walk, limit)
 	if err != nil && limit == 1 && isDamage(err) {
-		rows, err = r.skip(ctx, q, walk, err)
+		rows, err = r.skip(ctx, q, walk, err, &slice)
 	}
 	if err != nil {
 		return slice, err
@@ -116,17 +116,20 @@ func isDamage(err error) bool {
 }
 
 // skip reports the next row as one that can't be verified, so that it does not keep the round from
-// the rows behind it.
-func (r *Round) skip(ctx context.Context, q querier, w walk, damage error) ([]walked, error) {
+// the rows behind it. Where not even its key can be read, the walk ends.
+func (r *Round) skip(ctx context.Context, q querier, w walk, damage error, slice *Slice) ([]walked, error) {
 	var args []any
 	for _, part := range r.After {
 		args = append(args, part)
 	}
 	row := walked{Faults: []string{fmt.Sprintf("the next row of %s after %v can't be verified: %v", w.table, r.After, damage)}}
-	if err := q.QueryRow(ctx, w.keySQL(), args...).Scan(&row.Key); err != nil {
+	switch err := q.QueryRow(ctx, w.keySQL(), args...).Scan(&row.Key); {
+	case err != nil && isDamage(err):
+		slice.Mismatches = append(slice.Mismatches, Mismatch{Finding: row.Faults[0]})
+		return nil, nil
+	case err != nil:
 		return nil, err
-	}
-	if w.key[0] == byAccount {
+	case w.key[0] == byAccount:
 		row.Account = "with id " + row.Key[0]
 	}
 	return []walked{row}, nil

@@ -240,6 +240,35 @@ func TestRoundAfterARestore(t *testing.T) {
 	}
 }
 
+// A round that was kept by another build, with other keys, begins again; one whose key can't be read
+// goes on with the next table.
+func TestRoundOfAnotherBuild(t *testing.T) {
+	t.Parallel()
+	pool := testenv.Pool(t)
+	account := ledgertest.Account(t, pool, ledgertest.User(t, pool), 100)
+	for name, kept := range map[string]ledger.Round{
+		"OtherTable": {Table: "gone", After: []string{"1"}},
+		"OtherKey":   {Table: "transactions", After: []string{"1"}},
+		"OtherType":  {Table: "jobs", After: []string{"1"}, Last: "2"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			const most = 100 // slices
+			for n := 0; ; n++ {
+				slice, err := kept.Verify(t.Context(), pool, 1)
+				if err != nil || n == most {
+					t.Fatalf("after %d slices: %v, %+v", n, err, kept)
+				}
+				if slice.Done {
+					break
+				}
+			}
+			if again := name != "OtherType"; again != (kept.Verified.Accounts == 1) || again == (kept.Verified.Mismatches > 0) {
+				t.Errorf("account %s: %+v", account.Number, kept.Verified)
+			}
+		})
+	}
+}
+
 // A row that Postgres can't read is reported, and does not keep the round from the rows behind it.
 func TestRoundPassesWhatCantBeRead(t *testing.T) {
 	t.Parallel()
