@@ -82,6 +82,14 @@ mutants: ## Remove each guard of a promise and check that its tests fail, ROUNDS
 	@deploy/local/install.sh test
 	go -C internal/test/mutants test -tags mutants -count=1 -timeout 6h -run '^TestMutants$$/$(ONLY)' -rounds $(ROUNDS) -bound $(BOUND)
 
+WAITERS := 10000
+STREAMS := 2000
+.PHONY: waiters
+waiters: ## Hold WAITERS (10000) requests that wait for jobs, and then STREAMS (2000) event streams, on one API
+	@deploy/local/install.sh test
+	go test -count=1 -timeout 20m -v -parallel 1 -run '^(TestWaiters|TestStreams)$$' ./internal/test/e2e \
+		-waiters=$(WAITERS) -streams=$(STREAMS) -streams.rest=31s
+
 RUNS := 5
 .PHONY: recovery
 recovery: ## Measure each recovery RUNS times (5) and print the median and the longest

@@ -9,76 +9,149 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
+	"github.com/passbook/passbook/internal/auth"
 	"github.com/passbook/passbook/internal/test/testenv"
 )
 
-var waiters = flag.Int("waiters", 320, "how many requests of TestWaiters wait at once, 1000 at most, which is a user's bound; each has 30 s")
+var waiters = flag.Int("waiters", 320, "how many requests of TestWaiters wait at once, 10000 at most; each has 30 s")
 
-// One API holds many requests that wait for jobs, and no connection to Postgres for them. They
-// are answered when a worker has applied the jobs, though Redis is away; and on SIGTERM at once,
-// with the jobs as they stand.
+const (
+	waitersPerUser = 1000 // which is a user's bound
+	jobsPerUser    = 50   // each is waited for by many
+	sentTogether   = 128  // far fewer than may be in flight at once: a request that waits is not in flight
+)
+
+// One API holds many requests that wait for jobs, with no connection to Postgres and no query of
+// their own. They are answered when a worker has applied the jobs, though Redis is away; and on
+// SIGTERM at once, with the jobs as they stand.
 func TestWaiters(t *testing.T) {
 	t.Parallel()
-	const jobs = 50
 	s := &system{t: t, postgres: testenv.PostgresServer(t), redis: testenv.RedisServer(t), build: plain}
 	s.reach = func(string, int) []string {
-		return []string{fmt.Sprint("MAX_CONNECTIONS=", *waiters+100), "MAX_CONNECTIONS_PER_ADDRESS=0", "RATE_LIMIT_PER_MINUTE=0"}
+		return []string{fmt.Sprint("MAX_CONNECTIONS=", *waiters+100), "MAX_CONNECTIONS_PER_ADDRESS=0"}
 	}
 	s.start(1, 0)
-	c := newClient(t, s)
-	accepted := make([]jobAnswer, jobs)
-	for i := range accepted {
-		job, err := c.settle(0, jobRequest{account: c.open(0).Number, entry: "deposits", amount: 1, key: fmt.Sprint(i)})
-		if err != nil {
-			t.Fatal(err)
-		}
-		accepted[i] = job
-	}
-	conns := make([]*waiter, *waiters)
-	for i := range conns {
-		conns[i] = c.wait(accepted[i%jobs].ID)
-	}
-	s.apis[0].holds(*waiters)
-	t.Logf("%d wait; the API has %s", *waiters, s.apis[0].memory())
-	var connections int
-	const sql = `SELECT count(*) FROM pg_stat_activity WHERE application_name LIKE 'passbook-api%' AND state <> 'idle'`
-	if err := s.pool.QueryRow(t.Context(), sql).Scan(&connections); err != nil || connections > 1 { // the hub's look
-		t.Errorf("%d connections to Postgres at work, %v", connections, err)
-	}
+	w := newWaiting(t, s, *waiters)
+	w.sendAll(jobsPerUser)
 	if err := s.redis.Kill(); err != nil {
 		t.Fatal(err)
 	}
+	w.checkQueries()
 	worker := startVariant(t, plain, "worker", s.env())
-	for _, w := range conns {
-		w.wants("succeeded")
-	}
+	w.wantAll("succeeded")
 	s.apis[0].holds(0)
 	worker.stop()
 
-	last, err := c.settle(0, jobRequest{account: c.open(0).Number, entry: "deposits", amount: 1, key: "last"})
-	if err != nil {
-		t.Fatal(err)
-	}
-	const together = 32 // far fewer than may be in flight at once: a request that waits is not in flight
-	for i, w := range conns {
-		w.send(last.ID)
-		if (i+1)%together == 0 {
-			s.apis[0].holds(i + 1)
-		}
-	}
-	s.apis[0].holds(*waiters)
+	w.sendAll(1)
 	if err := s.apis[0].cmd.Process.Signal(syscall.SIGTERM); err != nil {
 		t.Fatal(err)
 	}
-	for _, w := range conns {
-		w.wants("queued")
-	}
+	w.wantAll("queued")
 	if err := s.apis[0].wait(); err != nil {
 		t.Errorf("the API stopped with %v\n%s", err, s.apis[0].log())
+	}
+}
+
+// waiting are requests that wait for jobs at one API, and their users.
+type waiting struct {
+	*system
+	users    []*client
+	requests int
+	conns    []*waiter // one for each request; it stays open from one wait to the next
+	rounds   int
+}
+
+func newWaiting(t *testing.T, s *system, requests int) *waiting {
+	t.Helper()
+	w := &waiting{system: s, requests: requests}
+	for n := 0; n < requests; n += waitersPerUser {
+		w.users = append(w.users, newUser(t, s))
+	}
+	return w
+}
+
+// newUser is a client whose user has signed up and in past the API: where there are many of them on a busy
+// machine, the API gives their passwords too little time.
+func newUser(t *testing.T, s *system) *client {
+	t.Helper()
+	c := &client{t: t, system: s, http: &http.Client{Transport: &http.Transport{DisableKeepAlives: true}, Timeout: patience}}
+	c.user = map[string]string{"email": fmt.Sprintf("%p@example.com", c), "password": "a long enough password"}
+	key := auth.Key{ID: "k1", Secret: []byte("01234567890123456789012345678901")} // as in system.env
+	service, err := auth.New(s.pool, auth.Config{Keys: []auth.Key{key}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := service.SignUp(t.Context(), c.user["email"], c.user["password"]); err != nil {
+		t.Fatal(err)
+	}
+	session, err := service.LogIn(t.Context(), c.user["email"], c.user["password"])
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.token = session.AccessToken
+	return c
+}
+
+// sendAll has jobs of each user accepted, and sends all requests to wait for them.
+func (w *waiting) sendAll(jobs int) {
+	w.t.Helper()
+	w.rounds++
+	accepted := make([][]jobAnswer, len(w.users))
+	for i, c := range w.users {
+		requests, number := make([]jobRequest, jobs), c.open(0).Number
+		for n := range requests {
+			requests[n] = jobRequest{account: number, entry: "deposits", amount: 1, key: fmt.Sprintf("%d.%d", w.rounds, n)}
+		}
+		var err error
+		if accepted[i], err = c.settleBatch(0, requests); err != nil {
+			w.t.Fatal(err)
+		}
+	}
+	for n := range w.requests {
+		if n == len(w.conns) { // not before: the API closes a new connection whose request does not come
+			w.conns = append(w.conns, w.users[n/waitersPerUser].waiter())
+		}
+		w.conns[n].send(accepted[n/waitersPerUser][n%jobs].ID)
+		if (n+1)%sentTogether == 0 {
+			w.apis[0].holds(n + 1)
+		}
+	}
+	w.apis[0].holds(w.requests)
+	w.t.Logf("%d requests wait; the API has %s", w.requests, w.apis[0].memory())
+}
+
+// checkQueries checks that the requests that wait share the queries of the hub, and have no connection
+// to Postgres.
+func (w *waiting) checkQueries() {
+	w.t.Helper()
+	const some, mostInASecond, connections = 8, 40, 16
+	began, before := time.Now(), w.apis[0].acquires()
+	var queries float64
+	testenv.Eventually(w.t, "some looks of the hub", func() bool {
+		queries = w.apis[0].acquires() - before
+		return queries >= some
+	})
+	if took := time.Since(began); queries > some+mostInASecond*took.Seconds() {
+		w.t.Errorf("%d requests that wait cost %g queries in %v", len(w.conns), queries, took)
+	}
+	var open, working int
+	const sql = `SELECT count(*), count(*) FILTER (WHERE state <> 'idle') FROM pg_stat_activity WHERE application_name LIKE 'passbook-api%'`
+	if err := w.pool.QueryRow(w.t.Context(), sql).Scan(&open, &working); err != nil || open > connections || working > 1 { // the hub's look
+		w.t.Errorf("%d connections to Postgres, %d of them at work, %v", open, working, err)
+	}
+}
+
+// wantAll reads all answers, each a job with the status.
+func (w *waiting) wantAll(status string) {
+	w.t.Helper()
+	for _, conn := range w.conns {
+		conn.wants(status)
 	}
 }
 
@@ -88,19 +161,18 @@ type waiter struct {
 	c *client
 }
 
-// wait sends a request that waits for a job as long as one may.
-func (c *client) wait(job string) *waiter {
+// waiter opens a connection for requests that wait.
+func (c *client) waiter() *waiter {
 	c.t.Helper()
 	conn, err := new(net.Dialer).DialContext(c.t.Context(), "tcp", c.system.apis[0].address())
 	if err != nil {
 		c.t.Fatal(err)
 	}
 	c.t.Cleanup(func() { _ = conn.Close() })
-	w := &waiter{Conn: conn, c: c}
-	w.send(job)
-	return w
+	return &waiter{Conn: conn, c: c}
 }
 
+// send sends a request that waits for a job as long as one may.
 func (w *waiter) send(job string) {
 	w.c.t.Helper()
 	if _, err := fmt.Fprintf(w, "GET /v1/jobs/%s?wait=30 HTTP/1.1\r\nHost: h\r\nAuthorization: Bearer %s\r\n\r\n", job, w.c.token); err != nil {
@@ -128,9 +200,32 @@ func (w *waiter) wants(status string) {
 func (p *process) holds(requests int) {
 	p.t.Helper()
 	testenv.Eventually(p.t, fmt.Sprintf("%d requests to wait", requests), func() bool {
-		_, metrics := get(p.t, "http://"+p.opsAddr+"/metrics")
-		return strings.Contains(metrics, fmt.Sprintf("\npassbook_waiting_requests %g\n", float64(requests)))
+		return p.metric("passbook_waiting_requests") == float64(requests)
 	})
+}
+
+// acquires is how often the process has taken a connection to Postgres: for a query, or a transaction.
+func (p *process) acquires() float64 {
+	p.t.Helper()
+	return p.metric("passbook_postgres_pool_acquires_total")
+}
+
+// metric is the sum of a metric's series.
+func (p *process) metric(name string) (sum float64) {
+	p.t.Helper()
+	_, metrics := get(p.t, "http://"+p.opsAddr+"/metrics")
+	for line := range strings.Lines(metrics) {
+		series, text, _ := strings.Cut(strings.TrimSpace(line), " ")
+		if bare, _, _ := strings.Cut(series, "{"); bare != name {
+			continue
+		}
+		value, err := strconv.ParseFloat(text, 64)
+		if err != nil {
+			p.t.Fatalf("%s: %v", line, err)
+		}
+		sum += value
+	}
+	return sum
 }
 
 // memory is what Linux says that the process uses.
