@@ -167,8 +167,8 @@ func TestRefusedJobIsNamed(t *testing.T) {
 	if got := o.errors(); len(got) != 1 || got["constraint"] != ledger.MaxAttempts {
 		t.Errorf("counted %v, want %d constraint", got, ledger.MaxAttempts)
 	}
-	refused, failed := o.lines("job refused"), o.lines("job failed")
-	if len(refused) != ledger.MaxAttempts-1 || len(failed) != 1 || strings.Count(o.log.String(), "\n") != ledger.MaxAttempts {
+	refused, failed, finished := o.lines("job refused"), o.lines("job failed"), o.lines("job finished")
+	if len(refused) != ledger.MaxAttempts-1 || len(failed) != 1 || len(finished) != 2 || strings.Count(o.log.String(), "\n") != ledger.MaxAttempts+len(finished) {
 		t.Fatalf("%d refused and %d failed, want %d and 1:\n%s", len(refused), len(failed), ledger.MaxAttempts-1, o.log.String())
 	}
 	for i, line := range append(refused, failed...) {

@@ -197,7 +197,7 @@ func TestObserved(t *testing.T) {
 		for _, p := range []*process{api, worker} {
 			p.setLevel("info")
 		}
-		if _, err := c.settle(0, jobRequest{account: a.Number, entry: "withdrawals", amount: 9, key: "too much"}); err != nil {
+		if _, err := c.settle(0, jobRequest{account: a.Number, entry: "withdrawals", amount: 9, key: "too-much"}); err != nil {
 			t.Fatal(err)
 		}
 		s.drained()
