@@ -1,4 +1,4 @@
-# `make` alone lists the targets. CI runs .ci/run, which is `make -j2 lint test deploy-files`.
+# `make` alone lists the targets. CI runs .ci/run, which is `make lint deploy-files test`.
 
 .DEFAULT_GOAL := help
 LINT := go tool -modfile=.ci/lint/go.mod golangci-lint
