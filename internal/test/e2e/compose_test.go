@@ -178,16 +178,6 @@ func (c *composed) startRedis() (address string) {
 	return address
 }
 
-func freeAddress(t *testing.T) string {
-	t.Helper()
-	listener, err := new(net.ListenConfig).Listen(t.Context(), "tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer listener.Close() //nolint:errcheck // it only found the port
-	return listener.Addr().String()
-}
-
 // grant does what the services roles and grants do.
 func (c *composed) grant() {
 	c.t.Helper()
