@@ -204,19 +204,19 @@ const nextPositionSQL = `(SELECT last_value + is_called::int FROM job_positions)
 //
 // atPositionSQL looks up the rows at a job's account and position. Each has a unique index, so there
 // is one of a table at most. outcomes are those of the job, others the jobs that the remaining ones
-// are of.
+// are of. atSQL asks for an order by position, which only that index gives: while a table is empty,
+// Postgres may otherwise choose another index of the account, and keep it.
 const (
+	atSQL         = `account_id = walked.account_id AND position BETWEEN walked.position AND walked.position ORDER BY position LIMIT 1`
 	atPositionSQL = `
-		LEFT JOIN LATERAL (SELECT job_id FROM failures WHERE account_id = walked.account_id AND position = walked.position LIMIT 1) failure ON true
-		LEFT JOIN LATERAL (SELECT job_id FROM queue WHERE account_id = walked.account_id AND position = walked.position LIMIT 1) queued ON true
-		LEFT JOIN LATERAL (SELECT job_id FROM rejections WHERE account_id = walked.account_id AND position = walked.position LIMIT 1) rejection ON true
+		LEFT JOIN LATERAL (SELECT job_id FROM failures WHERE ` + atSQL + `) failure ON true
+		LEFT JOIN LATERAL (SELECT job_id FROM queue WHERE ` + atSQL + `) queued ON true
+		LEFT JOIN LATERAL (SELECT job_id FROM rejections WHERE ` + atSQL + `) rejection ON true
 		LEFT JOIN LATERAL (
-			SELECT id AS job_id FROM archived_jobs
-			WHERE account_id = walked.account_id AND position = walked.position AND status = 'rejected' LIMIT 1
+			SELECT id AS job_id FROM archived_jobs WHERE status = 'rejected' AND ` + atSQL + `
 		) archived_rejection ON true
 		LEFT JOIN LATERAL (
-			SELECT job_id, type, amount, description, seq, balance_after, created_at FROM transactions
-			WHERE account_id = walked.account_id AND position = walked.position LIMIT 1
+			SELECT job_id, type, amount, description, seq, balance_after, created_at FROM transactions WHERE ` + atSQL + `
 		) entry ON true
 		CROSS JOIN LATERAL (
 			SELECT nullif(concat_ws(' and ',
