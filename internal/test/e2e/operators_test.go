@@ -124,6 +124,11 @@ func TestOperatorCommands(t *testing.T) {
 		s.wantTyped(1, "worker accounts unfreeze "+a.Number, reason("by mistake"), "account closed")
 	})
 	s.verify()
+	t.Run("Verify", func(t *testing.T) {
+		s.wantTyped(0, "worker verify", nil, ": 0 mismatches")
+		ledgertest.Exec(t, admin, `ALTER TABLE transactions DISABLE TRIGGER transactions_append_only`)
+		s.wantTyped(1, "worker verify", nil, "trigger transactions_append_only on transactions does not always fire", "1 mismatches")
+	})
 }
 
 // refuseAsOperator checks what the operators' role may not do.
