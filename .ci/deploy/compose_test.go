@@ -54,12 +54,23 @@ func TestCompose(t *testing.T) {
 				}
 			}
 			checkComposeSecrets(t, service)
+			for _, volume := range service.Volumes {
+				if volume.Type == types.VolumeTypeBind {
+					if _, err := os.Stat(volume.Source); err != nil {
+						t.Error(err)
+					}
+				}
+			}
 			if service.Image == "passbook" {
 				for variable := range service.Environment {
 					checkVariable(t, variable)
 				}
 			}
 		})
+	}
+	scrapes, err := os.ReadFile(filepath.Join(root, "prometheus", "prometheus.yml"))
+	if err != nil || !strings.Contains(string(scrapes), readOf["prometheus"]) {
+		t.Errorf("prometheus.yml does not read %s: %v", readOf["prometheus"], err)
 	}
 	for _, name := range []string{"api", "worker"} {
 		if replicas := project.Services[name].Deploy.Replicas; replicas == nil || *replicas != 2 {
