@@ -31,7 +31,7 @@ import (
 func Main(name string, stderr io.Writer, run func(context.Context) error) (code int) {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
-	if err := run(ctx); err != nil {
+	if err := run(ctx); err != nil && !errors.Is(err, ErrStopped) {
 		fmt.Fprintf(stderr, "%s: %v\n", name, err)
 		if errors.Is(err, ErrUsage) {
 			return exitUsage
@@ -40,6 +40,10 @@ func Main(name string, stderr io.Writer, run func(context.Context) error) (code 
 	}
 	return 0
 }
+
+// ErrStopped is returned where a process was told to stop while it waited for its stores. That is
+// no failure.
+var ErrStopped = errors.New("stopped while it started")
 
 // MaxConns is how many connections to Postgres a process has, unless the URL says
 // pool_max_conns: one for each of sixteen partitions' tasks. Fewer leave two cores idle while
@@ -65,7 +69,7 @@ type Process struct {
 // Start opens what a process serves with; Close must follow. It waits for a Postgres that is
 // not there yet, and does not wait for Redis. postgres.ErrSchema, postgres.ErrUnsuitable and
 // postgres.ErrMisconfigured for a database that the process can't serve with, queue.ErrOldRedis for
-// a Redis.
+// a Redis; ErrStopped where ctx ends meanwhile.
 //
 // The operator's port is open while Start waits: a process that waits is alive and not ready.
 //
@@ -83,16 +87,25 @@ func Start(ctx context.Context, cfg config.Process, pool postgres.Config, log *s
 		return nil, err
 	}
 	pool.URL, pool.MaxConns = cfg.DatabaseURL, MaxConns
-	if p.Pool, err = postgres.OpenServing(ctx, pool, p.Schema, log); err != nil {
+	if err := p.openStores(ctx, pool); err != nil {
 		p.closeOperator()
-		return nil, err
-	}
-	if err := p.openQueues(ctx); err != nil {
-		p.Pool.Close()
-		p.closeOperator()
+		if ctx.Err() != nil {
+			return nil, ErrStopped
+		}
 		return nil, err
 	}
 	return p, nil
+}
+
+func (p *Process) openStores(ctx context.Context, pool postgres.Config) (err error) {
+	if p.Pool, err = postgres.OpenServing(ctx, pool, p.Schema, p.Log); err != nil {
+		return err
+	}
+	if err := p.openQueues(ctx); err != nil {
+		p.Pool.Close()
+		return err
+	}
+	return nil
 }
 
 // openOperator opens the operator's port. Until the process shows its own checks, /readyz says that
@@ -117,10 +130,8 @@ func (p *Process) AwaitOperator() error { return p.serving.Wait() }
 
 // closeOperator closes the operator's port at once.
 func (p *Process) closeOperator() {
-	ended, end := context.WithCancel(context.Background())
-	end()
-	_ = p.Operator.Shutdown(ended) // says only that it cut off requests
-	_ = p.serving.Wait()
+	p.Operator.Close()
+	_ = p.serving.Wait() // nil: it was closed
 }
 
 // openQueues checks the sequences, on which the order of jobs rests, and opens Redis.

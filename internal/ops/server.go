@@ -111,6 +111,12 @@ func (s *Server) Shutdown(ctx context.Context) error {
 	return nil
 }
 
+// Close closes the port and its connections at once.
+func (s *Server) Close() {
+	_ = s.http.Close()
+	_ = s.listener.Close() // http has closed it, unless Serve never ran
+}
+
 func routes(cfg Config) http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /livez", answerLive)

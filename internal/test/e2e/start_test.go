@@ -38,6 +38,9 @@ func TestStart_OperatorsPortIsOpen(t *testing.T) {
 			t.Errorf("%s says that it is ready, without Postgres", p.name)
 		}
 	}
+	stopped := begin(t, "worker", env)
+	testenv.Eventually(t, "the operator's port of another worker is open", func() bool { return stopped.operator() != "" })
+	stopped.stop() // while it waits: that is no failure
 	if err := s.postgres.Restart(t.Context()); err != nil {
 		t.Fatal(err)
 	}

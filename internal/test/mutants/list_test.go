@@ -1494,6 +1494,11 @@ var mutations = []mutation{
 		[]edit{{health, `err == nil && response.StatusCode != http.StatusOK {`, `err == nil && response.StatusCode == http.StatusNotFound {`}},
 		[]string{"-run=^TestStart_OperatorsPortIsOpen$ ./internal/test/e2e"},
 	},
+	{
+		"a stop during the wait for Postgres is a failure", deployed,
+		[]edit{{starting, `return nil, ErrStopped`, `return nil, err`}},
+		[]string{"-run=^TestStart_OperatorsPortIsOpen$ ./internal/test/e2e"},
+	},
 }
 
 // watched compares what a real Prometheus reads of the processes with docs/metrics.md, dashboards and alerts.
