@@ -24,7 +24,7 @@ const (
 	attempts  = "internal/ledger/attempts.go"
 	operator  = "internal/ledger/operator.go"
 	verifying = "internal/ledger/walks.go"
-	rounds    = "internal/ledger/round.go"
+	verified  = "internal/ledger/round.go"
 	roles     = "deploy/postgres/roles.sql"
 	open      = "internal/postgres/postgres.go"
 	pgErrors  = "internal/postgres/errors.go"
@@ -347,7 +347,7 @@ var mutations = []mutation{
 	},
 	{
 		"a round follows a busy account without an end", balanced,
-		[]edit{{rounds, `last.Position > r.Bound {`, `false {`}},
+		[]edit{{verified, `last.Position > r.Bound {`, `false {`}},
 		[]string{"-run=^TestRoundUnderLoad$ ./internal/ledger"},
 	},
 	{
