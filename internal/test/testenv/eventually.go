@@ -16,7 +16,12 @@ const (
 // waits the questions would take a tenth of a processor each.
 func Eventually(t testing.TB, what string, holds func() bool) {
 	t.Helper()
-	deadline := time.NewTimer(eventuallyWait)
+	eventuallyIn(t, eventuallyWait, what, holds)
+}
+
+func eventuallyIn(t testing.TB, wait time.Duration, what string, holds func() bool) {
+	t.Helper()
+	deadline := time.NewTimer(wait)
 	defer deadline.Stop()
 	tick := time.NewTimer(0)
 	defer tick.Stop()
@@ -25,7 +30,7 @@ func Eventually(t testing.TB, what string, holds func() bool) {
 		select {
 		case <-tick.C:
 		case <-deadline.C:
-			t.Fatalf("waited %v: %s", eventuallyWait, what)
+			t.Fatalf("waited %v: %s", wait, what)
 		}
 	}
 }

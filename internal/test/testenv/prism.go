@@ -5,6 +5,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/passbook/passbook/internal/test/local"
 )
@@ -43,7 +44,8 @@ func Prism(t testing.TB, root, addr string) string {
 		}
 	})
 	var front string
-	Eventually(t, "Prism to listen", func() bool {
+	const start = 2 * time.Minute // Node reads all of Prism first, for more than 20 s on a busy machine
+	eventuallyIn(t, start, "Prism to listen", func() bool {
 		_, said, found := strings.Cut(log(), "Prism is listening on http://")
 		front, _, _ = strings.Cut(said, "\n")
 		return found && front != ""
