@@ -25,7 +25,7 @@ type progress struct {
 
 func newProgress(w io.Writer, every time.Duration) *progress {
 	p := &progress{w: w, every: every, shown: time.Now()}
-	if file, ok := w.(*os.File); ok && term.IsTerminal(int(file.Fd())) { //nolint:gosec // a file descriptor is a small number
+	if file, ok := w.(*os.File); ok && term.IsTerminal(int(file.Fd())) {
 		const unknown = -1
 		p.bar = progressbar.NewOptions64(unknown, progressbar.OptionSetWriter(w), progressbar.OptionSetDescription("verifying rows"),
 			progressbar.OptionShowCount(), progressbar.OptionShowIts(), progressbar.OptionFullWidth(), progressbar.OptionSetSpinnerChangeInterval(0))

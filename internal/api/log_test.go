@@ -24,7 +24,8 @@ func TestRequestLine(t *testing.T) {
 		want                 map[string]any // nil is not there
 	}{
 		"accept": {
-			http.MethodPost, "/v1/accounts/" + account + "/deposits", `{"amount": 1, "description": "Marker"}`, []string{"Idempotency-Key", "Marker"},
+			http.MethodPost, "/v1/accounts/" + account + "/deposits", `{"amount": 1, "description": "Marker"}`,
+			[]string{"Idempotency-Key", "Marker"},
 			map[string]any{
 				"msg": "request", "level": "INFO", "method": "POST", "route": "/v1/accounts/:number/deposits", "status": 202.0, "outcome": "ok",
 				"account": account, "user_id": u.userID.String(), "job_id": job,

@@ -27,11 +27,13 @@ func TestTraces(t *testing.T) {
 		"Disabled": {map[string]string{"OTEL_EXPORTER_OTLP_ENDPOINT": endpoint, "OTEL_SDK_DISABLED": "true"}, config.Traces{}, ""},
 		"Defaults": {
 			map[string]string{"OTEL_EXPORTER_OTLP_ENDPOINT": endpoint},
-			config.Traces{Endpoint: strings.TrimSuffix(endpoint, "/"), Sampler: "parentbased_traceidratio", Ratio: 0.01}, "",
+			config.Traces{Endpoint: strings.TrimSuffix(endpoint, "/"), Sampler: "parentbased_traceidratio", Ratio: 0.01},
+			"",
 		},
 		"Set": {
 			map[string]string{"OTEL_EXPORTER_OTLP_ENDPOINT": "https://c", "OTEL_TRACES_SAMPLER": "traceidratio", "OTEL_TRACES_SAMPLER_ARG": "1"},
-			config.Traces{Endpoint: "https://c", Sampler: "traceidratio", Ratio: 1}, "",
+			config.Traces{Endpoint: "https://c", Sampler: "traceidratio", Ratio: 1},
+			"",
 		},
 		"Endpoint": {map[string]string{"OTEL_EXPORTER_OTLP_ENDPOINT": "collector:4318/hunter2"}, config.Traces{}, "OTEL_EXPORTER_OTLP_ENDPOINT"},
 		"Protocol": {map[string]string{"OTEL_EXPORTER_OTLP_ENDPOINT": endpoint, "OTEL_EXPORTER_OTLP_PROTOCOL": "grpc"}, config.Traces{}, "OTEL_EXPORTER_OTLP_PROTOCOL"},

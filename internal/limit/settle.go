@@ -3,7 +3,6 @@ package limit
 import (
 	"context"
 	"errors"
-	"log/slog"
 	"math"
 	"sync/atomic"
 	"time"
@@ -199,9 +198,9 @@ func (l *Limiter) note(err error) {
 // warn logs that Redis does not count: at debug level where it is away, since the log says so already,
 // once for all limits.
 func (l *Limiter) warn(err error) {
-	level := slog.LevelDebug
+	log := l.cfg.Log.Debug
 	if _, answered := errors.AsType[redis.Error](err); answered {
-		level = slog.LevelWarn
+		log = l.cfg.Log.Warn
 	}
-	l.cfg.Log.Log(context.Background(), level, "can't count in Redis; each process holds the limit by itself", "limit", l.cfg.Name, "error", err)
+	log("can't count in Redis; each process holds the limit by itself", "limit", l.cfg.Name, "error", err)
 }

@@ -40,10 +40,10 @@ type sharedApplier interface {
 // account applies them, or the sweep's task does.
 func (w *Worker) Apply(ctx context.Context, jobs []queue.Notification) (remaining, troubled []queue.Notification, err error) {
 	failpoint.Hit(failpoint.TaskReceived)
-	w.traces.note(jobs)
+	w.traces.note(jobs) //nolint:contextcheck // the trace is the headers', not the task's context
 	jobs = queue.Merge(jobs)
 	batch := w.batcher.apply(ctx, toDue(jobs))
-	w.record(batch.applied)
+	w.record(batch.applied) //nolint:contextcheck // it is recorded, whatever ends the context
 	remaining = stillDue(jobs, batch.remaining)
 	retried, first := splitTroubled(batch.troubled)
 	retriedJobs := stillDue(jobs, retried)
@@ -104,7 +104,7 @@ func stillDue(jobs []queue.Notification, due []ledger.Due) (still []queue.Notifi
 func (w *Worker) applyOne(ctx context.Context, one queue.Notification, limit int) (more bool, err error) {
 	for {
 		applied, more, err := w.cfg.Applier.Apply(ctx, one.JobID, limit)
-		w.record(applied)
+		w.record(applied) //nolint:contextcheck // as in Apply
 		if errors.Is(err, ledger.ErrJobNotFound) {
 			return false, fmt.Errorf("%w: %w", queue.ErrUnknownJob, err)
 		}

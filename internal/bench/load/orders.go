@@ -72,7 +72,7 @@ func Evenly(n int, rate float64) []time.Duration {
 func InSlices(due []time.Duration, slice time.Duration) []time.Duration {
 	moved := make([]time.Duration, len(due))
 	for i, at := range due {
-		moved[i] = (at + slice - 1) / slice * slice
+		moved[i] = (at + slice - 1).Truncate(slice)
 	}
 	return moved
 }

@@ -136,7 +136,7 @@ func (s *site) servePage(w http.ResponseWriter) {
 	w.Header().Set("Content-Type", "text/html; charset=utf-8")
 	w.Header().Set("Cache-Control", "no-store")
 	w.Header().Set("Content-Security-Policy", fmt.Sprintf(policy, nonce))
-	_, _ = w.Write(bytes.ReplaceAll(s.page, []byte(nonceMark), []byte(nonce))) // fails where the client went away
+	_, _ = w.Write(bytes.ReplaceAll(s.page, []byte(nonceMark), []byte(nonce))) //nolint:gosec // the page is the binary's own; it fails where the client went away
 }
 
 // nonceMark stands in the page where each answer has a nonce of its own.

@@ -123,10 +123,10 @@ func (c *composed) makeSecrets() {
 	c.t.Helper()
 	dir := c.t.TempDir()
 	copyInto(c.t, filepath.Join(repository, "deploy", "compose", "secrets.sh"), dir)
-	command(c.t, nil, filepath.Join(dir, "secrets.sh"))
+	command(c.t, filepath.Join(dir, "secrets.sh"))
 	c.secrets = filepath.Join(dir, "secrets")
 	kept := readFile(c.t, filepath.Join(c.secrets, "jwt_keys"))
-	command(c.t, nil, filepath.Join(dir, "secrets.sh"))
+	command(c.t, filepath.Join(dir, "secrets.sh"))
 	if string(readFile(c.t, filepath.Join(c.secrets, "jwt_keys"))) != string(kept) {
 		c.t.Error("secrets.sh makes keys again that are there")
 	}
@@ -187,7 +187,7 @@ func (c *composed) grant() {
 	if err := os.WriteFile(filepath.Join(dir, "passwords.sql"), []byte(text), 0o600); err != nil {
 		c.t.Fatal(err)
 	}
-	command(c.t, nil, filepath.Join(c.s.postgres.Bin(), "psql"), "-X", "-d", c.s.databaseURL, "-f", filepath.Join(dir, "passwords.sql"))
+	command(c.t, filepath.Join(c.s.postgres.Bin(), "psql"), "-X", "-d", c.s.databaseURL, "-f", filepath.Join(dir, "passwords.sql"))
 }
 
 // begin starts a service of our own programs: with its environment, but on free ports of loopback.
@@ -230,7 +230,7 @@ func (c *composed) proxy() (url string) {
 		fmt.Fprintf(&servers, "    server api%d %s check\n", n, api.addr)
 	}
 	path := filepath.Join(repository, "deploy", "compose", "haproxy.cfg")
-	command(c.t, nil, "haproxy", "-c", "-q", "-f", path)
+	command(c.t, "haproxy", "-c", "-q", "-f", path)
 	text := string(readFile(c.t, path))
 	for _, change := range [][2]string{
 		{"    server-template api 8 api:8080 check\n", servers.String()}, {" resolvers docker init-addr none", ""}, {"bind :8080", "bind " + address},

@@ -114,9 +114,9 @@ func (d *drill) block(language, name string) string {
 }
 
 // run runs a block of the document in the repository, and asPostgres as Postgres's user.
-func (d *drill) run(name string) string {
+func (d *drill) run(name string) {
 	d.t.Helper()
-	return d.execute(d.t, repository, nil, d.block("sh", name))
+	d.execute(d.t, repository, nil, d.block("sh", name))
 }
 
 func (d *drill) asPostgres(name string) {
@@ -238,7 +238,7 @@ func (d *drill) check(t *testing.T, server *local.Postgres) {
 	if said := d.execute(t, repository, nil, d.block("sh", "after a restore")); !strings.Contains(said, "0 sequences advanced") {
 		t.Errorf("the restore left sequences behind: %s", said)
 	}
-	command(t, nil, filepath.Join(d.server.Bin(), "psql"), "-X", "-d", server.URL(), "-c",
+	command(t, filepath.Join(d.server.Bin(), "psql"), "-X", "-d", server.URL(), "-c",
 		`ALTER ROLE passbook_serving LOGIN PASSWORD 'serving'; ALTER ROLE passbook_operator LOGIN PASSWORD 'operator'`) // a dump has no roles
 	s := &system{
 		t: t, postgres: server, redis: testenv.RedisServer(t),

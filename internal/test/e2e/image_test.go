@@ -195,11 +195,11 @@ func newContainer(t *testing.T, d dockerfile, programs, secrets string) containe
 	}
 	c.user = syscall.Credential{Uid: 65532, Gid: 65532}
 	for _, mount := range [][]string{{"mkdir", "-p", c.root + "/proc"}, {"mount", "--bind", c.root, c.root}, {"mount", "--bind", "/proc", c.root + "/proc"}, {"mount", "-o", "remount,bind,ro", c.root}} {
-		command(t, nil, mount...)
+		command(t, mount...)
 	}
 	t.Cleanup(func() {
-		command(t, nil, "umount", c.root+"/proc")
-		command(t, nil, "umount", c.root)
+		command(t, "umount", c.root+"/proc")
+		command(t, "umount", c.root)
 	})
 	return c
 }
@@ -207,20 +207,17 @@ func newContainer(t *testing.T, d dockerfile, programs, secrets string) containe
 // copyInto copies a file into a folder, or what a folder has where from ends in a slash.
 func copyInto(t *testing.T, from, folder string) {
 	t.Helper()
-	command(t, nil, "mkdir", "-p", folder)
+	command(t, "mkdir", "-p", folder)
 	if strings.HasSuffix(from, "/") {
 		from += "."
 	}
-	command(t, nil, "cp", "-r", from, folder)
+	command(t, "cp", "-r", from, folder)
 }
 
 // command runs a command to its end and returns what it says.
-func command(t *testing.T, env []string, words ...string) string {
+func command(t *testing.T, words ...string) string {
 	t.Helper()
 	cmd := exec.Command(words[0], words[1:]...) //nolint:noctx // also after the test, to unmount
-	if env != nil {
-		cmd.Env = env
-	}
 	said, err := cmd.CombinedOutput()
 	if err != nil {
 		t.Fatalf("%v: %v\n%s", words, err, said)

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"maps"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
@@ -59,9 +60,7 @@ func (r *receiver) of(trace string) map[string]*tracepb.Span {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	found := map[string]*tracepb.Span{}
-	for name, span := range r.spans[trace] {
-		found[name] = span
-	}
+	maps.Copy(found, r.spans[trace])
 	return found
 }
 

@@ -69,7 +69,7 @@ func depositSteadily(c *client) (stop func()) {
 	var group errgroup.Group
 	group.Go(func() error {
 		for n := 0; ctx.Err() == nil; n++ {
-			job, err := c.settle(0, jobRequest{account.Number, "deposits", 1, fmt.Sprint("steady-", n)})
+			job, err := c.settle(0, jobRequest{account.Number, "deposits", 1, fmt.Sprint("steady-", n)}) //nolint:contextcheck // a client has its test's context
 			if err != nil {
 				return err
 			}

@@ -26,7 +26,7 @@ func Programs(root, name, source string, arguments ...string) (dir string, err e
 	if err := os.MkdirAll(kept, 0o755); err != nil { //nolint:gosec // programs are no secret
 		return "", fmt.Errorf("build: %w", err)
 	}
-	folder, err := os.Open(kept)
+	folder, err := os.Open(kept) //nolint:gosec // in the repository
 	if err != nil {
 		return "", fmt.Errorf("build: %w", err)
 	}
