@@ -245,6 +245,10 @@ func (c *composed) proxy() (url string) {
 		c.t.Fatal(err)
 	}
 	beginCommand(c.t, "haproxy", exec.Command("haproxy", "-db", "-f", changed)) //nolint:noctx // the test's end kills it
+	testenv.Eventually(c.t, "the proxy listens", func() bool {
+		conn, err := new(net.Dialer).DialContext(c.t.Context(), "tcp", address)
+		return err == nil && conn.Close() == nil
+	})
 	return "http://" + address
 }
 
