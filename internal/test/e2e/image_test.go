@@ -214,15 +214,14 @@ func copyInto(t *testing.T, from, folder string) {
 	command(t, "cp", "-r", from, folder)
 }
 
-// command runs a command to its end and returns what it says.
-func command(t *testing.T, words ...string) string {
+// command runs a command to its end.
+func command(t *testing.T, words ...string) {
 	t.Helper()
 	cmd := exec.Command(words[0], words[1:]...) //nolint:noctx // also after the test, to unmount
 	said, err := cmd.CombinedOutput()
 	if err != nil {
 		t.Fatalf("%v: %v\n%s", words, err, said)
 	}
-	return string(said)
 }
 
 // begin starts a command of the image as the image's user.

@@ -46,23 +46,30 @@ func RedisSentinels(t testing.TB) *Sentinels {
 	return s
 }
 
-// IsMaster is true for a server that takes writes.
+// IsMaster is true for a server that takes writes. One that is being promoted closes its
+// connections, and is no master yet.
 func (s *Sentinels) IsMaster(t testing.TB, n int) bool {
 	t.Helper()
-	info, _ := s.do(t, s.Servers[n], "ROLE").([]any)
-	return len(info) > 0 && info[0] == "master"
+	answer, err := s.try(t, s.Servers[n], "ROLE")
+	info, _ := answer.([]any)
+	return err == nil && len(info) > 0 && info[0] == "master"
 }
 
 func (s *Sentinels) do(t testing.TB, server *local.Redis, command ...any) any {
 	t.Helper()
-	host, port := hostPort(server)
-	client := redis.NewClient(&redis.Options{Addr: host + ":" + port, Password: s.password, MaxRetries: -1})
-	defer client.Close() //nolint:errcheck // nothing is pending on it
-	answer, err := client.Do(t.Context(), command...).Result()
+	answer, err := s.try(t, server, command...)
 	if err != nil {
 		t.Fatalf("testenv: %v: %v", command[0], err)
 	}
 	return answer
+}
+
+func (s *Sentinels) try(t testing.TB, server *local.Redis, command ...any) (any, error) {
+	t.Helper()
+	host, port := hostPort(server)
+	client := redis.NewClient(&redis.Options{Addr: host + ":" + port, Password: s.password, MaxRetries: -1})
+	defer client.Close() //nolint:errcheck // nothing is pending on it
+	return client.Do(t.Context(), command...).Result()
 }
 
 func hostPort(server *local.Redis) (host, port string) {
