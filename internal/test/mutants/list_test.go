@@ -39,6 +39,7 @@ const (
 	direct    = "internal/worker/direct.go"
 	work      = "internal/worker/worker.go"
 	handler   = "internal/worker/apply.go"
+	batching  = "internal/worker/batcher.go"
 	notifier  = "internal/queue/notifier.go"
 	wakeup    = "internal/queue/wakeup.go"
 	pubsub    = "internal/queue/events.go"
@@ -1388,6 +1389,16 @@ var mutations = []mutation{
 		"a deposit waits however many wait before it", bounded,
 		[]edit{{shed, `|| !a.overloaded() {`, `|| true {`}},
 		[]string{"-run=^TestShed$ ./internal/api"},
+	},
+	{
+		"a deposit that is refused under overload is not counted", observed,
+		[]edit{{shed, `reasons.Inc()`, `_ = reasons`}},
+		[]string{"-run=^TestRefuser$ ./internal/api"},
+	},
+	{
+		"a batch that waits for a lock delays the others", ownTrouble,
+		[]edit{{batching, `time.AfterFunc(b.slow, next)`, `time.AfterFunc(24*b.slow+time.Hour, next)`}},
+		[]string{"-run=^TestBatcherPassesASlowBatch$ ./internal/worker"},
 	},
 	{
 		"an accept waits however many wait before it", bounded,
