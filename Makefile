@@ -1,4 +1,4 @@
-# `make` alone lists the targets. CI runs .ci/run, which is `make lint deploy-files test`.
+# `make` alone lists the targets. CI runs .ci/run, which is `make lint test`.
 
 .DEFAULT_GOAL := help
 LINT := go tool -modfile=.ci/lint/go.mod golangci-lint
