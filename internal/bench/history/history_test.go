@@ -31,7 +31,6 @@ func TestMeasure(t *testing.T) {
 	}
 	var said strings.Builder
 	s.Unflushed, s.Out = true, &said
-	s.Programs = folder // it runs none of them
 	if err := Measure(t.Context(), s); err != nil {
 		t.Fatalf("%v\n%s", err, &said)
 	}
