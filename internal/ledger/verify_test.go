@@ -166,10 +166,14 @@ func TestRoundUnderLoad(t *testing.T) {
 	for range 5 {
 		pay()
 	}
-	tables := map[string]int{}
+	tables, slices := map[string]int{}, 0
 	mismatches := verifyInSlices(t, pool, 2, func(round ledger.Round) {
 		tables[round.Table]++
+		if slices++; slices > 200 {
+			t.Fatalf("the round does not end: slices by table %v", tables)
+		}
 		pay()
+		pay() // as many rows of an account as a slice reads
 		var snapshots int
 		const sql = `SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()
 			AND backend_type = 'client backend' AND xact_start IS NOT NULL`
