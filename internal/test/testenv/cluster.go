@@ -1,13 +1,13 @@
 package testenv
 
 import (
-	"context"
 	"crypto/rand"
+	"errors"
+	"fmt"
+	"net"
 	"strings"
 	"sync"
 	"testing"
-
-	"github.com/redis/go-redis/v9"
 
 	"github.com/passbook/passbook/internal/test/local"
 )
@@ -30,7 +30,7 @@ func RedisCluster(t testing.TB) *Cluster {
 	t.Helper()
 	c := &Cluster{t: t, password: rand.Text()}
 	c.Nodes = startTogether(t, 2*masters, local.RedisConfig{Password: c.password, Cluster: true})
-	host, port := c.address(0)
+	host, port := hostPort(c.Nodes[0])
 	for n := range c.Nodes {
 		if n > 0 {
 			c.Do(n, "CLUSTER", "MEET", host, port, c.Do(0, "CONFIG", "GET", "cluster-port").(map[any]any)["cluster-port"])
@@ -42,7 +42,8 @@ func RedisCluster(t testing.TB) *Cluster {
 	for n := range masters {
 		id := c.ID(n)
 		Eventually(t, "a replica to know its master", func() bool {
-			return c.TryDo(masters+n, "CLUSTER", "REPLICATE", id) == nil
+			_, err := tryDo(t, c.Nodes[masters+n], "CLUSTER", "REPLICATE", id)
+			return err == nil
 		})
 	}
 	for n := range c.Nodes {
@@ -80,18 +81,14 @@ func (c *Cluster) isReady(n int) bool {
 		(strings.Contains(info, "connected_slaves:1") || strings.Contains(info, "master_link_status:up"))
 }
 
+// info is what a node says of the cluster and of its replication.
 func (c *Cluster) info(n int) (string, error) {
-	client := c.client(n)
-	defer client.Close() //nolint:errcheck // nothing is pending on it
-	cluster, err := client.ClusterInfo(c.t.Context()).Result()
-	if err != nil {
-		return "", err
-	}
-	replication, err := client.Info(c.t.Context(), "replication").Result()
-	return cluster + replication, err
+	cluster, err := tryDo(c.t, c.Nodes[n], "CLUSTER", "INFO")
+	replication, replicationErr := tryDo(c.t, c.Nodes[n], "INFO", "replication")
+	return fmt.Sprint(cluster, replication), errors.Join(err, replicationErr)
 }
 
-// IsMaster is true for a node that holds slots.
+// IsMaster is true for a node that is a master now.
 func (c *Cluster) IsMaster(n int) bool {
 	info, err := c.info(n)
 	return err == nil && strings.Contains(info, "role:master")
@@ -107,37 +104,14 @@ func (c *Cluster) ID(n int) string {
 // Do gives a command to one node.
 func (c *Cluster) Do(n int, command ...any) any {
 	c.t.Helper()
-	client := c.client(n)
-	defer client.Close() //nolint:errcheck // nothing is pending on it
-	answer, err := client.Do(c.t.Context(), command...).Result()
-	if err != nil {
-		c.t.Fatalf("testenv: %v: %v", command, err)
-	}
-	return answer
-}
-
-// TryDo gives a command to one node, which may refuse it.
-func (c *Cluster) TryDo(n int, command ...any) error {
-	client := c.client(n)
-	defer client.Close() //nolint:errcheck // nothing is pending on it
-	return client.Do(context.WithoutCancel(c.t.Context()), command...).Err()
-}
-
-func (c *Cluster) client(n int) *redis.Client {
-	host, port := c.address(n)
-	return redis.NewClient(&redis.Options{Addr: host + ":" + port, Password: c.password, MaxRetries: -1})
-}
-
-func (c *Cluster) address(n int) (host, port string) {
-	return hostPort(c.Nodes[n])
+	return mustDo(c.t, c.Nodes[n], command...)
 }
 
 // URL names two of the nodes; a client finds the others.
 func (c *Cluster) URL() string {
 	hosts := make([]string, 2)
 	for n := range hosts {
-		host, port := c.address(n)
-		hosts[n] = host + ":" + port
+		hosts[n] = net.JoinHostPort(hostPort(c.Nodes[n]))
 	}
 	return "redis+cluster://:" + c.password + "@" + strings.Join(hosts, ",")
 }
@@ -149,7 +123,7 @@ func (c *Cluster) MoveSlot(key string, from, to int, between func()) {
 	slot := c.Do(from, "CLUSTER", "KEYSLOT", key)
 	c.Do(to, "CLUSTER", "SETSLOT", slot, "IMPORTING", c.ID(from))
 	c.Do(from, "CLUSTER", "SETSLOT", slot, "MIGRATING", c.ID(to))
-	host, port := c.address(to)
+	host, port := hostPort(c.Nodes[to])
 	for moving := true; moving; {
 		if between != nil {
 			between()
@@ -168,7 +142,7 @@ func (c *Cluster) MoveSlot(key string, from, to int, between func()) {
 func (c *Cluster) MasterOf(key string) int {
 	c.t.Helper()
 	for n := range c.Nodes {
-		if c.IsMaster(n) && c.TryDo(n, "EXISTS", key) == nil {
+		if _, err := tryDo(c.t, c.Nodes[n], "EXISTS", key); err == nil { // the others answer MOVED, or are away
 			return n
 		}
 	}
