@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net"
 	"net/url"
+	"slices"
 	"strings"
 	"time"
 
@@ -88,7 +89,7 @@ func parseCluster(base, text string) (opener, error) {
 		return nil, err
 	}
 	opt, err := redis.ParseClusterURL(nodes.String())
-	if err != nil || strings.Trim(nodes.Path, "/0") != "" { // a cluster has only database 0
+	if err != nil || !slices.Contains([]string{"", "/", "/0"}, nodes.Path) { // a cluster has only database 0
 		return nil, ErrURL
 	}
 	if opt.ReadOnly || opt.RouteByLatency || opt.RouteRandomly {
