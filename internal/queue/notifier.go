@@ -28,10 +28,6 @@ const (
 	maxWriters = 4
 	// drainTimeout bounds the writing after ctx has ended.
 	drainTimeout = 3 * time.Second
-	// renewEvery is how often the notifier makes a new Asynq client. A client registers the
-	// names of its queues only once. After Redis has lost the names, the dashboard and the
-	// metrics would not show the queues.
-	renewEvery = 10 * time.Second
 )
 
 // Notify tells the workers of an accepted job and the earlier ones of its account. It
@@ -60,15 +56,11 @@ func (c *Client) Run(ctx context.Context) error {
 	redisCtx, cancel := context.WithCancel(context.WithoutCancel(ctx)) // ends drainTimeout after ctx
 	defer cancel()
 	context.AfterFunc(ctx, func() { time.AfterFunc(drainTimeout, cancel) })
-	renew := time.NewTicker(renewEvery)
-	defer renew.Stop()
 	w := newWriter(c)
 	for ctx.Err() == nil { // writing
 		select {
 		case first := <-c.notifications:
 			w.write(redisCtx, w.collect(first))
-		case <-renew.C:
-			w.asynq = asynq.NewClientFromRedisClient(c.redis)
 		case <-ctx.Done():
 		}
 	}
