@@ -74,15 +74,14 @@ func (b *batcher) begin(ctx context.Context) {
 
 // mayBegin reports whether another batch may run now. Its caller holds the lock.
 func (b *batcher) mayBegin() bool {
-	least := 1
-	if b.running > 0 {
-		least = enoughBeside
+	if b.running == 0 {
+		return len(b.waiting) > 0
 	}
 	due := 0
 	for _, p := range b.waiting {
 		due += len(p.due)
 	}
-	return b.running < b.most && due >= least
+	return b.running < b.most && due >= enoughBeside
 }
 
 // run applies a batch. It starts the next batches when this one has ended or is slow.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"slices"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/google/uuid"
@@ -138,4 +139,13 @@ func TestBatcherPassesASlowBatch(t *testing.T) {
 		h.release <- struct{}{}
 		<-results
 	}
+}
+
+// A partition without due jobs does not wait for ever: synctest fails where it does.
+func TestBatcherWithoutJobs(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		if p := newBatcher(ledger.NewApplier(nil)).apply(t.Context(), nil); len(p.applied)+len(p.remaining)+len(p.troubled) > 0 {
+			t.Errorf("%+v", p)
+		}
+	})
 }
