@@ -8,9 +8,8 @@ import (
 )
 
 const (
-	// countPause is for each job of a queue: for so long in all, the queue is not counted again. That
-	// is some eighty times as long as the count takes, so an account with a full queue hardly slows
-	// the others.
+	// A queue is not counted again for countPause times the number of its jobs. That is some eighty
+	// times as long as the count takes, so an account with a full queue hardly slows the others.
 	countPause    = 20 * time.Microsecond
 	maxCountPause = time.Second
 	// maxCapacities bounds the accounts that capacities remembers, some 200 bytes each.
