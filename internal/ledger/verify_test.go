@@ -222,6 +222,24 @@ func TestRoundBesideApplies(t *testing.T) {
 	ledgertest.Check(t, pool)
 }
 
+// Verify verifies all rows of an account also where the sequence of positions is behind them, as after
+// a partial restore.
+func TestVerifyBehindASequence(t *testing.T) {
+	t.Parallel()
+	pool := testenv.Pool(t)
+	ledgertest.Account(t, pool, ledgertest.User(t, pool), 1)
+	const slice = 10_000 // as many rows as Verify reads at once
+	ledgertest.Unguarded(t, pool, fmt.Sprintf(`SELECT setval('job_positions', 1);
+		INSERT INTO transactions (account_id, seq, type, amount, balance_after, created_at, job_id, position)
+		SELECT 1, n, 'deposit', 1, CASE n WHEN %[1]d + 1 THEN 7 ELSE n END, now() + n * interval '1 second', gen_random_uuid(), n
+		FROM generate_series(2, %[1]d + 1) n`, slice))
+	var mismatches []string
+	found, err := ledger.Verify(t.Context(), pool, func(m string) { mismatches = append(mismatches, m) }, func(ledger.Verification) {})
+	if err != nil || found.Transactions != slice+1 || !strings.Contains(strings.Join(mismatches, "\n"), "says balance_after 7") {
+		t.Errorf("found %+v, %v, the last is %q", found, err, mismatches[len(mismatches)-1])
+	}
+}
+
 // A round that goes on after a restore of an earlier state finds nothing in what is no longer there.
 func TestRoundAfterARestore(t *testing.T) {
 	t.Parallel()
