@@ -7,7 +7,6 @@ import (
 	"math"
 	"slices"
 	"strconv"
-	"strings"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -62,7 +61,7 @@ const verifyRules = "rules"
 func (r *Round) verify(ctx context.Context, q querier, limit int) (slice Slice, err error) {
 	if r.Table == verifyRules {
 		slice.Done = true
-		if slice.Mismatches, err = r.rules(ctx, q); err != nil {
+		if slice.Mismatches, err = r.rules(ctx, q, limit); err != nil {
 			return slice, err
 		}
 		return slice, q.QueryRow(ctx, `SELECT clock_timestamp()`).Scan(&slice.Ended)
@@ -81,7 +80,7 @@ func (r *Round) verify(ctx context.Context, q querier, limit int) (slice Slice, 
 		}
 	}
 	rows, err := r.read(ctx, q, walk, limit)
-	if err != nil && limit == 1 && isDamage(err) {
+	if limit == 1 && isDamage(err) {
 		rows, err = r.skip(ctx, q, walk, err, &slice)
 	}
 	if err != nil {
@@ -109,10 +108,11 @@ func (r *Round) advance(at int, rows []walked, limit int) {
 }
 
 // isDamage is true for an error of the data that a statement reads: it says nothing of other rows.
+// Class 58 is a file that can't be read: of a table, or of the transaction that a damaged row names.
 // https://www.postgresql.org/docs/current/errcodes-appendix.html
 func isDamage(err error) bool {
 	pgErr, ok := errors.AsType[*pgconn.PgError](err)
-	return ok && (strings.HasPrefix(pgErr.Code, "22") || strings.HasPrefix(pgErr.Code, "XX"))
+	return ok && slices.Contains([]string{"22", "58", "XX"}, pgErr.Code[:2])
 }
 
 // skip reports the next row as one that can't be verified, so that it does not keep the round from
@@ -126,6 +126,8 @@ func (r *Round) skip(ctx context.Context, q querier, w walk, damage error, slice
 	switch err := q.QueryRow(ctx, w.keySQL(), args...).Scan(&row.Key); {
 	case err != nil && isDamage(err):
 		slice.Mismatches = append(slice.Mismatches, Mismatch{Finding: row.Faults[0]})
+		return nil, nil
+	case errors.Is(err, pgx.ErrNoRows): // Postgres plans no statement with a table whose file is lost, also where no row remains
 		return nil, nil
 	case err != nil:
 		return nil, err
@@ -143,13 +145,18 @@ func (r *Round) begin(ctx context.Context, q querier) error {
 	return err
 }
 
-// enter begins the walk through a table.
+// enter begins the walk through a table. Where its last row is damaged, the walk has no other end than
+// that of the table, and reports the row once it comes there.
 func (r *Round) enter(ctx context.Context, q querier, w walk) error {
 	r.After = w.first()
 	if w.last == "" {
 		return nil
 	}
-	return q.QueryRow(ctx, `SELECT coalesce((`+w.last+`)::text, $1)`, r.After[0]).Scan(&r.Last)
+	err := q.QueryRow(ctx, `SELECT coalesce((`+w.last+`)::text, $1)`, r.After[0]).Scan(&r.Last)
+	if isDamage(err) {
+		r.Last, err = w.key[0].last(), nil
+	}
+	return err
 }
 
 // walked is a row that was verified.
@@ -196,13 +203,16 @@ func (r *Round) count(w walk, rows []walked, slice *Slice) {
 }
 
 // rules checks the sequences and the triggers.
-func (r *Round) rules(ctx context.Context, q querier) (found []Mismatch, err error) {
+func (r *Round) rules(ctx context.Context, q querier, limit int) (found []Mismatch, err error) {
 	mismatch := func(format string, args ...any) {
 		found = append(found, Mismatch{Finding: fmt.Sprintf(format, args...)})
 	}
 	behind, err := sequencesBehind(ctx, q, accountIDsSQL+` UNION ALL
 		SELECT 'job_positions', last_value + is_called::int, $1::bigint FROM job_positions`, r.Position)
-	if err != nil {
+	switch {
+	case limit == 1 && isDamage(err): // of a row that a sequence is compared with
+		mismatch("the sequences can't be verified: %v", err)
+	case err != nil:
 		return nil, err
 	}
 	for _, s := range behind {

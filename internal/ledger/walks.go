@@ -37,6 +37,14 @@ func (c column) first() string {
 	}
 }
 
+// last is the highest value of the type of a key that ends a walk.
+func (c column) last() string {
+	if c.typ == "uuid" {
+		return "ffffffff-ffff-ffff-ffff-ffffffffffff"
+	}
+	return "9223372036854775807"
+}
+
 // first is a key below every other.
 func (w walk) first() (key []string) {
 	for _, c := range w.key {
