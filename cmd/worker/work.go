@@ -56,7 +56,7 @@ func work(ctx context.Context, cfg config.Process, log *slog.Logger) error {
 	}, ctx.Done())
 	queues := queue.NewServer(queue.ServerConfig{
 		Redis: process.Redis, Queues: process.Queues, Handler: jobs.Apply, IsFailure: worker.IsFailure, Log: log,
-		IsRedisAway: process.Observed.Redis.IsFailing,
+		IsRedisAway: process.Observed.Redis.IsFailing, Paused: counts.Paused,
 	})
 	registry.MustRegister(ops.ConditionGauge("passbook_extra_queues",
 		"1 while this worker serves queues of more partitions than its QUEUE_PARTITIONS, else 0; absent while Redis does not say.", queues.HasExtraQueues))

@@ -3,7 +3,6 @@ package queue
 import (
 	"cmp"
 	"context"
-	"fmt"
 	"slices"
 
 	"github.com/redis/go-redis/v9"
@@ -50,19 +49,6 @@ func (c *Client) PendingLists(ctx context.Context) PendingLists {
 		partitions[partition] = partition
 	}
 	return PendingLists{pollPending(ctx, c.redis, c.queues, partitions)}
-}
-
-// CountPaused returns how many partitions an operator has paused.
-func (c *Client) CountPaused(ctx context.Context) (paused int, err error) {
-	for _, list := range c.PendingLists(ctx).lists {
-		if list.Err != nil {
-			return 0, fmt.Errorf("count paused partitions: %w", list.Err)
-		}
-		if list.Paused {
-			paused++
-		}
-	}
-	return paused, nil
 }
 
 // pollPending reads the pending lists of some partitions, in their order, in one round trip.

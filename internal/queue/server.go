@@ -56,6 +56,8 @@ type ServerConfig struct {
 	// IsRedisAway is true while the log says that Redis is away. What follows from that is then
 	// logged at debug level. Nil for never.
 	IsRedisAway func() bool
+	// Paused is called with the number of paused partitions each time Redis has said it. Nil for not.
+	Paused func(partitions int)
 }
 
 // Server gives tasks to the handler. It runs an Asynq server of concurrency 1 for each
@@ -92,7 +94,7 @@ func NewServer(cfg ServerConfig) *Server {
 		s.servers = append(s.servers, asynq.NewServerFromRedisClient(withoutCancels{s.waiting}, one))
 	}
 	s.extra = &extraQueues{cfg: cfg, handle: s.process}
-	s.watch = &watch{client: cfg.Redis, queues: cfg.Queues, log: cfg.Log}
+	s.watch = &watch{client: cfg.Redis, queues: cfg.Queues, log: cfg.Log, count: cfg.Paused}
 	return s
 }
 

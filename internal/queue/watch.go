@@ -28,6 +28,7 @@ type watch struct {
 	client redis.UniversalClient
 	queues Queues
 	log    *slog.Logger
+	count  func(paused int)         // nil for not
 	paused atomic.Pointer[[]string] // the queues; nil: none, or not known
 }
 
@@ -53,12 +54,14 @@ func (w *watch) run(ctx context.Context) {
 	}
 }
 
-// look lists the queues, and logs which pauses began or ended. If Redis does not answer, or the
+// look lists the queues, counts the paused ones, and logs which pauses began or ended. If Redis does not answer, or the
 // queues are another installation's, no pause is known.
 func (w *watch) look(ctx context.Context) {
 	paused, err := w.read(ctx)
 	if err != nil {
 		w.log.Debug("could not look for pauses", "error", err)
+	} else if w.count != nil {
+		w.count(len(paused))
 	}
 	var before []string
 	if known := w.paused.Load(); known != nil {

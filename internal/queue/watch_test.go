@@ -57,14 +57,19 @@ func TestOthersPartitionsAreNotListed(t *testing.T) {
 	}
 }
 
-// A pause is reported and logged, once when it begins and once when it ends.
+// A pause is reported, counted and logged, once when it begins and once when it ends. While Redis is
+// away the count is not known.
 func TestPausesAreReported(t *testing.T) {
 	t.Parallel()
-	client := connect(t, testenv.Redis(t))
+	server := testenv.RedisServer(t)
+	client := connect(t, server.URL())
+	const unknown = -1
+	count := unknown
 	var log bytes.Buffer
-	w := &watch{client: client, queues: queues, log: slog.New(slog.NewTextHandler(&log, nil))}
-	want := func(paused string, lines int) {
+	w := &watch{client: client, queues: queues, log: slog.New(slog.NewTextHandler(&log, nil)), count: func(paused int) { count = paused }}
+	want := func(paused string, lines, counted int) {
 		t.Helper()
+		count = unknown
 		for range 2 {
 			w.look(t.Context())
 		}
@@ -72,26 +77,33 @@ func TestPausesAreReported(t *testing.T) {
 		if (paused == "") != (err == nil) || err != nil && (!errors.Is(err, ErrPaused) || !strings.Contains(err.Error(), paused)) {
 			t.Errorf("reports %v, want %q", err, paused)
 		}
+		if count != counted {
+			t.Errorf("counted %d, want %d", count, counted)
+		}
 		if got := strings.Count(log.String(), "\n"); got != lines || !strings.Contains(log.String(), paused) {
 			t.Errorf("%d lines, want %d:\n%s", got, lines, log.String())
 		}
 	}
-	want("", 0)
+	want("", 0, 0)
 	inspector := asynq.NewInspectorFromRedisClient(client)
 	for partition, lines := range []int{1, 2} {
 		if err := inspector.PauseQueue(queues.Name(partition)); err != nil {
 			t.Fatal(err)
 		}
-		want(queues.Name(partition), lines)
+		want(queues.Name(partition), lines, partition+1)
 	}
 	for partition, lines := range []int{3, 4} {
 		if err := inspector.UnpauseQueue(queues.Name(partition)); err != nil {
 			t.Fatal(err)
 		}
 		if partition == 0 {
-			want(queues.Name(1), lines)
+			want(queues.Name(1), lines, 1)
 		} else {
-			want("", lines)
+			want("", lines, 0)
 		}
 	}
+	if err := server.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	want("", 4, unknown)
 }

@@ -201,18 +201,12 @@ func TestJobDuration(t *testing.T) {
 	}
 }
 
-// What was not read lately is absent: the numbers of a sweep before the first, the paused partitions
-// while Redis is away.
+// What was not read is absent: the numbers of a sweep and of the housekeeping before the first.
 func TestGaugesAreNotStale(t *testing.T) {
 	t.Parallel()
-	server := testenv.RedisServer(t)
-	s := newSystem(t, testenv.Pool(t), server.URL())
-	account := ledgertest.Account(t, s.pool, s.user, 0)
-	ledgertest.Job(t, s.pool, account, ledger.Deposit, 1)
-	if err := s.redis.Set(t.Context(), "asynq:{"+queues.Of(account.ID)+"}:paused", 1, 0).Err(); err != nil {
-		t.Fatal(err)
-	}
-	gauges := []string{"passbook_oldest_queued_job_age_seconds", "passbook_accounts_with_queued_jobs", "passbook_failed_jobs", "passbook_paused_partitions"}
+	s := newSystem(t, testenv.Pool(t), testenv.Redis(t))
+	ledgertest.Job(t, s.pool, ledgertest.Account(t, s.pool, s.user, 0), ledger.Deposit, 1)
+	gauges := []string{"passbook_oldest_queued_job_age_seconds", "passbook_accounts_with_queued_jobs", "passbook_failed_jobs"}
 	o := s.observed(t)
 	for _, name := range gauges {
 		if o.family(name) != nil {
@@ -225,17 +219,6 @@ func TestGaugesAreNotStale(t *testing.T) {
 		if o.family(name) == nil {
 			t.Errorf("%s is absent", name)
 		}
-	}
-	if n := o.family("passbook_paused_partitions")[0].GetGauge().GetValue(); n != 1 {
-		t.Errorf("%v paused partitions, want 1", n)
-	}
-	if err := server.Kill(); err != nil {
-		t.Fatal(err)
-	}
-	without := s.observed(t)
-	without.Housekeep(t.Context())
-	if without.family("passbook_paused_partitions") != nil || without.family("passbook_failed_jobs") == nil {
-		t.Error("without Redis only the failed jobs are known, which are in Postgres")
 	}
 }
 

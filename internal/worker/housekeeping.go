@@ -41,15 +41,6 @@ func (w *Worker) housekeep(ctx context.Context) {
 		}
 		return err
 	})
-	if w.cfg.Queue != nil {
-		w.keep(ctx, "count paused partitions", func(ctx context.Context) error {
-			paused, err := w.cfg.Queue.CountPaused(ctx)
-			if err == nil {
-				w.cfg.Metrics.paused.Set(float64(paused))
-			}
-			return err
-		})
-	}
 	if w.cfg.Pruner != nil {
 		w.keep(ctx, "prune sessions", func(ctx context.Context) error {
 			_, err := w.cfg.Pruner.Prune(ctx)

@@ -20,6 +20,8 @@ const (
 	sweepLasts = 30 * time.Second
 	// housekeepLasts is the same for those of the housekeeping.
 	housekeepLasts = 30 * time.Second
+	// pausedLasts is the same for the paused partitions, which the queue server counts.
+	pausedLasts = 30 * time.Second
 )
 
 // durationBuckets are the bounds of the classic histogram, in seconds.
@@ -72,7 +74,7 @@ func NewMetrics(registry prometheus.Registerer) *Metrics {
 		oldest:   ops.NewGauge("passbook_oldest_queued_job_age_seconds", "Age of the oldest queued job at the last sweep, 0 when none is queued; absent while sweeps fail.", sweepLasts),
 		accounts: ops.NewGauge("passbook_accounts_with_queued_jobs", "Accounts with queued jobs at the last sweep; absent while sweeps fail.", sweepLasts),
 		failed:   ops.NewGauge("passbook_failed_jobs", "Failed jobs in Postgres that wait for an operator, up to 1000; every worker shows the same number. Absent while Postgres does not say.", housekeepLasts),
-		paused:   ops.NewGauge("passbook_paused_partitions", "Partitions that an operator has paused: their jobs wait. Absent while Redis does not say.", housekeepLasts),
+		paused:   ops.NewGauge("passbook_paused_partitions", "Partitions that an operator has paused: their jobs wait. Absent while Redis does not say.", pausedLasts),
 
 		enqueues:     counter("passbook_sweep_enqueues_total", "Times the sweep enqueued a stalled account again."),
 		applies:      counter("passbook_sweep_applies_total", "Times the sweep began to apply a stalled account itself, because Redis refused its task or the task did not help."),
@@ -112,6 +114,9 @@ func (m *Metrics) finished(jobs []ledger.Applied, traceOf func(uuid.UUID) string
 	}
 	m.seconds.(prometheus.ExemplarObserver).ObserveWithExemplar(duration(slowest).Seconds(), example)
 }
+
+// Paused sets how many partitions are paused.
+func (m *Metrics) Paused(partitions int) { m.paused.Set(float64(partitions)) }
 
 // Unpublished counts finished jobs that were not published.
 func (m *Metrics) Unpublished(jobs int) { m.unpublished.Add(float64(jobs)) }
