@@ -90,12 +90,7 @@ func TestSweepAppliesWhereRedisRefuses(t *testing.T) {
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
 			server := testenv.RedisServer(t)
-			admin, err := queue.Connect(server.URL())
-			if err != nil {
-				t.Fatal(err)
-			}
-			t.Cleanup(func() { _ = admin.Close() })
-			r := refusal{t, server, admin}
+			r := refusal{t, server, connectTo(t, server.URL())}
 			r.do("ACL", "SETUSER", "app", "on", ">secret", "~*", "&*", "+@all")
 			app, err := url.Parse(server.URL())
 			if err != nil {

@@ -92,11 +92,7 @@ func newInstallation(t *testing.T, redisURL string) *system {
 	if err != nil {
 		t.Fatal(err)
 	}
-	client, err := queue.Connect(redisURL)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = client.Close() })
+	client := connectTo(t, redisURL)
 	own := queues
 	own.Owner = queue.NewOwner(client, own.Prefix, id, slog.New(slog.DiscardHandler))
 	own.Owner.Check(t.Context())

@@ -41,6 +41,16 @@ type system struct {
 	user   uuid.UUID
 }
 
+func connectTo(t testing.TB, url string) redis.UniversalClient {
+	t.Helper()
+	client, err := queue.Connect(url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = client.Close() })
+	return client
+}
+
 func newSystem(t testing.TB, pool *pgxpool.Pool, redisURL string) *system {
 	t.Helper()
 	return newSystemOf(t, pool, redisURL, queues)
@@ -48,11 +58,7 @@ func newSystem(t testing.TB, pool *pgxpool.Pool, redisURL string) *system {
 
 func newSystemOf(t testing.TB, pool *pgxpool.Pool, redisURL string, queues queue.Queues) *system {
 	t.Helper()
-	client, err := queue.Connect(redisURL)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = client.Close() })
+	client := connectTo(t, redisURL)
 	return &system{
 		t: t, pool: pool, redis: client, queues: queues,
 		client: queue.NewClient(client, queues, slog.New(slog.DiscardHandler), func() {}),

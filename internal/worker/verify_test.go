@@ -104,16 +104,6 @@ func (l *lines) with(message string) (found []map[string]any) {
 	return found
 }
 
-func connectTo(t *testing.T, url string) redis.UniversalClient {
-	t.Helper()
-	client, err := queue.Connect(url)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = client.Close() })
-	return client
-}
-
 // accountsOf opens so many accounts with two jobs each, which are applied.
 func accountsOf(t *testing.T, pool *pgxpool.Pool, n int) (accounts []ledger.Account) {
 	t.Helper()
