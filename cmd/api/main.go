@@ -60,11 +60,7 @@ func (serveCommand) Run(i *invocation) error {
 		return err
 	}
 	log := ops.NewLogger(i.stdout, cfg.Log.Level, cfg.Log.JSON)
-	if err := serve(i.ctx, cfg, log); err != nil {
-		log.Error("api ended", "error", err)
-		return err
-	}
-	return nil
+	return boot.Ended(log, serve(i.ctx, cfg, log))
 }
 
 type healthcheckCommand struct{}

@@ -74,11 +74,7 @@ func (workCommand) Run(i *invocation) error {
 		return err
 	}
 	log := ops.NewLogger(i.stdout, cfg.Log.Level, cfg.Log.JSON)
-	if err := work(i.ctx, cfg, log); err != nil {
-		log.Error("worker ended", "error", err)
-		return err
-	}
-	return nil
+	return boot.Ended(log, work(i.ctx, cfg, log))
 }
 
 type healthcheckCommand struct{}

@@ -31,7 +31,7 @@ import (
 func Main(name string, stderr io.Writer, run func(context.Context) error) (code int) {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
-	if err := run(ctx); err != nil && !errors.Is(err, ErrStopped) {
+	if err := run(ctx); err != nil {
 		fmt.Fprintf(stderr, "%s: %v\n", name, err)
 		if errors.Is(err, ErrUsage) {
 			return exitUsage
@@ -44,6 +44,18 @@ func Main(name string, stderr io.Writer, run func(context.Context) error) (code 
 // ErrStopped is returned where a process was told to stop while it waited for its stores. That is
 // no failure.
 var ErrStopped = errors.New("stopped while it started")
+
+// Ended logs the error with which a process that serves ended, and returns it; nil for ErrStopped.
+func Ended(log *slog.Logger, err error) error {
+	if errors.Is(err, ErrStopped) {
+		log.Info("stopped before it was ready")
+		return nil
+	}
+	if err != nil {
+		log.Error("ended by an error", "error", err)
+	}
+	return err
+}
 
 // MaxConns is how many connections to Postgres a process has, unless the URL says
 // pool_max_conns: one for each of sixteen partitions' tasks. Fewer leave two cores idle while

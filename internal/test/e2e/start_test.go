@@ -41,6 +41,9 @@ func TestStart_OperatorsPortIsOpen(t *testing.T) {
 	stopped := begin(t, "worker", env)
 	testenv.Eventually(t, "the operator's port of another worker is open", func() bool { return stopped.operator() != "" })
 	stopped.stop() // while it waits: that is no failure
+	if log := stopped.log(); !strings.Contains(log, "stopped before it was ready") || strings.Contains(log, `"level":"ERROR"`) {
+		t.Errorf("a worker that was told to stop while it waited has the log:\n%s", log)
+	}
 	if err := s.postgres.Restart(t.Context()); err != nil {
 		t.Fatal(err)
 	}
