@@ -190,14 +190,14 @@ func (p *Process) NewChecks(ctx context.Context, checks ...ops.Check) *ops.Check
 
 // CheckPostgres is the readiness check of the primary, through pool: it takes writes and has the schema.
 func (p *Process) CheckPostgres(pool *pgxpool.Pool) ops.Check {
-	return ops.Check{Name: "postgres", Required: true, Store: true, Probe: func(ctx context.Context) error {
+	return ops.Check{Name: "postgres", Required: true, Store: true, Outage: p.Observed.Postgres, Probe: func(ctx context.Context) error {
 		return postgres.CheckReady(ctx, pool, p.Schema)
 	}}
 }
 
 // CheckRedis is the readiness check of Redis: it takes writes.
 func (p *Process) CheckRedis(required bool) ops.Check {
-	return ops.Check{Name: "redis", Required: required, Store: true, Probe: func(ctx context.Context) error {
+	return ops.Check{Name: "redis", Required: required, Store: true, Outage: p.Observed.Redis, Probe: func(ctx context.Context) error {
 		return queue.CheckWrites(ctx, p.Redis, p.Queues)
 	}}
 }

@@ -29,6 +29,9 @@ type Check struct {
 	Name     string
 	Required bool // without it the process is not ready
 	Store    bool // passbook_store_up shows it
+	// Outage follows the calls to the dependency. While they fail, it tells so in the log, and the check
+	// does not. Nil for none.
+	Outage *Outage
 
 	// Probe returns nil where the dependency can do what the process needs of it. It must return soon
 	// after its context ends.
@@ -144,7 +147,7 @@ type probed struct {
 	last     error
 	at       time.Time // of the last result; zero before the first
 	downFrom time.Time // zero while it is up
-	saidAt   time.Time // when the log said last that it is down
+	saidAt   time.Time // when the log said last that it is down; zero for not since it was up
 }
 
 func (p *probed) run(ctx context.Context) {
@@ -167,22 +170,25 @@ func (p *probed) probe(ctx context.Context) {
 }
 
 // record keeps a result. The log says when the dependency goes down, each sayDownEvery while it stays
-// down, and when it is up again.
+// down, and when it is up again; not where the Outage says so.
 func (p *probed) record(err error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	now := time.Now()
 	p.last, p.at = err, now
-	switch {
-	case err == nil && !p.downFrom.IsZero():
-		p.log.Info("dependency up again", "dependency", p.Name, "down_for", now.Sub(p.downFrom).Round(time.Millisecond).String())
+	if err == nil {
+		if !p.saidAt.IsZero() {
+			p.log.Info("dependency up again", "dependency", p.Name, "down_for", now.Sub(p.downFrom).Round(time.Millisecond).String())
+		}
 		p.downFrom, p.saidAt = time.Time{}, time.Time{}
-	case err != nil && now.Sub(p.saidAt) >= sayDownEvery:
+		return
+	}
+	if p.downFrom.IsZero() {
+		p.downFrom = now
+	}
+	if !p.Outage.IsFailing() && now.Sub(p.saidAt) >= sayDownEvery {
 		p.log.Warn("dependency down", "dependency", p.Name, "required", p.Required, "error", err)
 		p.saidAt = now
-	}
-	if err != nil && p.downFrom.IsZero() {
-		p.downFrom = now
 	}
 }
 

@@ -109,6 +109,40 @@ func TestChecksFollow(t *testing.T) {
 	})
 }
 
+// While calls to a store fail, the lines about that outage are the only ones. A fault that only the probe
+// finds has lines of its own.
+func TestChecksLeaveAnOutageToItsLines(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var log output
+		logger := slog.New(slog.NewTextHandler(&log, nil))
+		outage := ops.NewOutage(logger, "postgres", "nothing")
+		fault := errors.New("connection refused")
+		checks := ops.NewChecks(logger, ops.Check{Name: "postgres", Outage: outage, Probe: func(context.Context) error { return fault }})
+		probe := func(times int, call error) {
+			for range times {
+				outage.Note("postgres:5432", call)
+				checks.Probe(t.Context())
+				time.Sleep(time.Second)
+				synctest.Wait()
+			}
+		}
+		want := func(away, down, up int) {
+			t.Helper()
+			if log.count("dependency away") != away || log.count("dependency down") != down || log.count("up again") != up {
+				t.Errorf("want %d, %d and %d lines:\n%s", away, down, up, log.String())
+			}
+		}
+		probe(5, fault)
+		want(1, 0, 0)
+		fault = errors.New("schema is too old")
+		probe(5, nil)
+		want(1, 1, 0)
+		fault = nil
+		probe(5, nil)
+		want(1, 1, 1)
+	})
+}
+
 // A probe that the end of the process cuts off says nothing about its dependency.
 func TestProbeEndsWithItsProcess(t *testing.T) {
 	var log strings.Builder

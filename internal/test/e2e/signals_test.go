@@ -160,7 +160,8 @@ func awaitCheck(t *testing.T, p *process, check string, want int) {
 		_, metrics := get(t, "http://"+p.opsAddr+"/metrics")
 		return status == want && strings.Contains(ready, fmt.Sprintf(`{"name":%q,"status":"down"`, check)) &&
 			strings.Contains(metrics, fmt.Sprintf("passbook_check_up{check=%q} 0", check)) &&
-			strings.Contains(p.log(), fmt.Sprintf(`"msg":"dependency down","dependency":%q`, check))
+			(strings.Contains(p.log(), fmt.Sprintf(`"msg":"dependency down","dependency":%q`, check)) ||
+				strings.Contains(p.log(), fmt.Sprintf(`"msg":"dependency away","dependency":%q`, check)))
 	})
 }
 
