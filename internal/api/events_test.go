@@ -435,7 +435,8 @@ func TestEvents_EndWithTheSession(t *testing.T) {
 	stream.wantEnd()
 }
 
-// A stream ends where the request of a job is lost. The other streams go on.
+// A stream ends where the request of a job is lost, and the log says so, also where it has just said
+// that streams could not be read. The other streams go on.
 func TestEvents_Damaged(t *testing.T) {
 	t.Parallel()
 	s, hub := startStreaming(t, noBeat)
@@ -447,7 +448,11 @@ func TestEvents_Damaged(t *testing.T) {
 	ledgertest.Unguarded(t, s.pool, fmt.Sprintf(`DELETE FROM jobs WHERE id = '%s'`, lost))
 	s.apply(t, c.ask(sound, "deposits", 1).ID)
 	hub.signal()
+	s.api.streams.logs.Do(func() {}) // the line that streams could not be read
 	c.events(damaged, "0").wantEnd()
+	if lines := s.log.lines(`"msg":"event stream ended","account":"` + damaged.Number); len(lines) != 1 {
+		t.Errorf("the log: %q", lines)
+	}
 	if e := goesOn.next(); e.id != "1" {
 		t.Errorf("got %v", e)
 	}

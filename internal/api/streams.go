@@ -194,7 +194,7 @@ func (s *streams) look(batch []*look) {
 		if l.err = err; err == nil {
 			l.page, l.err = pages[i], pages[i].Err
 			if errors.Is(l.err, event.ErrDamaged) {
-				s.logs.Do(func() { s.log.Error("event stream ended", "account", l.at.Account.Number, "error", l.err) })
+				s.log.Error("event stream ended", "account", l.at.Account.Number, "error", l.err) // the logger bounds the lines
 			}
 		}
 		close(l.done)
