@@ -389,9 +389,10 @@ func (a *API) observe(c *fiber.Ctx) error {
 	}
 	waited, _ := c.Locals(waitedKey{}).(time.Duration)
 	took := time.Since(started) - waited
-	a.metrics.request(route, strings.Clone(c.Method()), c.Response().StatusCode(), took)
-	a.logRequest(c, route, took, waited)
-	endTrace(c, span, route)
+	method := strings.Clone(c.Method()) // one of Fiber's: known replaces others
+	a.metrics.request(route, method, c.Response().StatusCode(), took)
+	a.logRequest(c, method, route, took, waited)
+	endTrace(c, span, method, route)
 	return nil
 }
 

@@ -3,7 +3,6 @@ package api
 import (
 	"context"
 	"log/slog"
-	"net/http"
 	"strings"
 	"time"
 
@@ -34,7 +33,7 @@ func newRequestLines(log *slog.Logger) requestLines {
 
 // logRequest writes the line of a request. It says what the server has checked or made itself, and
 // nothing else of what the client sent: no path, no query and no header, in which a secret may stand.
-func (a *API) logRequest(c *fiber.Ctx, route string, took, waited time.Duration) {
+func (a *API) logRequest(c *fiber.Ctx, method, route string, took, waited time.Duration) {
 	ctx := c.UserContext()
 	lines, level := a.lines.answered, slog.LevelInfo
 	failure, hasFailed := c.Locals(failureKey{}).(error)
@@ -47,7 +46,7 @@ func (a *API) logRequest(c *fiber.Ctx, route string, took, waited time.Duration)
 	if !lines.May(ctx, level) {
 		return
 	}
-	attrs := append(make([]slog.Attr, 0, 16), slog.String("request_id", requestID(c)), slog.String("method", methodOf(c)),
+	attrs := append(make([]slog.Attr, 0, 16), slog.String("request_id", requestID(c)), slog.String("method", method),
 		slog.String("route", route), slog.Int("status", c.Response().StatusCode()), slog.String("outcome", outcomeOf(c)),
 		slog.Float64("took_ms", milliseconds(took)))
 	attrs = append(attrs, about(c)...)
@@ -136,15 +135,6 @@ func jobOf(c *fiber.Ctx) string {
 func requestID(c *fiber.Ctx) string {
 	id, _ := c.Locals(requestIDKey{}).(string)
 	return id
-}
-
-// methodOf is the method where HTTP knows it: any other is the client's own text.
-func methodOf(c *fiber.Ctx) string {
-	switch method := c.Method(); method {
-	case http.MethodGet, http.MethodHead, http.MethodPost, http.MethodPut, http.MethodPatch, http.MethodDelete, http.MethodOptions:
-		return strings.Clone(method)
-	}
-	return "none"
 }
 
 func milliseconds(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }

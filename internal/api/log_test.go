@@ -41,6 +41,7 @@ func TestRequestLine(t *testing.T) {
 			"status": 401.0, "outcome": "unauthenticated", "user_id": nil,
 		}},
 		"unknown": {http.MethodGet, "/v1/Marker?Marker", "", nil, map[string]any{"route": "none", "status": 404.0, "outcome": "route_not_found"}},
+		"method":  {"MARKER", "/v1/accounts", "", nil, map[string]any{"method": "TRACE", "route": "none", "outcome": "method_not_allowed"}},
 		"strange": {http.MethodGet, "/v1/accounts/" + strings.Repeat("Marker", 6), "", nil, map[string]any{"status": 404.0, "account": nil}},
 		"probe":   {http.MethodGet, "/livez", "", nil, map[string]any{"level": "DEBUG", "status": 200.0}},
 	} {

@@ -41,7 +41,7 @@ func (a *API) beginTrace(c *fiber.Ctx) trace.Span {
 }
 
 // endTrace ends the span of a request. It names the route, and no part of the path or the query.
-func endTrace(c *fiber.Ctx, span trace.Span, route string) {
+func endTrace(c *fiber.Ctx, span trace.Span, method, route string) {
 	if span == nil {
 		return
 	}
@@ -49,7 +49,7 @@ func endTrace(c *fiber.Ctx, span trace.Span, route string) {
 	if !span.IsRecording() {
 		return
 	}
-	method, status := strings.Clone(c.Method()), c.Response().StatusCode()
+	status := c.Response().StatusCode()
 	span.SetName(method + " " + route)
 	span.SetAttributes(
 		attribute.String("http.request.method", method), attribute.String("http.route", route),

@@ -1,6 +1,7 @@
 package api
 
 import (
+	"net/http"
 	"testing"
 
 	"github.com/gofiber/fiber/v2"
@@ -20,7 +21,7 @@ func TestNoTracesCostNothing(t *testing.T) {
 		if a.traceOf(c) != nil {
 			t.Error("it is traced")
 		}
-		endTrace(c, span, "/")
+		endTrace(c, span, http.MethodGet, "/")
 	})
 	if n > 0 {
 		t.Errorf("%v allocations", n)
