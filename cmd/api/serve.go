@@ -91,9 +91,11 @@ func serveUntilStopped(ctx context.Context, process *boot.Process, edge *api.API
 	serving, failed := errgroup.WithContext(ctx)
 	serving.Go(func() error { return edge.Serve(listener) })
 	serving.Go(process.AwaitOperator)
-	running := []*background{
-		start(ctx, loops.finished.Run), start(ctx, loops.acceptor.Run), start(ctx, loops.gate.Run), start(ctx, loops.notifier.Run),
-		start(ctx, loops.owner.Run), start(ctx, loops.limit.Run), start(ctx, loops.checks.Run),
+	var stops []func()
+	for _, loop := range []func(context.Context) error{
+		loops.finished.Run, loops.acceptor.Run, loops.gate.Run, loops.notifier.Run, loops.owner.Run, loops.limit.Run, loops.checks.Run,
+	} {
+		stops = append(stops, boot.Background(ctx, loop))
 	}
 	<-failed.Done() // ctx ended, or a server failed
 	process.Log.Info("api stopping", "delay", process.Config.ShutdownDelay.String())
@@ -101,8 +103,8 @@ func serveUntilStopped(ctx context.Context, process *boot.Process, edge *api.API
 	stopping, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopTimeout)
 	defer cancel()
 	stopErr := edge.Shutdown(stopping)
-	for _, loop := range running {
-		loop.stop()
+	for _, stop := range stops {
+		stop()
 	}
 	if err := process.Operator.Shutdown(stopping); stopErr == nil {
 		stopErr = err
@@ -150,23 +152,4 @@ func readiness(process *boot.Process, pools pools) []ops.Check {
 		}})
 	}
 	return checks
-}
-
-// background is a loop that outlives the context with which it started.
-type background struct {
-	cancel context.CancelFunc
-	group  errgroup.Group
-}
-
-func start(ctx context.Context, loop func(context.Context) error) *background {
-	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
-	b := &background{cancel: cancel}
-	b.group.Go(func() error { return loop(ctx) })
-	return b
-}
-
-// stop ends the loop and waits for it. No loop here returns an error.
-func (b *background) stop() {
-	b.cancel()
-	_ = b.group.Wait()
 }

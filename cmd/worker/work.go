@@ -71,9 +71,9 @@ func work(ctx context.Context, cfg config.Process, log *slog.Logger) error {
 	checks := process.NewChecks(ctx, readiness(process, jobs, queues)...)
 	process.Operator.Show(checks, map[string]http.Handler{ops.QueuesPath: board})
 
-	defer background(ctx, publisher.Run)() // it publishes the last jobs, so it ends after the working
-	defer background(ctx, checks.Run)()    // /readyz and /metrics are shown until the end
-	defer background(ctx, asynqs.Run)()
+	defer boot.Background(ctx, publisher.Run)() // it publishes the last jobs, so it ends after the working
+	defer boot.Background(ctx, checks.Run)()    // /readyz and /metrics are shown until the end
+	defer boot.Background(ctx, asynqs.Run)()
 	working, failed := errgroup.WithContext(ctx)
 	working.Go(process.AwaitOperator)
 	working.Go(func() error { return queues.Run(failed) })
@@ -94,17 +94,6 @@ func work(ctx context.Context, cfg config.Process, log *slog.Logger) error {
 	}
 	log.Info("worker stopped")
 	return nil
-}
-
-// background runs a loop that outlives ctx, until stop.
-func background(ctx context.Context, loop func(context.Context) error) (stop func()) {
-	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
-	var running errgroup.Group
-	running.Go(func() error { return loop(ctx) })
-	return func() {
-		cancel()
-		_ = running.Wait() // no loop here returns an error
-	}
 }
 
 // readiness checks what the worker depends on, and whether its work gets done.

@@ -179,6 +179,18 @@ func (p *Process) Close() {
 	p.Pool.Close()
 }
 
+// Background runs a loop that outlives ctx. stop ends the loop and waits for it; the loop's error is
+// not used.
+func Background(ctx context.Context, loop func(context.Context) error) (stop func()) {
+	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	var running errgroup.Group
+	running.Go(func() error { return loop(ctx) })
+	return func() {
+		cancel()
+		_ = running.Wait()
+	}
+}
+
 // NewChecks makes the checks of the process, probes each for the first time, and registers their
 // metrics.
 func (p *Process) NewChecks(ctx context.Context, checks ...ops.Check) *ops.Checks {
