@@ -31,7 +31,8 @@ const (
 	// no file descriptor or memory for a connection.
 	shortestPause = 5 * time.Millisecond
 	longestPause  = time.Second
-	// logInterval bounds how often the listener logs, whatever clients do.
+	// logInterval is the shortest time between two lines about connections beyond a bound, and
+	// between two about streams that can't be read.
 	logInterval = 10 * time.Second
 	// addressBits is the prefix of an IPv6 address that one client commonly has to itself.
 	addressBits = 64
@@ -97,7 +98,7 @@ func (l *listener) Accept() (net.Conn, error) {
 		if !slices.ContainsFunc(shortages, func(shortage error) bool { return errors.Is(err, shortage) }) {
 			return nil, err
 		}
-		l.logs.Do(func() { l.log.Error("accept failed; trying again", "error", err) })
+		l.log.Error("accept failed; trying again", "error", err) // the logger bounds the lines
 		select {
 		case <-time.After(pause):
 			pause = min(2*pause, longestPause)

@@ -4,9 +4,11 @@ import (
 	"bufio"
 	"errors"
 	"io"
+	"log/slog"
 	"net"
 	"net/http"
 	"os"
+	"syscall"
 	"testing"
 	"time"
 
@@ -92,6 +94,33 @@ func TestListener_KeepsWhatIsInUse(t *testing.T) {
 	if lines := s.log.lines("too many connections"); len(lines) != 1 {
 		t.Errorf("the log has %d lines, want 1 in ten seconds", len(lines))
 	}
+}
+
+// A shortage is logged also where the log has just said that there are too many connections.
+func TestListener_SaysShortage(t *testing.T) {
+	t.Parallel()
+	var log logBuffer
+	a := &API{cfg: Config{Log: slog.New(slog.NewTextHandler(&log, nil))}}
+	l := a.newListener(&failing{errs: []error{syscall.EMFILE, net.ErrClosed}})
+	l.logs.Do(func() {}) // the line about too many connections
+	if _, err := l.Accept(); !errors.Is(err, net.ErrClosed) {
+		t.Errorf("got %v, want %v", err, net.ErrClosed)
+	}
+	if lines := log.lines("accept failed", syscall.EMFILE.Error()); len(lines) != 1 {
+		t.Errorf("the log has %d lines, want 1", len(lines))
+	}
+}
+
+// failing is a listener that has an error for each call.
+type failing struct {
+	net.Listener
+	errs []error
+}
+
+func (f *failing) Accept() (net.Conn, error) {
+	err := f.errs[0]
+	f.errs = f.errs[1:]
+	return nil, err
 }
 
 // The listener forgets a connection that its client closes.
