@@ -122,7 +122,7 @@ func TestChecksLeaveAnOutageToItsLines(t *testing.T) {
 			for range times {
 				outage.Note("postgres:5432", call)
 				checks.Probe(t.Context())
-				time.Sleep(time.Second)
+				<-time.After(time.Second)
 				synctest.Wait()
 			}
 		}
