@@ -18,7 +18,7 @@ const root = "../../.."
 // Prism stands between them and the API, and finds every request and answer as described.
 func TestClients(t *testing.T) {
 	t.Parallel()
-	s := newSystem(t, variant{}, 1, 1)
+	s := newSystem(t, plain, 1, 1)
 	front := "http://" + testenv.Prism(t, root, strings.TrimPrefix(s.api(0), "http://"))
 	t.Run("TypeScript", func(t *testing.T) {
 		runClient(t, exec.CommandContext(t.Context(), "node", root+"/.ci/api/build/quickstart.js", front))

@@ -35,7 +35,7 @@ func TestClocksApart(t *testing.T) {
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
-			s := newSystem(t, variant{}, 0, 0)
+			s := newSystem(t, plain, 0, 0)
 			for _, skew := range test.apis {
 				s.apis = append(s.apis, startSkewed(t, s, "api", skew))
 			}
@@ -89,7 +89,7 @@ func TestClocksApart(t *testing.T) {
 // Jobs whose account is locked are applied in time once it is not, although the
 // worker that delayed their tasks was an hour ahead and is dead.
 func TestClocksApart_PutOffByTheDead(t *testing.T) {
-	s := newSystem(t, variant{}, 0, 0)
+	s := newSystem(t, plain, 0, 0)
 	s.apis = append(s.apis, startSkewed(t, s, "api", 0))
 	s.workers = append(s.workers, startSkewed(t, s, "worker", time.Hour))
 	c := newClient(t, s)

@@ -140,7 +140,7 @@ func (d *drill) owner() *syscall.Credential {
 
 func (d *drill) execute(t *testing.T, dir string, user *syscall.Credential, commands string) string {
 	t.Helper()
-	programs, err := variant{}.build()
+	programs, err := plain.build()
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -48,7 +48,7 @@ type examples struct {
 
 func newExamples(t *testing.T) *examples {
 	t.Helper()
-	x := &examples{t: t, s: newSystem(t, variant{}, 1, 1)}
+	x := &examples{t: t, s: newSystem(t, plain, 1, 1)}
 	x.c = newClient(t, x.s)
 	ann := map[string]string{"email": "ann@example.com", "password": "correct horse battery"}
 	x.c.must(http.StatusCreated, http.MethodPost, "/v1/users", ann, nil)

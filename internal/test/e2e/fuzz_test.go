@@ -73,7 +73,7 @@ type fuzzRun struct {
 func newFuzzRun(t *testing.T) *fuzzRun {
 	t.Helper()
 	f := &fuzzRun{
-		t: t, system: newSystem(t, variant{}, 1, 1), started: time.Now(), statuses: map[int]int{}, findings: map[string]int{},
+		t: t, system: newSystem(t, plain, 1, 1), started: time.Now(), statuses: map[int]int{}, findings: map[string]int{},
 		jobs: map[string]fuzzJob{}, accounts: map[string]int64{}, owners: map[string]string{},
 	}
 	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, f.system.api(0)+"/openapi.yaml", nil)

@@ -38,7 +38,7 @@ func TestSequentialClients(t *testing.T) {
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
-			s := newSystem(t, variant{}, 2, 2)
+			s := newSystem(t, plain, 2, 2)
 			c := newClient(t, s)
 			var (
 				sent    atomic.Int64
@@ -206,7 +206,7 @@ func crashPostgres(t *testing.T, s *system) {
 // Two requests with one key at the same instant, at two APIs, make one job.
 func TestOneKeyAtOnce(t *testing.T) {
 	t.Parallel()
-	s := newSystem(t, variant{}, 2, 1)
+	s := newSystem(t, plain, 2, 1)
 	c := newClient(t, s)
 	a := c.open(0)
 	const rounds = 50
@@ -243,7 +243,7 @@ func TestOneKeyAtOnce(t *testing.T) {
 // program ends well.
 func TestStopInOrder(t *testing.T) {
 	t.Parallel()
-	s := newSystem(t, variant{}, 2, 2)
+	s := newSystem(t, plain, 2, 2)
 	c := newClient(t, s)
 	a := c.open(0)
 	const connections = 32

@@ -223,7 +223,7 @@ const ageSQL = `
 // The dashboard, in a real browser: it shows the queues.
 func TestDashboard(t *testing.T) {
 	t.Parallel()
-	s := newSystem(t, variant{}, 1, 1)
+	s := newSystem(t, plain, 1, 1)
 	c := newClient(t, s)
 	a := c.open(0)
 	if _, err := c.settle(0, jobRequest{a.Number, "deposits", 5, "one"}); err != nil {
@@ -370,7 +370,7 @@ func TestStartFaults(t *testing.T) {
 // and accepts, the worker is not; without Postgres neither is.
 func TestReadiness(t *testing.T) {
 	t.Parallel()
-	s := newSystem(t, variant{}, 1, 1)
+	s := newSystem(t, plain, 1, 1)
 	c := newClient(t, s)
 	a := c.open(0)
 	check := func(when, url string, want int) {

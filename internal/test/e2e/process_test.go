@@ -102,7 +102,7 @@ type process struct {
 // start starts a program and waits until it is ready.
 func start(t testing.TB, name string, env []string) *process {
 	t.Helper()
-	return startVariant(t, variant{}, name, env)
+	return startVariant(t, plain, name, env)
 }
 
 // startVariant does the same with a program that was built in another way.
@@ -126,7 +126,7 @@ func (p *process) awaitReady() {
 
 func begin(t testing.TB, name string, env []string, args ...string) *process {
 	t.Helper()
-	return beginVariant(t, variant{}, name, env, args...)
+	return beginVariant(t, plain, name, env, args...)
 }
 
 func beginVariant(t testing.TB, v variant, name string, env []string, args ...string) *process {

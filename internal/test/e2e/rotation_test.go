@@ -71,7 +71,7 @@ type rotation struct {
 
 func newRotation(t *testing.T) *rotation {
 	t.Helper()
-	r := &rotation{system: newSystem(t, variant{}, 0, 1), balancer: newBalancer(t)}
+	r := &rotation{system: newSystem(t, plain, 0, 1), balancer: newBalancer(t)}
 	for range 2 {
 		api := start(t, "api", r.with(oldKey))
 		r.apis = append(r.apis, api)

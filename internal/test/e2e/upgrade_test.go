@@ -70,7 +70,7 @@ func newUpgrade(t *testing.T) *upgrade {
 	t.Helper()
 	// The folder of the sources is a new one each time: with -trimpath the build cache knows the packages.
 	old := variant{name: "old", source: oldSource(t), flags: []string{"-trimpath"}}
-	for _, build := range []variant{old, {}} { // before the load begins
+	for _, build := range []variant{old, plain} { // before the load begins
 		if _, err := build.build(); err != nil {
 			t.Fatal(err)
 		}
