@@ -73,7 +73,7 @@ func TestRedisCluster(t *testing.T) {
 	testenv.Eventually(t, "the master that was cut off to be a replica", func() bool { return !cluster.IsMaster(1) })
 	w.awaitAccepted(t, afterFault)
 	stopUnrefused(t, w, clients)
-	if status, body := get(t, "http://"+s.workers[0].opsAddr+"/queues/api/queues"); status != 200 || !strings.Contains(body, `"queue":"passbook:tx:`) {
+	if status, body := get(t, s.workers[0].operator()+"/queues/api/queues"); status != 200 || !strings.Contains(body, `"queue":"passbook:tx:`) {
 		t.Errorf("the dashboard answers %d %s", status, body)
 	}
 }

@@ -79,7 +79,7 @@ func TestLimits(t *testing.T) {
 			t.Errorf("%d requests were allowed, want at least %d", allowed, requests)
 		}
 		testenv.Eventually(t, "the metric to say so", func() bool {
-			_, metrics := get(t, "http://"+next.apis[0].opsAddr+"/metrics")
+			_, metrics := get(t, next.apis[0].operator()+"/metrics")
 			return strings.Contains(metrics, "passbook_limits_local 1")
 		})
 	})

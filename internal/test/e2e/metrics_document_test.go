@@ -97,7 +97,7 @@ func metricsInSources(t *testing.T) []string {
 // scrape reads the metrics of a process.
 func scrape(t *testing.T, p *process) families {
 	t.Helper()
-	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://"+p.opsAddr+"/metrics", http.NoBody)
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, p.operator()+"/metrics", http.NoBody)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -107,7 +107,7 @@ func (p *process) find(matches func(logLine) bool) (found []logLine) {
 // setLevel sets the level of a process's log.
 func (p *process) setLevel(level string) {
 	p.t.Helper()
-	req, err := http.NewRequestWithContext(p.t.Context(), http.MethodPut, "http://"+p.opsAddr+"/log/level", strings.NewReader(level))
+	req, err := http.NewRequestWithContext(p.t.Context(), http.MethodPut, p.operator()+"/log/level", strings.NewReader(level))
 	if err != nil {
 		p.t.Fatal(err)
 	}

@@ -97,7 +97,7 @@ func TestOperating(t *testing.T) {
 // checkOps checks health, metrics and profiles on the operator's ports.
 func checkOps(t *testing.T, s *system) {
 	t.Helper()
-	apiOps, workerOps := "http://"+s.apis[0].opsAddr, "http://"+s.workers[0].opsAddr
+	apiOps, workerOps := s.apis[0].operator(), s.workers[0].operator()
 	for _, url := range []string{apiOps, workerOps, s.api(0)} {
 		for _, path := range []string{"/livez", "/readyz"} {
 			if status, body := get(t, url+path); status != http.StatusOK {
@@ -230,7 +230,7 @@ func TestDashboard(t *testing.T) {
 		t.Fatal(err)
 	}
 	s.drained()
-	awaitPage(t, "http://"+s.workers[0].opsAddr+"/queues", "passbook:tx:")
+	awaitPage(t, s.workers[0].operator()+"/queues", "passbook:tx:")
 }
 
 // awaitPage looks at a page in a real browser until it shows what is wanted. On a busy
@@ -289,8 +289,8 @@ func TestMixUp(t *testing.T) {
 	}
 	s.drained()
 	said := func(p *process, state, figure string) bool {
-		_, metrics := get(t, "http://"+p.opsAddr+"/metrics")
-		status, ready := get(t, "http://"+p.opsAddr+"/readyz")
+		_, metrics := get(t, p.operator()+"/metrics")
+		status, ready := get(t, p.operator()+"/readyz")
 		return status == http.StatusOK && strings.Contains(metrics, queue.OwnerMetric+" "+figure) &&
 			(p == s.apis[0] || strings.Contains(ready, `{"name":"queues","status":"`+state+`"`))
 	}
@@ -380,7 +380,7 @@ func TestReadiness(t *testing.T) {
 			return status == want
 		})
 	}
-	workerOps := "http://" + s.workers[0].opsAddr
+	workerOps := s.workers[0].operator()
 	if err := s.redis.Kill(); err != nil {
 		t.Fatal(err)
 	}

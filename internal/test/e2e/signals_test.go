@@ -106,7 +106,7 @@ func checkNoInsert(t *testing.T, s *system, admin *pgxpool.Pool, c *client, numb
 	}
 	awaitCheck(t, worker, "applies", http.StatusServiceUnavailable)
 	testenv.Eventually(t, "the error to be counted", func() bool {
-		_, metrics := get(t, "http://"+worker.opsAddr+"/metrics")
+		_, metrics := get(t, worker.operator()+"/metrics")
 		return strings.Contains(metrics, `passbook_apply_errors_total{reason="privilege"}`) && !strings.Contains(metrics, `passbook_apply_errors_total{reason="privilege"} 0`)
 	})
 	var id, account string
@@ -136,7 +136,7 @@ func checkHanging(t *testing.T, s *system) {
 		for _, store := range []string{"postgres", "redis"} {
 			awaitCheck(t, p, store, http.StatusServiceUnavailable)
 			testenv.Eventually(t, "the metrics to say so", func() bool {
-				status, metrics := get(t, "http://"+p.opsAddr+"/metrics")
+				status, metrics := get(t, p.operator()+"/metrics")
 				return status == http.StatusOK && strings.Contains(metrics, fmt.Sprintf("passbook_store_up{store=%q} 0", store))
 			})
 		}
@@ -153,11 +153,11 @@ func checkHanging(t *testing.T, s *system) {
 func awaitCheck(t *testing.T, p *process, check string, want int) {
 	t.Helper()
 	testenv.Eventually(t, fmt.Sprintf("%s to answer %d, %q down", p.name, want, check), func() bool {
-		status, ready := get(t, "http://"+p.opsAddr+"/readyz")
+		status, ready := get(t, p.operator()+"/readyz")
 		if check == "" {
 			return status == want
 		}
-		_, metrics := get(t, "http://"+p.opsAddr+"/metrics")
+		_, metrics := get(t, p.operator()+"/metrics")
 		return status == want && strings.Contains(ready, fmt.Sprintf(`{"name":%q,"status":"down"`, check)) &&
 			strings.Contains(metrics, fmt.Sprintf("passbook_check_up{check=%q} 0", check)) &&
 			(strings.Contains(p.log(), fmt.Sprintf(`"msg":"dependency down","dependency":%q`, check)) ||
@@ -169,7 +169,7 @@ func awaitCheck(t *testing.T, p *process, check string, want int) {
 func awaitUp(t *testing.T, p *process) {
 	t.Helper()
 	testenv.Eventually(t, p.name+" to be ready", func() bool {
-		status, ready := get(t, "http://"+p.opsAddr+"/readyz")
+		status, ready := get(t, p.operator()+"/readyz")
 		return status == http.StatusOK && !strings.Contains(ready, "down")
 	})
 }

@@ -139,7 +139,7 @@ func (e *eventConn) wants(line string) {
 // used is how much memory the process has in use, in bytes. It collects what is garbage first.
 func (p *process) used() int64 {
 	p.t.Helper()
-	get(p.t, "http://"+p.opsAddr+"/debug/pprof/heap?gc=1")
+	get(p.t, p.operator()+"/debug/pprof/heap?gc=1")
 	return int64(p.metric("go_memstats_heap_inuse_bytes") + p.metric("go_memstats_stack_inuse_bytes"))
 }
 

@@ -107,7 +107,7 @@ func (u *upgrade) migrate() {
 	u.t.Helper()
 	u.end(begin(u.t, "api", u.env(), "migrate"))
 	for _, p := range append(u.apis, u.workers...) {
-		if status, body := get(u.t, "http://"+p.opsAddr+"/readyz"); status != http.StatusOK {
+		if status, body := get(u.t, p.operator()+"/readyz"); status != http.StatusOK {
 			u.t.Errorf("an old %s on the new schema: %d %s", p.name, status, body)
 		}
 	}

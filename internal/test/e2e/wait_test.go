@@ -213,7 +213,7 @@ func (p *process) acquires() float64 {
 // metric is the sum of a metric's series.
 func (p *process) metric(name string) (sum float64) {
 	p.t.Helper()
-	_, metrics := get(p.t, "http://"+p.opsAddr+"/metrics")
+	_, metrics := get(p.t, p.operator()+"/metrics")
 	for line := range strings.Lines(metrics) {
 		series, text, _ := strings.Cut(strings.TrimSpace(line), " ")
 		if bare, _, _ := strings.Cut(series, "{"); bare != name {
