@@ -95,7 +95,7 @@ func metricsInSources(t *testing.T) []string {
 }
 
 // scrape reads the metrics of a process.
-func scrape(t *testing.T, p *process) families {
+func scrape(t testing.TB, p *process) families {
 	t.Helper()
 	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, p.operator()+"/metrics", http.NoBody)
 	if err != nil {

@@ -9,7 +9,6 @@ import (
 	"net"
 	"net/http"
 	"os"
-	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -210,20 +209,11 @@ func (p *process) acquires() float64 {
 	return p.metric("passbook_postgres_pool_acquires_total")
 }
 
-// metric is the sum of a metric's series.
+// metric is the sum of the series of a gauge or counter.
 func (p *process) metric(name string) (sum float64) {
 	p.t.Helper()
-	_, metrics := get(p.t, p.operator()+"/metrics")
-	for line := range strings.Lines(metrics) {
-		series, text, _ := strings.Cut(strings.TrimSpace(line), " ")
-		if bare, _, _ := strings.Cut(series, "{"); bare != name {
-			continue
-		}
-		value, err := strconv.ParseFloat(text, 64)
-		if err != nil {
-			p.t.Fatalf("%s: %v", line, err)
-		}
-		sum += value
+	for _, metric := range scrape(p.t, p)[name].GetMetric() {
+		sum += metric.GetGauge().GetValue() + metric.GetCounter().GetValue()
 	}
 	return sum
 }
