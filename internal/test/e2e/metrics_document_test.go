@@ -43,6 +43,7 @@ func checkMetricsDocument(t *testing.T, s *system) {
 		missing = slices.DeleteFunc(missing, func(name string) bool { return api[name] != nil || worker[name] != nil })
 		return len(missing) == 0
 	})
+	checkChecks(t, api, worker)
 	path := filepath.Join(repository, "docs", "metrics.md")
 	got := metricsDocument(api, worker)
 	if *writeMetrics {
@@ -57,6 +58,22 @@ func checkMetricsDocument(t *testing.T, s *system) {
 	}
 	if !bytes.Equal(got, want) {
 		t.Errorf("%s is not what the processes show (- is the document): run make metrics\n%s", path, differences(string(want), string(got)))
+	}
+}
+
+// checkChecks checks that docs/operations.md has a line for each check that the processes show.
+func checkChecks(t *testing.T, shown ...families) {
+	t.Helper()
+	text, err := os.ReadFile(filepath.Join(repository, "docs", "operations.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, all := range shown {
+		for _, metric := range all["passbook_check_up"].GetMetric() {
+			if name := metric.GetLabel()[0].GetValue(); !strings.Contains(string(text), "\n| `"+name+"` | ") {
+				t.Errorf("docs/operations.md does not know the check %s", name)
+			}
+		}
 	}
 }
 
