@@ -148,7 +148,7 @@ func (d *drill) execute(t *testing.T, dir string, user *syscall.Credential, comm
 	cmd.Dir = dir
 	cmd.Env = []string{
 		"PATH=" + programs + ":" + d.server.Bin() + ":" + os.Getenv("PATH"), "HOME=/tmp",
-		"DATABASE_URL=" + d.url(), "BACKUPS=" + d.backups, "PGDATA=" + filepath.Join(d.server.Dir(), "data"),
+		"DATABASE_URL=" + d.url(), "BACKUPS=" + d.backups, "BASE=" + filepath.Join(d.backups, "base"), "PGDATA=" + filepath.Join(d.server.Dir(), "data"),
 		"UNTIL=" + d.until, "TARGET=" + d.target,
 	}
 	if user != nil && os.Geteuid() == 0 {
