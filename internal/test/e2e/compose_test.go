@@ -86,6 +86,9 @@ type service struct {
 	Command     []string          `yaml:"command"`
 	Entrypoint  []string          `yaml:"entrypoint"`
 	Environment map[string]string `yaml:"environment"`
+	HealthCheck struct {
+		Test []string `yaml:"test"`
+	} `yaml:"healthcheck"`
 }
 
 func newComposed(t *testing.T, file dockerfile, programs string) *composed {
@@ -245,9 +248,12 @@ func (c *composed) proxy() (url string) {
 		c.t.Fatal(err)
 	}
 	beginCommand(c.t, "haproxy", exec.Command("haproxy", "-db", "-f", changed)) //nolint:noctx // the test's end kills it
-	testenv.Eventually(c.t, "the proxy listens", func() bool {
-		conn, err := new(net.Dialer).DialContext(c.t.Context(), "tcp", address)
-		return err == nil && conn.Close() == nil
+	health := c.services["proxy"].HealthCheck.Test
+	for i := range health {
+		health[i] = strings.Replace(health[i], "127.0.0.1/8080", strings.Replace(address, ":", "/", 1), 1)
+	}
+	testenv.Eventually(c.t, "the proxy passes its health check", func() bool {
+		return exec.CommandContext(c.t.Context(), health[1], health[2:]...).Run() == nil
 	})
 	return "http://" + address
 }
