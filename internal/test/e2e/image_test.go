@@ -194,13 +194,11 @@ func newContainer(t *testing.T, d dockerfile, programs, secrets string) containe
 		t.Fatalf("the image runs as %q", d.user)
 	}
 	c.user = syscall.Credential{Uid: 65532, Gid: 65532}
-	for _, mount := range [][]string{{"mkdir", "-p", c.root + "/proc"}, {"mount", "--bind", c.root, c.root}, {"mount", "--bind", "/proc", c.root + "/proc"}, {"mount", "-o", "remount,bind,ro", c.root}} {
-		command(t, mount...)
-	}
-	t.Cleanup(func() {
-		command(t, "umount", c.root+"/proc")
-		command(t, "umount", c.root)
-	})
+	command(t, "mkdir", "-p", c.root+"/proc")
+	command(t, "mount", "--bind", c.root, c.root)
+	t.Cleanup(func() { command(t, "umount", "--recursive", c.root) }) // before the test's folder is deleted, with all that is mounted in it
+	command(t, "mount", "--bind", "/proc", c.root+"/proc")
+	command(t, "mount", "-o", "remount,bind,ro", c.root)
 	return c
 }
 
