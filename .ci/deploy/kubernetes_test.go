@@ -125,6 +125,9 @@ func TestKubernetes_Pods(t *testing.T) {
 	if len(m.deployments) != 2 || len(m.jobs) != 1 {
 		t.Fatalf("%d deployments and %d jobs", len(m.deployments), len(m.jobs))
 	}
+	if len(m.namespaces) != 1 || m.namespaces[0].Labels["pod-security.kubernetes.io/enforce"] != "restricted" {
+		t.Errorf("%d namespaces, want one of the level restricted", len(m.namespaces))
+	}
 	for _, d := range m.deployments {
 		t.Run(d.Name, func(t *testing.T) {
 			if !selects(t, d.Spec.Selector, d.Spec.Template.Labels) {
