@@ -5,7 +5,8 @@
 #   install.sh        for make run: Postgres 15 or newer, Redis
 #   install.sh test   for make test: the same, a C compiler, Chromium, curl, jq,
 #                     Prometheus
-#   install.sh deploy for make deploy-check: the same, HAProxy, openssl, systemd-analyze
+#   install.sh deploy for make deploy-files and deploy-check: the same, HAProxy,
+#                     openssl, systemd-analyze
 #
 # Where nothing is missing it does nothing. It asks for sudo only when it has to
 # install. Nothing of the system's own is stopped or configured; Debian's
