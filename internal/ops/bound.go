@@ -8,14 +8,14 @@ import (
 	"time"
 )
 
-// How many lines of one message are written. The others are counted, and one line tells their
-// number. Warnings and errors have bounds of their own, so that no flood of other lines hides them.
+// The bounds of the lines of one message. Further lines are counted, and one line reports their
+// number. Warnings and errors have separate bounds, so that a flood of other lines can't hide them.
 const (
 	linesPeriod   = time.Second // for lines below slog.LevelWarn
 	maxLines      = 100
 	warningPeriod = 10 * time.Second // for warnings and errors
 	maxWarnings   = 10
-	// debugShare is how many times as much is written at slog.LevelDebug.
+	// debugShare multiplies the bounds while the logger's level is slog.LevelDebug.
 	debugShare = 10
 	// maxMessages is how many messages have bounds of their own. All others share one.
 	maxMessages = 1000
@@ -24,13 +24,13 @@ const (
 // bound bounds the lines of one message.
 type bound struct {
 	message string
-	level   slog.Level // of the line that tells how many were left out
+	level   slog.Level // of the line that reports how many were left out
 	lines   slog.Handler
 	most    uint64
 	period  time.Duration
 
 	window atomic.Uint64 // the number of the period in the upper half, its lines in the lower
-	left   atomic.Int64  // lines that were not written and not told yet
+	left   atomic.Int64  // lines that were left out and not reported yet
 }
 
 func newBound(level slog.Level, message string, lines slog.Handler) *bound {
@@ -40,9 +40,9 @@ func newBound(level slog.Level, message string, lines slog.Handler) *bound {
 	return &bound{message: message, level: level, lines: lines, most: maxLines, period: linesPeriod}
 }
 
-// take reports whether a line may be written now, where the logger has the level at. A line that may
-// not costs some nanoseconds. The first of them in a period starts the timer of the line that tells
-// their number; a crash before that loses the number.
+// take returns whether a line may be written now; at is the logger's level. A refusal costs some
+// nanoseconds. The first refusal of a period starts a timer for report; a crash before that loses
+// the number.
 func (b *bound) take(now time.Time, at slog.Level) bool {
 	most := b.most
 	if at <= slog.LevelDebug {
@@ -52,34 +52,34 @@ func (b *bound) take(now time.Time, at slog.Level) bool {
 	period := uint64(now.UnixNano() / int64(b.period)) //nolint:gosec // after 1970
 	for {
 		was := b.window.Load()
-		begun, n := was>>32, was&count
-		if begun < period { // a clock that goes back stays in the later period
-			begun, n = period, 0
+		current, n := was>>32, was&count
+		if current < period { // if the clock goes back, the later period goes on
+			current, n = period, 0
 		}
 		if n > most {
 			b.left.Add(1)
 			return false
 		}
-		if !b.window.CompareAndSwap(was, begun<<32|n+1) {
+		if !b.window.CompareAndSwap(was, current<<32|n+1) {
 			continue
 		}
 		if n == most {
 			b.left.Add(1)
-			time.AfterFunc(b.period, b.tell)
+			time.AfterFunc(b.period, b.report)
 		}
 		return n < most
 	}
 }
 
-// tell writes how many lines were left out.
-func (b *bound) tell() {
+// report writes how many lines were left out.
+func (b *bound) report() {
 	left := b.left.Swap(0)
 	if left == 0 || !b.lines.Enabled(context.Background(), b.level) {
 		return
 	}
 	line := slog.NewRecord(time.Now(), b.level, "lines left out", 0)
 	line.AddAttrs(slog.String("of", b.message), slog.Int64("lines", left))
-	_ = b.lines.Handle(context.Background(), line) // no other place to tell it
+	_ = b.lines.Handle(context.Background(), line) // an error of the log can't be logged
 }
 
 // bounds are the bounds of a logger's messages.
@@ -118,8 +118,8 @@ func (b *bounds) of(level slog.Level, message string) *bound {
 	return known.(*bound)
 }
 
-// Lines are the lines of a message that comes for each request or job. Ask May before making the
-// attributes of a line, so that a line that is not written costs next to nothing.
+// Lines writes the lines of a message that comes with each request or job. The caller asks May
+// before it makes the attributes, so that a line that is left out costs next to nothing.
 type Lines struct {
 	log     *slog.Logger // writes without a further bound
 	message string
@@ -127,7 +127,7 @@ type Lines struct {
 	lines, warnings *bound
 }
 
-// NewLines returns the lines of a message.
+// NewLines returns the Lines of a message.
 func NewLines(log *slog.Logger, message string) *Lines {
 	if bounded, ok := log.Handler().(*handler); ok {
 		log = slog.New(bounded.lines)
@@ -138,7 +138,7 @@ func NewLines(log *slog.Logger, message string) *Lines {
 	}
 }
 
-// May reports whether a line of the level may be written now. Where it may, Write must follow.
+// May returns whether a line of the level may be written now. If it may, the caller must call Write.
 func (l *Lines) May(ctx context.Context, level slog.Level) bool {
 	if !l.log.Enabled(ctx, level) {
 		return false
@@ -153,7 +153,7 @@ func (l *Lines) May(ctx context.Context, level slog.Level) bool {
 	return l.lines.take(time.Now(), at)
 }
 
-// IsDebug reports whether lines say all they can.
+// IsDebug returns whether the log has the level debug, at which lines have more attributes.
 func (l *Lines) IsDebug(ctx context.Context) bool { return l.log.Enabled(ctx, slog.LevelDebug) }
 
 // Write writes a line.

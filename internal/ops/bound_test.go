@@ -12,7 +12,7 @@ import (
 	"github.com/passbook/passbook/internal/ops"
 )
 
-// A message that comes too often is written up to a bound, and one line tells the rest.
+// A message that comes too often is written up to a bound, and one line reports how many were left out.
 func TestLinesAreBounded(t *testing.T) {
 	for name, test := range map[string]struct {
 		level  slog.Level // of the logger
@@ -42,7 +42,7 @@ func TestLinesAreBounded(t *testing.T) {
 					t.Errorf("%d lines, want %d", n, 2*test.lines)
 				}
 				if n := out.count(`"msg":"lines left out","of":"again","lines":7`); n != 2 {
-					t.Errorf("told %d times, want twice:\n%s", n, out.last())
+					t.Errorf("%d lines report lines left out, want 2:\n%s", n, out.last())
 				}
 				if out.count("another message") != 1 {
 					t.Error("another message is lost")
@@ -66,7 +66,7 @@ func TestMessagesAreBounded(t *testing.T) {
 			t.Errorf("%d lines, want those of 1000 messages and 100 others", n)
 		}
 		if out.count(`"of":"other messages","lines":1900`) != 1 {
-			t.Error("the others are not told")
+			t.Error("no line reports the lines of other messages that were left out")
 		}
 	})
 }
@@ -91,7 +91,7 @@ func TestLines(t *testing.T) {
 		time.Sleep(10 * time.Second)
 		synctest.Wait()
 		if out.count(`"lines":400`) != 1 || out.count(`"lines":490`) != 1 {
-			t.Errorf("not told:\n%s", out.last())
+			t.Errorf("no line reports the lines left out:\n%s", out.last())
 		}
 	})
 }

@@ -7,8 +7,8 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 )
 
-// Gauge is a gauge that is known for a while after each Set. After that /metrics does not show it: an
-// alert can't mistake an old value for a good one, and absent() finds that the value is unknown.
+// Gauge is a gauge whose value counts for some time after each Set. After that /metrics leaves it out.
+// So an alert never reads an old value, and absent() detects that the value is unknown.
 type Gauge struct {
 	desc  *prometheus.Desc
 	lasts time.Duration
@@ -18,12 +18,12 @@ type Gauge struct {
 	until time.Time // the value is unknown from then on; zero before the first Set
 }
 
-// NewGauge makes a gauge whose values are known for the duration lasts.
+// NewGauge makes a gauge whose values count for the duration lasts.
 func NewGauge(name, help string, lasts time.Duration) *Gauge {
 	return &Gauge{desc: prometheus.NewDesc(name, help, nil, nil), lasts: lasts}
 }
 
-// Set sets the value, which was read just now.
+// Set sets the value, which the caller has just read.
 func (g *Gauge) Set(value float64) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -42,7 +42,7 @@ func (g *Gauge) Collect(metrics chan<- prometheus.Metric) {
 	}
 }
 
-// conditionGauge is 1 or 0 by what a function says at the scrape, or absent.
+// conditionGauge calls a function at each scrape, and is 1, 0 or absent by its result.
 type conditionGauge struct {
 	desc *prometheus.Desc
 	read func() (isTrue, isKnown bool)

@@ -10,7 +10,7 @@ import (
 const timeForm = "2006-01-02T15:04:05.000000Z"
 
 // NewLogger returns a logger that writes one line an entry, as JSON or as key=value text. It bounds
-// the lines of each message. The operator's port changes its level.
+// the lines of each message. The operator's port can change its level.
 func NewLogger(w io.Writer, level slog.Level, json bool) *slog.Logger {
 	h := &handler{level: new(slog.LevelVar), bounds: new(bounds)}
 	h.level.Set(level)
@@ -32,7 +32,7 @@ func formatTimes(_ []string, attr slog.Attr) slog.Attr {
 
 // handler is the slog.Handler of NewLogger.
 type handler struct {
-	lines  slog.Handler // writes what passes
+	lines  slog.Handler // writes the lines within the bounds
 	level  *slog.LevelVar
 	bounds *bounds
 }

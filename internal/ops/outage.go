@@ -8,18 +8,17 @@ import (
 )
 
 const (
-	// outageAfter is for how long calls fail until a line says so: one that fails by itself is none.
+	// outageAfter is how long calls must fail before the log says so. A single failure is no outage.
 	outageAfter = 500 * time.Millisecond
 	// outageReminder is the pause between two lines about one outage.
 	outageReminder = 30 * time.Second
-	// outageCalm is for how long no call has failed when an outage is over. It is longer than the
-	// pause between the calls that each process makes at rest, so that a Redis which answers reads
-	// and refuses writes does not come and go.
+	// outageCalm is how long no call may fail before an outage is over. An idle process writes to
+	// Redis more often than that. So a Redis that answers reads and refuses writes stays away.
 	outageCalm = 3 * time.Second
 )
 
-// Outage follows the calls to one dependency. It logs when the dependency goes away, reminds of it,
-// and logs when it is back, however many calls fail meanwhile. A nil Outage does nothing.
+// Outage follows the calls to one dependency. It logs the begin and the end of an outage, and a
+// reminder while it lasts, however many calls fail. A nil Outage does nothing.
 type Outage struct {
 	log                   *slog.Logger
 	dependency, meanwhile string
@@ -28,21 +27,21 @@ type Outage struct {
 
 	mu          sync.Mutex // guards the fields below
 	began, last time.Time  // the first and the last failure
-	told        time.Time  // the last line; zero for none
+	logged      time.Time  // the last line about this outage; zero for none
 	failures    int
 	host        string
 	settling    bool // a timer runs for settle
 }
 
-// NewOutage returns an Outage of a dependency; meanwhile says what the process does without it.
+// NewOutage returns an Outage of a dependency. meanwhile describes what the process does without it.
 func NewOutage(log *slog.Logger, dependency, meanwhile string) *Outage {
 	return &Outage{log: log, dependency: dependency, meanwhile: meanwhile}
 }
 
-// IsFailing reports whether calls fail, so that what depends on them need not say so too.
+// IsFailing returns whether calls fail. Code that uses the dependency then need not log that too.
 func (o *Outage) IsFailing() bool { return o != nil && o.failing.Load() }
 
-// Note notes the result of a call to host: the error of a dependency that does not serve, or nil.
+// Note records the result of a call to host: nil, or the error of a dependency that does not serve.
 func (o *Outage) Note(host string, err error) {
 	switch {
 	case o == nil:
@@ -58,23 +57,23 @@ func (o *Outage) failed(host string, err error) {
 	defer o.mu.Unlock()
 	now := time.Now()
 	if !o.failing.Swap(true) {
-		o.began, o.told, o.failures = now, time.Time{}, 0
+		o.began, o.logged, o.failures = now, time.Time{}, 0
 	}
 	o.last, o.host = now, host
 	o.failures++
 	switch {
-	case o.told.IsZero() && now.Sub(o.began) >= outageAfter:
+	case o.logged.IsZero() && now.Sub(o.began) >= outageAfter:
 		o.log.Warn("dependency away", "dependency", o.dependency, "host", host, "meanwhile", o.meanwhile, "error", err)
-	case !o.told.IsZero() && now.Sub(o.told) >= outageReminder:
+	case !o.logged.IsZero() && now.Sub(o.logged) >= outageReminder:
 		o.log.Warn("dependency still away", "dependency", o.dependency, "host", host, "meanwhile", o.meanwhile,
 			"since", o.began, "failures", o.failures, "error", err)
 	default:
 		return
 	}
-	o.told = now
+	o.logged = now
 }
 
-// succeeded has settle called once outageCalm has passed.
+// succeeded starts a timer that calls settle after outageCalm.
 func (o *Outage) succeeded() {
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -93,7 +92,7 @@ func (o *Outage) settle() {
 		return
 	}
 	o.failing.Store(false)
-	if !o.told.IsZero() {
+	if !o.logged.IsZero() {
 		o.log.Info("dependency back", "dependency", o.dependency, "host", o.host,
 			"away_seconds", o.last.Sub(o.began).Seconds(), "failures", o.failures)
 	}

@@ -17,11 +17,11 @@ const (
 	probeEvery = 2 * time.Second
 	// probeTimeout bounds a probe. With probeEvery it bounds how long a fault stays unseen: 4 s.
 	probeTimeout = 2 * time.Second
-	// resultLasts is how long a result counts if no other follows: the probe hangs, or the process was
-	// stopped.
+	// resultLasts is how long a result counts if no newer one follows, because the probe hangs or the
+	// process was suspended.
 	resultLasts = 30 * time.Second
-	// sayDownEvery is the pause between two log entries about a dependency that stays down.
-	sayDownEvery = time.Minute
+	// logDownEvery is the pause between two log lines about a dependency that stays down.
+	logDownEvery = time.Minute
 )
 
 // Check is the check of one dependency.
@@ -29,7 +29,7 @@ type Check struct {
 	Name     string
 	Required bool // without it the process is not ready
 	Store    bool // passbook_store_up shows it
-	// Outage follows the calls to the dependency. While they fail, it tells so in the log, and the check
+	// Outage follows the calls to the dependency. While they fail, the Outage logs that, and the check
 	// does not. Nil for none.
 	Outage *Outage
 
@@ -55,15 +55,15 @@ type Dependency struct {
 	Required bool   `json:"required"`
 }
 
-// Checks probe the dependencies of a process in the background. So /readyz and /metrics answer at once,
-// whatever hangs, and requests to them cost the dependencies nothing.
+// Checks probes the dependencies of a process in the background. So /readyz and /metrics answer at
+// once even if a dependency hangs, and requests to them cost the dependencies nothing.
 //
-// They are a prometheus.Collector: passbook_check_up of each check, and passbook_store_up of the stores.
+// It is a prometheus.Collector: passbook_check_up of each check, and passbook_store_up of the stores.
 type Checks struct {
 	all []*probed
 }
 
-// NewChecks makes checks; Probe or Run must follow. Until then each dependency counts as down.
+// NewChecks makes Checks. Each dependency counts as down until Probe or Run has probed it.
 func NewChecks(log *slog.Logger, checks ...Check) *Checks {
 	c := new(Checks)
 	for _, check := range checks {
@@ -77,7 +77,7 @@ func (c *Checks) Probe(ctx context.Context) {
 	c.each(func(p *probed) { p.probe(ctx) })
 }
 
-// Run probes all dependencies again and again until ctx ends. One that hangs delays no other.
+// Run probes each dependency every probeEvery until ctx ends. One that hangs delays no other.
 func (c *Checks) Run(ctx context.Context) error {
 	c.each(func(p *probed) { p.run(ctx) })
 	return nil
@@ -143,11 +143,11 @@ type probed struct {
 	Check
 	log *slog.Logger
 
-	mu       sync.Mutex // guards the fields below
-	last     error
-	at       time.Time // of the last result; zero before the first
-	downFrom time.Time // zero while it is up
-	saidAt   time.Time // when the log said last that it is down; zero for not since it was up
+	mu        sync.Mutex // guards the fields below
+	last      error
+	at        time.Time // of the last result; zero before the first
+	downSince time.Time // zero while it is up
+	loggedAt  time.Time // of the last line about it being down; zero if none since it was up
 }
 
 func (p *probed) run(ctx context.Context) {
@@ -164,31 +164,31 @@ func (p *probed) run(ctx context.Context) {
 func (p *probed) probe(ctx context.Context) {
 	limited, cancel := context.WithTimeout(ctx, probeTimeout)
 	defer cancel()
-	if err := p.Probe(limited); ctx.Err() == nil { // otherwise the process ends, and the error says nothing
+	if err := p.Probe(limited); ctx.Err() == nil { // otherwise the process stops, and err is not the dependency's
 		p.record(err)
 	}
 }
 
-// record keeps a result. The log says when the dependency goes down, each sayDownEvery while it stays
-// down, and when it is up again; not where the Outage says so.
+// record keeps a result. It logs when the dependency goes down, every logDownEvery while it stays down,
+// and when it is up again. It logs nothing while the Outage reports that.
 func (p *probed) record(err error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	now := time.Now()
 	p.last, p.at = err, now
 	if err == nil {
-		if !p.saidAt.IsZero() {
-			p.log.Info("dependency up again", "dependency", p.Name, "down_for", now.Sub(p.downFrom).Round(time.Millisecond).String())
+		if !p.loggedAt.IsZero() {
+			p.log.Info("dependency up again", "dependency", p.Name, "down_for", now.Sub(p.downSince).Round(time.Millisecond).String())
 		}
-		p.downFrom, p.saidAt = time.Time{}, time.Time{}
+		p.downSince, p.loggedAt = time.Time{}, time.Time{}
 		return
 	}
-	if p.downFrom.IsZero() {
-		p.downFrom = now
+	if p.downSince.IsZero() {
+		p.downSince = now
 	}
-	if !p.Outage.IsFailing() && now.Sub(p.saidAt) >= sayDownEvery {
+	if !p.Outage.IsFailing() && now.Sub(p.loggedAt) >= logDownEvery {
 		p.log.Warn("dependency down", "dependency", p.Name, "required", p.Required, "error", err)
-		p.saidAt = now
+		p.loggedAt = now
 	}
 }
 

@@ -24,7 +24,7 @@ const (
 	headerTimeout  = 5 * time.Second
 	answerTimeout  = 30 * time.Second // pprof adds the seconds of a profile
 	idleTimeout    = time.Minute
-	metricsTimeout = 10 * time.Second // no collector asks a store, so only a busy machine takes long
+	metricsTimeout = 10 * time.Second // no collector asks a store, so only a busy machine is slow
 	maxHeader      = 16 << 10         // bytes
 	maxBody        = 1 << 20          // bytes
 	maxScrapes     = 4                // at once
@@ -34,8 +34,8 @@ const (
 type Config struct {
 	Addr  string // host:port; OPS_ADDR
 	Token string // required for everything but health; empty for no token
-	// ReadToken is enough for metrics and for looking at what is under QueuesPath; empty for none. Where
-	// it is set and Token is not, no request may do the rest.
+	// ReadToken allows only to read the metrics and what is under QueuesPath; empty for none. If it is
+	// set and Token is empty, all other requests are refused.
 	ReadToken string
 	Hosts     []string // host names that requests may use beside loopback ones; OPS_HOSTS
 	Registry  *prometheus.Registry

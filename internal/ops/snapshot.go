@@ -9,12 +9,12 @@ import (
 )
 
 const (
-	// lookEvery is the pause between two looks of a Snapshot. A look that took long is followed by a
-	// pause that is lookShare times as long, so that looks take a twentieth of the time at most.
-	lookEvery = 5 * time.Second
-	lookShare = 19
-	// lookLasts is how many pauses a look's metrics are shown for, unless the next look replaces them.
-	lookLasts = 3
+	// collectEvery is the pause between two collections of a Snapshot. After a long collection the
+	// pause is collectShare times as long as it, so that collections take 5 % of the time at most.
+	collectEvery = 5 * time.Second
+	collectShare = 19
+	// collectionLasts is for how many pauses the metrics are shown if no newer ones replace them.
+	collectionLasts = 3
 )
 
 // Snapshot shows the metrics of a collector that asks a store. The collector asks in the background, so
@@ -46,23 +46,23 @@ func (s *Snapshot) Collect(metrics chan<- prometheus.Metric) {
 	}
 }
 
-// Run looks again and again until ctx ends. It does not wait for a look that hangs then: the collector
-// takes no context, and ends once the client of its store is closed.
+// Run collects again and again until ctx ends. It then does not wait for a collection that hangs:
+// the collector takes no context, and ends once the client of its store is closed.
 func (s *Snapshot) Run(ctx context.Context) error {
 	for {
 		began := time.Now()
-		looked := make(chan struct{})
+		collected := make(chan struct{})
 		go func() {
-			defer close(looked)
-			s.look()
+			defer close(collected)
+			s.collect()
 		}()
 		select {
-		case <-looked:
+		case <-collected:
 		case <-ctx.Done():
 			return nil
 		}
-		pause := max(lookEvery, lookShare*time.Since(began))
-		s.keep(lookLasts * pause)
+		pause := max(collectEvery, collectShare*time.Since(began))
+		s.keep(collectionLasts * pause)
 		select {
 		case <-time.After(pause):
 		case <-ctx.Done():
@@ -71,8 +71,8 @@ func (s *Snapshot) Run(ctx context.Context) error {
 	}
 }
 
-// look replaces the metrics with those that inner has now.
-func (s *Snapshot) look() {
+// collect replaces the metrics with those that inner has now.
+func (s *Snapshot) collect() {
 	collected := make(chan prometheus.Metric)
 	go func() {
 		defer close(collected)

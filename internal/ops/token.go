@@ -12,9 +12,8 @@ import (
 const QueuesPath = "/queues"
 
 // requireToken passes on requests with the token: as a bearer token or, for browsers, as the password
-// of Basic authentication with any user name. Requests with the readToken it passes on where they only
-// look at the metrics or at the dashboard. An empty token is none; with no token at all it passes on
-// every request.
+// of Basic authentication with any user name. With readToken it passes on only requests that read the
+// metrics or the dashboard. An empty token matches no request; without any token all pass.
 func requireToken(token, readToken string, next http.Handler) http.Handler {
 	if token == "" && readToken == "" {
 		return next
@@ -24,10 +23,10 @@ func requireToken(token, readToken string, next http.Handler) http.Handler {
 		switch {
 		case isToken(given, token):
 			next.ServeHTTP(w, r)
-		case isToken(given, readToken) && !looks(r):
-			http.Error(w, "OPS_READ_TOKEN opens the metrics, and the dashboard to look at; this takes OPS_TOKEN", http.StatusForbidden)
+		case isToken(given, readToken) && !onlyReads(r):
+			http.Error(w, "OPS_READ_TOKEN allows only to read the metrics and the dashboard; this request needs OPS_TOKEN", http.StatusForbidden)
 		case isToken(given, readToken):
-			next.ServeHTTP(w, r.WithContext(context.WithValue(r.Context(), lookingKey{}, true)))
+			next.ServeHTTP(w, r.WithContext(context.WithValue(r.Context(), readTokenKey{}, true)))
 		default:
 			w.Header().Add("WWW-Authenticate", `Bearer realm="passbook"`)
 			w.Header().Add("WWW-Authenticate", `Basic realm="passbook", charset="UTF-8"`)
@@ -36,18 +35,18 @@ func requireToken(token, readToken string, next http.Handler) http.Handler {
 	})
 }
 
-// looks is true for a request that OPS_READ_TOKEN is enough for.
-func looks(r *http.Request) bool {
+// onlyReads is true for a request that OPS_READ_TOKEN allows.
+func onlyReads(r *http.Request) bool {
 	path := r.URL.Path
 	return (r.Method == http.MethodGet || r.Method == http.MethodHead) &&
 		(path == "/metrics" || path == QueuesPath || strings.HasPrefix(path, QueuesPath+"/"))
 }
 
-type lookingKey struct{}
+type readTokenKey struct{}
 
 // MayOnlyLook is true for a request that came with OPS_READ_TOKEN.
 func MayOnlyLook(r *http.Request) bool {
-	only, _ := r.Context().Value(lookingKey{}).(bool)
+	only, _ := r.Context().Value(readTokenKey{}).(bool)
 	return only
 }
 

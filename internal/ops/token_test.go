@@ -9,7 +9,7 @@ import (
 
 const readToken = "fedcba9876543210"
 
-// OPS_READ_TOKEN opens the metrics, and the dashboard to look at, and nothing else.
+// OPS_READ_TOKEN allows to read the metrics and the dashboard, and nothing else.
 func TestReadToken(t *testing.T) {
 	extra := map[string]http.Handler{
 		ops.QueuesPath: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {

@@ -24,18 +24,18 @@ const (
 	traceLogPause = time.Minute
 )
 
-// TraceConfig says where traces go, and which. The OpenTelemetry library reads further standard
-// variables by itself.
+// TraceConfig says which requests are traced, and where the traces are sent. The OpenTelemetry library
+// reads further standard variables itself.
 type TraceConfig struct {
 	Endpoint string // an http:// or https:// URL of an OTLP collector; empty for no traces
 	Sampler  string // as OTEL_TRACES_SAMPLER names it
 	Ratio    float64
-	Service  string // unless OTEL_SERVICE_NAME has another name
+	Service  string // the service's name, unless OTEL_SERVICE_NAME is set
 }
 
-// NewTracer returns what makes the process's spans, and what sends the last of them; both nil where
-// no endpoint is set. Spans are sent in the background. While the collector is away they are dropped
-// beyond a bound, and nothing waits for it.
+// NewTracer returns the process's tracer, and a function that sends its last spans; both are nil if no
+// endpoint is set. Spans are sent in the background. While the collector is away, spans beyond a
+// bound are dropped, and no request waits.
 func NewTracer(ctx context.Context, cfg TraceConfig, log *slog.Logger) (trace.Tracer, func(), error) {
 	if cfg.Endpoint == "" {
 		return nil, func() {}, nil

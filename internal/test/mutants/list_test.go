@@ -333,7 +333,7 @@ var mutations = []mutation{
 	},
 	{
 		"the token that looks changes queues", owned,
-		[]edit{{opsTokens, `&& !looks(r):`, `&& false:`}},
+		[]edit{{opsTokens, `&& !onlyReads(r):`, `&& false:`}},
 		[]string{"-run=^TestReadToken$ ./internal/ops"},
 	},
 	{
@@ -1432,7 +1432,7 @@ var mutations = []mutation{
 	},
 	{
 		"each failed call has a line", observed,
-		[]edit{{outages, `case o.told.IsZero() && now.Sub(o.began) >= outageAfter:`, `case now.Sub(o.began) >= outageAfter:`}},
+		[]edit{{outages, `case o.logged.IsZero() && now.Sub(o.began) >= outageAfter:`, `case now.Sub(o.began) >= outageAfter:`}},
 		[]string{"-run=^TestOutage$ ./internal/ops"},
 	},
 	{
