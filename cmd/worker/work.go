@@ -59,7 +59,7 @@ func work(ctx context.Context, cfg config.Process, log *slog.Logger) error {
 		IsRedisAway: process.Observed.Redis.IsFailing, Paused: counts.Paused,
 	})
 	registry.MustRegister(ops.ConditionGauge("passbook_extra_queues",
-		"1 while this worker serves queues of more partitions than its QUEUE_PARTITIONS, else 0; absent while Redis does not say.", queues.HasExtraQueues))
+		"1 while this worker serves queues of more partitions than its QUEUE_PARTITIONS, else 0; absent while Redis can't be read.", queues.HasExtraQueues))
 
 	verifier := worker.NewVerifier(pool, queue.NewShared(process.Redis, process.Queues, "verification"), registry, log)
 	board, err := dashboard.New(dashboard.Config{

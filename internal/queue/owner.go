@@ -19,7 +19,7 @@ const ownerEvery = 2 * time.Second
 // The metric of both processes.
 const (
 	OwnerMetric = "passbook_queues_of_another_installation"
-	OwnerHelp   = "1 while another installation uses the queues, under the same prefix on the same Redis, else 0; absent while Redis does not say."
+	OwnerHelp   = "1 while another installation uses the queues, under the same prefix on the same Redis, else 0; absent while Redis can't be read."
 )
 
 // ErrOtherInstallation is returned where another installation owns the queues. The sweep

@@ -40,10 +40,10 @@ type sharedApplier interface {
 // account applies them, or the sweep's task does.
 func (w *Worker) Apply(ctx context.Context, jobs []queue.Notification) (remaining, troubled []queue.Notification, err error) {
 	failpoint.Hit(failpoint.TaskReceived)
-	w.traces.note(jobs) //nolint:contextcheck // the trace is the headers', not the task's context
+	w.traces.remember(jobs) //nolint:contextcheck // the trace comes from the notifications, not from the task's context
 	jobs = queue.Merge(jobs)
 	batch := w.batcher.apply(ctx, toDue(jobs))
-	w.record(batch.applied) //nolint:contextcheck // it is recorded, whatever ends the context
+	w.record(batch.applied) //nolint:contextcheck // the jobs are recorded even if the context has ended
 	remaining = stillDue(jobs, batch.remaining)
 	retried, first := splitTroubled(batch.troubled)
 	retriedJobs := stillDue(jobs, retried)
@@ -51,7 +51,7 @@ func (w *Worker) Apply(ctx context.Context, jobs []queue.Notification) (remainin
 	for _, one := range retriedJobs {
 		more, oneErr := w.applyOne(ctx, one, max(maxBatchJobs/len(retriedJobs), 1))
 		if err := first[one.JobID]; oneErr == nil && !postgres.IsDataFault(err) && !errors.Is(err, ledger.ErrJobNotFound) {
-			w.applyFailed(one, err) // the second try got through; otherwise applyOne has said why not
+			w.applyFailed(one, err) // the first error; applyOne has logged an error of the second try
 		}
 		switch {
 		case errors.Is(oneErr, queue.ErrUnknownJob):
@@ -109,7 +109,7 @@ func (w *Worker) applyOne(ctx context.Context, one queue.Notification, limit int
 			return false, fmt.Errorf("%w: %w", queue.ErrUnknownJob, err)
 		}
 		if err != nil {
-			w.health.noteFault(err)
+			w.health.recordFault(err)
 			w.applyFailed(one, err)
 		}
 		switch {
@@ -143,9 +143,9 @@ func (w *Worker) record(applied []ledger.Applied) {
 			w.jobFailed(job)
 		}
 	}
-	w.health.noteApplied()
+	w.health.recordApplied()
 	w.cfg.Metrics.finished(applied, w.traces.idOf)
-	w.tellFinished(applied)
+	w.reportFinished(applied)
 	w.cfg.Publisher.Publish(finished)
 }
 

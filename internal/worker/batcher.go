@@ -15,8 +15,8 @@ import (
 // batch may be waiting for an account's lock or for a standby, and the others need not wait too.
 const slowBatch = 50 * time.Millisecond
 
-// enoughBeside is how many accounts must be due for a batch to begin beside another one. Fewer wait
-// for its end: two small batches cost Postgres and the worker more than one that is larger.
+// enoughBeside is how many accounts must be due to start a second batch while one runs. Fewer wait
+// until that batch ends: two small batches cost Postgres and the worker more than one larger batch.
 const enoughBeside = 16
 
 // batcher puts the due jobs of several partitions into one batch, so that they use the same
@@ -55,7 +55,7 @@ func (b *batcher) apply(ctx context.Context, due []ledger.Due) *part {
 	b.mu.Lock()
 	b.waiting = append(b.waiting, mine)
 	b.mu.Unlock()
-	runtime.Gosched()                   // other partitions that have taken their notifications share the batch
+	runtime.Gosched()                   // lets other partitions add the notifications that they have taken
 	b.begin(context.WithoutCancel(ctx)) // the other parts may have later deadlines
 	<-mine.done
 	return mine
@@ -72,7 +72,7 @@ func (b *batcher) begin(ctx context.Context) {
 	}
 }
 
-// mayBegin reports whether another batch may run now. Its caller holds the lock.
+// mayBegin returns whether another batch may run now. Its caller holds the lock.
 func (b *batcher) mayBegin() bool {
 	if b.running == 0 {
 		return len(b.waiting) > 0

@@ -67,7 +67,7 @@ func (w *Worker) applyDirectly(ctx context.Context, until time.Time, accounts []
 	}
 	jobs, err := w.cfg.Backlog.Unlocked(ctx, accounts)
 	if err != nil {
-		w.seldom.warn("find", "sweep could not find jobs of stalled accounts", "error", err)
+		w.warner.warn("find", "sweep could not find jobs of stalled accounts", "error", err)
 		return
 	}
 	w.cfg.Metrics.applies.Add(float64(len(jobs)))
@@ -82,7 +82,7 @@ func (w *Worker) applyDirectly(ctx context.Context, until time.Time, accounts []
 		err = cmp.Or(err, batchErr)
 	}
 	if err != nil && ctx.Err() == nil {
-		w.seldom.warn("apply", "sweep could not apply a stalled account", "error", err)
+		w.warner.warn("apply", "sweep could not apply a stalled account", "error", err)
 	}
 	failpoint.Hit(failpoint.DirectApplied)
 }

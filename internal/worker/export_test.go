@@ -47,7 +47,7 @@ func (v *Verifier) Step(ctx context.Context) time.Duration { return v.step(ctx) 
 func (v *Verifier) Round() ledger.Round { return v.state.Round }
 
 // EndRest lets the next round begin.
-func (v *Verifier) EndRest() { v.restedAt = time.Time{} }
+func (v *Verifier) EndRest() { v.nextRoundAt = time.Time{} }
 
 // SliceOf makes the next slice one of so many rows.
 func (v *Verifier) SliceOf(rows int) { v.rows = rows }

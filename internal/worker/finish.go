@@ -9,10 +9,10 @@ import (
 	"github.com/passbook/passbook/internal/ledger"
 )
 
-// tellFinished writes the line of each job, and the spans of those that are traced. Their ends are
-// flushed: neither a log nor a trace shows an outcome that a crash of Postgres could still undo.
-func (w *Worker) tellFinished(applied []ledger.Applied) {
-	ctx := context.Background() // a line is written, whatever ends the batch's context
+// reportFinished writes a log line for each job, and the spans of the traced ones. The jobs' ends are
+// flushed, so neither log nor trace shows an outcome that a crash of Postgres could still undo.
+func (w *Worker) reportFinished(applied []ledger.Applied) {
+	ctx := context.Background() // the line is written even if the batch's context has ended
 	for _, job := range applied {
 		parent := w.traces.take(job.JobID)
 		if w.lines.May(ctx, slog.LevelInfo) {
@@ -24,7 +24,7 @@ func (w *Worker) tellFinished(applied []ledger.Applied) {
 	}
 }
 
-// writeFinished writes the line of a job.
+// writeFinished writes the log line of a job.
 func (w *Worker) writeFinished(ctx context.Context, job ledger.Applied, parent traced) {
 	attrs := []slog.Attr{
 		slog.String("job_id", job.JobID.String()), slog.Int64("account_id", job.AccountID),
@@ -43,7 +43,7 @@ func (w *Worker) writeFinished(ctx context.Context, job ledger.Applied, parent t
 	w.lines.Write(ctx, slog.LevelInfo, attrs...)
 }
 
-// attributesOf are those of a job's spans.
+// attributesOf returns the attributes of a job's spans.
 func attributesOf(job ledger.Applied) []attribute.KeyValue {
 	return []attribute.KeyValue{
 		attribute.String("passbook.job.id", job.JobID.String()), attribute.Int64("passbook.account.id", job.AccountID),

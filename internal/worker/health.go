@@ -16,26 +16,25 @@ const (
 	// faultLasts is how long an error of an apply counts if no apply succeeds. While jobs are queued,
 	// the next attempt follows within a few seconds.
 	faultLasts = 30 * time.Second
-	// sweepLate is how old the last sweep may be. A sweep of a long backlog, which then applies accounts
-	// itself, takes less.
-	sweepLate = time.Minute
+	// maxSweepAge is how old the last sweep may be. Even a sweep that reads a long backlog and applies
+	// accounts itself takes less.
+	maxSweepAge = time.Minute
 )
 
-// health is what the worker knows of its own work: whether applies get through Postgres, and when the
-// last sweep was.
+// health records whether Postgres lets the worker apply jobs, and when the last sweep was.
 type health struct {
 	mu      sync.Mutex // guards the fields below
 	fault   error      // of the last apply, if it concerns every account; nil after an apply that finished a job
 	faultAt time.Time
-	sweptAt time.Time // or when the worker was made
+	sweptAt time.Time // the last sweep; before the first, when the worker was made
 }
 
-// concernAll are the reasons that concern the jobs of every account.
+// concernAll has the reasons that concern the jobs of every account.
 var concernAll = map[postgres.Reason]bool{
 	postgres.Privilege: true, postgres.ReadOnly: true, postgres.Connection: true, postgres.Resources: true, postgres.Function: true,
 }
 
-// applyFailed counts the error of an attempt to apply the notification's account by its reason, and
+// applyFailed counts an error of an attempt to apply the notification's account by its reason, and
 // logs it. The logger bounds the lines.
 func (w *Worker) applyFailed(n queue.Notification, err error) {
 	reason := postgres.ReasonOf(err)
@@ -65,8 +64,8 @@ func refusalAttrs(refusal *ledger.Refusal) []any {
 	}
 }
 
-// noteFault notes the error of an apply, if it concerns every account.
-func (h *health) noteFault(err error) {
+// recordFault keeps the error of an apply, if it concerns every account.
+func (h *health) recordFault(err error) {
 	if !concernAll[postgres.ReasonOf(err)] {
 		return
 	}
@@ -75,24 +74,23 @@ func (h *health) noteFault(err error) {
 	h.fault, h.faultAt = err, time.Now()
 }
 
-// noteApplied notes that an apply has finished a job.
-func (h *health) noteApplied() {
+// recordApplied forgets the fault: an apply has finished a job.
+func (h *health) recordApplied() {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.fault = nil
 }
 
-// noteSwept notes that a sweep has read the queue.
-func (h *health) noteSwept() {
+// recordSweep keeps the time of a sweep that has read the queue.
+func (h *health) recordSweep() {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.sweptAt = time.Now()
 }
 
-// CheckApplies returns nil where Postgres applies jobs: the last apply had no error that concerns every
-// account, and the rights and functions of an apply are there. Without queued jobs only the second
-// part says something; rights and functions can be there and an apply still fail, which the first
-// part says.
+// CheckApplies returns an error if the last apply had an error that concerns every account, or if an
+// apply lacks a right or a function. The second check also works while no job is queued. The first
+// one sees faults that the rights don't show.
 func (w *Worker) CheckApplies(ctx context.Context) error {
 	if err := w.health.lastFault(); err != nil {
 		return err
@@ -110,11 +108,11 @@ func (h *health) lastFault() error {
 	return h.fault
 }
 
-// CheckSweep returns an error where no sweep has read the queue within sweepLate.
+// CheckSweep returns an error if no sweep has read the queue within maxSweepAge.
 func (w *Worker) CheckSweep() error {
 	w.health.mu.Lock()
 	defer w.health.mu.Unlock()
-	if since := time.Since(w.health.sweptAt); since > sweepLate {
+	if since := time.Since(w.health.sweptAt); since > maxSweepAge {
 		return fmt.Errorf("the last sweep that read the queue was %v ago", since.Round(time.Second))
 	}
 	return nil

@@ -55,6 +55,6 @@ func (w *Worker) keep(ctx context.Context, part string, do func(context.Context)
 	defer cancel()
 	err := do(limited)
 	if err != nil && ctx.Err() == nil {
-		w.seldom.warn(part, "housekeeping failed", "part", part, "error", err)
+		w.warner.warn(part, "housekeeping failed", "part", part, "error", err)
 	}
 }

@@ -15,10 +15,10 @@ import (
 )
 
 const (
-	// sweepLasts is how long the numbers of a sweep are shown. A sweep that applies accounts itself, and
-	// its pause, take some 12 s.
+	// sweepLasts is how long the gauges of a sweep are shown. A sweep that applies accounts itself takes
+	// some 12 s with its pause.
 	sweepLasts = 30 * time.Second
-	// housekeepLasts is the same for those of the housekeeping.
+	// housekeepLasts is how long the gauges of the housekeeping are shown.
 	housekeepLasts = 30 * time.Second
 	// pausedLasts is the same for the paused partitions, which the queue server counts.
 	pausedLasts = 30 * time.Second
@@ -27,8 +27,8 @@ const (
 // durationBuckets are the bounds of the classic histogram, in seconds.
 var durationBuckets = []float64{.001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30, 60, 300}
 
-// The native histogram of the durations has buckets that are a tenth wider than the one before, and
-// maxNative of them: beyond that it becomes coarser, and begins anew after nativeReset.
+// In the native histogram of the durations each bucket is a tenth wider than the one before. Beyond
+// maxNative buckets it becomes coarser; after nativeReset it starts again with fine buckets.
 const (
 	nativeFactor = 1.1
 	maxNative    = 160
@@ -73,14 +73,14 @@ func NewMetrics(registry prometheus.Registerer) *Metrics {
 		}),
 		oldest:   ops.NewGauge("passbook_oldest_queued_job_age_seconds", "Age of the oldest queued job at the last sweep, 0 when none is queued; absent while sweeps fail.", sweepLasts),
 		accounts: ops.NewGauge("passbook_accounts_with_queued_jobs", "Accounts with queued jobs at the last sweep; absent while sweeps fail.", sweepLasts),
-		failed:   ops.NewGauge("passbook_failed_jobs", "Failed jobs in Postgres that wait for an operator, up to 1000; every worker shows the same number. Absent while Postgres does not say.", housekeepLasts),
-		paused:   ops.NewGauge("passbook_paused_partitions", "Partitions that an operator has paused: their jobs wait. Absent while Redis does not say.", pausedLasts),
+		failed:   ops.NewGauge("passbook_failed_jobs", "Failed jobs in Postgres that wait for an operator, up to 1000; every worker shows the same number. Absent while it can't be read.", housekeepLasts),
+		paused:   ops.NewGauge("passbook_paused_partitions", "Partitions that an operator has paused: their jobs wait. Absent while Redis can't be read.", pausedLasts),
 
 		enqueues:     counter("passbook_sweep_enqueues_total", "Times the sweep enqueued a stalled account again."),
 		applies:      counter("passbook_sweep_applies_total", "Times the sweep began to apply a stalled account itself, because Redis refused its task or the task did not help."),
 		unknown:      counter("passbook_tasks_of_unknown_jobs_total", "Times a task was given back because it names a job that this database does not know."),
 		postgresDown: counter("passbook_postgres_down_waits_total", "Times an apply waited, and was tried again, because Postgres was down."),
-		unpublished:  counter("passbook_finished_jobs_unpublished_total", "Finished jobs of which this worker could not tell the APIs, because Redis refused or was slow. Waiting clients get them about a second later."),
+		unpublished:  counter("passbook_finished_jobs_unpublished_total", "Finished jobs that this worker could not report to the APIs, because Redis refused or was slow. Waiting clients get them about a second later."),
 	}
 	registry.MustRegister(m.jobs, m.seconds, m.errors, m.swept, m.oldest, m.accounts, m.failed, m.paused,
 		m.enqueues, m.applies, m.unknown, m.postgresDown, m.unpublished)
@@ -95,8 +95,8 @@ func NewMetrics(registry prometheus.Registerer) *Metrics {
 	return m
 }
 
-// finished counts the jobs of a batch. The slowest of them is an exemplar of the histogram: it leads
-// an operator to the job's lines in the log, and to its trace if traceOf knows one.
+// finished counts the jobs of a batch. The slowest job is an exemplar of the histogram: an operator
+// finds its lines in the log, and its trace if traceOf knows one.
 func (m *Metrics) finished(jobs []ledger.Applied, traceOf func(uuid.UUID) string) {
 	duration := func(job ledger.Applied) time.Duration { return job.FinishedAt.Sub(job.CreatedAt) }
 	slowest := slices.MaxFunc(jobs, func(x, y ledger.Applied) int { return cmp.Compare(duration(x), duration(y)) })

@@ -87,7 +87,7 @@ func (w *Worker) oldestQueued(ctx context.Context) ([]job.OldestQueued, error) {
 			return queued, err
 		}
 		w.scan.ended(began, true) // otherwise every sweep would try a full scan again
-		w.seldom.warn("scan", "sweep could not read the whole queue; is a snapshot held?", "error", err)
+		w.warner.warn("scan", "sweep could not read the whole queue; is a snapshot held?", "error", err)
 	}
 	return w.scanKnown(ctx)
 }

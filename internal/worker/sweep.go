@@ -46,12 +46,12 @@ func (w *Worker) sweep(ctx context.Context) {
 	queued, err := w.oldestQueued(ctx)
 	if err != nil {
 		if ctx.Err() == nil {
-			w.seldom.warn("sweep", "sweep failed", "error", err)
+			w.warner.warn("sweep", "sweep failed", "error", err)
 		}
 		return
 	}
 	w.cfg.Metrics.backlog(queued)
-	w.health.noteSwept()
+	w.health.recordSweep()
 	found := findings{lists: w.pendingLists(ctx, queued)}
 	accounts := make([]watched, len(queued))
 	var group errgroup.Group
@@ -71,7 +71,7 @@ func (w *Worker) sweep(ctx context.Context) {
 	}
 	_ = group.Wait() // each error is recorded
 	if found.err != nil && ctx.Err() == nil {
-		w.seldom.warn("enqueue", "sweep could not enqueue every stalled account", "error", found.err, "direct_accounts", len(found.direct))
+		w.warner.warn("enqueue", "sweep could not enqueue every stalled account", "error", found.err, "direct_accounts", len(found.direct))
 	}
 	w.remember(queued, accounts)
 	w.applyStalled(ctx, found.direct)

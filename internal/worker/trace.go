@@ -15,20 +15,20 @@ import (
 	"github.com/passbook/passbook/internal/queue"
 )
 
-// maxTraced bounds the traced jobs that a worker knows and has not finished. The oldest gives way: its
-// trace ends with the request.
+// maxTraced bounds the traced jobs that a worker keeps until they finish. Beyond it a worker forgets
+// the oldest one, whose trace then has only the request's spans.
 const maxTraced = 4096
 
-// traced is a job's trace, as its notification names it.
+// traced is what a notification says of a job's trace.
 type traced struct {
 	span  trace.SpanContext // of the request; invalid for a job that is not traced
 	taken time.Time         // when this worker received the notification
 }
 
-// traces are the traced jobs that this worker has been notified of. A job may be applied with the
-// notification of a later one, or in the batch of another partition, so any batch may ask for it.
+// traces keeps the traced jobs that notifications have named. A job may be applied with a later job's
+// notification, or in another partition's batch, so all batches share it.
 type traces struct {
-	n atomic.Int64 // of jobs; without any, take costs nothing
+	n atomic.Int64 // of jobs; while it is 0, idOf and take need no lock
 
 	mu    sync.Mutex // guards the fields below
 	jobs  map[uuid.UUID]traced
@@ -40,8 +40,8 @@ func newTraces() *traces {
 	return &traces{jobs: map[uuid.UUID]traced{}, order: make([]uuid.UUID, maxTraced)}
 }
 
-// note keeps the traces of notifications.
-func (t *traces) note(notifications []queue.Notification) {
+// remember keeps the traces of notifications.
+func (t *traces) remember(notifications []queue.Notification) {
 	for _, n := range notifications {
 		if n.Traces != "" {
 			t.add(queue.ParseTraces(n.Traces), time.Now())
@@ -95,9 +95,9 @@ func (t *traces) take(id uuid.UUID) traced {
 	return found
 }
 
-// trace makes the spans of a job that is finished: the task, from when this worker received the
-// notification; in it the apply; and in that Postgres's part. A batch applies many jobs in one round
-// trip, so they are made afterwards, for each traced job of its own.
+// trace makes the spans of a finished job: the task, since this worker received the notification; in
+// it the apply; in the apply the call of Postgres. Jobs share round trips, so each traced job gets
+// its own spans after the flush.
 func (w *Worker) trace(job ledger.Applied, parent traced) {
 	ctx := trace.ContextWithRemoteSpanContext(context.Background(), parent.span)
 	attributes := trace.WithAttributes(attributesOf(job)...)
@@ -105,7 +105,7 @@ func (w *Worker) trace(job ledger.Applied, parent traced) {
 	ctx, task := w.cfg.Tracer.Start(ctx, "task", trace.WithSpanKind(trace.SpanKindConsumer), trace.WithTimestamp(parent.taken), attributes)
 	defer task.End(trace.WithTimestamp(now))
 	trip := job.Trip
-	if trip == nil { // an attempt by itself
+	if trip == nil { // an attempt without other jobs
 		trip = &ledger.Trip{Jobs: 1, Began: parent.taken, Sent: parent.taken, Flushed: now}
 	}
 	ctx, apply := w.cfg.Tracer.Start(ctx, "apply", trace.WithTimestamp(trip.Began), attributes)

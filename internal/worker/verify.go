@@ -16,27 +16,27 @@ import (
 
 // How fast the ledger is verified in the background.
 const (
-	// verifyShare bounds the share of one connection: after each slice the verifier pauses for
-	// verifyShare times as long as the slice took. So it costs Postgres 2 % of a processor at most.
+	// verifyShare bounds the load on Postgres: after a slice the verifier pauses verifyShare times as
+	// long as the slice took, so it is busy for 2 % of the time. longestVerifyPause bounds the pause.
 	verifyShare = 49
 	// verifyRate bounds the rows a second.
 	verifyRate = 2000
-	// A slice has verifyMostRows at most, and fewer where it takes longer than verifySlice: a
-	// snapshot is then never old. A slice that takes as long as sliceTimeout is given up.
-	verifyMostRows = 500
-	verifySlice    = 50 * time.Millisecond
-	sliceTimeout   = 5 * time.Second
-	// longestVerifyPause is the longest pause between two slices, so that the hold does not end.
+	// A slice has maxVerifyRows rows at most. If it takes longer than verifySlice, the next one has
+	// half as many, so that no snapshot is held for long. sliceTimeout ends a slice.
+	maxVerifyRows = 500
+	verifySlice   = 50 * time.Millisecond
+	sliceTimeout  = 5 * time.Second
+	// longestVerifyPause is shorter than the hold of queue.Shared, so that the hold does not expire.
 	longestVerifyPause = 10 * time.Second
-	// roundEvery is the shortest time from the begin of one round to the begin of the next.
+	// roundEvery is the shortest time between the starts of two rounds.
 	roundEvery = time.Minute
-	// otherVerifierPause is how often a worker looks whether another still verifies.
+	// otherVerifierPause is how often a worker checks whether another one still verifies.
 	otherVerifierPause = 10 * time.Second
 	// verifyRetry is the pause after an error.
 	verifyRetry = 5 * time.Second
-	// verifiedLasts is for how long without a verified slice the metrics still show mismatches.
+	// verifiedLasts is how long the mismatches are shown after the last verified slice.
 	verifiedLasts = 2 * time.Minute
-	// lastRoundLasts is for how long they show the last round: an alert compares its time.
+	// lastRoundLasts is how long the last round is shown: an alert compares its time with now.
 	lastRoundLasts = 30 * 24 * time.Hour
 )
 
@@ -46,9 +46,9 @@ const (
 	verifyLogEvery   = time.Minute
 )
 
-// Verifier verifies the ledger in the background, round after round. Of all workers one at a time
-// does so. Where the round stands is kept in Redis, so another goes on with it after a restart. While
-// Redis is away, each worker goes on by itself from where it knows that the round stands.
+// Verifier verifies the ledger in the background, round after round. One worker at a time does so. It
+// keeps the round's progress in Redis, and another worker continues from there after a restart.
+// While Redis is away, each worker continues from the progress that it knows.
 //
 // A kill loses at most the slice in progress, which is verified again.
 type Verifier struct {
@@ -57,19 +57,19 @@ type Verifier struct {
 	log     *slog.Logger
 	metrics verifierMetrics
 
-	held     bool         // this worker verifies
-	ahead    bool         // it has verified what is not kept in Redis
-	state    verification // of the ledger
-	rows     int          // of the next slice
-	restedAt time.Time    // when the next round may begin, by this process's own clock
-	lines    int          // mismatches logged since lineTime
-	lineTime time.Time
-	warned   time.Time // the last warning that a slice failed
+	held        bool         // this worker holds shared, so it verifies
+	ahead       bool         // state is newer than the value in Redis
+	state       verification // the progress that this worker knows
+	rows        int          // of the next slice
+	nextRoundAt time.Time    // when the next round may begin, by this process's own clock
+	lines       int          // mismatches logged since lineTime
+	lineTime    time.Time
+	warned      time.Time // the last warning that a slice failed
 }
 
-// verification is what the workers share.
+// verification is the progress that the workers share.
 type verification struct {
-	Round  ledger.Round   // that is running; its zero value between two rounds
+	Round  ledger.Round   // the running one; its zero value between two rounds
 	Last   *finishedRound // nil: none yet
 	Failed bool           // the last slice could not be verified
 }
@@ -86,7 +86,7 @@ func NewVerifier(pool *pgxpool.Pool, shared *queue.Shared, registry prometheus.R
 }
 
 func newVerifier(pool *pgxpool.Pool, shared *queue.Shared, registry prometheus.Registerer, log *slog.Logger, lasts time.Duration) *Verifier {
-	return &Verifier{pool: pool, shared: shared, log: log, rows: verifyMostRows, metrics: newVerifierMetrics(registry, lasts)}
+	return &Verifier{pool: pool, shared: shared, log: log, rows: maxVerifyRows, metrics: newVerifierMetrics(registry, lasts)}
 }
 
 // Run verifies until ctx ends.
@@ -104,19 +104,19 @@ func (v *Verifier) Run(ctx context.Context) error {
 
 func (v *Verifier) release(ctx context.Context) {
 	if v.held {
-		_ = v.shared.Release(context.WithoutCancel(ctx)) // it ends by itself
+		_ = v.shared.Release(context.WithoutCancel(ctx)) // after an error the hold expires
 	}
 }
 
-// step verifies a slice, where this worker is the one to do so. It returns how long to pause.
+// step verifies a slice, if it is this worker's turn. It returns how long to pause.
 func (v *Verifier) step(ctx context.Context) (pause time.Duration) {
 	if !v.held && !v.take(ctx) {
 		return otherVerifierPause
 	}
-	if now := time.Now(); v.state.Round.Table == "" && now.Before(v.restedAt) {
+	if now := time.Now(); v.state.Round.Table == "" && now.Before(v.nextRoundAt) {
 		v.set(v.state)
-		v.keep(ctx) // the hold
-		return min(v.restedAt.Sub(now), otherVerifierPause)
+		v.keep(ctx) // so that the hold does not expire
+		return min(v.nextRoundAt.Sub(now), otherVerifierPause)
 	}
 	began := time.Now()
 	slice, err := v.verify(ctx)
@@ -125,7 +125,7 @@ func (v *Verifier) step(ctx context.Context) (pause time.Duration) {
 	case ctx.Err() != nil:
 		return 0
 	case err != nil:
-		v.rows = max(v.rows/8, 1) // on a slow disk a smaller slice may succeed; one row that can't be read is skipped
+		v.rows = max(v.rows/8, 1) // a smaller slice may succeed on a slow disk, or before a damaged row
 		v.state.Failed = true
 		v.keep(ctx)
 		v.warn(err)
@@ -133,18 +133,18 @@ func (v *Verifier) step(ctx context.Context) (pause time.Duration) {
 	case took > verifySlice:
 		v.rows = max(v.rows/2, 1)
 	default:
-		v.rows = min(2*v.rows, verifyMostRows)
+		v.rows = min(2*v.rows, maxVerifyRows)
 	}
 	v.report(slice)
 	v.keep(ctx)
 	return min(max(verifyShare*took, time.Duration(slice.Rows)*time.Second/verifyRate), longestVerifyPause)
 }
 
-// take looks whether this worker is to verify, and where the round stands.
+// take returns whether this worker is to verify, and reads the round's progress from Redis.
 func (v *Verifier) take(ctx context.Context) bool {
 	value, held, err := v.shared.Hold(ctx, nil)
-	if err != nil { // it goes on without Redis
-		v.log.Debug("could not read where the verification stands", "error", err)
+	if err != nil { // it continues without Redis
+		v.log.Debug("could not read the progress of the verification", "error", err)
 		return ctx.Err() == nil
 	}
 	if v.held = held; held && v.ahead {
@@ -154,14 +154,14 @@ func (v *Verifier) take(ctx context.Context) bool {
 	return held
 }
 
-// adopt goes on where another worker, or this one before its restart, has stopped.
+// adopt takes over the progress in Redis, of another worker or of this one before a restart.
 func (v *Verifier) adopt(value []byte) {
 	if len(value) == 0 {
 		return
 	}
 	var state verification
-	if err := json.Unmarshal(value, &state); err != nil { // another build's: the round begins again
-		v.log.Debug("could not read where the verification stands", "error", err)
+	if err := json.Unmarshal(value, &state); err != nil { // another build wrote it
+		v.log.Debug("could not read the progress of the verification", "error", err)
 		return
 	}
 	v.set(state)
@@ -183,7 +183,7 @@ func (v *Verifier) verify(ctx context.Context) (ledger.Slice, error) {
 		v.log.Debug("ledger verified", "accounts", state.Round.Verified.Accounts, "transactions", state.Round.Verified.Transactions,
 			"jobs", state.Round.Verified.Jobs, "mismatches", state.Round.Verified.Mismatches, "took", took)
 		state.Round = ledger.Round{}
-		v.restedAt = time.Now().Add(roundEvery - took)
+		v.nextRoundAt = time.Now().Add(roundEvery - took)
 	}
 	state.Failed = false
 	v.set(state)
@@ -191,7 +191,7 @@ func (v *Verifier) verify(ctx context.Context) (ledger.Slice, error) {
 	return slice, nil
 }
 
-// report logs the mismatches of a slice, and counts its accounts.
+// report logs the mismatches of a slice, maxMismatchLines a verifyLogEvery, and counts its accounts.
 func (v *Verifier) report(slice ledger.Slice) {
 	v.metrics.accounts.Add(float64(slice.Accounts))
 	for _, mismatch := range slice.Mismatches {
@@ -207,16 +207,16 @@ func (v *Verifier) report(slice ledger.Slice) {
 	}
 }
 
-// keep keeps in Redis where the round stands. Another worker may have taken the round meanwhile.
+// keep writes the progress to Redis. If another worker holds it by now, keep takes over its progress.
 func (v *Verifier) keep(ctx context.Context) {
 	kept, err := json.Marshal(v.state)
 	if err != nil {
-		v.log.Error("could not encode where the verification stands", "error", err)
+		v.log.Error("could not encode the progress of the verification", "error", err)
 		return
 	}
 	value, held, err := v.shared.Hold(ctx, kept)
 	if err != nil {
-		v.log.Debug("could not keep where the verification stands", "error", err)
+		v.log.Debug("could not keep the progress of the verification", "error", err)
 		v.held = false
 		return
 	}
@@ -232,7 +232,7 @@ func (v *Verifier) warn(err error) {
 	}
 }
 
-// set takes what is known of the ledger, and shows it unless that is old.
+// set keeps the progress, and shows it in the metrics unless the last slice failed.
 func (v *Verifier) set(state verification) {
 	v.state = state
 	if !state.Failed {
@@ -240,8 +240,8 @@ func (v *Verifier) set(state verification) {
 	}
 }
 
-// verifierMetrics are a verifier's metrics. All but accounts show what the workers share, so each
-// worker shows the same.
+// verifierMetrics are a verifier's metrics. All but accounts show the shared progress, so each worker
+// shows the same values.
 type verifierMetrics struct {
 	accounts                       prometheus.Counter
 	mismatches, lastRound, seconds *ops.Gauge
@@ -252,7 +252,7 @@ func newVerifierMetrics(registry prometheus.Registerer, lasts time.Duration) ver
 		accounts: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "passbook_verified_accounts_total", Help: "Accounts that this worker has verified in the background.",
 		}),
-		mismatches: ops.NewGauge("passbook_verification_mismatches", "Mismatches that the background verification found in the last round, or has found so far in the running one where those are more; absent while nothing is verified.", lasts),
+		mismatches: ops.NewGauge("passbook_verification_mismatches", "Mismatches that the background verification found in the last round, or has found so far in the running one if those are more; absent while nothing is verified.", lasts),
 		lastRound:  ops.NewGauge("passbook_verification_last_round_timestamp_seconds", "When the last round of the background verification ended, by Postgres's clock; absent before.", lastRoundLasts),
 		seconds:    ops.NewGauge("passbook_verification_round_seconds", "How long the last round of the background verification took; absent before.", lastRoundLasts),
 	}

@@ -36,7 +36,7 @@ type Worker struct {
 	stopping <-chan struct{}   // closed when no attempt should start any more
 	accounts map[int64]watched // the accounts with queued jobs, by id, at the last sweep; only sweeps use it
 	scan     scan              // only sweeps use it
-	seldom   *seldom
+	warner   *warner
 	lines    *ops.Lines // of finished jobs
 	traces   *traces
 }
@@ -45,7 +45,7 @@ type Worker struct {
 func New(cfg Config, stopping <-chan struct{}) *Worker {
 	return &Worker{
 		cfg: cfg, batcher: newBatcher(cfg.Applier), health: &health{sweptAt: time.Now()}, stopping: stopping,
-		accounts: map[int64]watched{}, seldom: newSeldom(cfg.Log),
+		accounts: map[int64]watched{}, warner: newWarner(cfg.Log),
 		lines: ops.NewLines(cfg.Log, "job finished"), traces: newTraces(),
 		scan: scan{most: maxSwept, page: cfg.Backlog.OldestQueued},
 	}

@@ -1472,7 +1472,7 @@ var mutations = []mutation{
 	},
 	{
 		"a worker that can't apply is ready", seen,
-		[]edit{{handler, `w.health.noteFault(err)`, ``}},
+		[]edit{{handler, `w.health.recordFault(err)`, ``}},
 		[]string{"-run=^TestApplyErrors$ ./internal/worker"},
 	},
 	{
