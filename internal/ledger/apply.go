@@ -23,12 +23,12 @@ type Applied struct {
 	FinishedAt time.Time
 
 	Refusal *Refusal `db:"-"` // why a failed job failed; nil for any other
-	Trip    *Trip    `db:"-"` // that finished it; nil for an attempt by itself
+	Trip    *Trip    `db:"-"` // the round trip that finished it; nil for an attempt without other jobs
 }
 
-// Trip is a round trip of transactions, with one flush.
+// Trip is a round trip to Postgres with the transactions of several jobs and one flush.
 type Trip struct {
-	Jobs    int       // that it finished
+	Jobs    int       // how many jobs it finished
 	Began   time.Time // before it had a connection
 	Sent    time.Time
 	Flushed time.Time

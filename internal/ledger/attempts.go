@@ -21,11 +21,11 @@ const MaxAttempts = 5
 // attempt is counted.
 var ErrRefused = errors.New("job refused")
 
-// Refusal is the error of a job that Postgres refused: the job at fault, which may be older than the
-// one that was named. It wraps ErrRefused and Postgres's error.
+// Refusal is the error of a job that Postgres refused. The refused job may be older than the job that
+// the caller named. It wraps ErrRefused and Postgres's error.
 type Refusal struct {
 	JobID   uuid.UUID
-	Account string // its number; empty where the account has lost its row
+	Account string // its number; empty if the account's row is missing
 	Attempt int    // of MaxAttempts
 	Err     error
 }

@@ -23,8 +23,8 @@ var applyNeeds = []postgres.Need{
 	{Privilege: "INSERT", Table: "failures"},
 }
 
-// tryApplySQL applies no job: none has this id. It shows that the function is there, that the role may
-// execute it, that the server can load its language, and that the transaction may write.
+// tryApplySQL applies nothing, since no job has this id. It fails if the function is missing, if the role
+// may not execute it, if the server can't load its language, or if the transaction can't write.
 const tryApplySQL = `SELECT apply_job('00000000-0000-0000-0000-000000000000', 0, 0)`
 
 // CheckApply returns nil where Postgres would apply a job. It writes nothing.

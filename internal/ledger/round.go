@@ -13,36 +13,36 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 )
 
-// Round is a verification of the whole ledger, and how far it has come. It walks through each table
-// by its primary key, and checks each row against the rows that must agree with it. The zero Round
-// has not begun.
+// Round is a verification of the whole ledger, and its progress. It reads each table in the order of
+// the primary key, and compares each row with the rows that must agree with it. The first Verify of
+// the zero Round starts it.
 //
-// A round may be kept as JSON, and another process may go on with it. A slice that is verified twice
-// does no harm.
+// A process may store a round as JSON, and another one may continue it. To verify a slice twice does
+// no harm.
 type Round struct {
-	Begun time.Time // by Postgres's clock
-	Table string    // that the next slice is of
-	After []string  // key of the last row that was verified; nil: none of the table
-	Last  string    // highest key of the table when the walk through it began, where that ends the walk
-	// Bound is the highest position that was drawn before the round. Rows of an account beyond it
-	// belong to the next round: a busy account must not keep the round from ending.
+	Begun time.Time // its start, by Postgres's clock
+	Table string    // the table of the next slice
+	After []string  // key of the last verified row; nil: no row of the table was verified
+	Last  string    // the table's highest key at the start of its walk; empty if Bound ends the walk
+	// Bound is the highest position drawn before the round. An account's rows with higher positions
+	// belong to the next round. Otherwise a busy account could make the round endless.
 	Bound    int64
-	Position int64 // the highest position of a job that the sequence was to give again; 0 for none
+	Position int64 // the highest position of a job that the sequence would draw again; 0 for none
 	Verified Verification
 }
 
-// Slice is what a round verified at once.
+// Slice is the result of one Verify of a round.
 type Slice struct {
 	Rows       int // of all tables
 	Accounts   int
 	Mismatches []Mismatch
 	Done       bool      // the round is over
-	Ended      time.Time // then, when, by Postgres's clock
+	Ended      time.Time // if Done: when, by Postgres's clock
 }
 
-// Verify verifies the next rows, limit at most. It reads them and all that must agree with them in
-// one statement. A statement has one snapshot, so an apply in flight is seen as a whole or not at
-// all, and no snapshot lives longer than a slice. An error leaves the round as it was.
+// Verify verifies the next rows, limit at most. One statement reads them and all rows that must agree
+// with them. It has one snapshot, which shows an apply in flight as a whole or not at all, and which
+// lasts for one slice only. An error leaves the round as it was.
 func (r *Round) Verify(ctx context.Context, q querier, limit int) (Slice, error) {
 	next := *r
 	slice, err := next.verify(ctx, q, limit)
@@ -67,7 +67,7 @@ func (r *Round) verify(ctx context.Context, q querier, limit int) (slice Slice, 
 		return slice, q.QueryRow(ctx, `SELECT clock_timestamp()`).Scan(&slice.Ended)
 	}
 	at := slices.IndexFunc(walks, func(w walk) bool { return w.table == r.Table })
-	if at < 0 || r.After != nil && len(r.After) != len(walks[at].key) { // it has not begun, or another build kept it
+	if at < 0 || r.After != nil && len(r.After) != len(walks[at].key) { // a new round, or a stored one of another build
 		if err := r.begin(ctx, q); err != nil {
 			return slice, err
 		}
@@ -91,7 +91,7 @@ func (r *Round) verify(ctx context.Context, q querier, limit int) (slice Slice, 
 	return slice, nil
 }
 
-// advance moves the round behind the rows of a slice, or to the next walk where they were the last.
+// advance moves the round behind the rows of a slice. After the last rows it moves to the next walk.
 func (r *Round) advance(at int, rows []walked, limit int) {
 	if len(rows) < limit {
 		r.Table, r.After, r.Last = verifyRules, nil, ""
@@ -115,8 +115,8 @@ func isDamage(err error) bool {
 	return ok && slices.Contains([]string{"22", "58", "XX"}, pgErr.Code[:2])
 }
 
-// skip reports the next row as one that can't be verified, so that it does not keep the round from
-// the rows behind it. Where not even its key can be read, the walk ends.
+// skip reports that the next row can't be verified, and lets the round continue behind it. If even
+// the row's key can't be read, the walk of this table ends.
 func (r *Round) skip(ctx context.Context, q querier, w walk, damage error, slice *Slice) ([]walked, error) {
 	var args []any
 	for _, part := range r.After {
@@ -137,11 +137,11 @@ func (r *Round) skip(ctx context.Context, q querier, w walk, damage error, slice
 	return []walked{row}, nil
 }
 
-// begin begins a round. Positions that are drawn later are higher than its bound.
+// begin starts a round. Positions that are drawn later are higher than its bound.
 func (r *Round) begin(ctx context.Context, q querier) error {
-	begun := Round{Table: walks[0].table}
-	err := q.QueryRow(ctx, `SELECT clock_timestamp(), last_value FROM job_positions`).Scan(&begun.Begun, &begun.Bound)
-	*r = begun
+	fresh := Round{Table: walks[0].table}
+	err := q.QueryRow(ctx, `SELECT clock_timestamp(), last_value FROM job_positions`).Scan(&fresh.Begun, &fresh.Bound)
+	*r = fresh
 	return err
 }
 
@@ -159,13 +159,13 @@ func (r *Round) enter(ctx context.Context, q querier, w walk) error {
 	return err
 }
 
-// walked is a row that was verified.
+// walked is the result of one verified row.
 type walked struct {
 	Key      []string
 	Account  string
 	Position int64 // of its job; 0 for none
 	Faults   []string
-	Next     int64 // of a job: the next position that the sequence gives
+	Next     int64 // of a job: the next position that the sequence draws
 }
 
 func (r *Round) read(ctx context.Context, q querier, w walk, limit int) ([]walked, error) {

@@ -11,10 +11,10 @@ import (
 	"github.com/passbook/passbook/internal/postgres"
 )
 
-// userLocks have a lock for each user in this process, first come, first served. An opening waits for
-// it without a connection. Otherwise each opening would try for the lock in Postgres with a
-// connection, and LockRetries would refuse all but a few. The API bounds how many openings of one
-// user wait. The zero value is ready to use.
+// userLocks has a lock for each user in this process. Openings get it in the order in which they ask,
+// and wait without a connection. Without it each opening would try for Postgres's lock with a
+// connection, and LockRetries would refuse most. The API bounds a user's waiting openings. The zero
+// value is ready to use.
 type userLocks struct {
 	mu sync.Mutex // guards of
 	of map[uuid.UUID]*userLock
@@ -25,8 +25,8 @@ type userLock struct {
 	callers int                 // that hold the lock or wait for it
 }
 
-// lock waits for the user's lock. The caller must call unlock. It returns postgres.ErrLocked where
-// ctx ends first.
+// lock waits for the user's lock. The caller must call unlock. It returns postgres.ErrLocked if ctx
+// ends first.
 func (l *userLocks) lock(ctx context.Context, user uuid.UUID) (unlock func(), err error) {
 	own := l.enter(user)
 	if err := own.held.Acquire(ctx, 1); err != nil {

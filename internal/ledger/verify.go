@@ -78,8 +78,8 @@ func Verify(ctx context.Context, pool *pgxpool.Pool, report func(mismatch string
 	return verified, nil
 }
 
-// verifySQL has each slice read by index from its key on, also where Postgres does not know how large
-// the tables are, as after a restore. It would sort all remaining rows for each slice.
+// verifySQL makes Postgres read each slice by an index, even without statistics of the tables, as
+// after a restore. Otherwise it would sort all remaining rows for each slice.
 const verifySQL = `SET LOCAL statement_timeout = 0; SET LOCAL jit = off;
 	SET LOCAL enable_seqscan = off; SET LOCAL enable_bitmapscan = off; SET LOCAL enable_sort = off`
 

@@ -5,27 +5,26 @@ import (
 	"strings"
 )
 
-// walk is how a round walks through a table.
+// walk describes how a round reads and verifies a table.
 type walk struct {
 	table  string
 	counts counts
 	key    []column // its primary key
-	last   string   // selects the highest key, which ends the walk; empty: a row that is beyond Round.Bound ends its account
+	last   string   // selects the highest key, which ends the walk; empty: Round.Bound ends each account
 	// sql verifies the rows that follow a key.
 	//
-	// $1… the key, then the highest key where last is set, then how many rows at most. One row a
-	// row, by key: its key, its account, its position or 0, what is wrong, and of a job the next position
-	// that the sequence gives.
+	// $1… the key; then the highest key, if last is set; then the limit. It returns the columns of
+	// walked for each verified row, in the order of the key.
 	//
-	// Each LATERAL has a LIMIT, or is of one row: Postgres then looks up each row by an index. It
-	// can't read and sort a whole table instead, as it otherwise might.
+	// Each LATERAL has a LIMIT, or returns one row, so Postgres looks up each row by an index.
+	// Otherwise it might read and sort a whole table.
 	sql string
 }
 
 // column is a column of a key: its name and its type.
 type column struct{ name, typ string }
 
-// first is a value below every other of the type.
+// first returns the lowest value of the type.
 func (c column) first() string {
 	switch c.typ {
 	case "uuid":
@@ -53,7 +52,7 @@ func (w walk) first() (key []string) {
 	return key
 }
 
-// keySQL reads the key that follows another, and nothing else of its row.
+// keySQL reads the key of the row after a key, and no other column.
 func (w walk) keySQL() string {
 	var names, texts, after []string
 	for i, c := range w.key {
@@ -66,7 +65,7 @@ func (w walk) keySQL() string {
 		strings.Join(texts, ", "), w.table, order, strings.Join(after, ", "))
 }
 
-// counts says what the rows of a walk are counted as, beside rows.
+// counts says what a walk's rows are: all are counted as rows, and some as a kind of their own.
 type counts int
 
 const (
@@ -86,10 +85,9 @@ var (
 	byTime     = column{"at", "timestamptz"}
 )
 
-// walks are the walks of a round. Together they find whatever a join of all jobs with all outcomes
-// would find. Each outcome must be of a job that stands at its account and position. Each job must
-// have exactly one outcome at its account and position, and the outcome must be of that job. So no
-// outcome is without a job, no job without an outcome, and no two jobs have one outcome or position.
+// walks are the walks of a round, in order. Each outcome must name a job with the outcome's account
+// and position. Each job must have exactly one outcome at its account and position. So each outcome
+// has a job, each job has an outcome, and no two jobs share an outcome or a position.
 var walks = []walk{
 	{"accounts", countsAccounts, []column{byID}, `SELECT max(id) FROM accounts`, accountsWalkSQL},
 	{"transactions", countsTransactions, []column{byAccount, bySeq}, "", transactionsWalkSQL},
@@ -101,7 +99,7 @@ var walks = []walk{
 	{"operator_actions", countsRows, []column{byAccount, byTime}, "", actionsWalkSQL},
 }
 
-// tables are the tables that are verified.
+// tables returns the tables that a round verifies.
 func tables() (names []string) {
 	for _, walk := range walks {
 		names = append(names, walk.table)
@@ -143,8 +141,8 @@ const (
 	accountNameSQL = `coalesce(account.number, 'with id ' || walked.account_id)`
 )
 
-// jobSQL looks up the job of a row that states its outcome. strayedSQL says what is wrong with the job,
-// and takes what it is.
+// jobSQL looks up the job that an outcome's row names. strayedSQL reports a job that does not exist or
+// has another account or position.
 const (
 	jobSQL = `
 		LEFT JOIN LATERAL (
@@ -185,7 +183,7 @@ const transactionsWalkSQL = `
 	) earlier ON true` + accountSQL + jobSQL + `
 	ORDER BY walked.account_id, walked.seq`
 
-// The walks through the other rows that state a job's outcome, and through the queue.
+// The walks through rejections, failures and the queue.
 const (
 	queueWalkSQL      = stateWalkSQL + `NULL], NULL), 0::bigint FROM (SELECT account_id, position, job_id, 'queued' AS status FROM queue` + stateOrderSQL
 	failuresWalkSQL   = stateWalkSQL + `NULL], NULL), 0::bigint FROM (SELECT account_id, position, job_id, 'failed' AS status FROM failures` + stateOrderSQL
@@ -198,22 +196,22 @@ const (
 		accountSQL + jobSQL + `ORDER BY walked.account_id, walked.position`
 )
 
-// unfoundedSQL says that a job is rejected for a status that its account did not have before.
+// unfoundedSQL reports a rejection for a status that the account never had before it.
 const unfoundedSQL = `
 	CASE WHEN walked.failure IN ('account_frozen', 'account_closed') AND NOT EXISTS (
 		SELECT FROM operator_actions WHERE account_id = walked.account_id AND at < walked.finished_at AND 'account_' || ` + becomesSQL + ` = walked.failure)
 		THEN format('job %s is rejected for a status that its account did not have', walked.job_id) END`
 
-// nextPositionSQL reads the sequence after the statement has taken its snapshot: the next position is
-// higher than every one that the snapshot shows, unless the sequence is behind.
+// nextPositionSQL reads the sequence's next position after the statement took its snapshot. It is
+// higher than all positions in the snapshot, unless the sequence is behind.
 const nextPositionSQL = `(SELECT last_value + is_called::int FROM job_positions)`
 
 // The walks through the jobs, archived or not.
 //
-// atPositionSQL looks up the rows at a job's account and position. Each has a unique index, so there
-// is one of a table at most. outcomes are those of the job, others the jobs that the remaining ones
-// are of. atSQL asks for an order by position, which only that index gives: while a table is empty,
-// Postgres may otherwise choose another index of the account, and keep it.
+// atPositionSQL looks up the rows at a job's account and position: at most one a table, because of a
+// unique index. outcomes are those of this job; others are the other jobs that such rows name. atSQL
+// orders by position, which only that index supports. Without it a plan made while a table is empty
+// may use another index of the account for good.
 const (
 	atSQL         = `account_id = walked.account_id AND position BETWEEN walked.position AND walked.position ORDER BY position LIMIT 1`
 	atPositionSQL = `
@@ -235,7 +233,7 @@ const (
 			OFFSET 0
 		) found ` + accountSQL
 
-	// faultsOfJobSQL are the faults of both walks.
+	// faultsOfJobSQL reports the faults that both walks look for.
 	faultsOfJobSQL = `
 		CASE WHEN account.number IS NULL
 			THEN format('job %s belongs to no account', walked.job_id) END,
