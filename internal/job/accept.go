@@ -58,27 +58,27 @@ type Notifier interface {
 // Acceptor commits jobs. Accepts that arrive together share an insert; no accept
 // waits for more to come.
 type Acceptor struct {
-	pool       *pgxpool.Pool
-	notifier   Notifier
-	maxQueued  int
-	capacities *capacities
-	requests   chan *request
-	batches    chan *batchRequest
-	places     places // of users in batches
-	pace       pace
+	pool        *pgxpool.Pool
+	notifier    Notifier
+	maxQueued   int
+	capacities  *capacities
+	requests    chan *request
+	batches     chan *batchRequest
+	userBatches userBatches
+	pace        pace
 }
 
 // NewAcceptor accepts jobs into the database behind pool and notifies the workers.
 // An account takes at most maxQueued queued jobs. Accept waits until Run runs.
 func NewAcceptor(pool *pgxpool.Pool, notifier Notifier, maxQueued int) *Acceptor {
 	return &Acceptor{
-		pool:       pool,
-		notifier:   notifier,
-		maxQueued:  maxQueued,
-		capacities: newCapacities(time.Now),
-		requests:   make(chan *request, maxWaiting),
-		batches:    make(chan *batchRequest, maxWaitingBatches),
-		places:     places{taken: map[uuid.UUID]int{}},
+		pool:        pool,
+		notifier:    notifier,
+		maxQueued:   maxQueued,
+		capacities:  newCapacities(time.Now),
+		requests:    make(chan *request, maxWaiting),
+		batches:     make(chan *batchRequest, maxWaitingBatches),
+		userBatches: userBatches{waiting: map[uuid.UUID]int{}},
 	}
 }
 
@@ -197,7 +197,7 @@ func (a *Acceptor) collect(ctx context.Context) (batch []*request, whole *batchR
 		case <-ctx.Done():
 			return nil, nil
 		case whole := <-a.batches:
-			a.places.release(whole.requests[0].UserID)
+			a.userBatches.remove(whole.requests[0].UserID)
 			if whole.ctx.Err() != nil {
 				continue
 			}

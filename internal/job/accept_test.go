@@ -63,8 +63,8 @@ func acceptor(t *testing.T, pool *pgxpool.Pool, maxQueued int) (*job.Acceptor, *
 	return a, notified
 }
 
-// persistently accepts a request, and sends it again for as long as the acceptor is overloaded.
-func persistently(ctx context.Context, a *job.Acceptor, request job.Request) (j job.Job, replayed bool, err error) {
+// acceptWithRetry accepts a request, and sends it again for as long as the acceptor is overloaded.
+func acceptWithRetry(ctx context.Context, a *job.Acceptor, request job.Request) (j job.Job, replayed bool, err error) {
 	for {
 		if j, replayed, err = a.Accept(ctx, request); !errors.Is(err, job.ErrOverloaded) {
 			return j, replayed, err
@@ -254,7 +254,7 @@ func TestAcceptALockedKey(t *testing.T) {
 	var group errgroup.Group
 	for i := range keys {
 		group.Go(func() error {
-			_, _, err := persistently(t.Context(), a, deposit(user, account, fmt.Sprint("key", i)))
+			_, _, err := acceptWithRetry(t.Context(), a, deposit(user, account, fmt.Sprint("key", i)))
 			if want := i == locked; errors.Is(err, job.ErrKeyBusy) != want || (err != nil) != want {
 				return fmt.Errorf("key %d: %w", i, err)
 			}
@@ -282,7 +282,7 @@ func TestAcceptOverlappingBatches(t *testing.T) {
 		for i := range keys {
 			n := (i*(2*process+7) + process) % keys
 			group.Go(func() error {
-				_, _, err := persistently(t.Context(), a, deposit(user, account, fmt.Sprint("key", n)))
+				_, _, err := acceptWithRetry(t.Context(), a, deposit(user, account, fmt.Sprint("key", n)))
 				return err
 			})
 		}
@@ -307,7 +307,7 @@ func TestAcceptNotifiesForTheLast(t *testing.T) {
 	var group errgroup.Group
 	for i := range each * len(accounts) {
 		group.Go(func() error {
-			_, _, err := persistently(t.Context(), a, deposit(user, accounts[i%len(accounts)], fmt.Sprint("key", i)))
+			_, _, err := acceptWithRetry(t.Context(), a, deposit(user, accounts[i%len(accounts)], fmt.Sprint("key", i)))
 			return err
 		})
 	}
@@ -406,7 +406,7 @@ func TestAcceptOneAtFault(t *testing.T) {
 		group.Go(func() error {
 			req := deposit(user, account, fmt.Sprint("k", i))
 			req.Amount = int64(1 + i%20)
-			_, _, err := persistently(t.Context(), a, req)
+			_, _, err := acceptWithRetry(t.Context(), a, req)
 			if (err != nil) != (req.Amount == 13) {
 				return fmt.Errorf("amount %d: %w", req.Amount, err)
 			}

@@ -96,43 +96,43 @@ func (a *Acceptor) AcceptBatch(ctx context.Context, requests []Request) ([]Accep
 	}
 }
 
-// enqueue gives the batch a place among those that wait for a committer. It returns false where all
-// places are taken, or the user has too many of them.
+// enqueue adds the batch to those that wait for a committer. It returns false if too many wait, of all
+// users or of this one.
 func (a *Acceptor) enqueue(batch *batchRequest) bool {
 	user := batch.requests[0].UserID
-	if !a.places.take(user) {
+	if !a.userBatches.add(user) {
 		return false
 	}
 	select {
 	case a.batches <- batch:
 		return true
 	default:
-		a.places.release(user)
+		a.userBatches.remove(user)
 		return false
 	}
 }
 
-// places counts the batches of each user that wait for a committer.
-type places struct {
-	mu    sync.Mutex // guards taken
-	taken map[uuid.UUID]int
+// userBatches counts the batches of each user that wait for a committer.
+type userBatches struct {
+	mu      sync.Mutex // guards waiting
+	waiting map[uuid.UUID]int
 }
 
-func (p *places) take(user uuid.UUID) bool {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.taken[user] == maxWaitingBatchesPerUser {
+func (b *userBatches) add(user uuid.UUID) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.waiting[user] == maxWaitingBatchesPerUser {
 		return false
 	}
-	p.taken[user]++
+	b.waiting[user]++
 	return true
 }
 
-func (p *places) release(user uuid.UUID) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.taken[user]--; p.taken[user] == 0 {
-		delete(p.taken, user)
+func (b *userBatches) remove(user uuid.UUID) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.waiting[user]--; b.waiting[user] == 0 {
+		delete(b.waiting, user)
 	}
 }
 

@@ -9,8 +9,8 @@ import (
 	"github.com/passbook/passbook/internal/postgres"
 )
 
-// acceptNeeds are the rights with which a job is accepted. The trigger that puts it into the queue runs
-// with its owner's.
+// acceptNeeds are the rights that an accept needs. The trigger that puts the job into the queue runs
+// with the rights of its owner.
 var acceptNeeds = []postgres.Need{
 	{Privilege: "SELECT", Table: "accounts"},
 	{Privilege: "SELECT", Table: "jobs"},
@@ -19,11 +19,11 @@ var acceptNeeds = []postgres.Need{
 	{Privilege: "INSERT", Table: "queue", By: "enter_queue"},
 }
 
-// tryAcceptSQL accepts nothing: no account has this owner. It shows that the server can load the
+// tryAcceptSQL accepts nothing, since no account has this owner. It fails if the server can't load the
 // language of its functions.
 const tryAcceptSQL = `SELECT FROM accept_batch('00000000-0000-0000-0000-000000000000', '', '{}', '{}', '{}', '{}', '{}', '{}', 0, 0)`
 
-// CheckAccept returns nil where Postgres would accept a job through pool. It writes nothing.
+// CheckAccept returns nil if Postgres would accept a job through pool. It writes nothing.
 func CheckAccept(ctx context.Context, pool *pgxpool.Pool) error {
 	for _, function := range []string{"accept_jobs", "accept_batch"} {
 		if err := postgres.CheckExecute(ctx, pool, function); err != nil {

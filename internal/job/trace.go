@@ -6,12 +6,12 @@ import (
 	"github.com/google/uuid"
 )
 
-// Trace is what a traced request gives the Acceptor.
+// Trace is the part of a traced request that the Acceptor needs.
 type Trace struct {
-	// Parent is a W3C traceparent, of the span that the worker's spans of the job belong to.
+	// Parent is the W3C traceparent of the request's span, the parent of the worker's spans.
 	Parent string
-	// Inserted is told when the insert with the request was sent and when it had returned, and how
-	// many requests shared it. It is not told of an insert that failed. It must not block.
+	// Inserted is called after a successful insert of the request: with the times when the insert was
+	// sent and had returned, and how many requests shared it. It must not block.
 	Inserted func(began, ended time.Time, requests int)
 }
 
@@ -31,14 +31,14 @@ func tracesOf(batch []*request) (found traces) {
 	return found
 }
 
-// inserted tells each request of its insert.
+// inserted calls Inserted of each traced request.
 func (t traces) inserted(began, ended time.Time, requests int) {
 	for _, trace := range t {
 		trace.Inserted(began, ended, requests)
 	}
 }
 
-// parents returns the parents of an account's jobs that were inserted.
+// parents returns the traceparents of the account's inserted jobs, by job.
 func (t traces) parents(rows []acceptedRow, accountID int64) (parents map[uuid.UUID]string) {
 	if len(t) == 0 {
 		return nil
@@ -52,7 +52,7 @@ func (t traces) parents(rows []acceptedRow, accountID int64) (parents map[uuid.U
 	return parents
 }
 
-// traces tells a batch's request of its insert, and returns the parent for each of its new jobs.
+// traces calls Inserted of a traced batch, and returns the traceparent for each of its new jobs.
 func (b *batchRequest) traces(fresh []int, began time.Time) (parents map[uuid.UUID]string) {
 	trace := b.requests[0].Trace
 	if trace == nil {

@@ -7,8 +7,8 @@ import (
 	"github.com/google/uuid"
 )
 
-// The batches of one user take some of the places, and leave the others to other users. A batch that a
-// committer has taken leaves its place, also where its client has given it up.
+// Only some of the waiting batches may be one user's; other users' batches can still wait. A batch that
+// a committer has taken does not count as waiting, even if its client no longer waits for it.
 func TestAcceptBatch_Places(t *testing.T) {
 	t.Parallel()
 	a := NewAcceptor(nil, nil, 1)
@@ -18,7 +18,7 @@ func TestAcceptBatch_Places(t *testing.T) {
 	greedy := uuid.New()
 	for n := range maxWaitingBatchesPerUser {
 		if !wait(greedy) {
-			t.Fatalf("%d batches of a user wait, and no more", n)
+			t.Fatalf("only %d batches of a user may wait", n)
 		}
 	}
 	if _, err := a.AcceptBatch(t.Context(), []Request{{UserID: greedy}}); !errors.Is(err, ErrOverloaded) {
@@ -26,21 +26,21 @@ func TestAcceptBatch_Places(t *testing.T) {
 	}
 	for n := maxWaitingBatchesPerUser; n < maxWaitingBatches; n++ {
 		if !wait(uuid.New()) {
-			t.Fatalf("%d batches wait, and no other user's", n)
+			t.Fatalf("with %d waiting batches another user is refused", n)
 		}
 	}
 	late := uuid.New()
 	if wait(late) {
-		t.Error("more than all places are taken")
+		t.Error("more batches wait than may")
 	}
 	a.collect(t.Context())
 	if !wait(greedy) {
-		t.Error("a batch that was taken keeps its place")
+		t.Error("a batch that was taken still counts as waiting")
 	}
 	for len(a.batches) > 0 {
 		a.collect(t.Context())
 	}
-	if len(a.places.taken) != 0 {
-		t.Errorf("places are taken by nothing: %v", a.places.taken)
+	if len(a.userBatches.waiting) != 0 {
+		t.Errorf("batches are counted that do not wait: %v", a.userBatches.waiting)
 	}
 }

@@ -1357,7 +1357,7 @@ var mutations = []mutation{
 	},
 	{
 		"one user takes the places of all batches that wait", bounded,
-		[]edit{{batches, `if p.taken[user] == maxWaitingBatchesPerUser {`, `if false {`}},
+		[]edit{{batches, `if b.waiting[user] == maxWaitingBatchesPerUser {`, `if false {`}},
 		[]string{"-run=^TestAcceptBatch_Places$ ./internal/job"},
 	},
 	{
