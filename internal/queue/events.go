@@ -11,7 +11,7 @@ import (
 	"github.com/redis/go-redis/v9"
 )
 
-// lookEvery is how often the client looks which masters there are, and whether they still send
+// lookEvery is the pause between two checks of which masters exist and whether they still send
 // events.
 const lookEvery = 2 * time.Second
 
@@ -68,8 +68,8 @@ func (w *waitingClient) listen(ctx context.Context) {
 	}
 }
 
-// look subscribes to the events of new masters, and again where the last attempt failed. It
-// forgets the masters that are gone. If the cluster does not say which there are, all stay.
+// look subscribes to the events of new masters, and again if the last attempt failed. It closes the
+// subscriptions of former masters. If it can't read the list of masters, it keeps all.
 func (l *listener) look(ctx context.Context) {
 	current, err := mastersOf(ctx, l.UniversalClient)
 	if err != nil {
@@ -131,7 +131,7 @@ func (l *listener) follow(ctx context.Context, client redis.UniversalClient) *ma
 func (l *listener) closeOthers(current map[string]redis.UniversalClient) {
 	for address, m := range l.masters {
 		if current[address] == nil {
-			_ = m.subscription.Close() // needed no more
+			_ = m.subscription.Close() // an error changes nothing
 			delete(l.masters, address)
 		}
 	}
@@ -188,7 +188,7 @@ func (l *listener) handle(ctx context.Context, m *master, event any) {
 	}
 }
 
-// noteEvents notes whether every master sends events. While one does not, Asynq polls the pending
+// noteEvents updates whether every master sends events. While one does not, Asynq polls the pending
 // lists.
 func (l *listener) noteEvents() {
 	all := len(l.masters) > 0

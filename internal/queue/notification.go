@@ -16,14 +16,14 @@ type Notification struct {
 	Position  int64 // of the job; 0: unknown
 	Jobs      int   // how many of the account's jobs it announces; a wrong number costs only time
 
-	Traces string // of the traced ones among them, as ParseTraces reads them; mostly empty
+	Traces string // the traces of the announced jobs, as ParseTraces reads them; mostly empty
 }
 
 // maxNotificationBytes bounds a written notification without its traces: a job's id, three
 // numbers, and their separators.
 const maxNotificationBytes = 36 + 3*20 + 4
 
-// String is the notification as a task has it. The task's headers have its traces.
+// String returns the notification as a task's payload holds it. The traces are in the task's headers.
 func (n Notification) String() string {
 	text := append(make([]byte, 0, maxNotificationBytes), n.JobID.String()...)
 	for _, number := range []int64{n.AccountID, n.Position, int64(n.Jobs)} {
@@ -32,16 +32,16 @@ func (n Notification) String() string {
 	return string(text)
 }
 
-// noted is the notification as it is written to a list of notifications.
-func (n Notification) noted() string {
+// listEntry returns the notification as it is written to a list of notifications.
+func (n Notification) listEntry() string {
 	if n.Traces == "" {
 		return n.String()
 	}
 	return n.String() + " " + n.Traces
 }
 
-// parseNoted reads what noted wrote.
-func parseNoted(text string) (Notification, error) {
+// parseListEntry reads what listEntry wrote.
+func parseListEntry(text string) (Notification, error) {
 	var traces string
 	if fields := strings.SplitN(text, " ", 5); len(fields) == 5 && len(fields[4]) <= maxTraces*traceBytes {
 		text, traces = strings.TrimSuffix(text, " "+fields[4]), fields[4]

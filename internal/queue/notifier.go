@@ -34,7 +34,7 @@ const (
 // doesn't wait: a slow Redis must not delay an accept. A notification that is dropped, or
 // lost with a killed process, costs only time: the sweep finds the job.
 //
-// traces are the W3C traceparents of those of the jobs that are traced; mostly nil.
+// traces are the W3C traceparents of the traced jobs, by job; mostly nil.
 func (c *Client) Notify(accountID, position int64, jobID uuid.UUID, jobs int, traces map[uuid.UUID]string) {
 	notification := Notification{AccountID: accountID, Position: position, JobID: jobID, Jobs: jobs}
 	if len(traces) > 0 {
@@ -192,7 +192,7 @@ func (w *writer) run(ctx context.Context, eval evaluator, partitions map[int][]N
 		for partition, notifications := range partitions {
 			args := []any{maxNotified}
 			for _, n := range notifications {
-				args = append(args, n.noted())
+				args = append(args, n.listEntry())
 			}
 			keys := []string{w.queues.notified(partition), w.queues.pending(partition), awakeOf(w.queues.Name(partition))}
 			answers[partition] = eval(ctx, p, keys, args...)

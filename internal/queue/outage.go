@@ -9,14 +9,14 @@ import (
 	"github.com/redis/go-redis/v9"
 )
 
-// refusals begin the errors with which Redis refuses commands because of its own state: it is full,
-// read-only or starts, can't write its disk, or does not know the password.
+// refusals are how the errors begin with which Redis refuses commands because of its state: it is full,
+// is read-only, is starting, can't write to its disk, or does not accept the password.
 var refusals = []string{
 	"OOM", "READONLY", "MISCONF", "LOADING", "NOREPLICAS", "CLUSTERDOWN", "MASTERDOWN", "NOAUTH", "WRONGPASS",
 }
 
-// Watch calls note after each call to Redis, with the host and the error of a Redis that does not
-// serve, or nil where it serves. Calls of note may overlap.
+// Watch calls note after each call to Redis: with the host, and nil or the error of a Redis that does
+// not serve. Calls of note may overlap.
 func Watch(client redis.UniversalClient, note func(host string, err error)) {
 	client.AddHook(&watchHook{note: note})
 }
@@ -53,7 +53,8 @@ func (h *watchHook) ProcessPipelineHook(next redis.ProcessPipelineHook) redis.Pr
 	}
 }
 
-// ended notes the result of a call. A call that its own side ended says nothing about Redis.
+// ended passes the result of a call to note. It leaves out calls that the process itself ended: their
+// errors are not Redis's.
 func (h *watchHook) ended(err error) {
 	host, _ := h.host.Load().(string)
 	switch {
@@ -65,7 +66,7 @@ func (h *watchHook) ended(err error) {
 	}
 }
 
-// isRefusal is true for an answer with which Redis refuses more than one command.
+// isRefusal is true for an error with which Redis refuses more than this one command.
 func isRefusal(err error) bool {
 	for _, prefix := range refusals {
 		if redis.HasErrorPrefix(err, prefix) {

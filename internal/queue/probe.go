@@ -12,9 +12,9 @@ import (
 // probeLife is how long the keys of a probe stay in Redis.
 const probeLife = time.Minute
 
-// CheckWrites returns Redis's error where it takes no writes: it is away, full, a replica, or can't
-// save. It writes a key for each partition, PREFIX:probe:{QUEUE}, so that it sees each master of a
-// cluster that has partitions. The processes of an installation share the keys.
+// CheckWrites returns Redis's error if Redis takes no writes: it is away, full, a replica, or can't
+// save. It writes a key for each partition, PREFIX:probe:{QUEUE}, and so to each master of a cluster
+// that holds partitions. The processes of an installation share the keys.
 func CheckWrites(ctx context.Context, client redis.UniversalClient, queues Queues) error {
 	_, err := client.Pipelined(ctx, func(p redis.Pipeliner) error {
 		for partition := range queues.Partitions {
@@ -28,11 +28,11 @@ func CheckWrites(ctx context.Context, client redis.UniversalClient, queues Queue
 	return nil
 }
 
-// knownFor is how long what Redis said about the queues counts as known. It is several of the pauses
-// after which the process asks again.
+// knownFor is how long an answer of Redis about the queues counts. It is several times the pause after
+// which the process asks again.
 const knownFor = 10 * time.Second
 
-// lastAnswer is when Redis answered last.
+// lastAnswer is the time of Redis's last answer.
 type lastAnswer struct{ at atomic.Pointer[time.Time] }
 
 func (l *lastAnswer) note() {

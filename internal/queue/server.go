@@ -53,8 +53,8 @@ type ServerConfig struct {
 	// IsFailure is true for an error that counts as an attempt of the task.
 	IsFailure func(error) bool
 	Log       *slog.Logger
-	// IsRedisAway is true while the log says that Redis is away. What follows from that is then
-	// logged at debug level. Nil for never.
+	// IsRedisAway is true while the log reports an outage of Redis. The queue then logs failed calls
+	// at debug level. Nil for never.
 	IsRedisAway func() bool
 	// Paused is called with the number of paused partitions each time Redis has said it. Nil for not.
 	Paused func(partitions int)
@@ -285,7 +285,7 @@ func (s *Server) take(ctx context.Context, queue string, n int, then string) (ta
 	}
 	more = answer[0] != "0"
 	for _, text := range answer[1:] {
-		one, err := parseNoted(text)
+		one, err := parseListEntry(text)
 		if err != nil {
 			s.cfg.Log.Warn("malformed notification", "queue", queue, "error", err)
 			continue

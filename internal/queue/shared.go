@@ -10,15 +10,15 @@ import (
 )
 
 const (
-	// holdFor is after how long another process may hold a shared value whose holder is silent.
+	// holdFor is how long a hold lasts without a renewal. Then another process may take it.
 	holdFor = 30 * time.Second
 	// keepFor is how long Redis keeps a shared value that no process writes.
 	keepFor = 30 * 24 * time.Hour
 )
 
-// Shared is a value in Redis that the processes of an installation share. One of them at a time
-// holds it, and writes it. Redis may lose the value and the hold: then two processes may hold it for
-// a while, and it begins empty.
+// Shared is a value in Redis that the processes of an installation share. One process at a time holds
+// it, and only the holder writes it. If Redis loses its data, the value is empty, and two processes
+// may believe for a while that they hold it.
 type Shared struct {
 	client redis.UniversalClient
 	owner  *Owner
@@ -34,9 +34,9 @@ func NewShared(client redis.UniversalClient, queues Queues, name string) *Shared
 
 // holdScript takes the hold, or keeps it, and then writes the value.
 //
-// KEYS[1] the holder, KEYS[2] the value; ARGV[1] who asks, ARGV[2] holdFor in milliseconds, ARGV[3]
-// the new value, empty for no change, ARGV[4] keepFor in seconds. Returns whether who asks is the
-// holder, and the value.
+// KEYS[1] the holder, KEYS[2] the value; ARGV[1] the calling process, ARGV[2] holdFor in
+// milliseconds, ARGV[3] the new value, empty for no change, ARGV[4] keepFor in seconds. Returns
+// whether the calling process is the holder, and the value.
 var holdScript = redis.NewScript(`
 local holder = redis.call("GET", KEYS[1])
 local held = not holder or holder == ARGV[1]
@@ -48,8 +48,8 @@ if held then
 end
 return {held and "1" or "0", redis.call("GET", KEYS[2]) or ""}`)
 
-// Hold takes the value, or holds it for longer, for holdFor. Where this process holds it, Hold writes
-// change, unless that is empty. It returns the value as it then is.
+// Hold takes or renews the hold for holdFor, unless another process has it. If this process holds the
+// value, Hold writes change, unless that is empty. It returns the value after that.
 func (s *Shared) Hold(ctx context.Context, change []byte) (value []byte, held bool, err error) {
 	if err := s.owner.Err(); err != nil {
 		return nil, false, err

@@ -33,8 +33,8 @@ func formatTraces(traces map[uuid.UUID]string) string {
 	return text.String()
 }
 
-// ParseTraces reads what a notification has of the traces of its jobs, by job. It skips what it can't
-// read: a trace decides nothing.
+// ParseTraces reads the traces of a notification's jobs, by job. It skips what it can't read: no
+// decision depends on a trace.
 func ParseTraces(text string) map[uuid.UUID]string {
 	traces := map[uuid.UUID]string{}
 	for one := range strings.SplitSeq(text, ",") {

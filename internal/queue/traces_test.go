@@ -19,7 +19,7 @@ func TestTraces(t *testing.T) {
 	first, second := uuid.New(), uuid.New()
 	one := Notification{JobID: first, AccountID: 1, Position: 1, Jobs: 1, Traces: formatTraces(map[uuid.UUID]string{first: aTraceparent})}
 	two := Notification{JobID: second, AccountID: 1, Position: 2, Jobs: 1, Traces: formatTraces(map[uuid.UUID]string{second: aTraceparent})}
-	if got, err := parseNoted(one.noted()); err != nil || got != one {
+	if got, err := parseListEntry(one.listEntry()); err != nil || got != one {
 		t.Errorf("in a list: %+v %v, want %+v", got, err, one)
 	}
 	merged := Merge([]Notification{two, one})
@@ -51,7 +51,7 @@ func TestTracesAreBounded(t *testing.T) {
 	if got := ParseTraces(n.Traces); len(got) != maxTraces {
 		t.Errorf("%d traces of a notification, want %d", len(got), maxTraces)
 	}
-	if _, err := parseNoted(n.noted()); err != nil {
+	if _, err := parseListEntry(n.listEntry()); err != nil {
 		t.Error(err)
 	}
 	if merged := Merge([]Notification{n, n, n}); merged[0].Traces != n.Traces {
@@ -63,7 +63,7 @@ func TestTracesAreBounded(t *testing.T) {
 		}
 	}
 	long := Notification{JobID: uuid.New(), Traces: strings.Repeat("x", maxTraces*traceBytes+1)}
-	if _, err := parseNoted(long.noted()); err == nil {
+	if _, err := parseListEntry(long.listEntry()); err == nil {
 		t.Error("a notification of any length is read")
 	}
 	named := []Notification{{JobID: n.JobID}}

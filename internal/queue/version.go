@@ -11,14 +11,14 @@ import (
 	"github.com/redis/go-redis/v9"
 )
 
-// The oldest Redis whose LPOP takes a count, by which a task takes its notifications.
+// The oldest Redis whose LPOP takes a count. A task takes its notifications with it.
 const oldestMajor, oldestMinor = 6, 2
 
 // ErrOldRedis is returned for a Redis that lacks what the queues need.
 var ErrOldRedis = errors.New("this Redis is too old")
 
-// CheckVersion returns ErrOldRedis for a server older than 6.2. Where the server does not answer, or
-// does not tell its version, it returns nil: an outage keeps no process from starting.
+// CheckVersion returns ErrOldRedis for a server older than 6.2. It returns nil if the server does not
+// answer or does not report its version: a process can start during an outage.
 func CheckVersion(ctx context.Context, client redis.UniversalClient, log *slog.Logger) error {
 	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
@@ -30,14 +30,15 @@ func CheckVersion(ctx context.Context, client redis.UniversalClient, log *slog.L
 	return checkVersion(info)
 }
 
-// checkVersion reads what INFO answers. Valkey tells there which version of Redis it is like.
+// checkVersion reads the answer of INFO. Valkey reports there the version of Redis that it is
+// compatible with.
 func checkVersion(info string) error {
 	_, version, _ := strings.Cut(info, "redis_version:")
 	version, _, _ = strings.Cut(version, "\n")
 	parts := strings.Split(strings.TrimSpace(version), ".")
 	major, err := strconv.Atoi(parts[0])
 	if err != nil || len(parts) == 1 {
-		return nil //nolint:nilerr // a server that does not tell it
+		return nil //nolint:nilerr // the server does not report it
 	}
 	minor, err := strconv.Atoi(parts[1])
 	if err == nil && (major < oldestMajor || major == oldestMajor && minor < oldestMinor) {

@@ -11,7 +11,7 @@ import (
 	"github.com/passbook/passbook/internal/test/testenv"
 )
 
-// A Redis without LPOP's count is refused, with its version. One that does not tell is none of those.
+// A Redis without LPOP's count is refused, with its version. A server that does not report it is not refused.
 func TestCheckVersion(t *testing.T) {
 	t.Parallel()
 	for version, old := range map[string]bool{

@@ -13,7 +13,7 @@ import (
 	"github.com/redis/go-redis/v9"
 )
 
-// watchEvery is how often a worker lists the partitions' queues and looks for pauses.
+// watchEvery is the pause between two looks of watch.
 const watchEvery = 2 * time.Second
 
 // ErrPaused is returned while an operator has paused partitions.
@@ -21,9 +21,9 @@ var ErrPaused = errors.New("an operator has paused partitions")
 
 // watch keeps every partition's queue in Asynq's list of queues, and notices pauses.
 //
-// Asynq lists a queue only once it has had a task, and no longer after an operator has deleted it
-// while it was empty. Without it the dashboard and the metrics would show some partitions only.
-// To list a queue twice, or one without a key, does no harm: Asynq's own client does both.
+// Asynq lists a queue only after its first task, and removes it when an operator deletes the empty
+// queue. Without watch the dashboard and the metrics would not show such partitions. To list a queue
+// twice, or one without a key, does no harm: Asynq's own client does both.
 type watch struct {
 	client redis.UniversalClient
 	queues Queues

@@ -1,5 +1,5 @@
-// Package dashboard is Asynq's dashboard of the queues. Its promise: the browser loads nothing from
-// elsewhere, and without Write nothing can be changed.
+// Package dashboard serves Asynq's dashboard of the queues. Its promise: the browser loads nothing
+// from other hosts, and without Write no request changes anything.
 //
 // An action of an operator costs jobs only time. A task says that an account has jobs, and nothing
 // else, and the sweep finds the jobs of a task that is deleted, archived or run twice.
@@ -24,9 +24,8 @@ import (
 // Config says what the dashboard shows, and to whom.
 type Config struct {
 	Path string // where it is served, such as "/queues"
-	// Redis is the worker's own client: one that Asynq makes of a URL knows no ACL user, no parameter
-	// and no default port, and would show another database. Own is the same, and lists only the queues
-	// of this installation.
+	// Redis is the worker's own client. A client that Asynq makes from a URL ignores the ACL user, the
+	// parameters and the default port. Own is the same client, but lists only this installation's queues.
 	Redis, Own redis.UniversalClient
 	// Write allows to pause queues, and to delete, archive and run tasks.
 	Write bool
@@ -35,8 +34,8 @@ type Config struct {
 	Log         *slog.Logger
 }
 
-// New makes the dashboard. It asks for no token: the operator's port does. It returns an error where
-// Asynq's page is not as this package knows it.
+// New makes the dashboard. The operator's port checks the token, not the dashboard. New returns an
+// error if Asynq's page has another form than this package expects.
 func New(cfg Config) (http.Handler, error) {
 	looking, err := newSite(cfg, true)
 	if err != nil || !cfg.Write {
@@ -55,7 +54,7 @@ func New(cfg Config) (http.Handler, error) {
 	}), nil
 }
 
-// site is Asynq's dashboard with the page that this package makes of its page.
+// site serves Asynq's dashboard, and this package's version of its page.
 type site struct {
 	path  string
 	asynq http.Handler
@@ -79,8 +78,8 @@ func newSite(cfg Config, readOnly bool) (http.Handler, error) {
 	return s, nil
 }
 
-// clients gives asynqmon its clients: first that of which it shows Redis's own figures, for which it
-// must be of go-redis's types, and then that of the queues.
+// clients gives asynqmon its two clients. It shows Redis's own figures with the first, which must have a
+// type of go-redis, and reads the queues with the second.
 type clients struct{ next []redis.UniversalClient }
 
 // MakeRedisClient returns the next client.
@@ -112,7 +111,7 @@ func (s *site) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// isFile has the endings of Asynq's files.
+// isFile has the extensions of Asynq's files.
 var isFile = map[string]bool{".js": true, ".map": true, ".svg": true, ".png": true, ".ico": true, ".json": true, ".txt": true}
 
 // answer answers a request for data, or for an action, which it logs.
@@ -139,7 +138,7 @@ func (s *site) servePage(w http.ResponseWriter) {
 	_, _ = w.Write(bytes.ReplaceAll(s.page, []byte(nonceMark), []byte(nonce))) //nolint:gosec // the page is the binary's own; it fails where the client went away
 }
 
-// nonceMark stands in the page where each answer has a nonce of its own.
+// nonceMark stands in the page where each answer puts its own nonce.
 const nonceMark = "PASSBOOK-NONCE"
 
 var (
@@ -147,8 +146,8 @@ var (
 	manifest = regexp.MustCompile(`<link rel="manifest"[^>]*>`) // a browser fetches it without the password
 )
 
-// rewrite replaces what the page loads from elsewhere, and marks its scripts. The page's library of
-// styles takes its nonce from the meta element.
+// rewrite replaces what the page loads from other hosts, and adds nonces to its scripts. The page's
+// style library reads the nonce from the meta element.
 func rewrite(page, root string) ([]byte, error) {
 	const head, script = "<head>", "<script"
 	if !strings.Contains(page, head) || !strings.Contains(page, script) || !foreign.MatchString(page) {
@@ -185,7 +184,7 @@ func (r *recorder) Write(part []byte) (int, error) { return r.body.Write(part) }
 // WriteHeader does nothing.
 func (r *recorder) WriteHeader(int) {}
 
-// typed gives a file its type. Asynq's guess makes a text of its pictures.
+// typed sets a file's Content-Type. Asynq's guess declares pictures as text.
 type typed struct {
 	http.ResponseWriter
 	contentType string
