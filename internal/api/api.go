@@ -111,7 +111,7 @@ func New(cfg Config) (*API, error) {
 		ReadTimeout:           readTimeout,
 		WriteTimeout:          writeTimeout,
 		IdleTimeout:           idleTimeout,
-		ReduceMemoryUsage:     true, // a connection that waits, for a request or for a job, keeps no buffer for an answer
+		ReduceMemoryUsage:     true, // an idle connection, or one that waits for a job, keeps no buffer for an answer
 		StrictRouting:         true,
 		CaseSensitive:         true,
 		ErrorHandler:          a.answerError,

@@ -33,8 +33,8 @@ const (
 	maxInFlightPerUser = maxInFlight / 2
 	// maxGuestsInFlight is how many log-ins and sign-ups are: passwords take long to check.
 	maxGuestsInFlight = 128
-	// maxRefreshesInFlight is how many refreshes and revokes are. They have slots of their own, so
-	// that a flood of log-ins refuses none of them, nor a flood of them a log-in.
+	// maxRefreshesInFlight is how many refreshes and revokes are. They have their own slots, so that a
+	// flood of log-ins causes no refusal of a refresh, and a flood of refreshes none of a log-in.
 	maxRefreshesInFlight = 128
 )
 
@@ -50,8 +50,8 @@ type Limits struct {
 	Pairs     *limit.Limiter
 	Known     *limit.Known
 	Changes   *limit.Limiter // of a user's password: guesses at his email count for none of them
-	// BadTokens are refresh tokens that are unknown or no longer good, of an address. Good ones
-	// count for nothing.
+	// BadTokens counts, for an address, refresh tokens that are unknown or no longer valid. Valid
+	// tokens are not counted.
 	BadTokens *limit.Limiter
 	// Proxies are the peers whose X-Forwarded-For is believed.
 	Proxies []netip.Prefix
@@ -109,7 +109,7 @@ func (a *API) limitBatch(c *fiber.Ctx, user uuid.UUID, jobs int) error {
 	state := a.cfg.Limits.Requests.TakeMore(string(user[:]), jobs)
 	c.Locals(limitKey{}, state)
 	if !state.Allowed {
-		return tooMany(state, refusedUser, "Each job of a batch counts as a request, and too few are left to you. Nothing happened; send this batch again after Retry-After.")
+		return tooMany(state, refusedUser, "Each job of a batch counts as a request, and your quota has too few left. Nothing happened; send this batch again after Retry-After.")
 	}
 	return nil
 }
@@ -178,15 +178,15 @@ func (a *API) limitChange(c *fiber.Ctx, user uuid.UUID) error {
 	return nil
 }
 
-// remember remembers that the owner of the email has used the client's address: he has just proved who
-// he is, by his password or by a refresh token, or has just signed up.
+// remember stores that the owner of the email uses the client's address. The caller has checked his
+// password or a refresh token, or he has just signed up.
 func (a *API) remember(c *fiber.Ctx, email string) {
 	a.cfg.Limits.Known.Add(c.UserContext(), a.pairOf(c, email))
 }
 
 // limitToken runs use, which looks for a refresh token in Postgres, unless the client's address has sent
-// too many bad tokens. A bad token counts for the address afterwards, so maxRefreshesInFlight bounds
-// how many more reach Postgres.
+// too many bad tokens. It counts a bad token after use. So requests at the same time can exceed the
+// quota by maxRefreshesInFlight at most.
 func (a *API) limitToken(c *fiber.Ctx, use func() error) error {
 	address := a.clientAddress(c).String()
 	if state := a.cfg.Limits.BadTokens.Peek(address); !state.Allowed {
@@ -248,8 +248,8 @@ type slots struct {
 	taken atomic.Int64
 }
 
-// take takes a slot, or reports that all are taken. release gives it back. A refused take never
-// counts: else a flood of them would refuse others while slots are free.
+// take takes a slot, or returns false if all are taken. release gives it back. A refused take does
+// not count. Otherwise a flood of them would refuse others while slots are free.
 func (s *slots) take() bool {
 	if s == nil {
 		return true
@@ -297,7 +297,8 @@ type userSlots struct {
 	taken map[uuid.UUID]int
 }
 
-// take takes a slot of the user, or reports that he has all that he may. release gives it back.
+// take takes a slot of the user, or returns false if the user has as many as allowed. release gives it
+// back.
 func (u *userSlots) take(user uuid.UUID) bool {
 	u.mu.Lock()
 	defer u.mu.Unlock()
@@ -316,7 +317,7 @@ func (u *userSlots) release(user uuid.UUID) {
 	}
 }
 
-// errUserInFlight is for a request of a user who has too many in flight.
+// errUserInFlight answers a request of a user who has too many requests in flight.
 var errUserInFlight = &problem{
 	Status: http.StatusTooManyRequests, Code: "too_many_requests", retryAfter: busyRetry, reason: refusedUserInFlight,
 	Detail: "You have too many requests under way. Nothing happened; send this one again when some are answered.",

@@ -14,17 +14,17 @@ import (
 	"github.com/passbook/passbook/internal/ops"
 )
 
-// Keys of what a request's line says, in its locals.
+// Keys of a request's locals, for the attributes of its line.
 type (
-	failureKey  struct{} // the error of a request that failed for a reason of ours
+	failureKey  struct{} // the error of a request that failed because of the server
 	codeKey     struct{} // the code of its problem
 	acceptedKey struct{} // the jobs of a batch
 )
 
-// requestLines are the lines of requests: one for each, within bounds.
+// requestLines writes the lines of requests: one line a request, within bounds.
 type requestLines struct {
 	answered *ops.Lines
-	failed   *ops.Lines // for a reason of ours
+	failed   *ops.Lines // because of the server
 }
 
 func newRequestLines(log *slog.Logger) requestLines {
@@ -62,7 +62,7 @@ func (a *API) logRequest(c *fiber.Ctx, method, route string, took, waited time.D
 	lines.Write(ctx, level, attrs...)
 }
 
-// about says whose request it was, and which account, job and trace it was about.
+// about returns the attributes that name the request's user, account, job and trace.
 func about(c *fiber.Ctx) (attrs []slog.Attr) {
 	if user := caller(c); user != uuid.Nil {
 		attrs = append(attrs, slog.String("user_id", user.String()))
@@ -86,8 +86,8 @@ func about(c *fiber.Ctx) (attrs []slog.Attr) {
 	return attrs
 }
 
-// refused writes the line of a request that the server refused before any handler; failure is a reason
-// of ours, or nil. Its method and its path may be unread, or anything.
+// refused writes the line of a request that the server refused before any handler. failure is the error
+// of a failing server, or nil. The line has no method and no path: they may be unread, or any text.
 func (l requestLines) refused(id string, status int, code string, failure error) {
 	ctx := context.Background() // the request has none yet
 	lines, level := l.answered, slog.LevelInfo
@@ -106,7 +106,7 @@ func (l requestLines) refused(id string, status int, code string, failure error)
 	lines.Write(ctx, level, attrs...)
 }
 
-// isProbe has the routes that balancers and monitors ask all the time: their lines are for debug.
+// isProbe has the routes that balancers and monitors request often. Their lines have the level debug.
 var isProbe = map[string]bool{"/livez": true, "/readyz": true}
 
 // outcomeOf is the code of the problem that was answered, or ok.
@@ -119,8 +119,8 @@ func outcomeOf(c *fiber.Ctx) string {
 
 const jobPath = "/v1/jobs/"
 
-// jobOf returns the id of the job that a request asked for or made; empty for none. An id that the
-// client sent is one.
+// jobOf returns the id of the job that a request read or made; empty for none. A text of the client that
+// is no id is left out.
 func jobOf(c *fiber.Ctx) string {
 	id, isMade := strings.CutPrefix(string(c.Response().Header.Peek(fiber.HeaderLocation)), jobPath)
 	if !isMade {

@@ -27,8 +27,8 @@ type query struct {
 }
 
 // parseQuery reads the parameters that the route knows. Unknown and repeated parameters are
-// faults, and so is a semicolon: a proxy may drop what has one, or read two parameters where the API
-// reads one. It stops after maxFaults faults.
+// faults, and so is a semicolon: a proxy may drop a parameter with a semicolon, or read it as two
+// parameters. It stops after maxFaults faults.
 func parseQuery(c *fiber.Ctx, known []string) *query {
 	q := &query{values: map[string]string{}}
 	var pair fasthttp.Args // the URI's own Args would keep memory for thousands of pairs until the connection ends

@@ -13,9 +13,9 @@ import (
 
 var accountPaths = []byte("/v1/accounts/")
 
-// shed refuses deposits and withdrawals at once while too many wait to be accepted, before it spends
-// anything else on them: at three times the load that can be accepted, two requests of three are
-// refused. Their bodies have arrived; to close their connections instead would cost both sides more.
+// shed refuses deposits and withdrawals while too many wait to be accepted, before any other work: at
+// three times the possible load it refuses two of three. It keeps the connections open, because the
+// bodies have arrived and a new connection would cost both sides more.
 func (a *API) shed(next fasthttp.RequestHandler) fasthttp.RequestHandler {
 	refuse := a.refuser(job.ErrOverloaded)
 	return func(c *fasthttp.RequestCtx) {
@@ -27,9 +27,9 @@ func (a *API) shed(next fasthttp.RequestHandler) fasthttp.RequestHandler {
 	}
 }
 
-// refuser returns a handler that answers any request as answerError answers err before any handler,
-// but for a fraction of the time (BenchmarkShed): it has made the answer already, but for the
-// request id.
+// refuser returns a handler that answers every request with the problem of err, as answerError would.
+// It makes the answer once, except for the request id, so it takes a fraction of the time
+// (BenchmarkShed).
 func (a *API) refuser(err error) fasthttp.RequestHandler {
 	const mark = "REQUEST_ID" // no other part of a problem
 	found, _ := toProblem(err)

@@ -54,8 +54,8 @@ var (
 	}
 )
 
-// watcher is the part of finished.Hub that streams use. A signal means that there may be news. It is an
-// interface because the streams' tests decide when it signals.
+// watcher is the part of finished.Hub that streams use. A signal means that there may be new events. It
+// is an interface so that the streams' tests can decide when it signals.
 type watcher interface {
 	WatchAccount(accountID int64) (changed <-chan struct{}, stop func())
 }

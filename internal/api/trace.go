@@ -19,7 +19,7 @@ import (
 // traceHeaders are a request's headers, as the W3C propagator reads them.
 type traceHeaders struct{ c *fiber.Ctx }
 
-// Get copies the header: Fiber uses its buffer again.
+// Get returns a copy of the header, because Fiber reuses its buffer.
 func (h traceHeaders) Get(name string) string { return strings.Clone(h.c.Get(name)) }
 
 // Set is not used.
@@ -28,8 +28,8 @@ func (traceHeaders) Set(string, string) {}
 // Keys is not used.
 func (traceHeaders) Keys() []string { return nil }
 
-// beginTrace begins the span of a request, as a part of the trace that its traceparent names. It
-// returns nil where there are no traces.
+// beginTrace begins the span of a request, in the trace that the request's traceparent names. It
+// returns nil if the process makes no traces.
 func (a *API) beginTrace(c *fiber.Ctx) trace.Span {
 	if a.cfg.Tracer == nil {
 		return nil

@@ -25,7 +25,7 @@ func newMetrics(registry prometheus.Registerer) *metrics {
 			Name: "passbook_password_hashes_waiting", Help: "Passwords that wait to be hashed or compared, because as many as allowed are being hashed.",
 		}),
 		hashesRefused: prometheus.NewCounter(prometheus.CounterOpts{
-			Name: "passbook_password_hashes_refused_total", Help: "Passwords that were not hashed, because they waited for too long.",
+			Name: "passbook_password_hashes_refused_total", Help: "Passwords that were not hashed, because they waited too long.",
 		}),
 		tokensRefused: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "passbook_access_tokens_refused_total", Help: "Access tokens that were not accepted, by the reason. Requests without a token are not counted.",

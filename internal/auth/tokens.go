@@ -32,7 +32,7 @@ const (
 	defaultName = "passbook" // of issuer and audience
 )
 
-// The faults of a token that are counted apart.
+// The faults of a token that have their own reason in the metric.
 var (
 	errUnknownKey  = errors.New("unknown kid")
 	errNotYetValid = errors.New("token not valid yet")
