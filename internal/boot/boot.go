@@ -41,8 +41,7 @@ func Main(name string, stderr io.Writer, run func(context.Context) error) (code 
 	return 0
 }
 
-// ErrStopped is returned where a process was told to stop while it waited for its stores. That is
-// no failure.
+// ErrStopped is returned if a process is stopped while it waits for its stores. That is no failure.
 var ErrStopped = errors.New("stopped while it started")
 
 // Ended logs the error with which a process that serves ended, and returns it; nil for ErrStopped.
@@ -143,7 +142,7 @@ func (p *Process) AwaitOperator() error { return p.serving.Wait() }
 // closeOperator closes the operator's port at once.
 func (p *Process) closeOperator() {
 	p.Operator.Close()
-	_ = p.serving.Wait() // nil: it was closed
+	_ = p.serving.Wait() // returns nil after Close
 }
 
 // openQueues checks the sequences, on which the order of jobs rests, and opens Redis.

@@ -15,10 +15,10 @@ const (
 	maxReadiness  = 16 << 10        // bytes of the answer
 )
 
-// CheckHealth asks the process whose operator's port is at addr on this machine whether it is
-// ready. It returns an error with what is missing where the process is not, or does not answer.
+// CheckHealth asks the process whose operator's port is at addr on this machine whether it is ready.
+// If the process is not ready or does not answer, it returns an error that says what is missing.
 //
-// It is for images without a shell, where a health check has no other program to run.
+// Images without a shell need it, because they have no other program for a health check.
 func CheckHealth(ctx context.Context, addr string) error {
 	ctx, cancel := context.WithTimeout(ctx, healthTimeout)
 	defer cancel()
@@ -39,8 +39,8 @@ func CheckHealth(ctx context.Context, addr string) error {
 	return err
 }
 
-// reachable returns addr as this machine reaches it: the address of all interfaces is no address
-// to connect to.
+// reachable returns the address to connect to. It replaces the address of all interfaces by that of
+// this machine.
 func reachable(addr string) string {
 	host, port, err := net.SplitHostPort(addr)
 	if err != nil {

@@ -11,7 +11,7 @@ import (
 	"github.com/passbook/passbook/internal/queue"
 )
 
-// Observed is what tells of a process's dependencies and of its work.
+// Observed holds what reports outages of a process's dependencies and traces its work.
 type Observed struct {
 	Postgres *ops.Outage
 	Redis    *ops.Outage
@@ -20,7 +20,7 @@ type Observed struct {
 	sendTraces func() // the last ones
 }
 
-// meanwhile says what each process does without a store.
+// meanwhile describes what each process does while a store is away.
 var meanwhile = map[string]struct{ postgres, redis string }{
 	"passbook-api": {
 		postgres: "requests get 503 and /readyz is 503; an accepted job is not lost",
@@ -32,8 +32,8 @@ var meanwhile = map[string]struct{ postgres, redis string }{
 	},
 }
 
-// observe prepares the lines about outages and the traces of a process, and has the pool note how
-// Postgres serves. The log package's lines, which libraries write, go to the log too.
+// observe prepares the log of outages and the traces of a process, and connects the pool with both. Lines
+// that libraries write with the log package go to the log too.
 func (p *Process) observe(ctx context.Context, pool *postgres.Config) (err error) {
 	slog.SetDefault(p.Log)
 	without := meanwhile[pool.Application]
@@ -47,10 +47,10 @@ func (p *Process) observe(ctx context.Context, pool *postgres.Config) (err error
 	return err
 }
 
-// ObservePool has a pool of the primary note how Postgres serves, and make the spans of its queries.
+// ObservePool makes a pool of the primary report outages of Postgres, and trace its queries.
 func (o Observed) ObservePool(pool *postgres.Config) {
 	pool.Note, pool.Tracer = o.Postgres.Note, o.Tracer
 }
 
-// observeRedis notes how Redis serves.
+// observeRedis reports outages of Redis.
 func (p *Process) observeRedis() { queue.Watch(p.Redis, p.Observed.Redis.Note) }

@@ -174,8 +174,8 @@ func readOpsToken(env *environment, addr string) string {
 	return ""
 }
 
-// readOpsReadToken reads the token that only looks; empty where the variable is absent. With the
-// value of OPS_TOKEN it would do everything.
+// readOpsReadToken reads the token that allows only to read; empty if the variable is absent. It must
+// differ from OPS_TOKEN, which allows everything.
 func readOpsReadToken(env *environment, token string) string {
 	if !env.isSet(opsReadToken) {
 		return ""

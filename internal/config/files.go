@@ -13,13 +13,13 @@ import (
 
 const fileSuffix = "_FILE"
 
-// fileVariables name a file that has the value of the variable without _FILE, as container
-// platforms mount secrets.
+// fileVariables are the variables that may name a file. The file has the value of the variable without
+// _FILE. Container platforms mount secrets as files.
 var fileVariables = []string{
 	"DATABASE_URL_FILE", "READ_DATABASE_URL_FILE", "REDIS_URL_FILE", "JWT_KEYS_FILE", "OPS_TOKEN_FILE", "OPS_READ_TOKEN_FILE",
 }
 
-// maxFile bounds what is read of a file, in bytes: a wrong name may be that of a device.
+// maxFile is how many bytes of a file are read at most: a wrong name may be that of a device.
 const maxFile = 64 << 10
 
 // Value returns the value of a variable, or what its file has. It is empty where the environment
@@ -91,8 +91,8 @@ func readBounded(path string) (string, error) {
 	return string(text), err
 }
 
-// shownPath returns the path as a fault may show it. A text that is no absolute path may be the
-// secret itself, in the wrong variable.
+// shownPath returns the path as a fault may show it. A text that is no absolute path is not shown: it
+// may be the secret itself, in the wrong variable.
 func shownPath(path string) string {
 	if filepath.IsAbs(path) {
 		return path

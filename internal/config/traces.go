@@ -9,7 +9,7 @@ import (
 	"strings"
 )
 
-// Traces says where traces go, and which.
+// Traces says which requests are traced, and where the traces are sent.
 type Traces struct {
 	Endpoint string // of an OTLP collector, over HTTP; empty for no traces
 	Sampler  string
@@ -48,7 +48,7 @@ var (
 	}
 )
 
-// readTraces reads nothing but the endpoint where that is absent, or where OTEL_SDK_DISABLED is true.
+// readTraces reads only the endpoint if it is absent or if OTEL_SDK_DISABLED is true.
 func readTraces(env *environment) Traces {
 	if env.getenv(otlpEndpoint.name) == "" || strings.EqualFold(env.getenv("OTEL_SDK_DISABLED"), "true") {
 		return Traces{}
@@ -61,7 +61,7 @@ func readTraces(env *environment) Traces {
 	}
 }
 
-// parseEndpoint repeats nothing of the URL, which may hold a password.
+// parseEndpoint shows no part of the URL in its errors, because it may hold a password.
 func parseEndpoint(text string) (string, error) {
 	endpoint, err := url.Parse(text)
 	if err != nil || endpoint.Host == "" || endpoint.Scheme != "http" && endpoint.Scheme != "https" {

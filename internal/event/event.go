@@ -29,8 +29,8 @@ var (
 	// there any more, as after a restore.
 	ErrOver = errors.New("nothing more to follow")
 
-	// ErrDamaged ends a stream whose next page has a job that was rejected or failed, and whose request
-	// is lost, as after a restore that went wrong.
+	// ErrDamaged ends a stream whose next page has a rejected or failed job without its row in jobs, as
+	// after a restore that went wrong.
 	ErrDamaged = errors.New("the request of a finished job is missing")
 )
 

@@ -31,7 +31,7 @@ type waitingJob struct {
 // waiter is a request that waits for a job.
 type waiter struct {
 	finished chan job.Job
-	after    uint64 // the reads that had begun when it came
+	after    uint64 // the number of the last read that began before it
 }
 
 // Wait returns a channel (buffer of 1) that receives the job once it is finished and its end is
@@ -145,9 +145,9 @@ func (h *Hub) lookAtJobs(ctx context.Context) error {
 	return nil
 }
 
-// read gives the jobs that are finished to the waiters that came before it began. A later waiter
-// may have seen the job queued again, after a replay: the read may show the failure from before.
-// Such a waiter gets its job from a later read.
+// read gives finished jobs to the waiters that came before it began. It may show a failure from before
+// a replay, while a later waiter has already seen the job queued again. So a later waiter gets its
+// job from a later read.
 //
 // A crash of Postgres before the read has returned undoes nothing that a waiter was given. One
 // after it undoes nothing that the read has returned. A kill of the API leaves clients without

@@ -78,13 +78,13 @@ type Reason string
 const (
 	Privilege     Reason = "privilege"     // the role, or the owner of a function, lacks a right
 	ReadOnly      Reason = "read_only"     // the server takes no writes
-	Connection    Reason = "connection"    // there is none, or the server stops or starts
+	Connection    Reason = "connection"    // no connection, or the server is stopping or starting
 	Timeout       Reason = "timeout"       // the statement, or its answer, took too long
 	Lock          Reason = "lock"          // a lock was not granted
 	Constraint    Reason = "constraint"    // the values of the statement: IsDataFault
-	Serialization Reason = "serialization" // undone in favour of another transaction
+	Serialization Reason = "serialization" // Postgres aborted it in favour of another transaction
 	Resources     Reason = "resources"     // no disk, memory or connections left, or the disk fails
-	Function      Reason = "function"      // a function, table or library is missing or another one
+	Function      Reason = "function"      // a function, table or library is missing or another version
 	Other         Reason = "other"
 )
 

@@ -110,7 +110,7 @@ func (t attemptTracer) TraceQueryStart(ctx context.Context, _ *pgx.Conn, data pg
 	return beginQuery(ctx, t.limiter.tracer, data.SQL)
 }
 
-// TraceQueryEnd notes whether Postgres serves. An end of the caller's own says nothing about that.
+// TraceQueryEnd passes on whether Postgres serves. It leaves out queries that the caller has ended.
 func (t attemptTracer) TraceQueryEnd(ctx context.Context, _ *pgx.Conn, data pgx.TraceQueryEndData) {
 	if t.limiter.tracer != nil {
 		endQuery(ctx, data.Err)

@@ -46,9 +46,8 @@ type Config struct {
 	Part        func(total int32) int32
 	Application string       // what pg_stat_activity shows
 	Log         *slog.Logger // logs that a server takes no writes; nil for no log
-	// Note gets the hosts of the URL, and the error of a server that does not serve, after a
-	// connection that could not be opened or was lost; nil after a query. Calls may overlap. Nil
-	// for no notes.
+	// Note, unless nil, is called with the hosts of the URL: with the error after a connection could not
+	// be opened or was lost, and with nil after a query. Calls may overlap.
 	Note func(hosts string, err error)
 	// Tracer makes a span of each query in a traced request; nil for none.
 	Tracer trace.Tracer

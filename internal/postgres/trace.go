@@ -10,9 +10,9 @@ import (
 
 type queryKey struct{}
 
-// beginQuery begins the span of a query, in the span of ctx. Without a tracer, or where that span is not
-// sampled, it costs a comparison. The span has the statement, and no parameter: a parameter may be a
-// person's.
+// beginQuery begins the span of a query, in the span of ctx. Without a tracer, or if that span is not
+// sampled, it costs a comparison. The span holds the statement but no parameters, which may be
+// personal data.
 func beginQuery(ctx context.Context, tracer trace.Tracer, sql string) context.Context {
 	if tracer == nil || !trace.SpanFromContext(ctx).IsRecording() {
 		return ctx

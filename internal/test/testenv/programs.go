@@ -11,13 +11,13 @@ import (
 	"syscall"
 )
 
-// Programs runs `go build` in the folder source, and returns a folder with what it made, which
-// goes after the last test. root is the repository's folder, and name stands for source and
+// Programs runs `go build` in the folder source, and returns a folder with the programs, which is
+// deleted after the last test. root is the repository's folder, and name identifies source and
 // arguments.
 //
-// The go command caches packages, but it links a program anew unless the program stands in its
-// place. So it builds into a folder under root's .local, which stays, and the tests get a copy:
-// a later build, with other sources, does not change programs that they have yet to start.
+// The go command caches packages, but links a program again unless the last one is still in its
+// place. So it builds into a folder under root's .local, which is kept, and the tests get a copy. A
+// later build of other sources does not change the copy.
 func Programs(root, name, source string, arguments ...string) (dir string, err error) {
 	kept, err := filepath.Abs(filepath.Join(root, ".local", "tests", name))
 	if err != nil {
