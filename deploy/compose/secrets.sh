@@ -1,8 +1,8 @@
 #!/bin/sh
-# Makes the secrets of compose.yaml in deploy/compose/secrets, those that are not there yet.
+# Makes the secrets of compose.yaml that deploy/compose/secrets does not have yet.
 #
-# The folder is for its owner alone. The files are readable: compose mounts each into the container
-# of a service, whose user is not the owner.
+# Only the owner can open the folder. All users can read the files: compose mounts each into the
+# container of a service, whose user is not the owner.
 set -eu
 
 cd "$(dirname "$0")"
