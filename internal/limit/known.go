@@ -32,8 +32,8 @@ func (k *Known) Add(ctx context.Context, key string) {
 	_ = k.redis.Set(ctx, k.name(key), 1, knownFor).Err() // it may be forgotten
 }
 
-// MayHave reports whether the key is remembered, or may be: also where Redis does not answer in
-// shareTimeout.
+// MayHave returns whether the key is remembered. It also returns true if Redis does not answer in
+// shareTimeout, because the key may be.
 func (k *Known) MayHave(ctx context.Context, key string) bool {
 	if k == nil {
 		return false

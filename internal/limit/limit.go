@@ -110,9 +110,9 @@ func (l *Limiter) Take(key string) State {
 	return l.state(b, now, allowed, 1)
 }
 
-// TakeMore allows a request that counts for n, or not. Take has allowed it as one before, so
-// TakeMore takes the others, or none of them. RetryAfter is until all n are allowed at once. A
-// request counts for the whole quota at most, so that no quota refuses it for ever.
+// TakeMore allows or refuses a request that counts for n, after Take has allowed it as one. It takes
+// the other n-1, or none. RetryAfter is until all n would be allowed. A request counts for the whole
+// quota at most, so that no quota refuses it for ever.
 func (l *Limiter) TakeMore(key string, n int) State {
 	if l == nil {
 		return State{Allowed: true}
@@ -155,7 +155,7 @@ func (l *Limiter) bucket(key string) *bucket {
 	return b
 }
 
-// owe adds n to what b owes. A debt is as old as its oldest part.
+// owe adds n to the debt of b. A debt is as old as its oldest part.
 func (l *Limiter) owe(b *bucket, n int, since time.Time) {
 	if n <= 0 {
 		return

@@ -157,10 +157,10 @@ func (l *Limiter) exchange(ctx context.Context, b *bucket, more int) (allowed, a
 	return allowed, true, nil
 }
 
-// claim takes over what b owes, and returns it and since when b owes it. Of a debt older than
-// forgiveAfter it drops what b has regained: a long outage leaves no debt that was paid by waiting.
+// claim takes the debt of b, and returns it and when it began. From a debt older than forgiveAfter it
+// subtracts what b has regained: after a long outage the user has paid that part by waiting.
 //
-// It drops nothing of a younger debt. The other processes may have used what b has regained.
+// From a younger debt it subtracts nothing: other processes may have used what b has regained.
 func (l *Limiter) claim(b *bucket, more int) (owed int, since time.Time) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -195,12 +195,12 @@ func (l *Limiter) note(err error) {
 	}
 }
 
-// warn logs that Redis does not count: at debug level where it is away, since the log says so already,
-// once for all limits.
+// warn logs that Redis does not count. While Redis is away it uses the debug level, because the log
+// already reports the outage once for all limits.
 func (l *Limiter) warn(err error) {
 	log := l.cfg.Log.Debug
 	if _, answered := errors.AsType[redis.Error](err); answered {
 		log = l.cfg.Log.Warn
 	}
-	log("can't count in Redis; each process holds the limit by itself", "limit", l.cfg.Name, "error", err)
+	log("can't count in Redis; each process applies the limit separately", "limit", l.cfg.Name, "error", err)
 }
