@@ -82,8 +82,8 @@ func TestUserLimit(t *testing.T) {
 		wantNoHeader(headerReplay).wantNoHeader(headerLimit).wantNoHeader(headerPolicy)
 }
 
-// Each job of a batch counts as a request. One that is refused leaves nothing, and one that is larger
-// than the quota takes all of it.
+// Each job of a batch counts as a request. A refused batch makes no job and counts as one request. A
+// batch larger than the quota takes all of it.
 func TestUserLimit_Batch(t *testing.T) {
 	t.Parallel()
 	of, _ := limiters(t)
@@ -396,7 +396,7 @@ func TestInFlight(t *testing.T) {
 	}
 }
 
-// One user has some of the slots. The others remain for other users, and his deposits need none.
+// One user can take only some of the slots; the others remain for other users. Deposits need no slot.
 func TestInFlight_User(t *testing.T) {
 	t.Parallel()
 	s := start(t, func(set *settings) {
@@ -434,7 +434,7 @@ func (s *server) usersInFlight() int {
 	return len(s.api.users.taken)
 }
 
-// A flood of log-ins takes no slot of the refreshes, nor a flood of refreshes one of the log-ins.
+// A flood of log-ins takes no slot of the refreshes. A flood of refreshes takes no slot of the log-ins.
 func TestInFlight_Refreshes(t *testing.T) {
 	t.Parallel()
 	s := start(t, func(set *settings) {
@@ -454,7 +454,7 @@ func TestInFlight_Refreshes(t *testing.T) {
 	logIn(c)
 }
 
-// A take that is refused never shows as taken, so it refuses none that finds a free slot.
+// A refused take does not count as taken, so it causes no refusal while a slot is free.
 func TestSlots_Refused(t *testing.T) {
 	t.Parallel()
 	s := &slots{most: 1}

@@ -9,8 +9,8 @@ import (
 	"github.com/passbook/passbook/internal/test/testenv"
 )
 
-// Each request has one line, which says whose it was, what it was about and how it ended, and nothing
-// that only its client may know.
+// Each request has one line with its user, its account and job, and its outcome. The line has no secret
+// of the client.
 func TestRequestLine(t *testing.T) {
 	t.Parallel()
 	s := start(t)

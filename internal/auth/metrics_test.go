@@ -38,7 +38,7 @@ func TestTokensRefused(t *testing.T) {
 	}
 }
 
-// A password that waits for a slot is counted meanwhile, and if it is refused.
+// One metric counts passwords while they wait for a slot. Another counts those that were refused.
 func TestHashesWaiting(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {

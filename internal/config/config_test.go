@@ -419,7 +419,7 @@ func TestFiles_RefuseValue(t *testing.T) {
 	}
 }
 
-// A variable that may be said aloud has no file.
+// A variable that is no secret has no variable with _FILE.
 func TestFiles_ForSecretsOnly(t *testing.T) {
 	got, err := config.LoadAPI(with("LOG_LEVEL"+"_FILE", inFile(t, "debug")))
 	if err != nil || got.Log.Level != slog.LevelInfo {

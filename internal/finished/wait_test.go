@@ -99,7 +99,7 @@ func TestWait_WithoutMessages(t *testing.T) {
 	e.atRest()
 }
 
-// afterQuery calls f at the end of each query, when its rows are read and its caller has not got them.
+// afterQuery calls f at the end of each query: its rows are read, but not yet returned to the caller.
 type afterQuery func()
 
 func (afterQuery) TraceQueryStart(ctx context.Context, _ *pgx.Conn, _ pgx.TraceQueryStartData) context.Context {
@@ -108,8 +108,8 @@ func (afterQuery) TraceQueryStart(ctx context.Context, _ *pgx.Conn, _ pgx.TraceQ
 
 func (f afterQuery) TraceQueryEnd(context.Context, *pgx.Conn, pgx.TraceQueryEndData) { f() }
 
-// A waiter that came after a replay does not get the failure from before, which a read has seen
-// that began before.
+// A read that began before a replay has read the job's failure. A waiter that came after the replay
+// does not get that failure.
 func TestWait_Replayed(t *testing.T) {
 	t.Parallel()
 	pool := testenv.Pool(t)
@@ -199,7 +199,7 @@ func TestWait_Recent(t *testing.T) {
 	}
 }
 
-// The number of waiters is bounded, and so is each user's. One that stops leaves its place.
+// The number of waiters is bounded, in total and for each user. A waiter that stops no longer counts.
 func TestWait_Bound(t *testing.T) {
 	t.Parallel()
 	e := start(t)

@@ -7,7 +7,7 @@ import (
 	"github.com/passbook/passbook/internal/ledger/ledgertest"
 )
 
-// What keeps Postgres from accepting jobs is seen without a request, and the check says what is wrong.
+// CheckAccept detects, without any request, that Postgres can't accept jobs, and says why.
 func TestCheckAccept(t *testing.T) {
 	t.Parallel()
 	ledgertest.FindsFaults(

@@ -10,9 +10,9 @@ import (
 	"github.com/passbook/passbook/internal/ledger/ledgertest"
 )
 
-// What keeps Postgres from applying jobs is seen without a job: a right of the serving role or of the
-// function's owner, a server that takes no writes, a missing function, a language that can't be
-// loaded. The check says what is wrong.
+// CheckApply detects, without any job, that Postgres can't apply jobs: a missing right of the serving
+// role or of the function's owner, a server that takes no writes, a missing function, a language that
+// can't be loaded. It says which.
 func TestCheckApply(t *testing.T) {
 	t.Parallel()
 	ledgertest.FindsFaults(t, `

@@ -327,8 +327,8 @@ func TestOverviewOfALockedAccount(t *testing.T) {
 	}
 }
 
-// An action that another rule refuses has that rule's error, not one that an operator would take for
-// a closed account or a missing name.
+// If another rule refuses an action, SetStatus returns that rule's error. It must not look like the
+// error for a closed account or a missing name.
 func TestSetStatus_RefusedByAnotherRule(t *testing.T) {
 	t.Parallel()
 	pool := testenv.Pool(t)

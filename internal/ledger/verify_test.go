@@ -291,7 +291,7 @@ func TestRoundOfAnotherBuild(t *testing.T) {
 	}
 }
 
-// A row that Postgres can't read is reported, and does not keep the round from the rows behind it.
+// A round reports a row that Postgres can't read, and continues with the rows behind it.
 func TestRoundPassesWhatCantBeRead(t *testing.T) {
 	t.Parallel()
 	pool := testenv.Pool(t)

@@ -69,8 +69,8 @@ func (s *store) Collect(metrics chan<- prometheus.Metric) {
 	}
 }
 
-// A scrape shows what the last look found, and waits for none. Scrapes don't make the looks more
-// frequent, and what a store does not say any more is absent.
+// A scrape shows the metrics of the last collection, and does not wait for one. Scrapes cause no
+// collections. Metrics that the store no longer returns are absent.
 func TestSnapshot(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		inner, answers, hangs := new(store), make(chan struct{}), make(chan struct{})

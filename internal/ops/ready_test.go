@@ -43,8 +43,8 @@ func TestProbesAreBounded(t *testing.T) {
 	})
 }
 
-// What a dependency does is seen within seconds. The log has a line when it goes down, one a minute, and
-// one when it is up again.
+// Checks show within seconds that a dependency goes down or is up again. The log has a line when it goes
+// down, one a minute while it is down, and one when it is up again.
 func TestChecksFollow(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var isFull atomic.Bool

@@ -86,7 +86,7 @@ func TestBatcherJoinsPartitions(t *testing.T) {
 	}
 }
 
-// While a batch runs, a few accounts wait for its end, and enough of them do not.
+// While a batch runs, fewer than enoughBeside accounts wait for its end, and more start another batch.
 func TestBatcherCollectsAFew(t *testing.T) {
 	t.Parallel()
 	h := heldApplier{begun: make(chan []ledger.Due), release: make(chan struct{})}

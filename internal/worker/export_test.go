@@ -52,7 +52,7 @@ func (v *Verifier) EndRest() { v.nextRoundAt = time.Time{} }
 // SliceOf makes the next slice one of so many rows.
 func (v *Verifier) SliceOf(rows int) { v.rows = rows }
 
-// NewVerifierThatForgets makes a verifier whose metrics show mismatches for so long without a slice.
+// NewVerifierThatForgets makes a verifier that shows mismatches for the given time after a slice.
 var NewVerifierThatForgets = newVerifier
 
 // Release ends a verifier's hold, as its Run does when it ends.

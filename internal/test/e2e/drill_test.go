@@ -18,10 +18,9 @@ import (
 	"github.com/passbook/passbook/internal/test/testenv"
 )
 
-// A bank comes back from a base backup and the WAL archive, as it was at a moment, and from a dump on
-// another server: by the commands of docs/operations.md, each time with an empty Redis. Every job
-// that was queued finishes, what clients were told before is still so, and what came after the
-// moment is as if it had never been asked for.
+// The commands of docs/operations.md restore a bank to a moment, from a base backup and the WAL archive,
+// and on another server, from a dump; each time with an empty Redis. Every job that was queued then
+// finishes. Outcomes from before the moment are the same. Jobs from after it do not exist.
 func TestDrill(t *testing.T) {
 	d := newDrill(t)
 	d.asPostgres("base backup")
@@ -58,7 +57,7 @@ type drill struct {
 	server   *local.Postgres
 	admin    *pgxpool.Pool
 	accounts []account
-	told     map[string]string // the outcome of each finished job, by its key
+	outcomes map[string]string // of each finished job, by its key
 	backups  string
 	until    string // the moment to restore
 	target   string // where a dump goes to
@@ -66,7 +65,7 @@ type drill struct {
 
 func newDrill(t *testing.T) *drill {
 	t.Helper()
-	d := &drill{t: t, told: map[string]string{}}
+	d := &drill{t: t, outcomes: map[string]string{}}
 	d.s, d.admin = newServedSystem(t, 0, 0)
 	d.server = d.s.postgres
 	d.backups = filepath.Join(d.server.Dir(), "backups") // Postgres's user writes there
@@ -169,7 +168,7 @@ func (d *drill) url() string {
 	return d.server.URL()
 }
 
-// deposit has n deposits and withdrawals accepted, and remembers how those end that can finish.
+// deposit sends n deposits and withdrawals, and keeps the outcomes of those that finish.
 func (d *drill) deposit(kind string, n int) {
 	d.t.Helper()
 	for i := range n {
@@ -180,7 +179,7 @@ func (d *drill) deposit(kind string, n int) {
 		}
 		if kind == "finished" {
 			d.c.must(http.StatusOK, http.MethodGet, "/v1/jobs/"+job.ID+"?wait=30", nil, &job)
-			d.told[request.key] = job.outcome()
+			d.outcomes[request.key] = job.outcome()
 		}
 	}
 }
@@ -203,8 +202,8 @@ func (d *drill) now() (moment string) {
 	return moment
 }
 
-// loseServer archives the last WAL and ends everything. What clients asked for last is in the
-// archive too: only its time keeps it out of the restored bank.
+// loseServer archives the last WAL and stops all processes. The archive has the late jobs too: only
+// recovery_target_time keeps them out of the restored bank.
 func (d *drill) loseServer() {
 	d.t.Helper()
 	var segment string
@@ -269,8 +268,8 @@ func (d *drill) check(t *testing.T, server *local.Postgres) {
 	for i := range 40 {
 		request := d.request("finished", i)
 		job, err := c.settle(0, request)
-		if err != nil || job.outcome() != d.told[request.key] {
-			t.Errorf("%s: %s, %v; before the loss it was %s", request.key, job.outcome(), err, d.told[request.key])
+		if err != nil || job.outcome() != d.outcomes[request.key] {
+			t.Errorf("%s: %s, %v; before the loss it was %s", request.key, job.outcome(), err, d.outcomes[request.key])
 		}
 	}
 	for i := range 10 { // as new jobs, behind all others of their accounts

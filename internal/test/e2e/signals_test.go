@@ -12,7 +12,7 @@ import (
 	"github.com/passbook/passbook/internal/test/testenv"
 )
 
-// signalFault is something that keeps the processes from their work, and that each of them says.
+// signalFault is a fault that stops the work of the processes, and that they must report.
 type signalFault struct {
 	name     string
 	from, to func(t *testing.T, s *system, admin *pgxpool.Pool)
@@ -42,8 +42,8 @@ func onRedis(command ...any) func(*testing.T, *system, *pgxpool.Pool) {
 // endSessions ends the sessions of the processes: some faults concern only new ones.
 const endSessions = `SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'passbook_serving'`
 
-// Processes that run as deploy/postgres/roles.sql says, and answer, but can't work, say so within
-// seconds: on /readyz, as a metric, and in the log. They say too when they can again.
+// Processes with the roles of deploy/postgres/roles.sql that answer but can't work report that within
+// seconds: on /readyz, as a metric, and in the log. They also report when they work again.
 func TestSignals(t *testing.T) {
 	t.Parallel()
 	s, admin := newServedSystem(t, 1, 1)
@@ -103,8 +103,8 @@ func TestSignals(t *testing.T) {
 	s.verify()
 }
 
-// checkNoInsert takes from the role that owns apply_job what every apply needs. The job that is accepted
-// meanwhile is named in the log, and applied once the right is back.
+// checkNoInsert revokes a right that every apply needs from the role that owns apply_job. The log names
+// the job that is accepted meanwhile. A worker applies it once the right is granted again.
 func checkNoInsert(t *testing.T, s *system, admin *pgxpool.Pool, c *client, number string) {
 	t.Helper()
 	ledgertest.Exec(t, admin, `REVOKE INSERT ON transactions FROM passbook_owner`)

@@ -9,8 +9,8 @@ import (
 	"github.com/passbook/passbook/internal/test/testenv"
 )
 
-// A process whose Postgres is not there yet is alive, and not ready: /readyz says what it waits
-// for. It gets ready by itself.
+// A process that starts before its Postgres is alive but not ready: /readyz says what it waits for.
+// It becomes ready once Postgres runs.
 func TestStart_OperatorsPortIsOpen(t *testing.T) {
 	t.Parallel()
 	s := &system{t: t, postgres: testenv.PostgresServer(t), redis: testenv.RedisServer(t)}
