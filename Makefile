@@ -20,7 +20,7 @@ build: ## Build api and worker into .local/bin
 	go build -o .local/bin/ ./cmd/...
 
 GO_TEST := go test -count=1 -vet=off -ldflags=-w -timeout 20m # lint vets; without debug information linking takes half as long
-# Without the race detector: runs of the system, whose programs have it in TestChaos; runs of the benchmark; one goroutine with much text.
+# Without the race detector: tests of the whole system (TestChaos builds its programs with it), the benchmark, and tests of one goroutine.
 UNRACED := ./internal/test/e2e ./internal/bench ./internal/bench/history ./internal/test/fuzz ./internal/test/docs
 .PHONY: test
 test: export GORACE = atexit_sleep_ms=0
@@ -136,7 +136,7 @@ clocks: ## Test the system with clocks that are an hour apart; the first run com
 	go test -race -count=1 -timeout 30m -tags clocks -run '^TestClocksApart' ./internal/test/e2e
 
 .PHONY: deploy-files
-deploy-files: ## Check compose.yaml, the Kubernetes manifests and the systemd units with the readers that they are for
+deploy-files: ## Check compose.yaml, the Kubernetes manifests and the systemd units as compose, Kubernetes and systemd read them
 	@deploy/local/install.sh deploy
 	go -C .ci/deploy test -count=1 ./...
 

@@ -332,7 +332,7 @@ var mutations = []mutation{
 		[]string{"-run=^TestVerifyFinds$/^(StatusWithoutAnAction|ActionWithoutItsStatus)$ ./internal/ledger"},
 	},
 	{
-		"the token that looks changes queues", owned,
+		"the read token changes queues", owned,
 		[]edit{{opsTokens, `&& !onlyReads(r):`, `&& false:`}},
 		[]string{"-run=^TestReadToken$ ./internal/ops"},
 	},
@@ -1331,7 +1331,7 @@ var mutations = []mutation{
 		[]string{"-run=^TestLimits_WithoutRedis$ ./internal/api"},
 	},
 	{
-		"a refresh does not say where the owner is", bounded,
+		"a refresh does not remember the owner's address", bounded,
 		[]edit{{"internal/api/users.go", `a.remember(c, tokens.Email)`, ``}},
 		[]string{"-run=^TestLogInLimit_Remembers$ ./internal/api"},
 	},
@@ -1356,17 +1356,17 @@ var mutations = []mutation{
 		[]string{"-run=^TestUserLimit_Batch$ ./internal/api"},
 	},
 	{
-		"one user takes the places of all batches that wait", bounded,
+		"the waiting batches of one user have no bound", bounded,
 		[]edit{{batches, `if b.waiting[user] == maxWaitingBatchesPerUser {`, `if false {`}},
 		[]string{"-run=^TestAcceptBatch_Places$ ./internal/job"},
 	},
 	{
-		"one user takes the places of all requests in flight", bounded,
+		"the requests in flight of one user have no bound", bounded,
 		[]edit{{limits, `if u.taken[user] == u.most {`, `if false {`}},
 		[]string{"-run=^TestInFlight_User$ ./internal/api"},
 	},
 	{
-		"one user takes the places of all who wait", bounded,
+		"the waiting requests of one user have no bound", bounded,
 		[]edit{{waiting, ` || h.waitersOf[userID] == maxWaitersPerUser {`, ` {`}},
 		[]string{"-run=^TestWait_Bound$ ./internal/finished"},
 	},
@@ -1421,7 +1421,7 @@ var mutations = []mutation{
 		[]string{"-run=^TestOpen_MaxPerUser$ ./internal/ledger", "-run=^TestAccountLimit$ ./internal/api"},
 	},
 	{
-		"a query is read otherwise than by a proxy in front", described,
+		"the API reads a query differently from a proxy", described,
 		[]edit{{queries, `if bytes.IndexByte(text, ';') >= 0 {`, `if false {`}},
 		[]string{"-run=^TestInvalidParameter$ ./internal/api"},
 	},
@@ -1451,12 +1451,12 @@ var mutations = []mutation{
 		[]string{fuzzed},
 	},
 	{
-		"a secret ends in the newline of its file", deployed,
+		"a secret keeps the newline that ends its file", deployed,
 		[]edit{{files, `text = strings.TrimSuffix(text, "\n")`, `text = strings.TrimSuffix(text, "")`}},
 		[]string{"-run=^TestFiles ./internal/config"},
 	},
 	{
-		"a secret that stands for its file is logged", deployed,
+		"a secret in a variable for a path is logged", deployed,
 		[]edit{{files, `if filepath.IsAbs(path) {`, `if path != "" || filepath.IsAbs(path) {`}},
 		[]string{"-run=^TestFiles_RefuseValue$ ./internal/config"},
 	},
