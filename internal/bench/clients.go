@@ -39,9 +39,7 @@ func submit(ctx context.Context, p *pass, part string, visit func(*load.Connecti
 		if err != nil {
 			return err
 		}
-		for name, spent := range spent {
-			p.set(part, "cpu-"+name, microsEach(spent, len(orders)))
-		}
+		p.setCPU(part, "cpu-", spent, len(orders))
 		finish, err := e.Finishes(ctx, 0)
 		if err != nil {
 			return err
@@ -85,6 +83,11 @@ func latency(ctx context.Context, p *pass) error {
 			p.set(part, name+"post-p50", went.Post.P50)
 			p.set(part, name+"post-p99", went.Post.P99)
 			p.set(part, name+"busy", busy(went, jobs))
+			together, err := e.SlowestTogether(ctx)
+			if err != nil {
+				return err
+			}
+			p.set(part, name+"together", together)
 		}
 		return nil
 	})

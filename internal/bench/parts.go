@@ -85,9 +85,7 @@ func endToEnd(ctx context.Context, p *pass) error {
 			return err
 		}
 		p.setOutcome(part, went)
-		for name, spent := range went.CPU {
-			p.set(part, "cpu-"+name, microsEach(spent, jobs))
-		}
+		p.setCPU(part, "cpu-", went.CPU, jobs)
 		return nil
 	})
 }
@@ -131,7 +129,7 @@ func peerOn(ctx context.Context, p *pass, part string, jobs, accounts int) error
 		p.set(part, "applied", went.Accepted)
 		p.set(part, "post-p50", went.Post.P50)
 		p.set(part, "post-p99", went.Post.P99)
-		p.set(part, "cpu-postgres", microsEach(went.CPU["postgres"], jobs))
+		p.setCPU(part, "cpu-", went.CPU, jobs)
 		return nil
 	})
 }
@@ -143,11 +141,16 @@ func accepts(ctx context.Context, p *pass) error {
 		if err := e.WarmAccepts(ctx, orders); err != nil {
 			return err
 		}
-		took, err := e.Accept(ctx, orders)
+		var took time.Duration
+		spent, err := e.CPUOf(func() (err error) {
+			took, err = e.Accept(ctx, orders)
+			return err
+		})
 		if err != nil {
 			return err
 		}
 		p.set("accepts", "accepted", report.PerSecond(len(orders), took))
+		p.setCPU("accepts", "cpu-", spent, len(orders))
 		_, err = e.Drain(ctx, environment.Default)
 		return err
 	})
@@ -285,6 +288,7 @@ func scaleOut(cells []cell) func(context.Context, *pass) error {
 			err := p.in(ctx, cell.Topology, func(e *environment.Environment) error {
 				went, err := e.Put(ctx, load.EvenOrders(load.Random(p.round), p.Count(scaleJobs), p.Count(manyAccounts)))
 				found[cell.name] = append(found[cell.name], went.Applied)
+				p.setCPU("scale-out", cell.name+"-cpu-", went.CPU, p.Count(scaleJobs))
 				return err
 			})
 			if err != nil {
@@ -338,6 +342,14 @@ func backlog(ctx context.Context, p *pass) error {
 	}
 	p.set(part, "end-to-end", report.Mean([]float64{before, after}))
 	return nil
+}
+
+// setCPU sets what n jobs cost each process, in µs a job. Where a figure is measured several times,
+// the last one counts.
+func (p *pass) setCPU(part, prefix string, spent environment.CPU, n int) {
+	for name, spent := range spent {
+		p.set(part, prefix+name, microsEach(spent, n))
+	}
 }
 
 func microsEach(spent time.Duration, n int) float64 {

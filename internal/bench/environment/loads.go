@@ -202,6 +202,26 @@ func (e *Environment) Finishes(ctx context.Context, but int) (q report.Quantiles
 	return q, nil
 }
 
+// SlowestTogether is the share, in percent, of the slowest hundredth of the last load's jobs that were
+// accepted in the twentieth of the time that has most of them. Jobs that wait for one another
+// come near 5; those that wait for a pause of the whole machine come near 100.
+func (e *Environment) SlowestTogether(ctx context.Context) (percent float64, err error) {
+	const sql = `
+		WITH job AS (
+			SELECT finished_at - created_at AS took, width_bucket(extract(epoch FROM created_at)::float8,
+				extract(epoch FROM min(created_at) OVER ())::float8, extract(epoch FROM max(created_at) OVER ())::float8 + 1e-6, 20) AS span
+			FROM job_states WHERE created_at >= $1
+		), slowest AS (
+			SELECT span FROM job ORDER BY took DESC LIMIT (SELECT greatest(1, count(*) / 100) FROM job)
+		)
+		SELECT 100 * max(n) / sum(n) FROM (SELECT count(*)::float8 AS n FROM slowest GROUP BY span) spans`
+	err = e.Pool.QueryRow(ctx, sql, e.began).Scan(&percent)
+	if err != nil {
+		return 0, fmt.Errorf("read when the slowest jobs were accepted: %w", err)
+	}
+	return percent, nil
+}
+
 const (
 	memoryTick  = 200 * time.Millisecond
 	memorySlack = 4096 // bytes, between two readings of an idle Redis

@@ -47,6 +47,8 @@ var Catalogue = slices.Concat([]Figure{
 	{"peer", "post-p50", "POST to 201, p50", Millis},
 	{"peer", "post-p99", "POST to 201, p99", Millis},
 	{"peer", "cpu-postgres", "CPU of Postgres", micros},
+	{"peer", "cpu-peer", "CPU of the peer", micros},
+	{"peer", "cpu-load", "CPU of the load", micros},
 	{"submit-and-poll", "finished", "finished", JobsPerSec},
 	{"submit-and-poll", "seen-p50", "POST to finished, as polled, p50", Millis},
 	{"submit-and-poll", "seen-p99", "POST to finished, as polled, p99", Millis},
@@ -65,6 +67,10 @@ var Catalogue = slices.Concat([]Figure{
 	{"submit-and-wait", "cpu-api", "CPU of api", micros},
 	{"submit-and-wait", "cpu-load", "CPU of the load", micros},
 	{"accepts", "accepted", "accepted, no worker there", JobsPerSec},
+	{"accepts", "cpu-postgres", "CPU of Postgres", micros},
+	{"accepts", "cpu-redis", "CPU of Redis", micros},
+	{"accepts", "cpu-api", "CPU of api", micros},
+	{"accepts", "cpu-load", "CPU of the load", micros},
 	{"ceiling", "applied", "applied, by the faster insert", JobsPerSec},
 	{"ceiling", "batched", "applied, Passbook's insert of many", JobsPerSec},
 	{"ceiling", "plain", "applied, a plain insert", JobsPerSec},
@@ -103,6 +109,12 @@ var Catalogue = slices.Concat([]Figure{
 	{"scale-out", "apis-2", "2 apis", JobsPerSec},
 	{"scale-out", "partitions-4", "4 partitions", JobsPerSec},
 	{"scale-out", "partitions-64", "64 partitions", JobsPerSec},
+	{"scale-out", "plain-cpu-postgres", "CPU of Postgres, 1 worker", micros},
+	{"scale-out", "plain-cpu-worker", "CPU of worker, 1 worker", micros},
+	{"scale-out", "plain-cpu-redis", "CPU of Redis, 1 worker", micros},
+	{"scale-out", "workers-4-cpu-postgres", "CPU of Postgres, 4 workers", micros},
+	{"scale-out", "workers-4-cpu-worker", "CPU of worker, 4 workers", micros},
+	{"scale-out", "workers-4-cpu-redis", "CPU of Redis, 4 workers", micros},
 	{"backlog", "accepted", "accepted, no worker there", JobsPerSec},
 	{"backlog", "drained", "drained", JobsPerSec},
 	{"backlog", "end-to-end", "end to end, just before and after", JobsPerSec},
@@ -138,7 +150,8 @@ func latencyFigures() []Figure {
 			Figure{"latency", name + "p99", "accepted to finished" + at + ", p99", Millis},
 			Figure{"latency", name + "post-p50", "POST to 202" + at + ", p50", Millis},
 			Figure{"latency", name + "post-p99", "POST to 202" + at + ", p99", Millis},
-			Figure{"latency", name + "busy", "processors busy" + at, "%"})
+			Figure{"latency", name + "busy", "processors busy" + at, "%"},
+			Figure{"latency", name + "together", "of the slowest 1 %" + at + ", in one twentieth of the time", "%"})
 	}
 	return figures
 }
