@@ -18,7 +18,7 @@
 --
 -- https://www.postgresql.org/docs/current/transaction-iso.html#XACT-READ-COMMITTED
 --
--- It returns the job that it applied with its account, and in behind how many jobs up to the named
+-- It returns the job that it applied with its account, by id and number, and in behind how many jobs up to the named
 -- one are still queued. behind is 0 if the job is the named one; otherwise it counts up to count_to
 -- jobs, and is null if count_to is 0. If no job up to the named one was queued, apply_job returns no
 -- job and 0 in behind. If the named job is unknown, it returns only nulls.
@@ -52,7 +52,7 @@
 -- +goose StatementBegin
 CREATE FUNCTION apply_job(up_to_job uuid, max_balance bigint, count_to bigint, flush boolean DEFAULT true,
     OUT job uuid, OUT account bigint, OUT kind entry_type, OUT outcome job_status, OUT accepted timestamptz, OUT finished timestamptz,
-    OUT behind bigint)
+    OUT behind bigint, OUT account_number text)
 LANGUAGE plpgsql SECURITY DEFINER AS $$
 DECLARE
     up_to           bigint;      -- the named job's position
@@ -90,8 +90,8 @@ BEGIN
             RETURN;
         END IF;
     END IF;
-    SELECT balance, last_seq + 1, greatest(last_at, answered_until), CASE WHEN up_to > done_to THEN done_to ELSE 0 END, settling, settling_xid, status
-    INTO total, next_seq, last, done, settled, settler, account_is
+    SELECT balance, last_seq + 1, greatest(last_at, answered_until), CASE WHEN up_to > done_to THEN done_to ELSE 0 END, settling, settling_xid, status, number
+    INTO total, next_seq, last, done, settled, settler, account_is, account_number
     FROM accounts WHERE id = account FOR NO KEY UPDATE;
     IF NOT FOUND THEN -- as a bad restore may leave it
         RAISE EXCEPTION 'account % is not there', account USING ERRCODE = 'foreign_key_violation';

@@ -173,7 +173,7 @@ BEGIN
 END
 $$;
 
-CREATE FUNCTION public.apply_job(up_to_job uuid, max_balance bigint, count_to bigint, flush boolean DEFAULT true, OUT job uuid, OUT account bigint, OUT kind public.entry_type, OUT outcome public.job_status, OUT accepted timestamp with time zone, OUT finished timestamp with time zone, OUT behind bigint) RETURNS record
+CREATE FUNCTION public.apply_job(up_to_job uuid, max_balance bigint, count_to bigint, flush boolean DEFAULT true, OUT job uuid, OUT account bigint, OUT kind public.entry_type, OUT outcome public.job_status, OUT accepted timestamp with time zone, OUT finished timestamp with time zone, OUT behind bigint, OUT account_number text) RETURNS record
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'public', 'pg_temp'
     AS $$
@@ -213,8 +213,8 @@ BEGIN
             RETURN;
         END IF;
     END IF;
-    SELECT balance, last_seq + 1, greatest(last_at, answered_until), CASE WHEN up_to > done_to THEN done_to ELSE 0 END, settling, settling_xid, status
-    INTO total, next_seq, last, done, settled, settler, account_is
+    SELECT balance, last_seq + 1, greatest(last_at, answered_until), CASE WHEN up_to > done_to THEN done_to ELSE 0 END, settling, settling_xid, status, number
+    INTO total, next_seq, last, done, settled, settler, account_is, account_number
     FROM accounts WHERE id = account FOR NO KEY UPDATE;
     IF NOT FOUND THEN -- as a bad restore may leave it
         RAISE EXCEPTION 'account % is not there', account USING ERRCODE = 'foreign_key_violation';
@@ -925,7 +925,7 @@ CREATE POLICY transactions_read ON public.transactions FOR SELECT USING (true);
 
 REVOKE ALL ON FUNCTION public.act_for_operator() FROM PUBLIC;
 
-REVOKE ALL ON FUNCTION public.apply_job(up_to_job uuid, max_balance bigint, count_to bigint, flush boolean, OUT job uuid, OUT account bigint, OUT kind public.entry_type, OUT outcome public.job_status, OUT accepted timestamp with time zone, OUT finished timestamp with time zone, OUT behind bigint) FROM PUBLIC;
+REVOKE ALL ON FUNCTION public.apply_job(up_to_job uuid, max_balance bigint, count_to bigint, flush boolean, OUT job uuid, OUT account bigint, OUT kind public.entry_type, OUT outcome public.job_status, OUT accepted timestamp with time zone, OUT finished timestamp with time zone, OUT behind bigint, OUT account_number text) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION public.archive_jobs(ids uuid[]) FROM PUBLIC;
 

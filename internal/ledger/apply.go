@@ -17,6 +17,7 @@ import (
 type Applied struct {
 	JobID      uuid.UUID
 	AccountID  int64
+	Account    string // its number
 	Type       EntryType
 	Outcome    Outcome
 	CreatedAt  time.Time // when the job was accepted

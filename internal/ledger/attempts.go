@@ -120,7 +120,7 @@ const lockSQL = `
 // retrySQL is applySQL, but does not count the remaining jobs. One row, the job; no row if no job
 // up to the named one was queued.
 const retrySQL = `
-	SELECT job, account, kind, outcome, accepted, finished FROM apply_job($1, $2, 0) WHERE job IS NOT NULL`
+	SELECT job, account, account_number, kind, outcome, accepted, finished FROM apply_job($1, $2, 0) WHERE job IS NOT NULL`
 
 // countSQL counts an attempt of the account's oldest queued job, if that is the named job or an
 // older one. It stops counting at 1,001, which is far more than MaxAttempts: an overflow of the
@@ -151,7 +151,8 @@ const failSQL = `
 		WHERE id = $1
 		RETURNING job_id, finished_at
 	)
-	SELECT id, account_id, type, 'failed', created_at, failed.finished_at FROM failed JOIN jobs ON id = job_id WHERE id = $1`
+	SELECT id, account_id, coalesce((SELECT number FROM accounts WHERE accounts.id = account_id), ''), type, 'failed', created_at, failed.finished_at
+	FROM failed JOIN jobs ON id = job_id WHERE id = $1`
 
 // maxDetail is how many bytes of Postgres's error an operator is shown.
 const maxDetail = 500

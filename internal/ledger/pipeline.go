@@ -260,8 +260,9 @@ func parseResult(types *pgtype.Map, record []byte) (r result, err error) {
 		kind, outcome      pgtype.Text
 		accepted, finished pgtype.Timestamptz
 		behind             pgtype.Int8
+		number             pgtype.Text
 	)
-	fields := pgtype.CompositeFields{&id, &account, &kind, &outcome, &accepted, &finished, &behind}
+	fields := pgtype.CompositeFields{&id, &account, &kind, &outcome, &accepted, &finished, &behind, &number}
 	if err := types.Scan(pgtype.RecordOID, pgx.BinaryFormatCode, record, fields); err != nil {
 		return result{}, fmt.Errorf("parse the result of an apply: %w", err)
 	}
@@ -271,7 +272,7 @@ func parseResult(types *pgtype.Map, record []byte) (r result, err error) {
 		return r, nil
 	}
 	r.applied = []Applied{{
-		JobID: id.Bytes, AccountID: account.Int64, Type: EntryType(kind.String), Outcome: Outcome(outcome.String),
+		JobID: id.Bytes, AccountID: account.Int64, Account: number.String, Type: EntryType(kind.String), Outcome: Outcome(outcome.String),
 		CreatedAt: accepted.Time, FinishedAt: finished.Time,
 	}}
 	return r, nil

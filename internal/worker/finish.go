@@ -27,7 +27,7 @@ func (w *Worker) reportFinished(applied []ledger.Applied) {
 // writeFinished writes the log line of a job.
 func (w *Worker) writeFinished(ctx context.Context, job ledger.Applied, parent traced) {
 	attrs := []slog.Attr{
-		slog.String("job_id", job.JobID.String()), slog.Int64("account_id", job.AccountID),
+		slog.String("job_id", job.JobID.String()), slog.String("account", job.Account), slog.Int64("account_id", job.AccountID),
 		slog.String("type", string(job.Type)), slog.String("outcome", string(job.Outcome)),
 		slog.Float64("took_ms", float64(job.FinishedAt.Sub(job.CreatedAt).Microseconds())/1000),
 	}
@@ -46,7 +46,7 @@ func (w *Worker) writeFinished(ctx context.Context, job ledger.Applied, parent t
 // attributesOf returns the attributes of a job's spans.
 func attributesOf(job ledger.Applied) []attribute.KeyValue {
 	return []attribute.KeyValue{
-		attribute.String("passbook.job.id", job.JobID.String()), attribute.Int64("passbook.account.id", job.AccountID),
+		attribute.String("passbook.job.id", job.JobID.String()), attribute.String("passbook.account.number", job.Account),
 		attribute.String("passbook.job.type", string(job.Type)), attribute.String("passbook.job.outcome", string(job.Outcome)),
 	}
 }

@@ -49,7 +49,7 @@ func (w *Worker) applyFailed(n queue.Notification, err error) {
 
 // jobFailed logs a job that has had its last attempt.
 func (w *Worker) jobFailed(job ledger.Applied) {
-	attrs := []any{"job_id", job.JobID, "account_id", job.AccountID}
+	attrs := []any{"job_id", job.JobID, "account", job.Account, "account_id", job.AccountID}
 	if job.Refusal != nil {
 		w.cfg.Metrics.errors.WithLabelValues(string(postgres.ReasonOf(job.Refusal))).Inc()
 		attrs = append(refusalAttrs(job.Refusal), "account_id", job.AccountID)

@@ -187,7 +187,8 @@ func TestObserved(t *testing.T) {
 			t.Errorf("the request's lines: %+v", requests)
 		}
 		jobs := worker.find(func(l logLine) bool { return l.JobID == job.ID })
-		if len(jobs) != 1 || jobs[0].Msg != "job finished" || jobs[0].TraceID != id || jobs[0].Outcome != "succeeded" || jobs[0].AccountID == 0 || jobs[0].TookMS <= 0 {
+		if len(jobs) != 1 || jobs[0].Msg != "job finished" || jobs[0].TraceID != id || jobs[0].Outcome != "succeeded" ||
+			jobs[0].Account != a.Number || jobs[0].AccountID == 0 || jobs[0].TookMS <= 0 {
 			t.Errorf("the job's lines: %+v", jobs)
 		}
 	})
