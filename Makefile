@@ -144,6 +144,14 @@ deploy-files: ## Check compose.yaml, the Kubernetes manifests and the systemd un
 deploy-check: deploy-files ## Build the image's programs twice and compare them, and run compose.yaml's services without Docker; as root
 	go test -count=1 -timeout 60m -v -tags deploy -run '^TestDeployedByCompose$$' ./internal/test/e2e -deploy.cold
 
+.PHONY: test-valkey
+test-valkey: ## Run the tests of the queue, the limits and the waiting, and those of the system with Redis Cluster and Sentinel, on Valkey
+	@deploy/local/install.sh test
+	server=$$(deploy/local/valkey.sh) && export REDIS_SERVER=$$server && $$server --version && \
+	$(GO_TEST) -race -p 4 ./internal/queue/... ./internal/limit ./internal/finished ./internal/event ./internal/worker ./internal/test/local && \
+	$(GO_TEST) -run '$(ON_VALKEY)' ./internal/test/e2e
+ON_VALKEY := ^(TestChaos|TestLimits|TestReadiness|TestRecoveryWithoutRedis|TestRedisCluster|TestRedisSentinels|TestStopInOrder|TestWaiters)$$
+
 .PHONY: drill
 drill: ## Restore a bank from its WAL archive and from a dump, with an empty Redis, by the commands of docs/operations.md
 	@deploy/local/install.sh test

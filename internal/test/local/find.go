@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"os"
 	"os/exec"
 	"path/filepath"
 	"strconv"
@@ -74,7 +75,14 @@ func postgresVersion(ctx context.Context, dir string) (int, bool) {
 	return version, err == nil
 }
 
+// RedisServer is a variable. Where it is set, servers are started from that program, Valkey's for
+// example; the servers' user must reach it.
+const RedisServer = "REDIS_SERVER"
+
 func findRedis() (string, error) {
+	if path := os.Getenv(RedisServer); path != "" {
+		return path, nil
+	}
 	path, err := exec.LookPath("redis-server")
 	if err != nil {
 		return "", fmt.Errorf("no redis-server; install one: apt-get install redis-server (%w)", err)
