@@ -105,6 +105,58 @@ func TestAssignment_Dead(t *testing.T) {
 	testenv.Eventually(t, "the dead worker to be forgotten", func() bool { return len(*server.assignment.elsewhere.Load()) == 0 })
 }
 
+// A task ends that lingers on a partition which moves to another worker. Otherwise that worker would get
+// the events of the partition's notifications, and this one take them, when it has lingered.
+func TestAssignment_Lingering(t *testing.T) {
+	t.Parallel()
+	client := connect(t, testenv.Redis(t))
+	handled := make(chan int, 1)
+	var servers []*Server
+	start := func() {
+		n := len(servers)
+		serve(t, client, func(context.Context, []Notification) (_, _ []Notification, _ error) {
+			handled <- n
+			return nil, nil, nil
+		}, func(s *Server) {
+			s.waiting.wait, s.waiting.pollEvery, s.linger, s.longestTask = time.Hour, time.Hour, time.Hour, time.Hour
+			servers = append(servers, s)
+		})
+	}
+	w := newWriter(clientOf(client))
+	send := func(partition int) {
+		w.write(t.Context(), map[int][]Notification{partition: {{JobID: uuid.New(), AccountID: accountOf(partition), Position: 1, Jobs: 1}}})
+	}
+	isLingering := func(partition int) bool {
+		return client.LLen(t.Context(), keysOf(queues.Name(partition))+"active").Val() > 0
+	}
+	start()
+	testenv.Eventually(t, "the first worker to have events", servers[0].waiting.events.Load)
+	for partition := range partitions {
+		send(partition)
+		receive(t, handled)
+	}
+	start()
+	moved := func(partition int) bool { return servers[0].assignment.isElsewhere(queues.pending(partition)) }
+	testenv.Eventually(t, "the tasks of the partitions that moved to end", func() bool {
+		has := 0
+		for partition := range partitions {
+			if moved(partition) && isLingering(partition) {
+				return false
+			}
+			if moved(partition) {
+				has++
+			}
+		}
+		return has > 0 && has == partitions-len(*servers[1].assignment.elsewhere.Load())
+	})
+	for partition := range partitions {
+		send(partition)
+		if n := receive(t, handled); (n == 1) != moved(partition) {
+			t.Errorf("worker %d handled a notification of partition %d", n, partition)
+		}
+	}
+}
+
 // A worker that started while the subscription was lost is known after the next one.
 func TestAssignment_MissedStart(t *testing.T) {
 	t.Parallel()

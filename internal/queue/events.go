@@ -62,6 +62,7 @@ func (w *waitingClient) listen(ctx context.Context) {
 			for _, m := range l.masters {
 				m.err = l.subscribe(ctx, m)
 			}
+			w.endOthers()
 		case received := <-l.events:
 			l.handle(ctx, received.from, received.event)
 		}
@@ -85,7 +86,9 @@ func (l *listener) look(ctx context.Context) {
 		case m.err != nil:
 			m.err = l.subscribe(ctx, m)
 		case m.subscribed:
-			l.enableEvents(ctx, m)
+			if l.enableEvents(ctx, m) { // it did not send them, so some are lost
+				l.wakeOwn()
+			}
 		}
 	}
 	l.noteEvents()
@@ -117,6 +120,9 @@ func (l *listener) follow(ctx context.Context, client redis.UniversalClient) *ma
 	received := m.subscription.ChannelWithSubscriptions()
 	l.readers.Go(func() {
 		for event := range received { // until the subscription is closed
+			if l.hearPush(event) {
+				continue
+			}
 			select {
 			case l.events <- masterEvent{m, event}:
 			case <-ctx.Done():
@@ -125,6 +131,19 @@ func (l *listener) follow(ctx context.Context, client redis.UniversalClient) *ma
 		}
 	})
 	return m
+}
+
+// hearPush signals a push onto a list, and returns false for what the listener's loop must handle. It does
+// not wait for that loop, which a call to a dead master of a cluster may delay by a second.
+func (l *listener) hearPush(event any) bool {
+	message, ok := event.(*redis.Message)
+	if !ok || l.signals[message.Channel] == nil {
+		return false
+	}
+	if strings.HasSuffix(message.Payload, "push") { // lpush: enqueued; rpush: notified, or given back
+		l.signal(message.Channel)
+	}
+	return true
 }
 
 // closeOthers closes the subscriptions of the masters that are not among current.
@@ -178,12 +197,9 @@ func (l *listener) handle(ctx context.Context, m *master, event any) {
 		default:
 			l.signal(event.Channel)
 		}
-	case *redis.Message:
-		switch {
-		case event.Channel == workers:
+	case *redis.Message: // hearPush has heard those of lists
+		if event.Channel == workers {
 			l.assignment.refreshSoon()
-		case strings.HasSuffix(event.Payload, "push"): // lpush: enqueued; rpush: given back
-			l.signal(event.Channel)
 		}
 	}
 }
@@ -208,9 +224,10 @@ func channelOf(client redis.UniversalClient, key string) string {
 }
 
 // enableEvents makes a master send the events of lists, in addition to those that other programs
-// have asked for. If it forbids that, Asynq polls the pending lists.
-func (l *listener) enableEvents(ctx context.Context, m *master) {
-	err := mergeFlags(ctx, m.client)
+// have asked for. If it forbids that, Asynq polls the pending lists. enableEvents returns whether the
+// master did not send them before.
+func (l *listener) enableEvents(ctx context.Context, m *master) (changed bool) {
+	changed, err := mergeFlags(ctx, m.client)
 	m.sends = err == nil
 	switch forbids := IsAnswer(err) && !isRefusal(err); { // any other error is an outage, which has lines of its own
 	case forbids && !m.forbids:
@@ -220,22 +237,25 @@ func (l *listener) enableEvents(ctx context.Context, m *master) {
 		l.log.Info("Redis sends keyspace events")
 		m.forbids = false
 	}
+	return changed
 }
 
 const eventFlags = "notify-keyspace-events"
 
-func mergeFlags(ctx context.Context, client redis.UniversalClient) error {
+// mergeFlags returns whether it has changed the flags.
+func mergeFlags(ctx context.Context, client redis.UniversalClient) (changed bool, err error) {
 	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
 	have, err := client.ConfigGet(ctx, eventFlags).Result()
 	if err != nil {
-		return err
+		return false, err
 	}
 	flags := have[eventFlags]
 	if want := mergedFlags(flags); want != flags {
-		return client.ConfigSet(ctx, eventFlags, want).Err()
+		err = client.ConfigSet(ctx, eventFlags, want).Err()
+		return err == nil, err
 	}
-	return nil
+	return false, nil
 }
 
 // mergedFlags adds the flags of wake-ups: K, keyspace events, of l, lists (A includes l).

@@ -273,7 +273,8 @@ const awakeFor = 2 * time.Second
 
 // take takes up to n of a partition's notifications, the oldest first, and returns whether
 // there is more to do: tasks are pending, or notifications remain. It takes none if Redis does
-// not answer, and skips malformed ones: the sweep finds the jobs.
+// not answer, and skips malformed ones: the sweep finds the jobs. If all were malformed, the script
+// took the worker for awake, so take runs it again, at most as often as the list is long.
 //
 // A kill loses the notifications that were taken; the sweep finds their jobs too.
 func (s *Server) take(ctx context.Context, queue string, n int, then string) (taken []Notification, more bool) {
@@ -291,6 +292,9 @@ func (s *Server) take(ctx context.Context, queue string, n int, then string) (ta
 			continue
 		}
 		taken = append(taken, one)
+	}
+	if len(taken) == 0 && len(answer) > 1 {
+		return s.take(ctx, queue, n, then)
 	}
 	failpoint.Hit(failpoint.NotificationsTaken)
 	return taken, more

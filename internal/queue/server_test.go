@@ -124,6 +124,33 @@ func TestTaskLingers(t *testing.T) {
 	}
 }
 
+// A lingering task handles notifications whose events were lost: another program has changed what Redis
+// sends.
+func TestTaskLingers_LostEvent(t *testing.T) {
+	t.Parallel()
+	client := connect(t, testenv.Redis(t))
+	w := newWriter(NewClient(client, queues, slog.New(slog.DiscardHandler), func() { t.Error("a notification was dropped") }))
+	handled := make(chan uuid.UUID)
+	serve(t, client, func(_ context.Context, jobs []Notification) (_, _ []Notification, _ error) {
+		for _, job := range jobs {
+			handled <- job.JobID
+		}
+		return nil, nil, nil
+	}, func(s *Server) { s.linger, s.longestTask = time.Hour, time.Hour })
+	for round := range 2 {
+		id := uuid.New()
+		w.write(t.Context(), map[int][]Notification{2: {{JobID: id, AccountID: 1, Position: 1, Jobs: 1}}})
+		if got := receive(t, handled); got != id {
+			t.Errorf("handled %s, want %s", got, id)
+		}
+		if round == 0 {
+			if err := client.ConfigSet(t.Context(), eventFlags, "").Err(); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+}
+
 // A worker counts as awake from its first take until it finds no notification and, after its
 // death, for awakeFor at most.
 func TestAwake(t *testing.T) {
@@ -147,6 +174,11 @@ func TestAwake(t *testing.T) {
 		if awake := client.Exists(t.Context(), awakeOf(queues.Name(0))).Val(); awake != step.want || (len(taken) == 1) != step.more {
 			t.Errorf("%+v: awake %d, took %v", step, awake, taken)
 		}
+	}
+	server.take(t.Context(), queues.Name(0), 1, stayAwake)
+	client.RPush(t.Context(), queues.notified(0), "malformed", "malformed, too")
+	if taken, _ := server.take(t.Context(), queues.Name(0), 1, sleepIfNone); len(taken) > 0 || client.Exists(t.Context(), awakeOf(queues.Name(0))).Val() > 0 {
+		t.Errorf("it took %v of malformed ones, and counts as awake", taken)
 	}
 }
 

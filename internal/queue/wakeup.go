@@ -162,9 +162,9 @@ func (w *waitingClient) await(woken <-chan struct{}, longest time.Duration) bool
 }
 
 // awaitNotified waits, in the name of an active task, until notifications are added to its
-// queue. It returns false when the task should end: another task is pending, idle has fired, or
-// the worker stops. It returns false at once if Redis does not send this worker the queue's
-// events.
+// queue, or events may have been lost. It returns false when the task should end: another task is
+// pending, idle has fired, or the worker stops. It returns false at once if Redis does not send this
+// worker the queue's events. After endOthers it returns true, and then false.
 func (w *waitingClient) awaitNotified(ctx context.Context, queue string, idle <-chan time.Time) bool {
 	list := keysOf(queue) + "pending"
 	own := w.dequeuers[list]
@@ -215,11 +215,24 @@ func (w *waitingClient) wake(list string) {
 	}
 }
 
-// wakeOwn wakes the partitions that are assigned to this worker.
+// wakeOwn wakes the partitions that are assigned to this worker: their dequeues, and the tasks that
+// linger.
 func (w *waitingClient) wakeOwn() {
-	for list := range w.dequeuers {
+	for list, own := range w.dequeuers {
 		if !w.assignment.isElsewhere(list) {
-			w.wake(list)
+			signal(own.woken)
+			signal(own.notified)
+		}
+	}
+}
+
+// endOthers ends the tasks that linger on partitions of other workers. Redis sends this worker no more
+// events of those, while the API still adds notifications for a worker that is awake. Such a
+// task takes what was added, and says in the same script that it sleeps.
+func (w *waitingClient) endOthers() {
+	for list, own := range w.dequeuers {
+		if w.assignment.isElsewhere(list) {
+			signal(own.notified)
 		}
 	}
 }

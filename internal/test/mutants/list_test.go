@@ -597,6 +597,21 @@ var mutations = []mutation{
 		[]string{"-run=^TestTaskTakesABacklog$ ./internal/queue"},
 	},
 	{
+		"a task lingers on a partition that has moved to another worker", disposable,
+		[]edit{{pubsub, `w.endOthers()`, ``}},
+		[]string{"-run=^TestAssignment_Lingering$ ./internal/queue"},
+	},
+	{
+		"events that Redis did not send wake no partition", disposable,
+		[]edit{{pubsub, `if l.enableEvents(ctx, m) {`, `if l.enableEvents(ctx, m); false {`}},
+		[]string{"-run=^TestTaskLingers_LostEvent$ ./internal/queue"},
+	},
+	{
+		"a worker that sleeps after malformed notifications does not say so", disposable,
+		[]edit{{serving, `if len(taken) == 0 && len(answer) > 1 {`, `if false {`}},
+		[]string{"-run=^TestAwake$ ./internal/queue"},
+	},
+	{
 		"a worker sleeps and does not say so", disposable,
 		[]edit{{serving, `redis.call("DEL", KEYS[2])`, ``}},
 		[]string{"-run=^TestAwake$ ./internal/queue"},
