@@ -32,9 +32,9 @@ type sharedApplier interface {
 
 // Apply is the queue's handler. It applies the account of each job up to that job, and about
 // maxBatchJobs jobs in all. It returns in remaining the jobs whose accounts have more to apply,
-// and in troubled those whose accounts had an error. It tries a locked account twice, together
-// with the others and then by itself, so that account delays the others by twice Postgres's
-// lock_timeout.
+// and in troubled those whose accounts had an error. It tries a locked account twice: first
+// together with the others, then by itself. So a locked account delays the others by twice
+// Postgres's lock_timeout.
 //
 // After a kill before Postgres has the batch, the jobs stay queued. The next task of the
 // account applies them, or the sweep's task does.
@@ -130,8 +130,8 @@ func (w *Worker) applyOne(ctx context.Context, one queue.Notification, limit int
 }
 
 // record counts the finished jobs, logs the failed ones, and publishes all of them: their ends
-// are flushed. After a kill before the message is sent no API hears of them, and their waiting
-// clients get them from the APIs' own look into Postgres, about a second later.
+// are flushed. After a kill before the message is sent, no API hears of them. The APIs find them
+// with their own look into Postgres, about a second later, and answer the clients that wait.
 func (w *Worker) record(applied []ledger.Applied) {
 	if len(applied) == 0 {
 		return
@@ -149,8 +149,8 @@ func (w *Worker) record(applied []ledger.Applied) {
 	w.cfg.Publisher.Publish(finished)
 }
 
-// IsFailure is true for an error that counts as an attempt of the task: of its own accounts'
-// jobs and of unknown jobs. It is false for Postgres's errors.
+// IsFailure is true for an error that counts as an attempt of the task: Postgres refused a job of
+// its accounts, or the task names an unknown job. It is false for any other error.
 func IsFailure(err error) bool {
 	return errors.Is(err, ledger.ErrRefused) || errors.Is(err, queue.ErrUnknownJob)
 }

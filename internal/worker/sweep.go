@@ -39,9 +39,11 @@ const (
 
 // sweep finds the stalled accounts and enqueues them again. An account is stalled if its oldest
 // queued job is the same as a sweep ago, and its task is missing or has been in the same state
-// for too long. One task for the newest job is enough, because it applies all earlier ones. If
-// Redis refuses, the sweep applies the account itself. An error at one key or partition concerns
-// only the accounts there.
+// for too long. One task for the newest job is enough, because it applies all earlier ones.
+//
+// The sweep applies the account itself if Redis refuses or does not answer, if no worker takes
+// tasks from the partition's pending list, or if the sweep's task did not help. An error at one
+// key or partition concerns only the accounts there.
 func (w *Worker) sweep(ctx context.Context) {
 	queued, err := w.oldestQueued(ctx)
 	if err != nil {
