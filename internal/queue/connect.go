@@ -46,8 +46,8 @@ func CheckURL(text string) error {
 //	redis+sentinel://user:password@h1:p1,h2:p2/NAME   the master called NAME of these Sentinels
 //
 // rediss://, rediss+cluster:// and rediss+sentinel:// use TLS. Parameters follow as go-redis
-// reads them. The user and the password are those of Redis; Sentinels that ask for any get the
-// parameters sentinel_username and sentinel_password.
+// reads them. The user and the password are those of Redis. The parameters sentinel_username and
+// sentinel_password are those of Sentinels that ask for them.
 func Connect(text string) (redis.UniversalClient, error) {
 	open, err := parseURL(text)
 	if err != nil {

@@ -130,9 +130,13 @@ const (
 // an error it drops the notifications that it has not written, and returns false: the sweep
 // finds their jobs.
 //
-// No wake-up is lost: a worker first takes a task from the pending list and then the
-// notifications, so it finds all that were added while the task was pending. Its last script
-// finds the list empty and deletes the key that says it is awake, in one step.
+// No notification stays in a list without a worker that takes it. If a task was pending, a worker
+// takes that task first and then the notifications. If a worker was awake, its last script takes
+// from the list and deletes the key that says it is awake, in one step. If that script finds a
+// notification, the worker stays awake, or writes a task that takes the others.
+//
+// A worker that is killed, or that can't reach Redis, still counts as awake for up to awakeFor. The
+// next task takes the notifications that are added until then, or the sweep finds their jobs.
 func (w *writer) write(ctx context.Context, partitions map[int][]Notification) (written bool) {
 	failpoint.Hit(failpoint.NotificationsCollected)
 	answers, err := w.add(ctx, partitions)

@@ -56,7 +56,7 @@ type ServerConfig struct {
 	// IsRedisAway is true while the log reports an outage of Redis. The queue then logs failed calls
 	// at debug level. Nil for never.
 	IsRedisAway func() bool
-	// Paused is called with the number of paused partitions each time Redis has said it. Nil for not.
+	// Paused, unless nil, is called with the number of paused partitions each time Redis has reported it.
 	Paused func(partitions int)
 }
 
@@ -157,7 +157,9 @@ func (s *Server) Run(ctx context.Context) error {
 }
 
 // process handles a task. Then it handles, batch by batch, the notifications that have arrived
-// for the partition meanwhile. It ends when none has arrived for linger, or after longestTask.
+// for the partition meanwhile. It ends when none has arrived for linger. Once longestTask has
+// passed, or after maxBatches, an error or the stop of the server, it ends with its current batch,
+// and writes a task for the notifications that remain.
 func (s *Server) process(ctx context.Context, task *asynq.Task) error {
 	named, err := parse(task.Payload())
 	if err != nil {
@@ -220,7 +222,7 @@ const (
 	maxTaken = 64
 	// maxBatches bounds the batches of a task, well within taskTimeout.
 	maxBatches = 128
-	// longestTask is after how long a task takes no more notifications, so that the tasks behind
+	// longestTask is after how long a task ends with its current batch, so that the tasks behind
 	// it are handled, and an operator's pause of the partition takes effect.
 	longestTask = 2 * time.Second
 	// linger is how long a task waits for more notifications: a task of its own for each would

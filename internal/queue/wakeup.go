@@ -81,7 +81,9 @@ func newWaitingClient(client redis.UniversalClient, queues Queues, assignment *a
 }
 
 // EvalSha runs the script. A dequeue that finds nothing waits for a wake-up and runs once
-// more. A wake-up that came since the last dequeue is kept, so that none is missed.
+// more. A wake-up that came since the last dequeue is kept, so that none is missed. Several are
+// kept as one: the next dequeues empty the list. If Redis lost the event, the wait ends after
+// longestWait, and Asynq dequeues again.
 func (w *waitingClient) EvalSha(ctx context.Context, sha string, keys []string, args ...any) *redis.Cmd {
 	if !isDequeue(keys) || w.dequeuers[keys[0]] == nil {
 		return w.UniversalClient.EvalSha(ctx, sha, keys, args...)
