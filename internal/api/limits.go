@@ -41,15 +41,16 @@ const (
 // Limits bound how often clients may ask. A nil Limiter is no limit.
 type Limits struct {
 	Requests *limit.Limiter // of a user
-	// A log-in counts for its address and for its email. So a guesser is stopped who has one
-	// address, or one victim. An owner whose email is exhausted by a guesser still logs in from an
-	// address from which he has proved before who he is: Known has the pairs of email and address,
-	// and Pairs their own quotas. A refresh counts for none of them.
+	// A log-in counts for its address and for its email. So the limits stop a guesser who has one
+	// address, and guessers with many addresses who try one email. A guesser may use up the quota of
+	// an email. Its owner can still log in from an address from which he has proved before who he is:
+	// Known has these pairs of email and address, and each pair has a quota of its own in Pairs. A
+	// refresh counts for none of them.
 	Addresses *limit.Limiter // log-ins, sign-ups and changes of a password
 	Emails    *limit.Limiter // log-ins
 	Pairs     *limit.Limiter
 	Known     *limit.Known
-	Changes   *limit.Limiter // of a user's password: guesses at his email count for none of them
+	Changes   *limit.Limiter // of a user's password; log-ins with his email do not count here
 	// BadTokens counts, for an address, refresh tokens that are unknown or no longer valid. Valid
 	// tokens are not counted.
 	BadTokens *limit.Limiter

@@ -11,7 +11,8 @@ import (
 // knownFor is how long Known remembers a key.
 const knownFor = 30 * 24 * time.Hour
 
-// Known remembers keys in Redis, for what may be forgotten. A nil Known remembers nothing.
+// Known remembers keys in Redis, for knownFor. Redis may lose them: nothing may rely on it that a key
+// is remembered. A nil Known remembers nothing.
 type Known struct {
 	redis  redis.UniversalClient
 	prefix string

@@ -1,12 +1,14 @@
 // Package limit bounds how often something may happen for a key, such as the requests of a user,
 // in all processes together. Its promise: in the long run no key exceeds its quota, whichever
-// processes it goes to, and no process waits for Redis to decide about a request.
+// processes it goes to. Take decides about a request without waiting for Redis; TakeShared waits
+// for shareTimeout at most.
 //
-// Each process decides by a token bucket of its own. In the background it takes what it has
-// allowed from the key's bucket in Redis, and lowers its own bucket to what Redis has left. What
-// Redis did not have is a debt, which the process takes from what it allows next. So a key may
-// exceed its quota by what the processes allow between two settlements, and for no longer. While
-// Redis is away, each process holds the quota by itself.
+// Each process decides by a token bucket of its own. In the background it settles with Redis: it
+// takes the tokens of the requests that it has allowed from the key's bucket in Redis, and lowers its
+// own bucket to what remains there. If the bucket in Redis has too few tokens, the process takes the
+// missing ones in later settlements, and allows fewer requests meanwhile. So a key may exceed its
+// quota by what the processes allow between two settlements, and for no longer. While Redis is away,
+// each process holds the quota by itself.
 package limit
 
 import (
@@ -93,8 +95,8 @@ func (l *Limiter) Quota() Quota {
 	return l.cfg.Quota
 }
 
-// Take allows a request of the key or not, by what this process knows. A request that is not
-// allowed counts for nothing.
+// Take allows or refuses a request of the key, by what this process knows. A refused request does
+// not count.
 func (l *Limiter) Take(key string) State {
 	if l == nil {
 		return State{Allowed: true}
@@ -110,9 +112,9 @@ func (l *Limiter) Take(key string) State {
 	return l.state(b, now, allowed, 1)
 }
 
-// TakeMore allows or refuses a request that counts for n, after Take has allowed it as one. It takes
-// the other n-1, or none. RetryAfter is until all n would be allowed. A request counts for the whole
-// quota at most, so that no quota refuses it for ever.
+// TakeMore allows or refuses a request that counts as n, after Take has allowed it as one. It takes
+// the other n-1, or none. RetryAfter is the time until all n would be allowed. A request counts as the
+// whole quota at most: otherwise a small quota would refuse it for ever.
 func (l *Limiter) TakeMore(key string, n int) State {
 	if l == nil {
 		return State{Allowed: true}

@@ -92,8 +92,8 @@ func (l *Limiter) due() (due []*bucket) {
 	return due
 }
 
-// TakeShared is Take, and asks Redis before it allows a request: for requests that are dear, and
-// have a small quota. Where Redis does not answer in shareTimeout, this process decides.
+// TakeShared is Take, but asks Redis before it allows a request. It is for costly requests with a
+// small quota. If Redis does not answer in shareTimeout, this process decides.
 func (l *Limiter) TakeShared(ctx context.Context, key string) State {
 	if l == nil || l.isAway() {
 		return l.Take(key)
@@ -123,8 +123,8 @@ func (l *Limiter) isAway() bool {
 }
 
 // exchange takes from the bucket in Redis what b owes, and a token for one request more where more
-// is 1. It lowers b to what is left there. It reports whether that request is allowed, which it is
-// where Redis does not answer. asked is false where b owes nothing any more: then it does not ask
+// is 1. It lowers b to what is left there. allowed says whether that request is allowed; if Redis
+// does not answer, it is. asked is false if b owes nothing any more: then exchange does not ask
 // Redis.
 //
 // A crash before the answer may have taken the tokens from Redis: the key has that much less until
