@@ -25,11 +25,11 @@ var (
 	// ErrUnknownSeq is returned for a transaction that the account does not have.
 	ErrUnknownSeq = errors.New("the account has no transaction with this seq")
 
-	// ErrOver ends a stream: its session is revoked, or its account, or what it has shown, is not
-	// there any more, as after a restore.
+	// ErrOver ends a stream: its session is revoked, or the database no longer has its account or
+	// the events that it has shown, as after a restore.
 	ErrOver = errors.New("nothing more to follow")
 
-	// ErrDamaged ends a stream whose next page has a rejected or failed job without its row in jobs, as
+	// ErrDamaged ends a stream if a rejected or failed job of its next page has no row in jobs, as
 	// after a restore that went wrong.
 	ErrDamaged = errors.New("the request of a finished job is missing")
 )
@@ -79,9 +79,10 @@ const beginSQL = `
 		(SELECT created_at FROM transactions WHERE account_id = accounts.id AND seq = $3), xmin, ` + postgres.ShownSQL + `
 	FROM accounts WHERE user_id = $1 AND number = $2`
 
-// Begin returns the account's id and the cursor after one of its transactions, or before the first
-// where after is 0, or of now where after is nil. It returns ErrUnknownSeq where the account has no
-// such transaction, and ledger.ErrAccountNotFound where the user has no such account.
+// Begin returns the account's id, and the cursor from which a stream goes on: after the transaction
+// with the seq after, before the first one if after is 0, or after all events so far if after is nil.
+// It returns ErrUnknownSeq where the account has no such transaction, and ledger.ErrAccountNotFound
+// where the user has no such account.
 func (r *Reader) Begin(ctx context.Context, account ledger.Owned, after *int64) (id int64, cursor Cursor, err error) {
 	var at *time.Time
 	rows, _ := r.pool.Query(ctx, beginSQL, account.UserID, account.Number, after) // CollectExactlyOneRow returns its error

@@ -29,8 +29,8 @@ func New(primary, replica *pgxpool.Pool) *Statements {
 	return &Statements{primary: primary, replica: replica}
 }
 
-// Page selects a part of an account's history. The result has at least what was there when the read
-// began.
+// Page selects a part of an account's history. The result has every selected transaction that was
+// there when the read began, up to Limit.
 type Page struct {
 	Account   ledger.Owned
 	Type      ledger.EntryType // empty for all
@@ -174,11 +174,11 @@ type Balance struct {
 	At       time.Time
 }
 
-// BalanceSQL probes each type's index once. It also returns whether the balance is final: every
-// later transaction of the account gets a later time than both last_at and answered_until, so a
-// balance at a time up to these is. An answer for now is for the later of these, unless that is
-// older than a second. The account's row is never older than a transaction that is visible with
-// it: once the row is durable, so is the transaction.
+// BalanceSQL probes each type's index once. It also returns whether the balance is final. Every
+// later transaction of the account gets a later time than both last_at and answered_until. So the
+// balance is final at each time up to the later of these two. An answer for now is for that time,
+// unless it is more than a second ago. The account's row is never older than a transaction that is
+// visible with it: once the row is durable, so is the transaction.
 //
 // $1 the user, $2 the account's number, $3 the time; now where null.
 const BalanceSQL = `
@@ -201,14 +201,14 @@ const (
 // errOpen is returned for a time at which the account may still get transactions.
 var errOpen = errors.New("the history is still open at this time")
 
-// Balance reads the balance after the last transaction at or before a time, to the microsecond. For
-// now, where at is zero, and for a future time, Balance.At has the time of the answer. The balance
-// at a time never changes once returned. ledger.ErrAccountNotFound where the user has no such
-// account.
+// Balance reads the balance after the last transaction at or before a time, to the microsecond. A zero
+// at stands for now. For now and for a future time, Balance.At is the time for which the answer
+// holds. The balance at a time never changes once returned. ledger.ErrAccountNotFound where the user
+// has no such account.
 //
-// Most balances are final as they are read. Otherwise the time is after the account's last
-// transaction, and closeUntil first writes that time: at most once a second for an account whose
-// current balance is read all the time.
+// Most balances are final when they are read. For a later time, closeUntil first writes that time, so
+// that no later transaction gets it. It does so at most once a second for an account whose current
+// balance is read all the time.
 func (s *Statements) Balance(ctx context.Context, account ledger.Owned, at time.Time) (Balance, error) {
 	var balance Balance
 	var err error
