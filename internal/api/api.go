@@ -198,8 +198,8 @@ func (a *API) Serve(inner net.Listener) error {
 
 // Shutdown accepts no more connections, answers the requests in flight, and returns when the
 // last is answered and its connection has ended, or ctx ends. It does not wait for a request
-// that does not arrive in arrivalTime. It cuts exports off, which may take half an hour, and ends
-// event streams, whose clients connect to another API. Requests that wait for a job are answered
+// that does not arrive in arrivalTime. It cuts exports off, because they may take half an hour. It
+// ends event streams: their clients connect to another API. It answers requests that wait for a job
 // with the job as it stands.
 func (a *API) Shutdown(ctx context.Context) error {
 	listener := a.stop()

@@ -83,7 +83,7 @@ var shortages = []error{
 }
 
 // Accept waits for the next connection within the bounds. The server ends at the first error, so
-// Accept returns no error that passes.
+// Accept returns no temporary error.
 func (l *listener) Accept() (net.Conn, error) {
 	for pause := shortestPause; ; {
 		inner, err := l.Listener.Accept()

@@ -17,8 +17,8 @@ type account struct {
 }
 
 // WatchAccount returns a channel (buffer of 1) that signals when a job of the account may have
-// finished. A signal means look, not changed. A signal may come before the first look. The
-// caller must call stop.
+// finished. After a signal the caller looks: nothing need have changed. A signal may come before the
+// first look. The caller must call stop.
 func (h *Hub) WatchAccount(accountID int64) (changed <-chan struct{}, stop func()) {
 	watcher := make(chan struct{}, 1)
 	h.mu.Lock()

@@ -1,5 +1,5 @@
 // Package finished tells an API process which jobs have finished, whichever worker applied them.
-// Its promise: a message that is lost costs time and nothing else, and what it gives a waiter is
+// Its promise: a lost message costs time and nothing else, and each job that a waiter gets is
 // durable.
 package finished
 
@@ -32,14 +32,15 @@ const (
 	logInterval = 10 * time.Second
 )
 
-// Messages tells of finished jobs until ctx ends: queue.Subscription, whose Run says when it
-// calls which function. It is an interface because most of the API's tests have no Redis.
+// Messages tells of finished jobs until ctx ends, as queue.Subscription does: the comment of its Run
+// says when it calls which function. It is an interface because most of the API's tests have no
+// Redis.
 type Messages interface {
 	Run(ctx context.Context, finished func([]queue.Finished), listening func(bool))
 }
 
-// Hub gives waiters the jobs that they wait for, and tells watchers that something of their
-// account has changed.
+// Hub gives waiters the jobs that they wait for, and tells watchers that something in their account
+// may have changed.
 //
 // It hears the messages of the workers. They may be lost: a worker is killed before it sends
 // one, a connection breaks, Redis is away. So the hub also looks into Postgres, in one
@@ -75,7 +76,8 @@ func New(messages Messages, pool *pgxpool.Pool, log *slog.Logger) *Hub {
 	}
 }
 
-// Run hears and looks until ctx ends. By then the API must have answered its last request.
+// Run receives messages and looks into Postgres until ctx ends. By then the API must have answered
+// its last request.
 func (h *Hub) Run(ctx context.Context) error {
 	var parts sync.WaitGroup
 	parts.Go(func() { h.messages.Run(ctx, h.heard, h.setListening) })

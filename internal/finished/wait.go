@@ -36,7 +36,7 @@ type waiter struct {
 
 // Wait returns a channel (buffer of 1) that receives the job once it is finished and its end is
 // durable. The caller must have seen that the job is the user's, and queued. ok is false where
-// too many are waited for already. The caller must call stop, or receive the job.
+// requests wait for too many jobs already. The caller must call stop, or receive the job.
 //
 // A job that finishes between the caller's look and Wait is among the recent ones, or the next
 // look of the hub finds it.

@@ -48,9 +48,9 @@ type Request struct {
 	Trace       *Trace // nil for one that is not traced
 }
 
-// Notifier tells the workers that an account has so many new jobs, up to the one at a
-// position. It does not block and may lose a notification: the sweep finds those jobs. traces are
-// the parents of those of the jobs that are traced, nil for none.
+// Notifier tells the workers that an account has new jobs: how many, and the id and position of
+// the last one. It does not block and may lose a notification: the sweep finds those jobs. traces
+// has the traceparent of each traced job, by the job's id; nil for none.
 type Notifier interface {
 	Notify(accountID, position int64, jobID uuid.UUID, jobs int, traces map[uuid.UUID]string)
 }
@@ -97,8 +97,8 @@ type result struct {
 	err      error
 }
 
-// Accept commits the job and returns it. The same request with the same key returns the job that
-// the key made, and replayed. After one of these errors nothing happened:
+// Accept commits the job and returns it. For a request that is repeated with its key, it returns
+// the job that the key made, and replayed is true. After one of these errors nothing happened:
 //   - ErrAccountNotFound: the account is not the caller's.
 //   - ErrAccountClosed: the account takes no new job.
 //   - ErrKeyReused: the key was used for something else.

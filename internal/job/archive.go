@@ -53,9 +53,9 @@ func ParseArchiveBefore(text string, now time.Time) (time.Time, error) {
 // stay: an operator can replay them. Archive calls progress after each step.
 //
 // It walks by id. Ids are UUIDv7, so old jobs stand together at the beginning of the primary
-// key. Each step reads the next archiveBatch jobs there, however many there are and however few
-// of them move. After each step Archive pauses for as long as the step took, so that accepts and
-// applies have half of the disk. When ctx ends it finishes its step.
+// key. Each step reads archiveBatch jobs there at most, even if few of them move. After each step
+// Archive pauses for as long as the step took, so that accepts and applies have half of the disk.
+// When ctx ends it finishes its step.
 //
 // A kill undoes the current step or leaves it done. The jobs that earlier steps moved stay
 // moved, and another run moves the remaining ones. The same holds after an error.

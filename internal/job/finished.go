@@ -38,9 +38,9 @@ const finishedSQL = `SELECT asked.user_id, ` + columns + `, (` + postgres.Confir
 	) job
 	JOIN accounts account ON account.id = job.account_id AND account.user_id IS NOT DISTINCT FROM job.user_id`
 
-// Finished reads those of the jobs that are finished, each only where it is the named user's.
-// When it returns, what it returns is durable. A job that has moved to the archive is finished: one
-// snapshot has it in one of the two tables.
+// Finished returns the finished ones among the jobs. It leaves out a job that is not the named
+// user's. When it returns, the returned jobs are durable. A job that has moved to the archive is
+// finished; one snapshot shows a job in jobs or in the archive.
 func (r *Reader) Finished(ctx context.Context, jobs []Owned) ([]OwnedJob, error) {
 	users, ids := make([][16]byte, len(jobs)), make([][16]byte, len(jobs)) // see acceptedRow
 	for i, job := range jobs {
