@@ -12,7 +12,7 @@ import (
 )
 
 // migrate applies the migrations, and advances the sequences that are behind their tables after
-// a restore. It says what it did, what it had done before an error too.
+// a restore. It says what it did, also after an error.
 func migrate(ctx context.Context, databaseURL string, stdout io.Writer) error {
 	applied, err := migrations.Up(ctx, databaseURL)
 	for _, name := range applied {

@@ -12,10 +12,10 @@ import (
 	"github.com/passbook/passbook/internal/postgres"
 )
 
-// acceptConns is how many of a process's connections are only for accepts, the lookups that an
-// accept waits for, and confirmations, so that reads, openings and exports don't delay them:
-// two inserts and one confirmation at once, and as many again while connections that hang are
-// abandoned.
+// acceptConns is how many of a process's connections are only for accepts, the look-ups that an
+// accept waits for, and confirmations. So reads, openings and exports don't delay them. Two inserts
+// and one confirmation run at once. As many connections again take their place while those that hang
+// are abandoned.
 const acceptConns = 6
 
 // pools are the API's connections to Postgres.

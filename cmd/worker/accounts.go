@@ -49,8 +49,8 @@ func (c unfreezeCommand) Run(i *invocation) error { return c.set(i, ledger.Open)
 // Run closes the account.
 func (c closeCommand) Run(i *invocation) error { return c.set(i, ledger.Closed) }
 
-// set sets the account's status. A kill before the commit leaves nothing. After a kill behind it
-// the same command says that the account has that status.
+// set sets the account's status. A kill before the commit leaves nothing. If the kill comes after
+// the commit, the same command says that the account has that status.
 func (c statusCommand) set(i *invocation, status ledger.AccountStatus) error {
 	pool, err := i.open()
 	if err != nil {

@@ -61,9 +61,9 @@ type replayCommand struct {
 	Reason string      `default:"its reason is fixed" placeholder:"TEXT" help:"Why, for the record."`
 }
 
-// Run replays each job in a transaction of its own, and says of each what happened. A kill leaves
-// the jobs before it replayed. The same command again says that they are no longer failed. The
-// sweep notifies the workers.
+// Run replays each job in a transaction of its own, and says of each what happened. After a kill,
+// the jobs that it has replayed stay replayed: the same command says that they are no longer failed.
+// The sweep finds the replayed jobs and enqueues tasks for them.
 func (c replayCommand) Run(i *invocation) error {
 	pool, err := i.open()
 	if err != nil {

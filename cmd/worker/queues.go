@@ -26,7 +26,8 @@ type depth struct {
 	oldest time.Duration
 }
 
-// Run shows a line for each partition. The depths are Postgres's, so they hold without Redis too.
+// Run shows a line for each partition. The depths come from Postgres, so they are right without
+// Redis too.
 func (queuesCommand) Run(i *invocation) error {
 	pool, queues, client, err := i.openQueues()
 	if err != nil {

@@ -44,7 +44,7 @@ func Main(name string, stderr io.Writer, run func(context.Context) error) (code 
 // ErrStopped is returned if a process is stopped while it waits for its stores. That is no failure.
 var ErrStopped = errors.New("stopped while it started")
 
-// Ended logs the error with which a process that serves ended, and returns it; nil for ErrStopped.
+// Ended logs and returns the error that ended a serving process. It returns nil for ErrStopped.
 func Ended(log *slog.Logger, err error) error {
 	if errors.Is(err, ErrStopped) {
 		log.Info("stopped before it was ready")
@@ -78,9 +78,9 @@ type Process struct {
 }
 
 // Start opens what a process serves with; Close must follow. It waits for a Postgres that is
-// not there yet, and does not wait for Redis. postgres.ErrSchema, postgres.ErrUnsuitable and
-// postgres.ErrMisconfigured for a database that the process can't serve with, queue.ErrOldRedis for
-// a Redis; ErrStopped where ctx ends meanwhile.
+// not there yet, and does not wait for Redis. It returns postgres.ErrSchema,
+// postgres.ErrUnsuitable or postgres.ErrMisconfigured for a database that the process can't serve
+// with, queue.ErrOldRedis for a Redis that is too old, and ErrStopped where ctx ends meanwhile.
 //
 // The operator's port is open while Start waits: a process that waits is alive and not ready.
 //
@@ -214,8 +214,8 @@ func (p *Process) CheckRedis(required bool) ops.Check {
 }
 
 // Drain waits for the shutdown delay, in which the process still serves and /readyz already
-// says that it stops. It does not wait where ctx has not ended: then a part of the process
-// failed.
+// says that it stops. If ctx has not ended, a part of the process has failed: then Drain does not
+// wait.
 func (p *Process) Drain(ctx context.Context) {
 	if ctx.Err() != nil {
 		<-time.After(p.Config.ShutdownDelay)

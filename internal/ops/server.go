@@ -1,6 +1,6 @@
 // Package ops has what an operator uses of a process: its log, its metrics, and the port that shows
-// them. Its promise: where a token is set, only the health is shown without it, and the health never
-// includes a reason.
+// them. Its promise: where a token is set, a request without the token sees only the health, and the
+// health never includes a reason.
 package ops
 
 import (

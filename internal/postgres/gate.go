@@ -104,7 +104,7 @@ func (g *Gate) life() ServerLife {
 
 // Wait returns nil once all that was shown is durable. If no read has reported what it shows,
 // Wait confirms all that was visible. After an error the answer must not be sent. ErrUnconfirmed
-// says that what was read may be lost, any other error that Wait could not find out.
+// says that what was read may be lost; after any other error Wait does not know whether it is.
 func (g *Gate) Wait(ctx context.Context, shown *Shown) error {
 	if shown.torn {
 		g.abandon(shown.life)

@@ -33,8 +33,8 @@ const (
 
 // RoundTripTimeout is how long a process waits for the next result before it abandons the
 // connection. It is longer than Postgres's own time-outs on a serving connection: if a statement
-// is only slow, Postgres ends it, and the process gets the error. Of applies that are sent
-// together, every few results have that time.
+// is only slow, Postgres ends it, and the process gets the error. Applies that are sent together
+// return their results a few at a time; the time begins anew with each of these.
 const RoundTripTimeout = lockTimeout + servingStatementTimeout + 1500*time.Millisecond
 
 // Config says which database to open and how wide.
@@ -51,9 +51,9 @@ type Config struct {
 	Note func(hosts string, err error)
 	// Tracer makes a span of each query in a traced request; nil for none.
 	Tracer trace.Tracer
-	// Serving is for connections that answer clients or apply jobs. Postgres keeps a plan that it
-	// made while a table was small: one that reads and sorts all transactions of an account. So
-	// on these connections the planner uses an index, and reads in its order, from the start.
+	// Serving is for connections that answer clients or apply jobs. On these the planner always reads
+	// an index in its order. Otherwise Postgres would make a plan while a table is small, one that
+	// reads and sorts all transactions of an account, and keep that plan when the table has grown.
 	Serving bool
 }
 

@@ -10,9 +10,8 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 )
 
-// ParseURL reads a database URL with the settings of a pool. No error of it holds any part
-// of the URL: where the form is wrong, any part may be the password, and pgx's own error
-// quotes it.
+// ParseURL reads a database URL with the settings of a pool. Its errors contain no part of the
+// URL: where the form is wrong, any part may be the password, and pgx's own error quotes it.
 func ParseURL(url string) (*pgxpool.Config, error) {
 	// pgx takes http://host?a=b for a list of parameters.
 	if !strings.HasPrefix(url, "postgres://") && !strings.HasPrefix(url, "postgresql://") {
