@@ -42,6 +42,10 @@ const (
 	manyQueued = 10_000
 	poolConns  = 16
 	stopWait   = 10 * time.Second
+
+	// patient is the time limit of a request, unless a test is of requestTimeout itself: a busy machine
+	// may need longer for a password.
+	patient = time.Minute
 )
 
 var (
@@ -76,6 +80,7 @@ type settings struct {
 	address   int               // connections of each
 	accounts  int               // of a user; 0 for no bound
 	limits    Limits
+	timeout   time.Duration                                             // of a request
 	edit      func(*API)                                                // before it serves
 	control   func(network, address string, conn syscall.RawConn) error // of its listener; nil for none
 }
@@ -89,7 +94,7 @@ func (silent) Run(ctx context.Context, _ func([]queue.Finished), _ func(bool)) {
 
 func start(t *testing.T, edits ...func(*settings)) *server {
 	t.Helper()
-	set := settings{maxQueued: manyQueued, keys: []auth.Key{firstKey}, messages: silent{}, edit: func(*API) {}}
+	set := settings{maxQueued: manyQueued, keys: []auth.Key{firstKey}, messages: silent{}, timeout: patient, edit: func(*API) {}}
 	for _, edit := range edits {
 		edit(&set)
 	}
@@ -103,6 +108,7 @@ func start(t *testing.T, edits ...func(*settings)) *server {
 	s.checks = ops.NewChecks(slog.New(slog.NewTextHandler(s.log, nil)), set.checks...)
 	s.checks.Probe(t.Context())
 	s.api = s.newAPI(t, acceptor, set)
+	s.api.timeout = set.timeout
 	set.edit(s.api)
 	listener, err := (&net.ListenConfig{Control: set.control}).Listen(t.Context(), "tcp", "127.0.0.1:0")
 	if err != nil {

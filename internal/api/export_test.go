@@ -374,7 +374,7 @@ func TestExport_NeedsChunks(t *testing.T) {
 
 func TestExport_Unavailable(t *testing.T) {
 	t.Parallel()
-	s := start(t)
+	s := start(t, func(set *settings) { set.timeout = requestTimeout })
 	c := s.user(t)
 	account := c.open(1)
 	ledgertest.Exec(t, s.pool, `ALTER TABLE transactions RENAME TO elsewhere`)

@@ -159,7 +159,6 @@ func TestGate_EveryRoute(t *testing.T) {
 	s := start(t, func(set *settings) { set.pool = openPool(t, server.URL()) })
 	c := s.user(t)
 	o := haveJobs(s, c)
-	long := s.api.timeout
 	alone := c.open(0)
 	c.get("/v1/accounts").want(http.StatusOK) // all up to here is confirmed
 
@@ -168,7 +167,7 @@ func TestGate_EveryRoute(t *testing.T) {
 		s.applyUnflushed(t, job.ID)
 	}
 	s.applyUnflushed(t, decode[pageJSON[jobJSON]](c.get(jobsOf(o.long, "jobs")).want(http.StatusOK)).Data[0].ID)
-	s.api.timeout = long / 4 // each probe waits for so long
+	s.api.timeout = requestTimeout / 4 // each probe waits for so long
 	each(t, "Unflushed", c, o.probes(t), func(p probe, a answer) {
 		a.want(http.StatusServiceUnavailable).wantHeader("Retry-After", "1").wantNoHeader(headerReplay).
 			wantNoHeader("Location").wantNoHeader("Link")
@@ -178,7 +177,7 @@ func TestGate_EveryRoute(t *testing.T) {
 	c.get("/v1/users/me").want(http.StatusOK)
 	showsNoUnansweredJob(c, alone)
 
-	s.api.timeout = long
+	s.api.timeout = patient
 	back()
 	check := func(p probe, a answer) {
 		if a.status >= http.StatusInternalServerError {

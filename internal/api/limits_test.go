@@ -38,9 +38,6 @@ func limiters(t *testing.T) (of func(name string, most int) *limit.Limiter, clie
 	}, client
 }
 
-// patient is a time limit that no request of these tests meets.
-const patient = time.Minute
-
 // refused returns how many requests a limit has refused.
 func (s *server) refused(reason string) int {
 	var read dto.Metric
@@ -53,10 +50,7 @@ func (s *server) refused(reason string) int {
 func TestUserLimit(t *testing.T) {
 	t.Parallel()
 	of, _ := limiters(t)
-	s := start(t, func(set *settings) {
-		set.limits.Requests = of("requests", 4)
-		set.edit = func(a *API) { a.timeout = patient }
-	})
+	s := start(t, func(set *settings) { set.limits.Requests = of("requests", 4) })
 	c, other := s.user(t), s.user(t)
 	account := decode[accountJSON](c.post("/v1/accounts", "{}").want(http.StatusCreated).
 		wantHeader(headerPolicy, `"user";q=4;w=3600`).wantHeader(headerLimit, `"user";r=3;t=900`))
@@ -87,10 +81,7 @@ func TestUserLimit(t *testing.T) {
 func TestUserLimit_Batch(t *testing.T) {
 	t.Parallel()
 	of, _ := limiters(t)
-	s := start(t, func(set *settings) {
-		set.limits.Requests = of("requests", 10)
-		set.edit = func(a *API) { a.timeout = patient }
-	})
+	s := start(t, func(set *settings) { set.limits.Requests = of("requests", 10) })
 	c := s.user(t)
 	account := c.open(0)
 	target := jobsOf(account, "jobs")
@@ -106,10 +97,7 @@ func TestUserLimit_Batch(t *testing.T) {
 	c.post(target, batchOf(t, "l")).want(http.StatusAccepted).wantHeader(headerLimit, `"user";r=1;t=3240`)
 
 	small := of("small", 3)
-	c.server = start(t, func(set *settings) {
-		set.pool, set.limits.Requests = s.pool, small
-		set.edit = func(a *API) { a.timeout = patient }
-	})
+	c.server = start(t, func(set *settings) { set.pool, set.limits.Requests = s.pool, small })
 	keys := manyKeys(job.MaxBatchJobs)
 	c.post(target, batchOf(t, keys...)).want(http.StatusAccepted).wantNoHeader(headerReplay).wantHeader(headerLimit, `"user";r=0;t=3600`)
 	c.server = start(t, func(set *settings) { set.pool = s.pool })
@@ -124,10 +112,7 @@ func TestUserLimit_EveryRoute(t *testing.T) {
 	t.Parallel()
 	const plenty = 10_000
 	of, _ := limiters(t)
-	s := start(t, func(set *settings) {
-		set.limits.Requests = of("requests", plenty)
-		set.edit = func(a *API) { a.timeout = patient }
-	})
+	s := start(t, func(set *settings) { set.limits.Requests = of("requests", plenty) })
 	c := s.user(t)
 	o := haveJobs(s, c)
 	probes := append(o.probes(t), probe{method: http.MethodGet, target: "/v1/users/me"})
@@ -169,7 +154,6 @@ func TestLogInLimit_Email(t *testing.T) {
 		set.limits = Limits{
 			Emails: of("emails", 3), Pairs: of("pairs", 2), Known: limit.NewKnown(client, "test", "known"), Proxies: loopback,
 		}
-		set.edit = func(a *API) { a.timeout = patient }
 	})
 	c := s.anonymous(t)
 	signUp(c)
@@ -204,7 +188,6 @@ func TestLogInLimit_Remembers(t *testing.T) {
 			Emails: of("emails", 2), Pairs: of("pairs", 1), Changes: of("changes", 2),
 			Known: limit.NewKnown(client, "test", "known"), Proxies: loopback,
 		}
-		set.edit = func(a *API) { a.timeout = patient }
 	})
 	c := s.anonymous(t)
 	const email, first, second = "ann@example.com", "correct horse", "battery staple"
@@ -262,10 +245,7 @@ func TestLogInLimit_Address(t *testing.T) {
 		limits := Limits{Addresses: of(fmt.Sprint("addresses", n), 1), Proxies: test.proxies}
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			s := start(t, func(set *settings) {
-				set.limits = limits
-				set.edit = func(a *API) { a.timeout = patient }
-			})
+			s := start(t, func(set *settings) { set.limits = limits })
 			c := s.anonymous(t)
 			c.post("/v1/users", annsCredentials, "X-Forwarded-For", test.first).want(http.StatusCreated)
 			second := c.logInFrom(test.second, "ann@example.com", "correct horse")
@@ -290,7 +270,6 @@ func TestTokenLimit(t *testing.T) {
 	of, _ := limiters(t)
 	s := start(t, func(set *settings) {
 		set.limits = Limits{BadTokens: of("tokens", 2), Proxies: loopback}
-		set.edit = func(a *API) { a.timeout = patient }
 	})
 	c := s.anonymous(t)
 	signUp(c)
@@ -334,7 +313,6 @@ func TestLimits_WithoutRedis(t *testing.T) {
 	}
 	s := start(t, func(set *settings) {
 		set.limits = Limits{Requests: of("requests"), Emails: of("emails"), Pairs: of("pairs"), Known: limit.NewKnown(client, "test", "known")}
-		set.edit = func(a *API) { a.timeout = patient }
 	})
 	c := s.anonymous(t)
 	signUp(c)
@@ -367,9 +345,7 @@ func hold(t *testing.T, s *server, table string) (release func()) {
 // A request beyond those in flight is refused at once. Health is not, nor are deposits.
 func TestInFlight(t *testing.T) {
 	t.Parallel()
-	s := start(t, func(set *settings) {
-		set.edit = func(a *API) { a.callers.most, a.guests.most, a.timeout = 1, 1, patient }
-	})
+	s := start(t, func(set *settings) { set.edit = func(a *API) { a.callers.most, a.guests.most = 1, 1 } })
 	c := s.user(t)
 	account := c.open(0)
 	release := hold(t, s, "transactions")
@@ -399,9 +375,7 @@ func TestInFlight(t *testing.T) {
 // One user can take only some of the slots; the others remain for other users. Deposits need no slot.
 func TestInFlight_User(t *testing.T) {
 	t.Parallel()
-	s := start(t, func(set *settings) {
-		set.edit = func(a *API) { a.users.most, a.timeout = 1, patient }
-	})
+	s := start(t, func(set *settings) { set.edit = func(a *API) { a.users.most = 1 } })
 	c, other := s.user(t), s.user(t)
 	account := c.open(0)
 	release := hold(t, s, "transactions")
@@ -438,7 +412,6 @@ func (s *server) usersInFlight() int {
 func TestInFlight_Refreshes(t *testing.T) {
 	t.Parallel()
 	s := start(t, func(set *settings) {
-		set.edit = func(a *API) { a.timeout = patient }
 	})
 	c := s.anonymous(t)
 	signUp(c)
@@ -481,9 +454,7 @@ func TestSlots_Refused(t *testing.T) {
 func TestShed(t *testing.T) {
 	t.Parallel()
 	var overloaded atomic.Bool
-	s := start(t, func(set *settings) {
-		set.edit = func(a *API) { a.overloaded, a.timeout = overloaded.Load, patient }
-	})
+	s := start(t, func(set *settings) { set.edit = func(a *API) { a.overloaded = overloaded.Load } })
 	c := s.user(t)
 	account := c.open(0)
 	overloaded.Store(true)
@@ -506,10 +477,7 @@ func TestShed(t *testing.T) {
 
 func TestAccountLimit(t *testing.T) {
 	t.Parallel()
-	s := start(t, func(set *settings) {
-		set.accounts = 2
-		set.edit = func(a *API) { a.timeout = patient }
-	})
+	s := start(t, func(set *settings) { set.accounts = 2 })
 	c := s.user(t)
 	first := c.post("/v1/accounts", `{"initial_deposit":5}`, "Idempotency-Key", "first").want(http.StatusCreated)
 	c.open(0)

@@ -46,10 +46,7 @@ func TestMetrics_RefusedRequests(t *testing.T) {
 func TestMetrics_LogIns(t *testing.T) {
 	t.Parallel()
 	of, _ := limiters(t)
-	s := start(t, func(set *settings) {
-		set.limits.Addresses = of("addresses", 4)
-		set.edit = func(a *API) { a.timeout = patient }
-	})
+	s := start(t, func(set *settings) { set.limits.Addresses = of("addresses", 4) })
 	c := s.anonymous(t)
 	signUp(c)
 	logIn(c)

@@ -166,7 +166,7 @@ func TestUnavailable(t *testing.T) {
 	t.Parallel()
 	postgres := testenv.PostgresServer(t)
 	pool := openPool(t, postgres.URL())
-	s := start(t, func(set *settings) { set.pool = pool })
+	s := start(t, func(set *settings) { set.pool, set.timeout = pool, requestTimeout })
 	c := s.user(t)
 	account := c.open(10)
 	if err := postgres.Kill(); err != nil {
@@ -211,7 +211,7 @@ func TestUnavailable(t *testing.T) {
 // A Postgres that does not answer in time counts as down.
 func TestUnavailable_WhenItTakesTooLong(t *testing.T) {
 	t.Parallel()
-	s := start(t)
+	s := start(t, func(set *settings) { set.timeout = requestTimeout })
 	c := s.user(t)
 	account := c.open(10)
 	c.get("/v1/accounts").want(http.StatusOK)

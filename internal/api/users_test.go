@@ -179,9 +179,7 @@ func TestChangePassword(t *testing.T) {
 	from := func(current, next string) string {
 		return `{"current_password":"` + current + `","new_password":"` + next + `"}`
 	}
-	s := start(t, func(set *settings) {
-		set.edit = func(a *API) { a.timeout = time.Minute } // a slow machine needs long for two passwords
-	})
+	s := start(t)
 	c := s.anonymous(t)
 	signUp(c)
 	tokens, others := logIn(c), logIn(c)

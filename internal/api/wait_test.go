@@ -179,7 +179,7 @@ func TestWait_Batch(t *testing.T) {
 // When the wait is over, the answer is the job as it stands.
 func TestWait_Over(t *testing.T) {
 	t.Parallel()
-	s, _ := startHearing(t)
+	s, _ := startHearing(t, func(set *settings) { set.timeout = requestTimeout })
 	c := s.user(t)
 	account := c.open(0)
 	began := time.Now()
