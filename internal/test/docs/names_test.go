@@ -44,10 +44,16 @@ func environment(t *testing.T) []string {
 		all(`Variable = "([A-Z]+)"`, sources(t, `^internal/test/failpoint/`))...)
 }
 
+// serverVariables are those that choose the servers of tests.
+func serverVariables(t *testing.T) []string {
+	t.Helper()
+	return all(`const [A-Za-z]+ = "([A-Z_]+)"`, sources(t, `^internal/test/local/find\.go$`))
+}
+
 // Every environment variable that a document names exists. ON_ERROR_STOP is psql's.
 func TestVariables(t *testing.T) {
 	t.Parallel()
-	known := slices.Concat(makeVariables(repository(t)["Makefile"]), environment(t), []string{"ON_ERROR_STOP"})
+	known := slices.Concat(makeVariables(repository(t)["Makefile"]), environment(t), serverVariables(t), []string{"ON_ERROR_STOP"})
 	for _, d := range documents(t) {
 		for _, name := range all(`\b([A-Z][A-Z0-9]*(?:_[A-Z0-9]+)+)\b`, d.text) {
 			if !slices.Contains(known, name) {
