@@ -136,7 +136,7 @@ clocks: ## Test the system with clocks that are an hour apart; the first run com
 	go test -race -count=1 -timeout 30m -tags clocks -run '^TestClocksApart' ./internal/test/e2e
 
 .PHONY: deploy-files
-deploy-files: ## Check compose.yaml, the Kubernetes manifests and the systemd units as compose, Kubernetes and systemd read them
+deploy-files: ## Check compose.yaml, the Kubernetes manifests, the systemd units and the dashboards as compose, Kubernetes, systemd and Grafana read them
 	@deploy/local/install.sh deploy
 	go -C .ci/deploy test -count=1 ./...
 

