@@ -19,15 +19,17 @@ import (
 // made from openapi.yaml, so they cover a new route too:
 //
 //	API1  Broken object level authorization       TestSecurity_Another…
-//	API2  Broken authentication                   TestSecurity_BadToken, sessions_test.go and tokens_test.go of auth
+//	API2  Broken authentication                   TestSecurity_BadToken, TestSecurity_Log, the guesses of TestSecurity_LimitsAtOnce;
+//	                                              limits_test.go, users_test.go; sessions_test.go and tokens_test.go of auth
 //	API3  Broken object property level …          TestSecurity_UnknownMembers; the contract's schemas are closed
-//	API4  Unrestricted resource consumption       TestSecurity_TooMuch, receive_test.go, listener_test.go
-//	API5  Broken function level authorization     TestSecurity_OtherMethods, TestSecurity_OtherPaths
-//	API6  Unrestricted access to business flows   TestSecurity_DoubleSpend
-//	API7  Server side request forgery             TestSecurity_HostileValues; the API sends no request anywhere
-//	API8  Security misconfiguration               TestSecurity_Headers, TestSecurity_Origin, againstContract
-//	API9  Improper inventory management           TestOpenAPI_HasEveryRoute, TestSecurity_OtherPaths
-//	API10 Unsafe consumption of APIs              none is consumed; of forged tasks in Redis, the tests of queue and worker
+//	API4  Unrestricted resource consumption       TestSecurity_TooMuch, TestSecurity_LimitsAtOnce; receive_test.go, listener_test.go
+//	API5  Broken function level authorization     TestSecurity_OtherMethods, TestSecurity_OtherPaths; server_test.go and token_test.go of ops
+//	API6  Unrestricted access to business flows   TestSecurity_DoubleSpend, TestSecurity_OneKeyEverywhere, TestSecurity_LimitsAtOnce
+//	API7  Server side request forgery             TestSecurity_NoRequestElsewhere, TestSecurity_HostileValues
+//	API8  Security misconfiguration               TestSecurity_Origin; againstContract: the headers of every answer of every test
+//	API9  Improper inventory management           TestOpenAPI_HasEveryRoute, TestSecurity_Inventory, TestSecurity_OtherPaths
+//	API10 Unsafe consumption of APIs              of Redis alone: forged tasks, notifications and messages in the tests of queue, finished and
+//	                                              limit; TestFraming_EveryRoute
 //
 // Requests that a proxy could read in another way: TestFraming_EveryRoute.
 
