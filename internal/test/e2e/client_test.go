@@ -20,6 +20,7 @@ type client struct {
 	http   *http.Client
 	token  string
 	user   map[string]string // whose it is: email and password
+	prefer string            // the Prefer header of its requests; empty for none
 	watch  func(seen)        // where set, sees every answer
 }
 
@@ -109,6 +110,12 @@ func (c *client) signUp() {
 	}
 }
 
+// thatPrefers is the client with a Prefer header.
+func (c client) thatPrefers(what string) *client {
+	c.prefer = what
+	return &c
+}
+
 type tokens struct {
 	AccessToken string `json:"access_token"`
 }
@@ -158,6 +165,9 @@ func (c *client) call(ctx context.Context, api, method, path, key string, body a
 	}
 	if c.token != "" {
 		req.Header.Set("Authorization", "Bearer "+c.token)
+	}
+	if c.prefer != "" {
+		req.Header.Set("Prefer", c.prefer)
 	}
 	saw := c.do(req)
 	if c.watch != nil {

@@ -26,8 +26,11 @@ type followed struct {
 	lines    *bufio.Reader
 }
 
-// follow opens a stream of an account's events after a transaction, which ends with ctx. The stream
-// is nil where the API answers with another status than 200.
+// fromNow is where a stream begins without a Last-Event-ID.
+const fromNow = -1
+
+// follow opens a stream of an account's events after a transaction, or fromNow, which ends with ctx. The
+// stream is nil where the API answers with another status than 200.
 func (c *client) follow(ctx context.Context, api int, number string, after int64) (stream *followed, status int, err error) {
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, c.system.api(api)+"/v1/accounts/"+number+"/events", http.NoBody)
 	if err != nil {
@@ -35,7 +38,9 @@ func (c *client) follow(ctx context.Context, api int, number string, after int64
 	}
 	req.Header.Set("Authorization", "Bearer "+c.token)
 	req.Header.Set("Accept", "text/event-stream")
-	req.Header.Set("Last-Event-ID", strconv.FormatInt(after, 10))
+	if after != fromNow {
+		req.Header.Set("Last-Event-ID", strconv.FormatInt(after, 10))
+	}
 	response, err := (&http.Client{Transport: c.http.Transport}).Do(req) // c.http bounds the time of an answer
 	if err != nil {
 		return nil, 0, err
@@ -47,6 +52,19 @@ func (c *client) follow(ctx context.Context, api int, number string, after int64
 }
 
 func (f *followed) close() { _ = f.response.Body.Close() }
+
+// head returns the transaction after which the stream begins.
+func (f *followed) head() (seq int64, err error) {
+	for {
+		line, err := f.lines.ReadString('\n')
+		if err != nil {
+			return 0, err
+		}
+		if id, ok := strings.CutPrefix(strings.TrimSuffix(line, "\n"), "id: "); ok {
+			return strconv.ParseInt(id, 10, 64)
+		}
+	}
+}
 
 // next returns the next event; an error where the stream has ended.
 func (f *followed) next() (e followedEvent, err error) {

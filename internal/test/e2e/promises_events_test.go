@@ -42,6 +42,26 @@ func (r *round) readEvents(since known, api int, a *roundAccount) error {
 	}
 }
 
+// readEventHead opens a stream from now on. Its head shows the account's last transaction.
+func (r *round) readEventHead(since known, api int, a *roundAccount) error {
+	ctx, cancel := context.WithTimeout(r.t.Context(), patience)
+	defer cancel()
+	stream, status, err := r.c.follow(ctx, api, a.number, fromNow)
+	switch {
+	case err != nil || status == http.StatusServiceUnavailable || status == http.StatusTooManyRequests:
+		return errUnanswered
+	case stream == nil:
+		return fmt.Errorf("events of %s: %d", a.number, status)
+	}
+	defer stream.close()
+	seq, err := stream.head()
+	if err != nil {
+		return errUnanswered // the API ends
+	}
+	r.record.head(since, a.number, seq)
+	return nil
+}
+
 // noteEvent notes an event that a stream sent after transaction seq, and returns the last
 // transaction up to it.
 func (r *round) noteEvent(since known, number string, seq int64, e followedEvent) (int64, error) {

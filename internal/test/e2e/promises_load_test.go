@@ -2,6 +2,7 @@ package e2e_test
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/csv"
 	"encoding/json"
 	"errors"
@@ -36,6 +37,7 @@ type round struct {
 	t        *testing.T
 	s        *system
 	c        *client
+	waiting  *client // the same, whose POSTs wait for the job
 	record   *record
 	accounts []*roundAccount
 
@@ -70,6 +72,7 @@ func newRound(t *testing.T, s *system) *round {
 		t: t, s: s, c: newClient(t, s), record: newRecord(), stop: make(chan struct{}),
 		slots: make(chan struct{}, maxUnfinished), unfinished: make(chan roundRequest, maxUnfinished),
 	}
+	r.waiting = r.c.thatPrefers("wait=1")
 	r.ended = sync.OnceValue(func() error {
 		close(r.stop)
 		return r.group.Wait()
@@ -82,7 +85,11 @@ func newRound(t *testing.T, s *system) *round {
 		a := &roundAccount{number: r.c.open(firstBalance).Number, requests: make([][]roundRequest, clients)}
 		r.accounts = append(r.accounts, a)
 		for client := range clients {
-			r.group.Go(func() error { return r.send(a, client) })
+			c := r.c
+			if client == 0 && (n == 0 || n >= ownAccounts) { // the others fill the queue, while no worker applies
+				c = r.waiting
+			}
+			r.group.Go(func() error { return r.send(c, a, client) })
 		}
 	}
 	for n := range readers {
@@ -105,8 +112,8 @@ func (r *round) stopped() bool {
 	}
 }
 
-// send sends one request after the other, while there is room.
-func (r *round) send(a *roundAccount, client int) error {
+// send sends one request after the other through c, while there is room.
+func (r *round) send(c *client, a *roundAccount, client int) error {
 	for n := 0; ; n++ {
 		select {
 		case r.slots <- struct{}{}:
@@ -118,8 +125,8 @@ func (r *round) send(a *roundAccount, client int) error {
 			req.entry = "withdrawals"
 		}
 		r.sending.RLock()
-		since := r.record.known("a 202")
-		body, err := r.c.settled(n, req)
+		since := r.record.known(cmp.Or(c.prefer, "a 202"))
+		body, err := c.settled(n, req)
 		r.sending.RUnlock()
 		var job jobAnswer
 		if err == nil {
@@ -142,17 +149,23 @@ var errUnanswered = errors.New("no answer")
 
 // get reads a path. It returns errUnanswered if the caller should try again.
 func (r *round) get(api int, path, accept string) (status int, body []byte, err error) {
+	saw, err := r.getWith(api, path, "Accept", accept)
+	return saw.status, saw.body, err
+}
+
+// getWith is get with a header.
+func (r *round) getWith(api int, path, header, value string) (seen, error) {
 	req, err := http.NewRequestWithContext(r.t.Context(), http.MethodGet, r.s.api(api)+path, http.NoBody)
 	if err != nil {
-		return 0, nil, err
+		return seen{}, err
 	}
 	req.Header.Set("Authorization", "Bearer "+r.c.token)
-	req.Header.Set("Accept", accept)
+	req.Header.Set(header, value)
 	saw := r.c.do(req)
 	if saw.err != nil || saw.status == http.StatusServiceUnavailable {
-		return 0, nil, errUnanswered
+		return seen{}, errUnanswered
 	}
-	return saw.status, saw.body, nil
+	return saw, nil
 }
 
 // getJSON reads a path into answer.
@@ -185,6 +198,8 @@ var readRoutes = []readRoute{
 	{"balances at a time", (*round).readBalanceAt},
 	{"exports", (*round).readExport},
 	{"event streams", (*round).readEvents},
+	{"heads of event streams", (*round).readEventHead},
+	{"jobs that a client has", (*round).readTagged},
 	{"answers to keys sent again", (*round).replay},
 	{"answers to batches of keys sent again", (*round).replayBatch},
 	{"jobs by key", (*round).readByKey},
@@ -242,6 +257,36 @@ func (r *round) waitForJob(since known, api int, a *roundAccount) error {
 		err = r.getJSON(api, "/v1/jobs/"+req.job+"?wait=1", &body)
 		return err == nil && r.record.job(since, body), err
 	}, func() error { return r.readJobs(since, api, a) })
+}
+
+// readTagged reads a recent job of an account, and then asks whether it has changed. A 304 shows the first
+// answer once more.
+func (r *round) readTagged(since known, api int, a *roundAccount) error {
+	recent := a.recent()
+	if len(recent) == 0 {
+		return nil
+	}
+	path := "/v1/jobs/" + recent[rand.IntN(len(recent))].job
+	first, err := r.getWith(api, path, "Accept", "application/json")
+	if err != nil {
+		return err
+	}
+	if first.status != http.StatusOK || first.header.Get("ETag") == "" {
+		return fmt.Errorf("%s: %d %s %v", path, first.status, first.body, first.header)
+	}
+	r.record.job(since, first.body)
+	since = r.record.known(since.route)
+	again, err := r.getWith(api+1, path, "If-None-Match", first.header.Get("ETag"))
+	switch {
+	case err != nil:
+		return err
+	case again.status == http.StatusNotModified:
+		again.body = first.body
+	case again.status != http.StatusOK:
+		return fmt.Errorf("%s: %d %s", path, again.status, again.body)
+	}
+	r.record.job(since, again.body)
+	return nil
 }
 
 // poll takes an unfinished job and reads it, and gives it back where it is still unfinished.
@@ -368,8 +413,13 @@ func (r *round) replay(since known, api int, a *roundAccount) error {
 	return r.poll(func(req roundRequest) (bool, error) { return r.sendAgain(since, api, req) }, recent)
 }
 
+// either returns the client whose POSTs wait for their jobs, or the other one.
+func (r *round) either() *client {
+	return []*client{r.c, r.waiting}[rand.IntN(2)]
+}
+
 func (r *round) sendAgain(since known, api int, req roundRequest) (finished bool, err error) {
-	status, body, err := r.c.send(r.t.Context(), api, req.jobRequest)
+	status, body, err := r.either().send(r.t.Context(), api, req.jobRequest)
 	switch {
 	case err != nil || status == http.StatusServiceUnavailable:
 		return false, errUnanswered
@@ -400,7 +450,7 @@ func (r *round) replayBatch(since known, api int, a *roundAccount) error {
 	for _, req := range recent {
 		requests = append(requests, req.jobRequest)
 	}
-	status, body, err := r.c.sendBatch(r.t.Context(), r.s.api(api), requests)
+	status, body, err := r.either().sendBatch(r.t.Context(), r.s.api(api), requests)
 	switch {
 	case err != nil || status == http.StatusServiceUnavailable:
 		return errUnanswered

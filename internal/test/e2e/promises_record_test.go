@@ -158,6 +158,18 @@ func (d *record) reaches(since known, account string, seq int64) {
 	}
 }
 
+// head notes an account's last transaction, as the head of an event stream shows it.
+func (d *record) head(since known, account string, seq int64) {
+	d.reaches(since, account, seq)
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.answers++
+	if seq > d.latest[account] {
+		d.latest[account] = seq
+		d.news++
+	}
+}
+
 // balance notes an account's balance after its last transaction.
 func (d *record) balance(since known, account string, seq, balance int64) {
 	d.reaches(since, account, seq)
@@ -233,6 +245,11 @@ func TestRecord(t *testing.T) {
 		{"SeqGoesBack", func(d *record, _ known) { d.balance(d.known("a test"), "A", 1, 5) }, "ends at transaction 1"},
 		{"SeqAsReadBefore", func(d *record, since known) { d.balance(since, "A", 1, 5) }, ""},
 		{"HistoryGoesBack", func(d *record, _ known) { d.reaches(d.known("a test"), "A", 1) }, "ends at transaction 1"},
+		{"HeadGoesBack", func(d *record, _ known) { d.head(d.known("a test"), "A", 1) }, "ends at transaction 1"},
+		{"BehindAHead", func(d *record, since known) {
+			d.head(since, "A", 5)
+			d.balance(d.known("a test"), "A", 4, 9)
+		}, "ends at transaction 4"},
 		{"NoJob", func(d *record, since known) { d.job(since, []byte(`{}`)) }, "no job"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
