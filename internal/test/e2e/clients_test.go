@@ -3,12 +3,15 @@
 package e2e_test
 
 import (
+	"fmt"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
 
+	"github.com/passbook/passbook/internal/test/fuzz"
 	"github.com/passbook/passbook/internal/test/testenv"
 )
 
@@ -42,6 +45,54 @@ func TestClients_Example(t *testing.T) {
 		t.Fatal(err)
 	}
 	x.run(t, "invoice-1003", 1, exec.CommandContext(t.Context(), "node", file))
+}
+
+// Requests that are made from openapi.yaml, valid ones for every route, go through Prism, which finds each
+// request and answer as described. Prism knows no HEAD, and waits for the end of a stream that has none.
+func TestClients_Fuzz(t *testing.T) {
+	t.Parallel()
+	f := newFuzzRun(t)
+	source, err := fuzz.NewSource(f.document, f.contract, *fuzzSeed, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	source.OnlyValid = true
+	c := &fuzzClient{
+		run: f, source: source, name: "prism", address: testenv.Prism(t, root, strings.TrimPrefix(f.system.api(0), "http://")),
+		skips: func(r fuzz.Request) bool {
+			return r.Method == http.MethodHead || strings.HasSuffix(r.Route.Path, "/events")
+		},
+		judge: prismFaults,
+	}
+	defer c.hangUp()
+	asked := map[string]bool{}
+	for range *fuzzRequests {
+		route, err := c.step()
+		if err != nil {
+			t.Fatal(err)
+		}
+		asked[route.String()] = true
+	}
+	for _, route := range f.contract.Routes {
+		if !asked[route.String()] && !strings.HasSuffix(route.Path, "/events") {
+			t.Errorf("no request for %s", route)
+		}
+	}
+	f.t.Log(f.progress())
+	f.reconcile()
+}
+
+// prismFaults returns what Prism says of a request and its answer.
+func prismFaults(x exchange) (faults []fuzzFault) {
+	if len(x.answers) == 0 {
+		faults = append(faults, fuzzFault{"no answer", fmt.Sprint(x.err)})
+	}
+	for _, a := range x.answers {
+		if strings.Contains(string(a.Body), "https://stoplight.io/prism/errors") || a.Header.Get("Sl-Violations") != "" {
+			faults = append(faults, fuzzFault{"Prism", fmt.Sprintf("%s %s", a.Body, a.Header.Get("Sl-Violations"))})
+		}
+	}
+	return faults
 }
 
 func runClient(t *testing.T, client *exec.Cmd) string {

@@ -31,6 +31,9 @@ type fuzzClient struct {
 	name    string // begins its users' emails
 	callers int
 
+	skips func(fuzz.Request) bool    // requests that it does not send; nil for none
+	judge func(exchange) []fuzzFault // in place of judgeAll; nil for that
+
 	email, token string
 	left         int // requests before the next caller
 
@@ -38,14 +41,17 @@ type fuzzClient struct {
 	reader *bufio.Reader
 }
 
-// step sends one request. The error is one of the test itself.
-func (c *fuzzClient) step() error {
+// step sends one request, and returns its route. The error is one of the test itself.
+func (c *fuzzClient) step() (contract.Route, error) {
 	if c.left--; c.left < 0 {
 		if err := c.nextCaller(); err != nil {
-			return err
+			return contract.Route{}, err
 		}
 	}
 	r := c.source.Next()
+	for c.skips != nil && c.skips(r) {
+		r = c.source.Next()
+	}
 	x, faults := c.attempt(r)
 	if len(faults) > 0 {
 		c.find(r, x, faults)
@@ -56,7 +62,7 @@ func (c *fuzzClient) step() error {
 			c.left = 0 // a request has ended the session
 		}
 	}
-	return nil
+	return r.Route, nil
 }
 
 // nextCaller makes a user and a session, and opens accounts.
@@ -107,7 +113,10 @@ func (c *fuzzClient) attempt(r fuzz.Request) (x exchange, faults []fuzzFault) {
 		}
 	}
 	c.record(x)
-	return x, c.judge(r, x)
+	if c.judge != nil {
+		return x, c.judge(x)
+	}
+	return x, c.judgeAll(r, x)
 }
 
 func (x exchange) isUnavailable() bool {

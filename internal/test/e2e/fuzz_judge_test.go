@@ -29,8 +29,8 @@ var formal = append([]string{
 	"malformed_body", "invalid_request", "invalid_parameter", "unsupported_media_type", "not_acceptable", "idempotency_key_missing", "idempotency_key_invalid",
 }, anywhere...)
 
-// judge returns what is wrong with the answers.
-func (c *fuzzClient) judge(r fuzz.Request, x exchange) (faults []fuzzFault) {
+// judgeAll returns what is wrong with the answers.
+func (c *fuzzClient) judgeAll(r fuzz.Request, x exchange) (faults []fuzzFault) {
 	for i, a := range x.answers {
 		switch {
 		case i < len(x.requests):

@@ -122,7 +122,7 @@ func (f *fuzzRun) send(seed uint64, n int) {
 		clients.Go(func() {
 			defer c.hangUp()
 			for range n / fuzzClients {
-				if err := c.step(); err != nil {
+				if _, err := c.step(); err != nil {
 					f.t.Error(err)
 					return
 				}
