@@ -214,7 +214,9 @@ func TestSecurity_HostileValues(t *testing.T) {
 	s := start(t)
 	for _, o := range operations(t) {
 		t.Run(o.String(), func(t *testing.T) {
-			t.Parallel()
+			if !o.hashes() { // passwords that are hashed at once wait for each other, for a second at most
+				t.Parallel()
+			}
 			v := newVictim(t, s)
 			for p := range o.hostile(t, v) {
 				a := p.send(v.client)
@@ -281,9 +283,19 @@ func (o operation) replaced(t *testing.T, v victim, param openapi.Parameter, tex
 		return p, !slices.Contains(o.types, eventStream)
 	case "header":
 		isValid := !strings.ContainsAny(text, "\r\n\x00") && text != ""
-		return o.request(t, v.theirs).with(param.Name, text), isValid && !slices.Contains(o.types, eventStream)
+		p = o.request(t, v.theirs).with(param.Name, text)
+		if o.isFile() {
+			p.method = http.MethodHead
+		}
+		return p, isValid && !slices.Contains(o.types, eventStream)
 	}
 	return probe{}, false
+}
+
+// isFile reports whether the response is a file of the build. A file has up to 1.4 MB, so a test that
+// wants only its head leaves out its body.
+func (o operation) isFile() bool {
+	return o.isOpen && (strings.HasPrefix(o.path, "/docs/") || strings.HasPrefix(o.path, "/openapi."))
 }
 
 // A body or a query that is not of the method, or of a duplicate name in another spelling, changes
