@@ -76,9 +76,9 @@ ROUNDS := 1
 BOUND := 1m
 ONLY :=
 .PHONY: mutants
-mutants: ## Remove each guard of a promise and check that its tests fail, ROUNDS times each; ONLY='no sweep' for one
+mutants: ## Remove each guard of a promise and check that its tests fail, ROUNDS times each; ONLY='no sweep' for some
 	@deploy/local/install.sh test
-	go -C internal/test/mutants test -tags mutants -count=1 -timeout 6h -run '^TestMutants$$/$(ONLY)' -rounds $(ROUNDS) -bound $(BOUND)
+	go -C internal/test/mutants test -tags mutants -count=1 -timeout 6h -run '^TestMutants$$' -rounds $(ROUNDS) -bound $(BOUND) -only '$(ONLY)'
 
 WAITERS := 10000
 STREAMS := 2000

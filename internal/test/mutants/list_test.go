@@ -1527,6 +1527,9 @@ var mutations = []mutation{
 	},
 }
 
+// system is the package of the tests of the whole system.
+const system = "./internal/test/e2e"
+
 // watched compares what a real Prometheus reads of the processes with docs/metrics.md, dashboards and alerts.
 const watched = "-run=^TestPrometheus$ ./internal/test/e2e"
 
