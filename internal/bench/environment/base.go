@@ -224,9 +224,9 @@ func (b *Base) Admin(ctx context.Context, statement string) error {
 
 // variables are the whole environment of a program, so that a variable of the caller
 // changes no figure.
-func (b *Base) variables(database, redisURL string, partitions int) []string {
+func (b *Base) variables(databaseURL, redisURL string, partitions int) []string {
 	return []string{
-		"DATABASE_URL=" + b.DatabaseURL(database),
+		"DATABASE_URL=" + databaseURL,
 		"REDIS_URL=" + redisURL,
 		"JWT_KEYS=" + b.Key.ID + ":" + base64.StdEncoding.EncodeToString(b.Key.Secret),
 		"HTTP_ADDR=127.0.0.1:0",

@@ -41,8 +41,8 @@ func (e *Environment) cpu() (CPU, error) {
 			return nil, err
 		}
 	}
-	if e.redis != nil {
-		if err := add("redis", e.redis.PID()); err != nil {
+	for _, server := range e.redis {
+		if err := add("redis", server.PID()); err != nil {
 			return nil, err
 		}
 	}

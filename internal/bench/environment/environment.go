@@ -16,14 +16,16 @@ import (
 	"github.com/passbook/passbook/internal/auth"
 	"github.com/passbook/passbook/internal/ledger"
 	"github.com/passbook/passbook/internal/postgres"
-	"github.com/passbook/passbook/internal/test/local"
 )
 
 // Topology says which processes an environment has, and on which database.
 type Topology struct {
 	APIs, Workers, Partitions int
-	Peer                      bool   // the peer in the place of Passbook; it has no Redis and no worker
-	Database                  string // that is there, and stays; empty for a copy of the template
+	Masters                   int      // of a Redis cluster; 0 for one server
+	Metered                   bool     // what goes to Postgres and comes back is counted
+	Variables                 []string // more, of each process
+	Peer                      bool     // the peer in the place of Passbook; it has no Redis and no worker
+	Database                  string   // that is there, and stays; empty for a copy of the template
 }
 
 // Default is Passbook as `make run` starts it.
@@ -38,7 +40,9 @@ type Environment struct {
 	Servers  []*Process    // where the load goes: apis, or the peer
 	Workers  []*Process
 
-	redis *local.Redis
+	redis redisServers
+	meter *meter    // between the processes and Postgres; nil where nothing is counted
+	peaks Peaks     // of the processes that have stopped
 	jobs  int       // that the loads have asked for so far
 	began time.Time // the last load
 	kept  bool      // the database was there before, with a history too long to verify
@@ -109,7 +113,7 @@ func (b *Base) Connect(ctx context.Context, database string) (*Environment, erro
 		pool.Close()
 		return nil, err
 	}
-	return &Environment{Base: b, Database: database, Pool: pool, Token: tokens.AccessToken}, nil
+	return &Environment{Base: b, Database: database, Pool: pool, Token: tokens.AccessToken, peaks: Peaks{}}, nil
 }
 
 // start starts the processes.
@@ -120,14 +124,19 @@ func (e *Environment) start(ctx context.Context, t Topology) (err error) {
 	if t.APIs == 0 {
 		return nil
 	}
-	if e.redis, err = local.StartRedis(ctx, local.RedisConfig{Durable: !e.Unflushed}); err != nil {
+	if e.redis, err = startRedis(ctx, t.Masters, !e.Unflushed); err != nil {
 		return err
+	}
+	if t.Metered {
+		if e.meter, err = startMeter(ctx, e.DatabaseURL(e.Database)); err != nil {
+			return err
+		}
 	}
 	if err := e.startWorkers(ctx, t); err != nil {
 		return err
 	}
 	for range t.APIs {
-		api, err := startProcess(ctx, e.program("api"), nil, e.variables(e.Database, e.redis.URL(), t.Partitions))
+		api, err := startProcess(ctx, e.program("api"), nil, e.processVariables(t))
 		if err != nil {
 			return err
 		}
@@ -142,7 +151,7 @@ func (e *Environment) startPeer(ctx context.Context) error {
 		return err
 	}
 	const noRedis = "redis://127.0.0.1:1" // the peer reads the api's variables, but uses no Redis
-	peer, err := startProcess(ctx, e.program("bench"), append([]string{"peer"}, e.Peer.Args()...), e.variables(e.Database, noRedis, 1))
+	peer, err := startProcess(ctx, e.program("bench"), append([]string{"peer"}, e.Peer.Args()...), e.variables(e.DatabaseURL(e.Database), noRedis, 1))
 	if err != nil {
 		return err
 	}
@@ -152,7 +161,7 @@ func (e *Environment) startPeer(ctx context.Context) error {
 
 func (e *Environment) startWorkers(ctx context.Context, t Topology) error {
 	for range t.Workers {
-		worker, err := startProcess(ctx, e.program("worker"), nil, e.variables(e.Database, e.redis.URL(), t.Partitions))
+		worker, err := startProcess(ctx, e.program("worker"), nil, e.processVariables(t))
 		if err != nil {
 			return err
 		}
@@ -161,29 +170,44 @@ func (e *Environment) startWorkers(ctx context.Context, t Topology) error {
 	return nil
 }
 
-// close stops the processes in the order of `make run`, notes their memory and drops
-// the database.
-func (e *Environment) close(ctx context.Context) (Peaks, error) {
-	ctx, cancel := context.WithTimeout(ctx, stopWait)
-	defer cancel()
-	peaks := Peaks{}
+// processVariables are those of an api and of a worker.
+func (e *Environment) processVariables(t Topology) []string {
+	database := e.DatabaseURL(e.Database)
+	if e.meter != nil {
+		database = e.meter.url
+	}
+	return append(e.variables(database, e.redis.url(), t.Partitions), t.Variables...)
+}
+
+// Stop stops the processes in the order of `make run`, and notes their memory. When it returns
+// without an error, Postgres has counted all that they did.
+func (e *Environment) Stop(ctx context.Context) error {
 	var errs []error
 	for _, p := range slices.Concat(e.Servers, e.Workers) {
 		peak, err := PeakMemory(p.PID())
 		if err != nil {
 			err = fmt.Errorf("%s: %w\n%s", p.Name, err, p.log())
 		}
-		peaks[p.Name] = max(peaks[p.Name], peak)
+		e.peaks[p.Name] = max(e.peaks[p.Name], peak)
 		errs = append(errs, err, p.stop(ctx))
 	}
-	if e.redis != nil {
-		errs = append(errs, e.redis.Remove(ctx))
+	e.Servers, e.Workers = nil, nil
+	if e.meter != nil {
+		errs = append(errs, e.meter.close())
 	}
+	return errors.Join(append(errs, e.awaitNoBackends(ctx))...)
+}
+
+// close stops the processes and drops the database.
+func (e *Environment) close(ctx context.Context) (Peaks, error) {
+	ctx, cancel := context.WithTimeout(ctx, stopWait)
+	defer cancel()
+	errs := []error{e.Stop(ctx), e.redis.remove(ctx)}
 	e.Pool.Close()
 	if !e.kept {
 		errs = append(errs, e.Admin(ctx, "DROP DATABASE "+e.Database+" WITH (FORCE)"))
 	}
-	return peaks, errors.Join(errs...)
+	return e.peaks, errors.Join(errs...)
 }
 
 // check fails unless every job that the loads asked for was applied once, and the

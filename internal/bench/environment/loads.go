@@ -3,15 +3,12 @@ package environment
 import (
 	"context"
 	"fmt"
-	"strconv"
-	"strings"
 	"time"
 
 	"github.com/redis/go-redis/v9"
 
 	"github.com/passbook/passbook/internal/bench/load"
 	"github.com/passbook/passbook/internal/bench/report"
-	"github.com/passbook/passbook/internal/queue"
 )
 
 const (
@@ -229,39 +226,24 @@ const (
 
 // RedisMemory is Redis's used_memory, in bytes, once it is idle: the notifier writes
 // tasks for a while after their jobs are accepted.
-func (e *Environment) RedisMemory(ctx context.Context) (int64, error) {
-	client, err := queue.Connect(e.redis.URL())
-	if err != nil {
-		return 0, err
-	}
-	defer client.Close() //nolint:errcheck // nothing is pending on it
-	tick := time.NewTicker(memoryTick)
-	defer tick.Stop()
-	for last := int64(-memorySlack); ; {
-		used, err := usedMemory(ctx, client)
-		if err != nil {
-			return 0, err
+func (e *Environment) RedisMemory(ctx context.Context) (used int64, err error) {
+	err = e.redis.ask(func(clients []redis.UniversalClient) error {
+		for last := int64(-memorySlack); ; {
+			info, err := sumInfo(ctx, clients)
+			if err != nil {
+				return err
+			}
+			used = info["used_memory"]
+			if used-last < memorySlack && last-used < memorySlack {
+				return nil
+			}
+			last = used
+			if err := Sleep(ctx, memoryTick); err != nil {
+				return err
+			}
 		}
-		if used-last < memorySlack && last-used < memorySlack {
-			return used, nil
-		}
-		last = used
-		select {
-		case <-tick.C:
-		case <-ctx.Done():
-			return 0, ctx.Err()
-		}
-	}
-}
-
-func usedMemory(ctx context.Context, client redis.UniversalClient) (int64, error) {
-	info, err := client.Info(ctx, "memory").Result()
-	if err != nil {
-		return 0, fmt.Errorf("ask Redis for its memory: %w", err)
-	}
-	_, after, _ := strings.Cut(info, "used_memory:")
-	digits, _, _ := strings.Cut(after, "\r\n")
-	return strconv.ParseInt(digits, 10, 64)
+	})
+	return used, err
 }
 
 // Sleep waits for d, or until ctx ends.
