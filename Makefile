@@ -21,7 +21,7 @@ build: ## Build api and worker into .local/bin
 
 GO_TEST := go test -count=1 -vet=off -ldflags=-w -timeout 20m # lint vets; without debug information linking takes half as long
 # Without the race detector: tests of the whole system (TestChaos builds its programs with it), the benchmark, and tests of one goroutine.
-UNRACED := ./internal/test/e2e ./internal/bench ./internal/bench/history ./internal/test/fuzz ./internal/test/docs
+UNRACED := ./internal/test/e2e ./internal/bench ./internal/bench/history ./internal/bench/scaling ./internal/test/fuzz ./internal/test/docs
 .PHONY: test
 test: export GORACE = atexit_sleep_ms=0
 test: ## Run every test, the packages' own with the race detector, on private Postgres and Redis servers
@@ -119,6 +119,20 @@ bench-history: ## Measure histories of ROWS (100000000), a tenth and a hundredth
 	@mkdir -p .local/bin
 	@go build -buildvcs=false -o .local/bin/bench ./internal/bench
 	@exec .local/bin/bench history -rows $(ROWS) -out $(OUT)
+
+.PHONY: scaling
+scaling: ROUNDS = 4
+scaling: OUT = internal/bench/results
+scaling: ## Measure what a job costs, and one more of each thing, in ROUNDS (4), and write docs/scaling.md, in 10 minutes
+	@deploy/local/install.sh
+	@mkdir -p .local/bin
+	@go build -buildvcs=false -o .local/bin/bench ./internal/bench
+	@exec .local/bin/bench scaling -rounds $(ROUNDS) -scale $(SCALE) -out $(OUT)
+
+.PHONY: scaling-doc
+scaling-doc: OUT = internal/bench/results
+scaling-doc: ## Write the figures of docs/scaling.md from the last make scaling
+	@go run -buildvcs=false ./internal/bench scaling-doc -out $(OUT)
 
 ACCOUNTS := 1000
 .PHONY: profile

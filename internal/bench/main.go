@@ -5,12 +5,14 @@
 //
 //	bench           measure all parts, print a table, write latest.json, its charts and goals.md
 //	bench history   measure histories of up to a hundred million transactions
+//	bench scaling   measure what a job and one more of each thing cost, and write docs/scaling.md
 //	bench profile   leave CPU profiles of api and worker under load
 //	bench readme    write the README's figures from latest.json
+//	bench scaling-doc   write the figures of docs/scaling.md from scaling.json
 //	bench peer      serve the synchronous peer; the measurement starts it
 //
-// `make bench`, `make bench-history`, `make profile` and `make bench-readme` run it. Each
-// takes -h.
+// `make bench`, `make bench-history`, `make scaling`, `make profile`, `make bench-readme`
+// and `make scaling-doc` run it. Each takes -h.
 //
 // A round measures every part. It measures the parts that a target compares in turn,
 // several times: a shared machine changes its speed within seconds. Rounds alternate
@@ -37,6 +39,7 @@ import (
 	"github.com/passbook/passbook/internal/bench/history"
 	"github.com/passbook/passbook/internal/bench/peer"
 	"github.com/passbook/passbook/internal/bench/report"
+	"github.com/passbook/passbook/internal/bench/scaling"
 	"github.com/passbook/passbook/internal/config"
 )
 
@@ -72,6 +75,13 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdout 
 		}
 		s.Out = stdout
 		return history.Measure(ctx, s)
+	case "scaling":
+		s, err := scaling.ReadSettings(args)
+		if err != nil {
+			return err
+		}
+		s.Out = stdout
+		return scaling.Measure(ctx, s)
 	case "profile":
 		s, err := readProfileSettings(args)
 		if err != nil {
@@ -81,6 +91,8 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdout 
 		return profile(ctx, s)
 	case "readme":
 		return report.WriteReadme(args, stdout)
+	case "scaling-doc":
+		return scaling.WriteDocument(args, stdout)
 	case "peer":
 		s, err := peer.ReadSettings(args)
 		if err != nil {
@@ -92,5 +104,5 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdout 
 		}
 		return peer.Serve(ctx, cfg, s, stdout)
 	}
-	return fmt.Errorf("unknown command %q; the commands are history, profile, readme and peer; without a command, bench measures", command)
+	return fmt.Errorf("unknown command %q; the commands are history, scaling, profile, readme, scaling-doc and peer; without a command, bench measures", command)
 }

@@ -80,7 +80,9 @@ func (r Result) Print(out io.Writer) {
 		fmt.Fprintf(table, "%s\t%s\t%s\t%s\t %s\t %s\t\n", f.Part, Number(f.Median), Number(f.Min), Number(f.Max), f.Unit, f.Label)
 	}
 	_ = table.Flush() // what a program says
-	fmt.Fprintln(table, "\nto reach\tmedian\tmin\tmax\t target\t reached\t")
+	if len(r.Targets) > 0 {
+		fmt.Fprintln(table, "\nto reach\tmedian\tmin\tmax\t target\t reached\t")
+	}
 	for _, t := range r.Targets {
 		reached := "no"
 		if t.Reached {
