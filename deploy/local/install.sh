@@ -4,7 +4,7 @@
 #
 #   install.sh        for make run: Postgres 15 or newer, Redis
 #   install.sh test   for make test: the same, a C compiler, Chromium, curl, jq,
-#                     Prometheus
+#                     Prometheus, PgBouncer
 #   install.sh deploy for make deploy-files and deploy-check: the same, HAProxy,
 #                     openssl, systemd-analyze
 #
@@ -28,8 +28,8 @@ main() {
 	echo "Missing here:$why"
 	echo "To be installed:$missing"
 	install
-	case "$missing" in *postgresql* | *redis* | *prometheus*)
-		echo "Installed. The system's own servers were not started, but may be from the next boot on: systemctl disable postgresql redis-server prometheus" ;;
+	case "$missing" in *postgresql* | *redis* | *prometheus* | *pgbouncer*)
+		echo "Installed. The system's own servers were not started, but may be from the next boot on: systemctl disable postgresql redis-server prometheus pgbouncer" ;;
 	esac
 }
 
@@ -54,6 +54,7 @@ find_missing() {
 		command -v $tool >/dev/null || need $tool "$tool (for the examples of docs/clients.md)"
 	done
 	has_prometheus || need prometheus "Prometheus (for the tests of the alerts and dashboards)"
+	PATH="$PATH:/usr/sbin" command -v pgbouncer >/dev/null || need pgbouncer "PgBouncer (for the tests behind it)"
 }
 
 need() {
@@ -131,7 +132,7 @@ hold_services() {
 	cat >"$policy" <<-POLICY
 		#!/bin/sh
 		# Made by an installation of Passbook's; may be deleted.
-		case "\$*" in *postgresql* | *redis* | *prometheus* | *haproxy*) ! kill -0 $$ 2>/dev/null || exit 101 ;; esac
+		case "\$*" in *postgresql* | *redis* | *prometheus* | *haproxy* | *pgbouncer*) ! kill -0 $$ 2>/dev/null || exit 101 ;; esac
 		exit 0
 	POLICY
 	chmod 755 "$policy"
