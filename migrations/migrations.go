@@ -73,15 +73,21 @@ func up(ctx context.Context, databaseURL string, files fs.FS) (applied []string,
 		return nil, fmt.Errorf("migrate: %w", err)
 	}
 	if applied, err = upWithRetries(ctx, provider); err != nil {
-		return applied, fmt.Errorf("migrate: %w", postgres.Explain(err))
+		return applied, fmt.Errorf("migrate: %w", postgres.ExplainDirect(err, "a migration", directURL))
 	}
 	return applied, nil
 }
+
+// directURL is what to do about a pooler, as a migration's lock and settings belong to a session.
+const directURL = "name the server itself in the DATABASE_URL of `api migrate`"
 
 // secureWriter makes a session safe, and returns an error for one in which no migration can write.
 func secureWriter(ctx context.Context, conn *pgx.Conn) error {
 	if err := postgres.SecureSession(ctx, conn); err != nil {
 		return err
+	}
+	if err := postgres.CheckDirect(conn, "a migration", directURL); err != nil {
+		return err // the lock belongs to a session, and so do the settings
 	}
 	return postgres.CheckWrites(ctx, conn)
 }

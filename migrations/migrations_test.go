@@ -2,6 +2,7 @@ package migrations_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -14,6 +15,8 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/passbook/passbook/internal/postgres"
+	"github.com/passbook/passbook/internal/test/local"
 	"github.com/passbook/passbook/internal/test/testenv"
 	"github.com/passbook/passbook/migrations"
 )
@@ -120,6 +123,26 @@ func TestUpPoolURL(t *testing.T) {
 	t.Parallel()
 	if _, err := migrations.Up(t.Context(), testenv.Postgres(t)+"&pool_max_conns=4"); err != nil {
 		t.Error(err)
+	}
+}
+
+// A migration holds its lock in a session, which it has not got behind a pooler: it is refused with what
+// to do, also where the pooler lets its parameters pass.
+func TestUpThroughAPooler(t *testing.T) {
+	t.Parallel()
+	server := testenv.EmptyPostgresServer(t)
+	for name, settings := range map[string]map[string]string{
+		"Refused": nil,
+		"Ignored": {"ignore_startup_parameters": "search_path, intervalstyle, bytea_output, transform_null_equals, default_transaction_isolation," +
+			"default_transaction_deferrable, array_nulls, row_security, idle_session_timeout, lock_timeout, statement_timeout, idle_in_transaction_session_timeout"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			bouncer := testenv.PgBouncer(t, local.PgBouncerConfig{Server: server, ServerConns: 2, Settings: settings})
+			if _, err := migrations.Up(t.Context(), bouncer.URL()); !errors.Is(err, postgres.ErrUnsuitable) || !strings.Contains(err.Error(), "DATABASE_URL of `api migrate`") {
+				t.Errorf("%v, want %v", err, postgres.ErrUnsuitable)
+			}
+		})
 	}
 }
 

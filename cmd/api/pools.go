@@ -40,9 +40,14 @@ func openPools(ctx context.Context, cfg config.API, process *boot.Process) (p po
 	if cfg.ReadDatabaseURL == "" {
 		return p, nil
 	}
-	if p.replica, err = postgres.Open(ctx, postgres.Config{
-		URL: cfg.ReadDatabaseURL, MaxConns: boot.MaxConns, Application: "passbook-api-history", Serving: true,
-	}); err != nil {
+	// The replica is compared with the primary, so each connection must know its server.
+	err = postgres.AwaitDirect(ctx, p.requests, process.Log, "a DATABASE_URL beside a READ_DATABASE_URL", "name the server itself, or set no READ_DATABASE_URL")
+	if err == nil {
+		p.replica, err = postgres.Open(ctx, postgres.Config{
+			URL: cfg.ReadDatabaseURL, MaxConns: boot.MaxConns, Application: "passbook-api-history", Serving: true, Direct: "READ_DATABASE_URL",
+		})
+	}
+	if err != nil {
 		p.close()
 	}
 	return p, err

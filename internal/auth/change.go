@@ -58,7 +58,7 @@ func (s *Service) passwordHash(ctx context.Context, userID uuid.UUID) (hash stri
 func (s *Service) replacePassword(ctx context.Context, userID uuid.UUID, hash, nextHash string) error {
 	var revoked []uuid.UUID
 	err := s.locks.Do(ctx, userID.String(), func() error {
-		return pgx.BeginFunc(ctx, s.pool, func(tx pgx.Tx) (err error) {
+		return postgres.Transact(ctx, s.pool, func(tx pgx.Tx) (err error) {
 			if err = replaceHash(ctx, tx, userID, hash, nextHash); err == nil {
 				revoked, err = revokeAll(ctx, tx, userID)
 			}

@@ -182,7 +182,7 @@ func (s *Service) Refresh(ctx context.Context, refreshToken string) (Tokens, err
 	hash := hashRefreshToken(refreshToken)
 	var held heldToken
 	err := s.locks.Do(ctx, string(hash), func() error {
-		return pgx.BeginFunc(ctx, s.pool, func(tx pgx.Tx) (err error) {
+		return postgres.Transact(ctx, s.pool, func(tx pgx.Tx) (err error) {
 			held, err = use(ctx, tx, hash, hashRefreshToken(next))
 			return err
 		})

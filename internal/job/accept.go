@@ -249,8 +249,8 @@ func (a *Acceptor) commit(ctx context.Context, batch []*request) {
 // $8 descriptions, $9 the first requests for the same account, $10 the accounts' queue
 // capacities where they are known, as arrays; $11 how many queued jobs an account may have.
 // Rows as accept_jobs returns them.
-const acceptSQL = `SELECT * FROM accept_jobs($1::uuid[], $2::uuid[], $3::text[], $4::text[], $5::bigint[], $6::entry_type[],
-	$7::bigint[], $8::text[], $9::bigint[], $10::bigint[], $11)`
+const acceptSQL = `SELECT accepted.* FROM accept_jobs($1::uuid[], $2::uuid[], $3::text[], $4::text[], $5::bigint[], $6::entry_type[],
+	$7::bigint[], $8::text[], $9::bigint[], $10::bigint[], $11) accepted, ` + postgres.DurableSQL
 
 // AcceptStatement returns the statement that inserts a batch, for the benchmark to give to
 // pgbench. It takes the parameters that acceptSQL names.

@@ -165,8 +165,8 @@ func (a *Acceptor) commitBatch(ctx context.Context, batch *batchRequest) {
 // $8 descriptions, as arrays in the order of the requests; $9 the account's queue capacity where it
 // is known; $10 how many queued jobs an account may have. One row as accept_batch returns it, or
 // none.
-const acceptBatchSQL = `SELECT * FROM accept_batch($1, $2, $3::uuid[], $4::text[], $5::bigint[], $6::entry_type[],
-	$7::bigint[], $8::text[], $9, $10)`
+const acceptBatchSQL = `SELECT accepted.* FROM accept_batch($1, $2, $3::uuid[], $4::text[], $5::bigint[], $6::entry_type[],
+	$7::bigint[], $8::text[], $9, $10) accepted, ` + postgres.DurableSQL
 
 // batchRow is the row of accept_batch. It numbers the requests from 1.
 type batchRow struct {

@@ -70,3 +70,48 @@ func TestAcceptedSurvivesAReloadAndACrash(t *testing.T) {
 		}
 	}
 }
+
+// Behind a pooler another client has made the shared session's commits wait for no flush, and the
+// server crashes: every job that was accepted is still there, alone or in a batch.
+func TestAcceptedSurvivesACrash_Pooler(t *testing.T) {
+	t.Parallel()
+	server := testenv.PostgresServerWith(t, map[string]string{"wal_writer_delay": "10s"}) // what a commit does not flush stays unflushed
+	bouncer := testenv.Pooler(t, server, 1)
+	pool, err := postgres.Open(t.Context(), postgres.Config{URL: bouncer.URL(), Serving: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer pool.Close()
+	user := ledgertest.User(t, pool)
+	account := ledgertest.Account(t, pool, user, 0)
+	a, _ := acceptor(t, pool, manyQueued)
+	for n, accept := range []func(key string) (uuid.UUID, error){
+		func(key string) (uuid.UUID, error) {
+			accepted, _, err := a.Accept(t.Context(), deposit(user, account, key))
+			return accepted.ID, err
+		},
+		func(key string) (uuid.UUID, error) {
+			accepted, err := a.AcceptBatch(t.Context(), []job.Request{deposit(user, account, key)})
+			if err != nil {
+				return uuid.Nil, err
+			}
+			return accepted[0].Job.ID, nil
+		},
+	} {
+		testenv.Meddle(t, bouncer)
+		id, err := accept(fmt.Sprint("key-", n))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := server.Kill(); err != nil {
+			t.Fatal(err)
+		}
+		if err := server.Restart(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		testenv.Eventually(t, "the server to be back", func() bool { return pool.Ping(t.Context()) == nil })
+		if _, err := job.NewReader(pool).Job(t.Context(), user, id); err != nil {
+			t.Errorf("the job of accept %d: %v", n, err)
+		}
+	}
+}

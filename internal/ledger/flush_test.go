@@ -8,6 +8,7 @@ import (
 	"github.com/passbook/passbook/internal/ledger"
 	"github.com/passbook/passbook/internal/ledger/ledgertest"
 	"github.com/passbook/passbook/internal/postgres"
+	"github.com/passbook/passbook/internal/test/local"
 	"github.com/passbook/passbook/internal/test/testenv"
 )
 
@@ -15,7 +16,30 @@ import (
 // does not answer, so each such commit waits: one of the batch, for all its jobs.
 func TestApplyFlushesOnceABatch(t *testing.T) {
 	t.Parallel()
-	pool, url := ownServer(t)
+	pool, server := ownServer(t)
+	checkFlushes(t, pool, server, ledger.NewApplier(pool))
+}
+
+// So it does behind a pooler, where another client has made the shared session's commits wait for no
+// flush.
+func TestApplyFlushesOnceABatch_Pooler(t *testing.T) {
+	t.Parallel()
+	pool, server := ownServer(t)
+	bouncer := testenv.Pooler(t, server, 1)
+	pooled, err := postgres.Open(t.Context(), postgres.Config{URL: bouncer.URL(), Serving: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(pooled.Close)
+	if err := pooled.Ping(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	testenv.Meddle(t, bouncer)
+	checkFlushes(t, pool, server, ledger.NewApplier(pooled))
+}
+
+func checkFlushes(t *testing.T, pool *pgxpool.Pool, server *local.Postgres, applier *ledger.Applier) {
+	t.Helper()
 	ledgertest.Exec(t, pool, `ALTER TABLE transactions ADD CONSTRAINT unlucky CHECK (amount <> 13)`)
 	user := ledgertest.User(t, pool)
 	queued := func(amount int64) ledger.Due {
@@ -38,10 +62,10 @@ func TestApplyFlushesOnceABatch(t *testing.T) {
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
-			back := testenv.AwayStandby(t, url)
+			back := testenv.AwayStandby(t, server.URL())
 			returned := make(chan [2]int, 1)
 			go func() {
-				applied, _, troubled := ledger.NewApplier(pool).ApplyShared(t.Context(), test.due, 64)
+				applied, _, troubled := applier.ApplyShared(t.Context(), test.due, 64)
 				returned <- [2]int{len(applied), len(troubled)}
 			}()
 			if test.finished > 0 {
@@ -65,13 +89,13 @@ func TestApplyFlushesOnceABatch(t *testing.T) {
 // waits for the standby.
 func TestApplyCommitsAheadOfTheFlush(t *testing.T) {
 	t.Parallel()
-	pool, url := ownServer(t)
+	pool, server := ownServer(t)
 	user := ledgertest.User(t, pool)
 	var due []ledger.Due
 	for range 20 {
 		due = append(due, ledger.Due{JobID: ledgertest.Job(t, pool, ledgertest.Account(t, pool, user, 0), ledger.Deposit, 1), Jobs: 1})
 	}
-	back := testenv.AwayStandby(t, url)
+	back := testenv.AwayStandby(t, server.URL())
 	ended := make(chan struct{})
 	go func() {
 		defer close(ended)
@@ -88,15 +112,15 @@ func TestApplyCommitsAheadOfTheFlush(t *testing.T) {
 }
 
 // ownServer starts a server for the test, whose commits a synchronous standby can delay.
-func ownServer(t *testing.T) (pool *pgxpool.Pool, url string) {
+func ownServer(t *testing.T) (pool *pgxpool.Pool, server *local.Postgres) {
 	t.Helper()
-	server := testenv.PostgresServerWith(t, map[string]string{"synchronous_commit": ""})
+	server = testenv.PostgresServerWith(t, map[string]string{"synchronous_commit": ""})
 	pool, err := postgres.Open(t.Context(), postgres.Config{URL: server.URL()})
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(pool.Close)
-	return pool, server.URL()
+	return pool, server
 }
 
 // waiting counts the sessions that wait for a synchronous standby.

@@ -24,16 +24,22 @@ import (
 // store the result of a function in FROM, and read it again.
 const applySQL = `SELECT apply_job($1, $2, $3, $4)`
 
+// applyPooledSQL is applySQL behind a pooler, where the commit waits for its flush only if the
+// transaction asks for that. apply_job runs after it has asked.
+const applyPooledSQL = applySQL + ` FROM ` + postgres.DurableSQL
+
 // ApplyStatements returns the statements that applyBatch sends for a job, in the order in which
 // they share a transaction, for the benchmark to give to pgbench. Each takes the parameters
 // that its comment names.
 func ApplyStatements() []string { return []string{applySQL} }
 
-// statement is one that applyBatch sends. It is prepared once a connection.
+// statement is one that applyBatch sends. It is prepared once a connection, except behind a pooler:
+// there the next transaction may have another session of the server.
 type statement struct{ name, sql string }
 
 var (
 	apply  = statement{"apply", applySQL}
+	pooled = statement{"", applyPooledSQL} // apply, behind a pooler
 	begin  = statement{"begin", `BEGIN`}
 	commit = statement{"commit", `COMMIT`}
 	chain  = statement{"chain", `COMMIT AND CHAIN`} // commits a transaction and begins the next
@@ -105,7 +111,11 @@ func (a *Applier) applyBatch(ctx context.Context, batch []step) (applied []Appli
 }
 
 // prepare returns the server's descriptions of the statements. It asks for them once a connection.
+// It returns nil behind a pooler.
 func prepare(ctx context.Context, conn *pgx.Conn) (prepared map[string]*pgconn.StatementDescription, err error) {
+	if postgres.IsPooled(conn) {
+		return nil, nil
+	}
 	prepared = map[string]*pgconn.StatementDescription{}
 	for _, s := range []statement{apply, begin, commit, chain} {
 		if prepared[s.name], err = conn.Prepare(ctx, s.name, s.sql); err != nil {
@@ -135,7 +145,15 @@ const flushEvery = 8
 // the last transaction. The others stand between BEGIN and COMMIT, so they need no Sync, after
 // which Postgres would send the results at once.
 func sendBatch(pipeline *pgconn.Pipeline, prepared map[string]*pgconn.StatementDescription, batch []step) {
+	apply := apply
+	if prepared == nil {
+		apply = pooled
+	}
 	send := func(s statement, args ...[]byte) {
+		if prepared == nil {
+			pipeline.SendQueryParams(s.sql, args, nil, inBinary, inBinary)
+			return
+		}
 		// With a description: with the name alone pgx would ask for the description of each apply.
 		// pgx 5.12 miscounts descriptions once a statement has failed, but not before the Sync.
 		pipeline.SendQueryStatement(prepared[s.name], args, inBinary, inBinary)

@@ -23,6 +23,16 @@ func Explain(err error) error {
 	return err
 }
 
+// ExplainDirect is Explain for what can't go through a pooler. If a pooler has refused the connection
+// because of a parameter of its start, it returns what CheckDirect returns.
+func ExplainDirect(err error, what, instead string) error {
+	refusal, ok := errors.AsType[*pgconn.PgError](err)
+	if ok && refusal.Code == protocolViolation && strings.Contains(refusal.Message, startParameter) {
+		return poolerFault(what, instead)
+	}
+	return Explain(err)
+}
+
 // explain returns nil if another attempt may succeed. unknown says that a host without an
 // address counts as wrong, because it has had none for unknownHost.
 func explain(err error, unknown bool) error {
@@ -84,12 +94,45 @@ func sentenceOfRefusal(refusal *pgconn.PgError) string {
 		"22023": "correct the parameter, or take it out of the URL",
 		"55P02": "take the parameter out of the URL",
 	}[refusal.Code]
-	// PgBouncer refuses everything with 08P01, also where its server is away.
-	if refusal.Code == "08P01" && strings.Contains(refusal.Message, "startup parameter") {
-		advice = "name the parameter in the pooler's ignore_startup_parameters or take it out of the URL"
+	if refusal.Code == protocolViolation {
+		advice = adviceOfPooler(refusal.Message)
 	}
 	if advice == "" {
 		return ""
 	}
 	return fmt.Sprintf("%s: %s", refusal.Message, advice)
+}
+
+// protocolViolation is the code of everything that PgBouncer before 1.19 refuses, also where its server
+// is away. Postgres refuses no connection with it.
+const protocolViolation = "08P01"
+
+// startParameter is in the message about a parameter that PgBouncer refuses.
+const startParameter = "startup parameter"
+
+// poolerAdvice says what to change, by a part of the message. The messages are PgBouncer's own, or
+// those with which the server has refused PgBouncer's connection.
+// https://github.com/pgbouncer/pgbouncer/blob/pgbouncer_1_18_0/src/client.c
+var poolerAdvice = []struct{ part, advice string }{
+	{startParameter, "name the parameter in the pooler's ignore_startup_parameters or take it out of the URL"},
+	{"authentication failed", "correct the user or the password, in the URL or in the pooler's auth_file"},
+	{"no such user", "correct the user, or name it in the pooler's auth_file"},
+	{"no such database", "correct the database's name, or name it in the pooler's [databases]"},
+	{"SSL required", "correct sslmode: the pooler takes TLS connections only"},
+	{"TLS", "correct sslmode: the pooler takes TLS connections only"},
+	{"wrong password type", "correct the password in the pooler's auth_file"},
+	{"does not exist", "correct the user or the database's name, or create it"},
+	{"pg_hba.conf", "allow the pooler's connection in pg_hba.conf"},
+	{"is not permitted to log in", "allow the role to log in"},
+	{"permission denied", "grant the user what it lacks"},
+}
+
+// adviceOfPooler returns an empty string if another attempt may succeed.
+func adviceOfPooler(message string) string {
+	for _, known := range poolerAdvice {
+		if strings.Contains(message, known.part) {
+			return known.advice
+		}
+	}
+	return ""
 }

@@ -8,7 +8,6 @@ import (
 	"sync"
 	"time"
 
-	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/prometheus/client_golang/prometheus"
 )
@@ -34,7 +33,9 @@ var errNoServerLife = errors.New("the connection has no server life")
 // when the current one has ended.
 //
 // A crash of Postgres between a read and its confirmation may undo what was read. Then the
-// confirmation has another ServerLife than the read, and the answer is dropped.
+// confirmation has another ServerLife than the read, and the answer is dropped. Behind a pooler a
+// connection may outlive a crash, so there a read has no life, and counts for the one of the last
+// confirmation before its request.
 type Gate struct {
 	pool   *pgxpool.Pool   // confirms
 	others []*pgxpool.Pool // serve reads
@@ -117,12 +118,9 @@ func (g *Gate) Wait(ctx context.Context, shown *Shown) error {
 	if c == nil {
 		return nil
 	}
-	life := shown.life
-	if life == (ServerLife{}) {
-		// A confirmation of this server life ended before the request began. If the next one is
-		// of the same life, there was no crash in between.
-		life = shown.before
-	}
+	// Where the reads reported no life: a confirmation of the life before ended before the request
+	// began. If the next one is of the same life, there was no crash in between.
+	life := cmp.Or(shown.life, shown.before)
 	defer func(began time.Time) { g.waits.Observe(time.Since(began).Seconds()) }(time.Now())
 	select {
 	case <-c.done:
@@ -143,7 +141,9 @@ func (g *Gate) Wait(ctx context.Context, shown *Shown) error {
 func (g *Gate) join(shown *Shown) *confirmation {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if shown.reported && shown.life == g.last.life && shown.newest < g.last.xid {
+	// A read through a pooler has no life. It was of the life in which the request began, or of a
+	// later one, which has all that is below the horizon: that was durable.
+	if shown.reported && cmp.Or(shown.life, shown.before) == g.last.life && shown.newest < g.last.xid {
 		return nil
 	}
 	if g.next == nil {
@@ -210,20 +210,24 @@ func (g *Gate) confirm(ctx context.Context) (h horizon, err error) {
 	ctx, cancel := context.WithTimeout(ctx, g.timeout)
 	defer cancel()
 	g.count.Inc()
-	rows, _ := g.pool.Query(ctx, confirmSQL) // CollectExactlyOneRow returns its error
-	if h.life = lifeOf(rows.Conn()); h.life == (ServerLife{}) {
-		rows.Close()
-		return h, cmp.Or(rows.Err(), errNoServerLife)
+	conn, err := g.pool.Acquire(ctx)
+	if err != nil {
+		return h, err
 	}
-	h.xid, err = pgx.CollectExactlyOneRow(rows, func(row pgx.CollectableRow) (oldest uint64, err error) {
-		var own uint64
-		if err := row.Scan(&oldest, &own, nil); err != nil {
-			return 0, err
-		}
-		if oldest == own {
-			oldest++
-		}
-		return oldest, nil
-	})
-	return h, err
+	defer conn.Release()
+	var own uint64
+	sql, dest := confirmSQL, []any{&h.xid, &own, nil}
+	switch h.life = lifeOf(conn.Conn()); {
+	case IsPooled(conn.Conn()): // the connection may outlive a crash, the transaction can't
+		sql, dest = confirmSQL+`, `+lifeSQL, append(dest, &h.life.History, &h.life.Start)
+	case h.life == ServerLife{}:
+		return h, errNoServerLife
+	}
+	if err := conn.QueryRow(ctx, sql).Scan(dest...); err != nil {
+		return h, err
+	}
+	if h.xid == own {
+		h.xid++
+	}
+	return h, nil
 }

@@ -92,8 +92,9 @@ var _ pgx.ConnectTracer = attemptTracer{}
 
 type attemptKey struct{}
 
-// TraceConnectStart marks the context.
-func (attemptTracer) TraceConnectStart(ctx context.Context, _ pgx.TraceConnectStartData) context.Context {
+// TraceConnectStart marks the context, and keeps the configuration that the connection will have.
+func (attemptTracer) TraceConnectStart(ctx context.Context, data pgx.TraceConnectStartData) context.Context {
+	keepConfig(data.ConnConfig)
 	return context.WithValue(ctx, attemptKey{}, true)
 }
 

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"go.opentelemetry.io/otel/trace"
 )
@@ -55,6 +56,8 @@ type Config struct {
 	// an index in its order. Otherwise Postgres would make a plan while a table is small, one that
 	// reads and sorts all transactions of an account, and keep that plan when the table has grown.
 	Serving bool
+	// Direct names the URL where its connections can't go through a pooler; empty where they can.
+	Direct string
 }
 
 // Open makes a pool. It does not wait for the server: a process may start before its Postgres.
@@ -69,8 +72,7 @@ func Open(ctx context.Context, cfg Config) (*pgxpool.Pool, error) {
 	standby := standbyHandler{next: conn.OnPgError, log: cfg.Log}
 	conn.OnPgError = standby.handle
 	conn.LookupFunc = boundLookup(conn.LookupFunc)
-	SetSession(conn, cfg.Application)
-	params := conn.RuntimeParams
+	params := takeSettings(conn, cfg.Application)
 	params["statement_timeout"] = milliseconds(statementTimeout)
 	params["lock_timeout"] = milliseconds(lockTimeout)
 	params["idle_in_transaction_session_timeout"] = milliseconds(idleTimeout)
@@ -87,6 +89,9 @@ func Open(ctx context.Context, cfg Config) (*pgxpool.Pool, error) {
 		params["statement_timeout"] = milliseconds(servingStatementTimeout)
 		params["idle_in_transaction_session_timeout"] = milliseconds(servingIdleTimeout)
 	}
+	for name := range params { // the bounds are Passbook's own, also if the URL has others
+		delete(conn.RuntimeParams, name)
+	}
 	limiter := newConnectLimiter()
 	limiter.tracer = cfg.Tracer
 	if cfg.Note != nil {
@@ -94,7 +99,12 @@ func Open(ctx context.Context, cfg Config) (*pgxpool.Pool, error) {
 		limiter.note = func(err error) { cfg.Note(hosts, err) }
 	}
 	poolConfig.BeforeConnect = limiter.begin
-	poolConfig.AfterConnect = SecureSession
+	poolConfig.AfterConnect = func(ctx context.Context, conn *pgx.Conn) error {
+		if err := params.secure(ctx, conn); err != nil || cfg.Direct == "" {
+			return err
+		}
+		return CheckDirect(conn, cfg.Direct, "name the server itself")
+	}
 	var p pinger
 	poolConfig.ShouldPing = p.isDead
 	p.pool, err = pgxpool.NewWithConfig(ctx, poolConfig)
@@ -138,6 +148,9 @@ func OpenServing(ctx context.Context, cfg Config, schema int64, log *slog.Logger
 	if err == nil {
 		err = Await(ctx, pool, log, func(ctx context.Context) error { return warnOfUnsafe(ctx, pool, log) })
 	}
+	if err == nil {
+		err = Await(ctx, pool, log, func(ctx context.Context) error { return logPooler(ctx, pool, log) })
+	}
 	if err != nil {
 		pool.Close()
 		return nil, err
@@ -152,7 +165,7 @@ func OpenServing(ctx context.Context, cfg Config, schema int64, log *slog.Logger
 //
 // It writes an empty message to Postgres's log, because the commit of a transaction that writes
 // nothing there does not wait.
-const ConfirmSQL = `SELECT pg_logical_emit_message(true, 'passbook', '')`
+const ConfirmSQL = `SELECT pg_logical_emit_message(true, 'passbook', '') FROM ` + DurableSQL
 
 func milliseconds(d time.Duration) string {
 	return fmt.Sprint(d.Milliseconds())

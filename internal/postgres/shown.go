@@ -10,7 +10,7 @@ import (
 // ServerLife identifies a period in which a server loses nothing that it has shown. A crash, a
 // failover or a restore ends it. Within a server life a transaction id always names the same
 // transaction. SecureSession reads the server life for each connection; no connection outlives
-// it.
+// it, except one to a pooler, which has none.
 type ServerLife struct {
 	History string // the system identifier and the timeline
 	Start   string // when the server started, and when a crash last reset its counters
@@ -19,8 +19,8 @@ type ServerLife struct {
 // lifeKey is the key of a connection's ServerLife in its custom data.
 const lifeKey = "passbook.life"
 
-// lifeOf returns the connection's server life; zero for nil, and for a connection that
-// SecureSession has not set up.
+// lifeOf returns the connection's server life; zero for nil, for a connection to a pooler, and for
+// one that SecureSession has not set up.
 func lifeOf(conn *pgx.Conn) ServerLife {
 	if conn == nil {
 		return ServerLife{}
@@ -42,6 +42,9 @@ const HistorySQL = `(SELECT system_identifier FROM pg_control_system()) || '/' |
 // connections are not confirmed until those connections are replaced.
 const startSQL = `extract(epoch FROM pg_postmaster_start_time()) || '/' ||
 	coalesce(extract(epoch FROM pg_stat_get_bgwriter_stat_reset_time())::text, '')`
+
+// lifeSQL reads a ServerLife.
+const lifeSQL = HistorySQL + `, ` + startSQL
 
 // ShownSQL is the last column of a statement that reports what it shows; the column before it
 // is the row's xmin, null for a row that needs no confirmation. Showing reads both. ShownSQL is

@@ -15,10 +15,18 @@ const maxTries = 5
 func InTx(ctx context.Context, pool *pgxpool.Pool, do func(pgx.Tx) error) error {
 	var err error
 	for range maxTries {
-		err = pgx.BeginFunc(ctx, pool, do)
+		err = Transact(ctx, pool, do)
 		if !isTransient(err) {
 			return err
 		}
 	}
 	return fmt.Errorf("run transaction %d times: %w", maxTries, err)
+}
+
+// Transact runs do in one transaction and commits it. The commit waits until it is flushed, behind
+// a pooler too.
+func Transact(ctx context.Context, pool *pgxpool.Pool, do func(pgx.Tx) error) error {
+	return pool.AcquireFunc(ctx, func(conn *pgxpool.Conn) error {
+		return pgx.BeginTxFunc(ctx, conn, pgx.TxOptions{BeginQuery: beginSQL(conn.Conn())}, do)
+	})
 }

@@ -27,6 +27,7 @@ const (
 	verified  = "internal/ledger/round.go"
 	roles     = "deploy/postgres/roles.sql"
 	open      = "internal/postgres/postgres.go"
+	pooler    = "internal/postgres/pooler.go"
 	pgErrors  = "internal/postgres/errors.go"
 	schema    = "migrations/00001_schema.sql"
 	applying  = "migrations/00002_apply_job.sql"
@@ -125,6 +126,26 @@ var mutations = []mutation{
 		},
 	},
 	{
+		"behind a pooler a session decides whether an accept is flushed", durable,
+		[]edit{{accept, `$10::bigint[], $11) accepted, ` + "` + postgres.DurableSQL", `$10::bigint[], $11) accepted` + "`"}},
+		[]string{"-run=^TestAcceptedSurvivesACrash_Pooler$ ./internal/job"},
+	},
+	{
+		"behind a pooler a session decides whether applies are flushed", durable,
+		[]edit{{pipeline, `applyPooledSQL = applySQL + ` + "` FROM ` + postgres.DurableSQL", `applyPooledSQL = applySQL`}},
+		[]string{"-run=^TestApplyFlushesOnceABatch_Pooler$ ./internal/ledger"},
+	},
+	{
+		"behind a pooler a session decides whether a transaction is flushed", durable,
+		[]edit{{pooler, "return `BEGIN; SET LOCAL synchronous_commit = ` + durable", `return "BEGIN"`}},
+		[]string{"-run=^TestPoolerCommitsDurably$ ./internal/postgres"},
+	},
+	{
+		"behind a pooler statements keep names", durable,
+		[]edit{{pooler, `cfg.DefaultQueryExecMode = pgx.QueryExecModeCacheDescribe`, `_ = pgx.QueryExecModeCacheDescribe`}},
+		[]string{"-run=^TestPoolerSharesSessions$ ./internal/postgres"},
+	},
+	{
 		"insert, answer, then commit", durable,
 		[]edit{{accept, `returned, _ := a.pool.Query(ctx,`, `tx, err := a.pool.Begin(ctx)
 		if err != nil {
@@ -136,7 +157,10 @@ var mutations = []mutation{
 	},
 	{
 		"a server may answer before its disk", durable,
-		[]edit{{open, `poolConfig.AfterConnect = SecureSession`, `_ = SecureSession`}},
+		[]edit{{open, `if err := params.secure(ctx, conn); err != nil || cfg.Direct == "" {`, `if cfg.Direct == "" {
+			return nil
+		}
+		if err := params.secure(ctx, conn); err != nil {`}},
 		[]string{"-run=^TestOpenDemandsDurability$ ./internal/postgres", "-run=^TestAcceptedSurvivesAReloadAndACrash$ ./internal/job"},
 	},
 
@@ -1050,8 +1074,8 @@ var mutations = []mutation{
 	},
 	{
 		"a confirmation covers what ends while it waits", stays,
-		[]edit{{gate, `rows, _ := g.pool.Query(ctx, confirmSQL)`, `_, _ = g.pool.Exec(ctx, ConfirmSQL)
-	rows, _ := g.pool.Query(ctx, "SELECT pg_snapshot_xmin(pg_current_snapshot()), '3'::xid8, 1")`}},
+		[]edit{{gate, `if err := conn.QueryRow(ctx, sql).Scan(dest...); err != nil {`, `_, _ = conn.Exec(ctx, ConfirmSQL)
+	if err := conn.QueryRow(ctx, "SELECT pg_snapshot_xmin(pg_current_snapshot()), '3'::xid8, 1").Scan(dest...); err != nil {`}},
 		[]string{"-run=^TestGate_EndsMeanwhile$ ./internal/postgres"},
 	},
 	{
@@ -1066,8 +1090,18 @@ var mutations = []mutation{
 	},
 	{
 		"a read is covered by another life of the server", stays,
-		[]edit{{gate, `shown.life == g.last.life && `, ``}},
+		[]edit{{gate, `cmp.Or(shown.life, shown.before) == g.last.life && `, ``}},
 		[]string{"-run=^TestGate_Crash$ ./internal/postgres"},
+	},
+	{
+		"behind a pooler a confirmation has the life of its connection", stays,
+		[]edit{
+			{pooler, `cfg.AfterConnect = func(_ context.Context, conn *pgconn.PgConn) error {`, `cfg.AfterConnect = func(ctx context.Context, conn *pgconn.PgConn) error {
+		got := conn.ExecParams(ctx, "SELECT "+lifeSQL, nil, nil, nil, nil).Read()
+		conn.CustomData()[lifeKey] = ServerLife{string(got.Rows[0][0]), string(got.Rows[0][1])}`},
+			{gate, `sql, dest = confirmSQL+`, `_, _ = confirmSQL+`},
+		},
+		[]string{"-run=^TestGate_Pooler$ ./internal/postgres"},
 	},
 	{
 		"a request reads in two lives of the server", stays,

@@ -1,0 +1,83 @@
+package testenv
+
+import (
+	"context"
+	"net/url"
+	"regexp"
+	"testing"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/passbook/passbook/internal/postgres"
+	"github.com/passbook/passbook/internal/test/local"
+)
+
+// PgBouncer is a PgBouncer of the test's own before a server, stopped when the test ends.
+func PgBouncer(t testing.TB, cfg local.PgBouncerConfig) *local.PgBouncer {
+	t.Helper()
+	bouncer, err := local.StartPgBouncer(t.Context(), cfg)
+	if err != nil {
+		t.Fatalf("testenv: %v", err)
+	}
+	removeAfter(t, bouncer.Remove)
+	return bouncer
+}
+
+// repair is a setting that Passbook's own error says is missing.
+var repair = regexp.MustCompile(`ALTER ROLE [^;]+`)
+
+// Pooler is a PgBouncer before a server, whose superuser has the settings that Passbook needs there: those
+// that its own error names.
+func Pooler(t testing.TB, server *local.Postgres, serverConns int) *local.PgBouncer {
+	t.Helper()
+	bouncer := PgBouncer(t, local.PgBouncerConfig{Server: server, ServerConns: serverConns})
+	pool, err := postgres.Open(t.Context(), postgres.Config{URL: bouncer.URL(), MaxConns: 1, Serving: true})
+	if err != nil {
+		t.Fatalf("testenv: %v", err)
+	}
+	defer pool.Close()
+	if err := pool.Ping(t.Context()); err != nil {
+		for _, sql := range repair.FindAllString(err.Error(), -1) {
+			if err := execute(t.Context(), server.URL(), sql); err != nil {
+				t.Fatalf("testenv: %v", err)
+			}
+		}
+	}
+	Console(t, bouncer, "RECONNECT")
+	Eventually(t, "the pooler's sessions to have the settings", func() bool { return pool.Ping(t.Context()) == nil })
+	return bouncer
+}
+
+// Meddle is another client of a pooler, which makes a shared session's commits wait for no flush. With
+// one connection to the server, all other clients use that session.
+func Meddle(t testing.TB, bouncer *local.PgBouncer) {
+	t.Helper()
+	if err := execute(t.Context(), bouncer.URL(), `SET synchronous_commit = off`); err != nil {
+		t.Fatalf("testenv: %v", err)
+	}
+}
+
+// Console gives a PgBouncer a command of its console.
+func Console(t testing.TB, bouncer *local.PgBouncer, command string) {
+	t.Helper()
+	ctx := context.WithoutCancel(t.Context())
+	conn, err := pgx.Connect(ctx, bouncer.Console())
+	if err != nil {
+		t.Fatalf("testenv: %v", err)
+	}
+	defer conn.Close(ctx) //nolint:errcheck // the command has been answered
+	if _, err := conn.Exec(ctx, command); err != nil {
+		t.Fatalf("testenv: %s: %v", command, err)
+	}
+}
+
+// As is a database URL for another user.
+func As(t testing.TB, databaseURL, user, password string) string {
+	t.Helper()
+	u, err := url.Parse(databaseURL)
+	if err != nil {
+		t.Fatalf("testenv: %v", err)
+	}
+	u.User = url.UserPassword(user, password)
+	return u.String()
+}
