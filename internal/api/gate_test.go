@@ -173,12 +173,18 @@ func TestGate_EveryRoute(t *testing.T) {
 			wantNoHeader("Location").wantNoHeader("Link")
 	})
 	c.get("/v1/jobs/"+o.waiting.ID).want(http.StatusOK).wantHeader("Retry-After", "1")
-	c.get("/v1/jobs/" + uuid.NewString()).want(http.StatusNotFound)
+	unknown := []string{"/v1/jobs/" + uuid.NewString(), "/v1/accounts/UNKNOWN-1", "/v1/accounts/" + o.account.Number + "/transactions/9999"}
+	for _, path := range unknown { // the primary may be another server by now, and know it
+		c.get(path).want(http.StatusServiceUnavailable)
+	}
 	c.get("/v1/users/me").want(http.StatusOK)
 	showsNoUnansweredJob(c, alone)
 
 	s.api.timeout = patient
 	back()
+	for _, path := range unknown {
+		c.get(path).want(http.StatusNotFound)
+	}
 	check := func(p probe, a answer) {
 		if a.status >= http.StatusInternalServerError {
 			a.t.Errorf("got %s", a)

@@ -215,11 +215,12 @@ func (a *API) answerError(c *fiber.Ctx, err error) error {
 }
 
 // hasNoOutcome reports whether the answer depends on no job's outcome: the request itself is wrong
-// or refused, or what it names does not exist.
+// or refused. A 404 depends on the database: a server that was the primary and has not noticed that
+// it is no longer does not know what was accepted since, and its 404 can't be confirmed.
 func hasNoOutcome(err error) bool {
 	p, _ := toProblem(err)
 	switch p.Status {
-	case http.StatusBadRequest, http.StatusUnauthorized, http.StatusNotFound, http.StatusNotAcceptable, http.StatusRequestEntityTooLarge,
+	case http.StatusBadRequest, http.StatusUnauthorized, http.StatusNotAcceptable, http.StatusRequestEntityTooLarge,
 		http.StatusUnsupportedMediaType, http.StatusTooManyRequests, http.StatusHTTPVersionNotSupported,
 		http.StatusInternalServerError, http.StatusServiceUnavailable:
 		return true
