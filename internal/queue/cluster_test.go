@@ -2,10 +2,13 @@ package queue
 
 import (
 	"context"
+	"net"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/google/uuid"
+	"github.com/redis/go-redis/v9"
 
 	"github.com/passbook/passbook/internal/test/testenv"
 )
@@ -96,4 +99,97 @@ func TestServeWithSentinels(t *testing.T) {
 	handleAll(t, client, handled)
 	sendsEvents(t, waiting)
 	handleAll(t, client, handled)
+}
+
+// silent is a redis.Hook that swallows the dials to one node, as the network does to a host that is
+// cut off.
+type silent struct {
+	address string
+	dials   atomic.Int64
+}
+
+func (s *silent) DialHook(next redis.DialHook) redis.DialHook {
+	return func(ctx context.Context, network, address string) (net.Conn, error) {
+		if address != s.address {
+			return next(ctx, network, address)
+		}
+		s.dials.Add(1)
+		<-ctx.Done()
+		return nil, &net.OpError{Op: "dial", Net: network, Err: ctx.Err()}
+	}
+}
+
+func (s *silent) ProcessHook(next redis.ProcessHook) redis.ProcessHook { return next }
+
+func (s *silent) ProcessPipelineHook(next redis.ProcessPipelineHook) redis.ProcessPipelineHook {
+	return next
+}
+
+// A process that does not reach one master of a cluster writes notifications to the others, and reads
+// their pending lists. It dials the silent master once for each call: a client that looks for the new
+// master asks the nodes one after another.
+func TestOneMasterSilent(t *testing.T) {
+	t.Parallel()
+	cluster := testenv.RedisCluster(t)
+	direct, ok := connect(t, cluster.URL()).(*redis.ClusterClient)
+	if !ok {
+		t.Fatal("Connect made no client of a cluster")
+	}
+	masterOf := func(key string) string {
+		master, err := direct.MasterForKey(t.Context(), key)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return master.Options().Addr
+	}
+	const asynqQueues = "asynq:queues" // a client's first task in a queue is written to the master of this key, too
+	lost := 0
+	for masterOf(queues.pending(lost)) == masterOf(asynqQueues) {
+		lost++
+	}
+	cut := &silent{address: masterOf(queues.pending(lost))}
+	client, _ := connect(t, cluster.URL()).(*redis.ClusterClient)
+	client.OnNewNode(func(node *redis.Client) { node.AddHook(cut) })
+	testenv.Eventually(t, "the client to know the cluster", func() bool {
+		master, err := client.MasterForKey(t.Context(), queues.pending(lost))
+		if err != nil {
+			return false
+		}
+		before := cut.dials.Load()
+		if master.Ping(t.Context()).Err() == nil {
+			t.Error("the silent master answers")
+		}
+		if dials := cut.dials.Load() - before; dials != 1 {
+			t.Errorf("%d dials for a call, want 1", dials)
+		}
+		return true
+	})
+
+	all := map[int][]Notification{}
+	for partition := range partitions {
+		all[partition] = []Notification{{JobID: uuid.New(), AccountID: accountOf(partition), Position: 1, Jobs: 1}}
+	}
+	if newWriter(clientOf(client)).write(t.Context(), all) {
+		t.Error("all notifications are written, also those of the silent master")
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), requestTimeout)
+	defer cancel()
+	lists := clientOf(client).PendingLists(ctx)
+	reached := 0
+	for partition := range partitions {
+		isLost := masterOf(queues.pending(partition)) == cut.address
+		if !isLost {
+			reached++
+		}
+		want := map[bool]int64{true: 0, false: 1}[isLost]
+		if tasks := direct.LLen(t.Context(), queues.pending(partition)).Val(); tasks != want {
+			t.Errorf("partition %d has %d tasks, want %d", partition, tasks, want)
+		}
+		if list := lists.Of(accountOf(partition)); (list.Err != nil) != isLost || (list.Oldest != "") == isLost {
+			t.Errorf("partition %d's list: %+v; silent: %v", partition, list, isLost)
+		}
+	}
+	if reached == 0 {
+		t.Error("the silent master has all partitions")
+	}
 }

@@ -16,6 +16,9 @@ import (
 )
 
 const (
+	// dialTimeout bounds a dial, which is not repeated: go-redis's five dials would take 5 s at each
+	// node that is cut off. A cluster's client asks nodes at random for the new master, one after
+	// another, and calls nothing there before one answers.
 	dialTimeout = time.Second
 	callTimeout = 3 * time.Second
 	// connections bounds the connections of one process to one server, unless the URL sets
@@ -79,7 +82,7 @@ func parseServer(text string) (opener, error) {
 	if err != nil {
 		return nil, ErrURL
 	}
-	setBounds(&opt.DialTimeout, &opt.ReadTimeout, &opt.WriteTimeout, &opt.ContextTimeoutEnabled, &opt.PoolSize, &opt.PipelinePoolSize)
+	setBounds(&opt.DialTimeout, &opt.ReadTimeout, &opt.WriteTimeout, &opt.DialerRetries, &opt.ContextTimeoutEnabled, &opt.PoolSize, &opt.PipelinePoolSize)
 	return func() redis.UniversalClient { return redis.NewClient(opt) }, nil
 }
 
@@ -95,7 +98,7 @@ func parseCluster(base, text string) (opener, error) {
 	if opt.ReadOnly || opt.RouteByLatency || opt.RouteRandomly {
 		return nil, ErrReplica
 	}
-	setBounds(&opt.DialTimeout, &opt.ReadTimeout, &opt.WriteTimeout, &opt.ContextTimeoutEnabled, &opt.PoolSize, &opt.PipelinePoolSize)
+	setBounds(&opt.DialTimeout, &opt.ReadTimeout, &opt.WriteTimeout, &opt.DialerRetries, &opt.ContextTimeoutEnabled, &opt.PoolSize, &opt.PipelinePoolSize)
 	return func() redis.UniversalClient { return redis.NewClusterClient(opt) }, nil
 }
 
@@ -122,13 +125,14 @@ func parseSentinel(base, text string) (opener, error) {
 		opt.Username = user.Username()
 		opt.Password, _ = user.Password()
 	}
-	setBounds(&opt.DialTimeout, &opt.ReadTimeout, &opt.WriteTimeout, &opt.ContextTimeoutEnabled, &opt.PoolSize, &opt.PipelinePoolSize)
+	setBounds(&opt.DialTimeout, &opt.ReadTimeout, &opt.WriteTimeout, &opt.DialerRetries, &opt.ContextTimeoutEnabled, &opt.PoolSize, &opt.PipelinePoolSize)
 	return func() redis.UniversalClient { return redis.NewFailoverClient(opt) }, nil
 }
 
 // setBounds sets the bounds of a client's options, which have a type for each kind of client.
-func setBounds(dial, read, write *time.Duration, endsWithContext *bool, pool, pipelines *int) {
+func setBounds(dial, read, write *time.Duration, dials *int, endsWithContext *bool, pool, pipelines *int) {
 	*dial, *read, *write = dialTimeout, callTimeout, callTimeout
+	*dials = 1
 	*endsWithContext = true
 	*pool = cmp.Or(*pool, connections)
 	*pipelines = cmp.Or(*pipelines, pipelineConnections)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"maps"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/google/uuid"
@@ -128,7 +129,8 @@ const (
 
 // write adds the notifications to their partitions' lists, or enqueues tasks for them. After
 // an error it drops the notifications that it has not written, and returns false: the sweep
-// finds their jobs.
+// finds their jobs. A master that does not answer costs the partitions of the others nothing but
+// its time-out.
 //
 // No notification stays in a list without a worker that takes it. If a task was pending, a worker
 // takes that task first and then the notifications. If a worker was awake, its last script takes
@@ -146,56 +148,70 @@ func (w *writer) write(ctx context.Context, partitions map[int][]Notification) (
 	}
 	group, ctx := errgroup.WithContext(ctx)
 	group.SetLimit(maxWriters)
+	unanswered := false
 	for partition, answer := range answers {
 		notifications := partitions[partition]
 		switch answer, err := answer.Int(); {
 		case err != nil || answer == full:
+			unanswered = unanswered || err != nil && !IsAnswer(err)
 			w.drop(err, map[int][]Notification{partition: notifications})
 		case answer == needsTask:
 			group.Go(func() error { return w.enqueue(ctx, partition, notifications) })
 		}
 	}
-	written = group.Wait() == nil
+	written = group.Wait() == nil && !unanswered
 	failpoint.Hit(failpoint.NotificationsWritten)
 	return written
 }
 
-// add runs notifyScript for each partition. It returns an error if Redis does not answer, or
-// if another installation owns the queues.
+// add runs notifyScript for each partition. It returns an error if another installation owns the
+// queues.
 func (w *writer) add(ctx context.Context, partitions map[int][]Notification) (answers map[int]*redis.Cmd, err error) {
 	if err := w.queues.Owner.Err(); err != nil {
 		return nil, err
 	}
 	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
-	// EVALSHA costs Redis 15 % less than EVAL. After a restart Redis does not know the script:
-	// it answers NOSCRIPT, and learns the script from an EVAL.
-	answers, err = w.run(ctx, notifyScript.EvalSha, partitions)
-	unknown := map[int][]Notification{}
+	answers = make(map[int]*redis.Cmd, len(partitions))
+	var mu sync.Mutex // guards answers
+	eachMaster(ctx, w.redis, w.queues, slices.Collect(maps.Keys(partitions)), func(some []int) {
+		added := w.addAt(ctx, some, partitions)
+		mu.Lock()
+		defer mu.Unlock()
+		maps.Copy(answers, added)
+	})
+	return answers, nil
+}
+
+// addAt is add for some partitions, which one master has.
+//
+// EVALSHA costs Redis 15 % less than EVAL. After a restart Redis does not know the script: it
+// answers NOSCRIPT, and learns the script from an EVAL.
+func (w *writer) addAt(ctx context.Context, some []int, partitions map[int][]Notification) map[int]*redis.Cmd {
+	answers := w.run(ctx, notifyScript.EvalSha, some, partitions)
+	var unknown []int
 	for partition, answer := range answers {
 		if redis.HasErrorPrefix(answer.Err(), "NOSCRIPT") {
-			unknown[partition] = partitions[partition]
+			unknown = append(unknown, partition)
 		}
 	}
-	if err == nil && len(unknown) > 0 {
-		var learned map[int]*redis.Cmd
-		learned, err = w.run(ctx, notifyScript.Eval, unknown)
-		maps.Copy(answers, learned)
+	if len(unknown) > 0 {
+		maps.Copy(answers, w.run(ctx, notifyScript.Eval, unknown, partitions))
 	}
-	return answers, err
+	return answers
 }
 
 // evaluator is how a script is run: by EVAL or EVALSHA.
 type evaluator func(ctx context.Context, c redis.Scripter, keys []string, args ...any) *redis.Cmd
 
-// run runs notifyScript for each partition, in one round trip. An error that Redis returned
-// concerns one partition; it stands in the answer for that partition.
-func (w *writer) run(ctx context.Context, eval evaluator, partitions map[int][]Notification) (answers map[int]*redis.Cmd, err error) {
-	answers = make(map[int]*redis.Cmd, len(partitions))
-	_, err = w.redis.Pipelined(ctx, func(p redis.Pipeliner) error {
-		for partition, notifications := range partitions {
+// run runs notifyScript for some partitions, in one round trip. The error of a partition stands in
+// its answer.
+func (w *writer) run(ctx context.Context, eval evaluator, some []int, partitions map[int][]Notification) map[int]*redis.Cmd {
+	answers := make(map[int]*redis.Cmd, len(some))
+	_, _ = w.redis.Pipelined(ctx, func(p redis.Pipeliner) error { // each answer has its error
+		for _, partition := range some {
 			args := []any{maxNotified}
-			for _, n := range notifications {
+			for _, n := range partitions[partition] {
 				args = append(args, n.listEntry())
 			}
 			keys := []string{w.queues.notified(partition), w.queues.pending(partition), awakeOf(w.queues.Name(partition))}
@@ -203,10 +219,7 @@ func (w *writer) run(ctx context.Context, eval evaluator, partitions map[int][]N
 		}
 		return nil
 	})
-	if IsAnswer(err) {
-		err = nil
-	}
-	return answers, err
+	return answers
 }
 
 // enqueue writes tasks for the jobs of a partition, of maxTaskJobs accounts each.

@@ -51,8 +51,24 @@ func (c *Client) PendingLists(ctx context.Context) PendingLists {
 	return PendingLists{pollPending(ctx, c.redis, c.queues, partitions)}
 }
 
-// pollPending reads the pending lists of some partitions, in their order, in one round trip.
+// pollPending reads the pending lists of some partitions, in their order, in one round trip to each
+// master. A master that does not answer leaves the lists of the others known.
 func pollPending(ctx context.Context, client redis.UniversalClient, queues Queues, partitions []int) []PendingList {
+	polled := make([]PendingList, queues.Partitions) // by partition, so that the calls write different elements
+	eachMaster(ctx, client, queues, partitions, func(some []int) {
+		for i, list := range pollMaster(ctx, client, queues, some) {
+			polled[some[i]] = list
+		}
+	})
+	lists := make([]PendingList, len(partitions))
+	for i, partition := range partitions {
+		lists[i] = polled[partition]
+	}
+	return lists
+}
+
+// pollMaster is pollPending for partitions of one master.
+func pollMaster(ctx context.Context, client redis.UniversalClient, queues Queues, partitions []int) []PendingList {
 	tasks, paused := make([]*redis.StringSliceCmd, len(partitions)), make([]*redis.IntCmd, len(partitions))
 	notified := make([]*redis.IntCmd, len(partitions))
 	_, err := client.Pipelined(ctx, func(p redis.Pipeliner) error {
