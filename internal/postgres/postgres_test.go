@@ -7,6 +7,7 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"net/url"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -439,4 +440,21 @@ func (s signal) Write(line []byte) (int, error) {
 	default:
 	}
 	return len(line), nil
+}
+
+// The first of two servers is cut off: its host answers nothing, as one that lost its power. The
+// pool finds the other one long before the kernel gives the first connect up, after two minutes.
+func TestOpenWithASilentHost(t *testing.T) {
+	t.Parallel()
+	u, err := url.Parse(testenv.Postgres(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	u.Host = testenv.SilentAddress(t) + "," + u.Host
+	u.RawQuery += "&target_session_attrs=read-write"
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	if _, err := open(t, u.String()).Exec(ctx, `SELECT 1`); err != nil {
+		t.Error(err)
+	}
 }
