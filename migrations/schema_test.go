@@ -5,7 +5,6 @@ import (
 	"flag"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"regexp"
 	"testing"
 
@@ -50,7 +49,7 @@ var blankLines = regexp.MustCompile(`\n{3,}`)
 func dumpSchema(t *testing.T) []byte {
 	t.Helper()
 	server := testenv.PostgresServer(t)
-	dump := exec.CommandContext(t.Context(), filepath.Join(server.Bin(), "pg_dump"),
+	dump := exec.CommandContext(t.Context(), server.Program("pg_dump"),
 		"--schema-only", "--no-owner", "--exclude-table=passbook_schema_version*", server.URL())
 	var stderr bytes.Buffer
 	dump.Stderr = &stderr

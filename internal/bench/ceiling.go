@@ -87,8 +87,8 @@ func (r *measurement) pgbench(ctx context.Context, e *environment.Environment, s
 	if err != nil {
 		return benched{}, fmt.Errorf("make a folder for pgbench's log: %w", err)
 	}
-	defer os.RemoveAll(folder)                                                  //nolint:errcheck // a leftover does no harm
-	cmd := exec.CommandContext(ctx, filepath.Join(e.Postgres.Bin(), "pgbench"), //nolint:gosec // of the same package as the server
+	defer os.RemoveAll(folder)                                     //nolint:errcheck // a leftover does no harm
+	cmd := exec.CommandContext(ctx, e.Postgres.Program("pgbench"), //nolint:gosec // of the same package as the server
 		"--no-vacuum", "--protocol=prepared", "--file=/dev/stdin", "--log", "--log-prefix=run",
 		fmt.Sprintf("--client=%d", ceilingClients), fmt.Sprintf("--jobs=%d", ceilingThreads), fmt.Sprintf("--transactions=%d", warm+timed),
 		"--define=n=0", fmt.Sprintf("--define=accounts=%d", r.perClient(manyAccounts)))

@@ -190,7 +190,7 @@ func (c *composed) grant() {
 	if err := os.WriteFile(filepath.Join(dir, "passwords.sql"), []byte(text), 0o600); err != nil {
 		c.t.Fatal(err)
 	}
-	command(c.t, filepath.Join(c.s.postgres.Bin(), "psql"), "-X", "-d", c.s.databaseURL, "-f", filepath.Join(dir, "passwords.sql"))
+	command(c.t, c.s.postgres.Program("psql"), "-X", "-d", c.s.databaseURL, "-f", filepath.Join(dir, "passwords.sql"))
 }
 
 // begin starts a service of our own programs: with its environment, but on free ports of loopback.

@@ -237,7 +237,7 @@ func (d *drill) check(t *testing.T, server *local.Postgres) {
 	if said := d.execute(t, repository, nil, d.block("sh", "after a restore")); !strings.Contains(said, "0 sequences advanced") {
 		t.Errorf("the restore left sequences behind: %s", said)
 	}
-	command(t, filepath.Join(d.server.Bin(), "psql"), "-X", "-d", server.URL(), "-c",
+	command(t, d.server.Program("psql"), "-X", "-d", server.URL(), "-c",
 		`ALTER ROLE passbook_serving LOGIN PASSWORD 'serving'; ALTER ROLE passbook_operator LOGIN PASSWORD 'operator'`) // a dump has no roles
 	s := &system{
 		t: t, postgres: server, redis: testenv.RedisServer(t),

@@ -12,7 +12,14 @@ import (
 	"strings"
 )
 
-const oldestPostgres = 15
+const (
+	oldestPostgres = 15
+	debianBin      = "/usr/lib/postgresql/*/bin" // one for each version, none in the PATH
+)
+
+// PostgresBin is a variable. Where it is set, servers are started from the binaries in that folder
+// and from no others. So tests run on another version; the servers' user must reach the folder.
+const PostgresBin = "POSTGRES_BIN"
 
 // findPostgres returns the folder of the newest binaries of the machine, or of the version that
 // made the data, since no other version opens it.
@@ -36,27 +43,37 @@ func findPostgres(ctx context.Context, f *folder) (string, error) {
 	for version := range found {
 		newest = max(newest, version)
 	}
+	if dir := os.Getenv(PostgresBin); dir != "" && newest < oldestPostgres {
+		return "", fmt.Errorf("no Postgres %d or newer in %s, which %s names", oldestPostgres, dir, PostgresBin)
+	}
 	if newest < oldestPostgres {
 		return "", fmt.Errorf("no Postgres %d or newer; install one: apt-get install postgresql", oldestPostgres)
 	}
 	return found[newest], nil
 }
 
-// installedPostgres is every version's folder of binaries: Debian's, which are
-// not in the PATH, and the PATH's.
+// installedPostgres is every version's folder of binaries.
 func installedPostgres(ctx context.Context) map[int]string {
-	dirs, _ := filepath.Glob("/usr/lib/postgresql/*/bin") // fails on a bad pattern only
-	if path, err := exec.LookPath("postgres"); err == nil {
-		dirs = append(dirs, filepath.Dir(path))
-	}
 	found := map[int]string{}
-	for _, dir := range dirs {
+	for _, dir := range postgresDirs() {
 		version, ok := postgresVersion(ctx, dir)
 		if _, known := found[version]; ok && !known {
 			found[version] = dir
 		}
 	}
 	return found
+}
+
+// postgresDirs is the folder that the variable names, or else Debian's and the PATH's.
+func postgresDirs() []string {
+	if dir := os.Getenv(PostgresBin); dir != "" {
+		return []string{dir}
+	}
+	dirs, _ := filepath.Glob(debianBin) // fails on a bad pattern only
+	if path, err := exec.LookPath("postgres"); err == nil {
+		dirs = append(dirs, filepath.Dir(path))
+	}
+	return dirs
 }
 
 // postgresVersion is the major version of a folder that has all we start:

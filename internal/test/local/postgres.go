@@ -91,8 +91,23 @@ func (pg *Postgres) URL() string {
 	return pg.url(pg.port)
 }
 
-// Bin is the folder of the server's binaries; pgbench stands beside them.
+// Bin is the folder of the server's binaries.
 func (pg *Postgres) Bin() string { return pg.bin }
+
+// Program is the path of a program of Postgres, as psql or pgbench. Where the server's own package has
+// none, it is that of the newest version of the machine, which pg_dump and pg_basebackup must not be
+// older than the server for.
+func (pg *Postgres) Program(name string) string {
+	own := filepath.Join(pg.bin, name)
+	if _, err := os.Stat(own); err == nil {
+		return own
+	}
+	others, _ := filepath.Glob(filepath.Join(debianBin, name)) // in order; fails on a bad pattern only
+	if len(others) == 0 {
+		return own // the caller's error says that it is missing
+	}
+	return others[len(others)-1]
+}
 
 func (pg *Postgres) url(port int) string {
 	u := url.URL{

@@ -4,12 +4,15 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
+	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 )
 
 // standbyName is what a standby calls itself to its primary, which has one standby.
@@ -81,15 +84,74 @@ func (pg *Postgres) follow(ctx context.Context, primary *Postgres, dir string) e
 	if err := pg.folder.write(passFile, fmt.Sprintf("127.0.0.1:%s:*:%s:%s\n", port, postgresUser, pg.password)); err != nil {
 		return err
 	}
-	command := []string{
-		filepath.Join(pg.bin, "pg_basebackup"), "--pgdata=" + dir, "--write-recovery-conf", "--checkpoint=fast", "--no-password",
-		"--dbname=host=127.0.0.1 port=" + port + " user=" + postgresUser + " sslmode=disable application_name=" + standbyName +
-			" passfile=" + quoteConnInfo(filepath.Join(pg.folder.path, passFile)),
+	if err := pg.copyPrimary(ctx, primary.URL(), dir); err != nil {
+		return err
 	}
-	if !pg.cfg.Durable {
-		command = append(command, "--no-sync")
+	settings, err := pg.folder.root.OpenFile(filepath.Join(filepath.Base(dir), "postgresql.auto.conf"), os.O_APPEND|os.O_WRONLY, 0)
+	if err != nil {
+		return err
 	}
-	return pg.run(ctx, command)
+	conninfo := "host=127.0.0.1 port=" + port + " user=" + postgresUser + " sslmode=disable application_name=" + standbyName +
+		" passfile=" + quoteConnInfo(filepath.Join(pg.folder.path, passFile))
+	_, err = fmt.Fprintf(settings, "primary_conninfo = '%s'\n", strings.NewReplacer(`\`, `\\`, `'`, `''`).Replace(conninfo))
+	if err := errors.Join(err, settings.Close()); err != nil {
+		return err
+	}
+	return pg.folder.write(filepath.Join(filepath.Base(dir), "standby.signal"), "")
+}
+
+// copyPrimary makes dir a copy of the primary's data and of the WAL that the copy needs. The primary
+// makes the copy: not every package of Postgres has pg_basebackup, and that of an older version
+// refuses a newer server.
+// https://www.postgresql.org/docs/current/protocol-replication.html#PROTOCOL-REPLICATION-BASE-BACKUP
+func (pg *Postgres) copyPrimary(ctx context.Context, primaryURL, dir string) error {
+	const name = "base.tar"
+	tar, err := pg.folder.root.Create(name)
+	if err != nil {
+		return err
+	}
+	defer pg.folder.root.Remove(name) //nolint:errcheck // Remove of the folder takes it along
+	err = baseBackup(ctx, primaryURL, tar)
+	if err := errors.Join(err, tar.Close(), pg.folder.give(name)); err != nil {
+		return fmt.Errorf("copy the primary: %w", err)
+	}
+	for _, command := range [][]string{
+		{"mkdir", "-m", "700", dir},
+		{"tar", "-x", "-f", filepath.Join(pg.folder.path, name), "-C", dir},
+	} {
+		if err := pg.run(ctx, command); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// baseBackup writes a server's data to w, as a tar archive.
+func baseBackup(ctx context.Context, serverURL string, w io.Writer) error {
+	cfg, err := pgconn.ParseConfig(serverURL)
+	if err != nil {
+		return err
+	}
+	cfg.RuntimeParams["replication"] = "true"
+	conn, err := pgconn.ConnectConfig(ctx, cfg)
+	if err != nil {
+		return err
+	}
+	defer conn.Close(context.WithoutCancel(ctx)) //nolint:errcheck // it has been answered
+	_, err = conn.CopyTo(ctx, archiveWriter{w}, `BASE_BACKUP (CHECKPOINT 'fast', WAL true, MANIFEST 'no')`)
+	return err
+}
+
+// archiveWriter takes the messages of a base backup and writes the archive that they bring. The first
+// byte is the kind of the message: d is a part of the archive.
+type archiveWriter struct{ w io.Writer }
+
+func (a archiveWriter) Write(message []byte) (int, error) {
+	if len(message) == 0 || message[0] != 'd' {
+		return len(message), nil
+	}
+	n, err := a.w.Write(message[1:])
+	return n + 1, err
 }
 
 // quoteConnInfo quotes a value of a libpq connection string.
