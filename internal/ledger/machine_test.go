@@ -818,9 +818,10 @@ func newImpatient(t testing.TB, like *pgxpool.Pool) *impatient {
 	p := &impatient{}
 	cfg := like.Config()
 	cfg.MaxConns = 1
-	cfg.AfterConnect = func(_ context.Context, conn *pgx.Conn) error {
+	secure := cfg.AfterConnect
+	cfg.AfterConnect = func(ctx context.Context, conn *pgx.Conn) error {
 		p.pid = conn.PgConn().PID()
-		return nil
+		return secure(ctx, conn)
 	}
 	var err error
 	if p.pool, err = pgxpool.NewWithConfig(t.Context(), cfg); err != nil {

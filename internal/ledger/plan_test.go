@@ -114,7 +114,11 @@ func explaining(t *testing.T, url string) (pool *pgxpool.Pool, plans *[]string) 
 	cfg := worker.Config()
 	plans = new([]string)
 	cfg.ConnConfig.OnNotice = func(_ *pgconn.PgConn, notice *pgconn.Notice) { *plans = append(*plans, notice.Message) }
+	secure := cfg.AfterConnect
 	cfg.AfterConnect = func(ctx context.Context, conn *pgx.Conn) error {
+		if err := secure(ctx, conn); err != nil {
+			return err
+		}
 		_, err := conn.Exec(ctx, `LOAD 'auto_explain'; SET auto_explain.log_min_duration = 0;
 			SET auto_explain.log_nested_statements = on; SET auto_explain.log_level = notice`)
 		return err
