@@ -24,7 +24,14 @@ import (
 // migrated, all processes log in as passbook_serving, and operators as passbook_operator. admin is the superuser's.
 func newServedSystem(t testing.TB, apis, workers int) (s *system, admin *pgxpool.Pool) {
 	t.Helper()
-	server := testenv.EmptyPostgresServer(t)
+	s, admin = servedBy(t, testenv.EmptyPostgresServer(t))
+	s.start(apis, workers)
+	return s, admin
+}
+
+// servedBy is the system on an empty server, before its processes start.
+func servedBy(t testing.TB, server *local.Postgres) (s *system, admin *pgxpool.Pool) {
+	t.Helper()
 	admin, err := pgxpool.New(t.Context(), server.URL())
 	if err != nil {
 		t.Fatal(err)
@@ -46,12 +53,10 @@ func newServedSystem(t testing.TB, apis, workers int) (s *system, admin *pgxpool
 		t.Fatalf("migrate: %v\n%s", err, migrate.log())
 	}
 	grant()
-	s = &system{
+	return &system{
 		t: t, postgres: server, redis: testenv.RedisServer(t),
 		databaseURL: asRole(t, server, "passbook_serving", "serving"), operatorURL: asRole(t, server, "passbook_operator", "operator"),
-	}
-	s.start(apis, workers)
-	return s, admin
+	}, admin
 }
 
 func asRole(t testing.TB, server *local.Postgres, role, password string) string {

@@ -126,7 +126,7 @@ func (s *system) crashWorker(n int) {
 }
 
 func (s *system) replace(processes []*process, n int, name string) {
-	next := startVariant(s.t, s.build, name, s.env())
+	next := startVariant(s.t, s.build, name, s.envOf(name, n))
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	processes[n] = next
