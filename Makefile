@@ -181,6 +181,11 @@ test-valkey: ## Run the tests of the queue, the limits and the waiting, and thos
 	$(GO_TEST) -run '$(ON_VALKEY)' ./internal/test/e2e
 ON_VALKEY := ^(TestChaos|TestLimits|TestReadiness|TestRecoveryWithoutRedis|TestRedisCluster|TestRedisSentinels|TestStopInOrder|TestWaiters)$$
 
+.PHONY: failover
+failover: ## Kill the primary of two Postgres servers, and then its host, under load: Patroni promotes the standby
+	@deploy/local/install.sh failover
+	go test -count=1 -timeout 30m -v -tags deploy -run '^TestPatroni$$' ./internal/test/e2e
+
 .PHONY: drill
 drill: ## Restore a bank from its WAL archive and from a dump, with an empty Redis, by the commands of docs/operations.md
 	@deploy/local/install.sh test

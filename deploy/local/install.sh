@@ -7,6 +7,7 @@
 #                     Prometheus, PgBouncer, npm, and Postgres 18 from npm's registry
 #   install.sh deploy for make deploy-files and deploy-check: the same, HAProxy,
 #                     openssl, systemd-analyze
+#   install.sh failover for make failover: the same as test, Patroni, etcd
 #
 # Where nothing is missing it does nothing. It asks for sudo only when it has to
 # install. Nothing of the system's own is stopped or configured; Debian's
@@ -26,7 +27,7 @@ main() {
 	why=
 	find_missing "${1:-run}"
 	[ -z "$missing" ] || install_missing
-	case "${1:-run}" in test | deploy) sh "${0%/*}/postgres.sh" $newest_postgres >/dev/null ;; esac
+	case "${1:-run}" in test | deploy | failover) sh "${0%/*}/postgres.sh" $newest_postgres >/dev/null ;; esac
 }
 
 install_missing() {
@@ -44,6 +45,10 @@ find_missing() {
 		command -v openssl >/dev/null || need openssl "openssl (for deploy/compose/secrets.sh)"
 		PATH="$PATH:/usr/sbin" command -v haproxy >/dev/null || need haproxy "HAProxy (for the proxy of deploy/compose.yaml)"
 		command -v systemd-analyze >/dev/null || need systemd "systemd-analyze (for the units of deploy/systemd)"
+		set -- test
+	fi
+	if [ "$1" = failover ]; then
+		has_patroni || need "patroni python3-etcd etcd-server" "Patroni and etcd (for the failover)"
 		set -- test
 	fi
 	if [ "$1" = test ] || [ -z "${DATABASE_URL:-}" ]; then
@@ -93,6 +98,10 @@ has_prometheus() {
 	command -v prometheus >/dev/null && command -v promtool >/dev/null
 }
 
+has_patroni() {
+	command -v patroni >/dev/null && command -v etcd >/dev/null && python3 -c 'import etcd' 2>/dev/null
+}
+
 install() {
 	if ! command -v apt-get >/dev/null; then
 		give_up "this is no Debian or Ubuntu. Install these yourself, or set DATABASE_URL and REDIS_URL to servers of yours:$why"
@@ -138,7 +147,7 @@ hold_services() {
 	cat >"$policy" <<-POLICY
 		#!/bin/sh
 		# Made by an installation of Passbook's; may be deleted.
-		case "\$*" in *postgresql* | *redis* | *prometheus* | *haproxy* | *pgbouncer*) ! kill -0 $$ 2>/dev/null || exit 101 ;; esac
+		case "\$*" in *postgresql* | *redis* | *prometheus* | *haproxy* | *pgbouncer* | *patroni* | *etcd*) ! kill -0 $$ 2>/dev/null || exit 101 ;; esac
 		exit 0
 	POLICY
 	chmod 755 "$policy"

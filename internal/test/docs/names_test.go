@@ -44,10 +44,11 @@ func environment(t *testing.T) []string {
 		all(`Variable = "([A-Z]+)"`, sources(t, `^internal/test/failpoint/`))...)
 }
 
-// serverVariables are those that choose the servers of tests.
+// serverVariables are those that choose the servers of tests, and those that Patroni reads.
 func serverVariables(t *testing.T) []string {
 	t.Helper()
-	return all(`const [A-Za-z]+ = "([A-Z_]+)"`, sources(t, `^internal/test/local/find\.go$`))
+	return append(all(`const [A-Za-z]+ = "([A-Z_]+)"`, sources(t, `^internal/test/local/find\.go$`)),
+		all(`"(PATRONI_[A-Z0-9_]+)["=]`, sources(t, `^internal/test/local/`))...)
 }
 
 // Every environment variable that a document names exists. ON_ERROR_STOP is psql's.

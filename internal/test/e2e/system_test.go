@@ -46,7 +46,10 @@ func newSystem(t testing.TB, build variant, apis, workers int) *system {
 func (s *system) start(apis, workers int) {
 	s.t.Helper()
 	s.pool = s.connect()
-	owner := (&system{t: s.t, postgres: s.postgres}).connect()
+	owner := s.pool
+	if s.postgres != nil {
+		owner = (&system{t: s.t, postgres: s.postgres}).connect()
+	}
 	ledgertest.CountAttempts(s.t, owner)
 	s.counts = true
 	for n := range apis {

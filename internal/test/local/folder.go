@@ -29,6 +29,7 @@ type folder struct {
 	link      string // what was asked for, when path had to be elsewhere
 	temporary bool
 	owner     *owner
+	env       []string // what its server's environment has beside the usual
 	root      *os.Root
 	locked    *os.File
 }
@@ -320,7 +321,7 @@ func (f *folder) start(ctx context.Context, output *os.File, stop syscall.Signal
 	s := supervised{
 		command: command,
 		dir:     "/",
-		env:     []string{"PATH=" + os.Getenv("PATH"), "HOME=" + f.path, "LC_ALL=C.UTF-8"},
+		env:     append([]string{"PATH=" + os.Getenv("PATH"), "HOME=" + f.path, "LC_ALL=C.UTF-8"}, f.env...),
 		owner:   f.owner,
 		output:  output,
 		stop:    stop,
