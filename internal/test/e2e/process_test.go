@@ -17,6 +17,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/passbook/passbook/internal/test/local"
 	"github.com/passbook/passbook/internal/test/testenv"
 )
 
@@ -74,11 +75,18 @@ func launch(work <-chan func()) {
 	}
 }
 
-func startCommand(cmd *exec.Cmd) error {
+func startCommand(cmd *exec.Cmd) error { return startCommandOn(nil, cmd) }
+
+// startCommandOn starts a program on a host of the test's network, whose thread is its launcher; nil
+// is here.
+func startCommandOn(host *local.Host, cmd *exec.Cmd) error {
 	if cmd.SysProcAttr == nil {
 		cmd.SysProcAttr = &syscall.SysProcAttr{}
 	}
 	cmd.SysProcAttr.Pdeathsig = syscall.SIGKILL
+	if host != nil {
+		return host.Start(cmd)
+	}
 	started := make(chan error)
 	launcher() <- func() { started <- cmd.Start() }
 	return <-started
@@ -131,16 +139,26 @@ func begin(t testing.TB, name string, env []string, args ...string) *process {
 
 func beginVariant(t testing.TB, v variant, name string, env []string, args ...string) *process {
 	t.Helper()
+	return beginVariantOn(t, nil, v, name, env, args...)
+}
+
+func beginVariantOn(t testing.TB, host *local.Host, v variant, name string, env []string, args ...string) *process {
+	t.Helper()
 	dir, err := v.build()
 	if err != nil {
 		t.Fatal(err)
 	}
 	cmd := exec.CommandContext(context.WithoutCancel(t.Context()), filepath.Join(dir, name), args...)
 	cmd.Env = env
-	return beginCommand(t, name, cmd)
+	return beginCommandOn(t, host, name, cmd)
 }
 
 func beginCommand(t testing.TB, name string, cmd *exec.Cmd) *process {
+	t.Helper()
+	return beginCommandOn(t, nil, name, cmd)
+}
+
+func beginCommandOn(t testing.TB, host *local.Host, name string, cmd *exec.Cmd) *process {
 	t.Helper()
 	p := &process{t: t, name: name, cmd: cmd, ready: make(chan struct{}), done: make(chan struct{})}
 	output, err := p.cmd.StdoutPipe()
@@ -148,7 +166,7 @@ func beginCommand(t testing.TB, name string, cmd *exec.Cmd) *process {
 		t.Fatal(err)
 	}
 	p.cmd.Stderr = p.cmd.Stdout
-	if err := startCommand(p.cmd); err != nil {
+	if err := startCommandOn(host, p.cmd); err != nil {
 		t.Fatal(err)
 	}
 	go func() {

@@ -317,12 +317,13 @@ func (f *folder) dataPath() string { return filepath.Join(f.path, "data") }
 
 // start starts a server's command as the folder's owner, without this process's
 // environment, in a working directory that every user reaches.
-func (f *folder) start(ctx context.Context, output *os.File, stop syscall.Signal, command []string) (*process, error) {
+func (f *folder) start(ctx context.Context, host *Host, output *os.File, stop syscall.Signal, command []string) (*process, error) {
 	s := supervised{
 		command: command,
 		dir:     "/",
 		env:     append([]string{"PATH=" + os.Getenv("PATH"), "HOME=" + f.path, "LC_ALL=C.UTF-8"}, f.env...),
 		owner:   f.owner,
+		host:    host,
 		output:  output,
 		stop:    stop,
 	}

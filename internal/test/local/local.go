@@ -1,7 +1,7 @@
 // Package local runs a private Postgres and a private Redis, for `make run` and for
-// tests, from the binaries that the machine has. The servers listen on 127.0.0.1 alone,
-// ask for a password, never run as root, and end with the process that started them,
-// however that process ends.
+// tests, from the binaries that the machine has. The servers listen on 127.0.0.1 alone, or
+// on the address of the test's Host, ask for a password, never run as root, and end with the
+// process that started them, however that process ends.
 package local
 
 import (
@@ -33,6 +33,7 @@ var errRefused = errors.New("the server refuses the password")
 type instance struct {
 	name       string
 	folder     *folder
+	host       *Host
 	pidFile    string                          // in the folder; the server writes it
 	stopSignal syscall.Signal                  // ends it in order
 	killSignal syscall.Signal                  // ends it as a crash would
@@ -132,6 +133,9 @@ func (i *instance) Done() <-chan struct{} {
 	return i.process.done
 }
 
+// Host is where the server runs; nil is here.
+func (i *instance) Host() *Host { return i.host }
+
 // Dir is where the data and the server's log really are.
 func (i *instance) Dir() string { return i.folder.path }
 
@@ -228,7 +232,7 @@ func (i *instance) try(ctx context.Context, port int) (*process, error) {
 		return nil, err
 	}
 	defer log.Close() //nolint:errcheck // the server writes to its own copy
-	p, err := i.folder.start(ctx, log.File, i.stopSignal, command)
+	p, err := i.folder.start(ctx, i.host, log.File, i.stopSignal, command)
 	if err != nil {
 		return nil, err
 	}

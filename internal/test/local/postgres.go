@@ -24,6 +24,13 @@ const (
 	unfinished   = "data.unfinished-" // data that is still being made, or was when its maker was killed
 )
 
+// On a Host the servers and clients of its network may connect. With md5 Postgres asks for SCRAM
+// where the password is kept for that; a template's is not.
+const (
+	hostsFile  = "pg_hba.conf"
+	hostsRules = "host all,replication all samenet md5\n"
+)
+
 // PostgresConfig says where a private Postgres keeps its data, and how well.
 type PostgresConfig struct {
 	// Dir is kept between runs. Empty is a temporary one, which goes with
@@ -36,6 +43,8 @@ type PostgresConfig struct {
 	Template string
 	// Settings go on top of ours; an empty one takes ours away.
 	Settings map[string]string
+	// Host is where it runs; nil is here.
+	Host *Host
 	// Say may be nil.
 	Say Say
 }
@@ -74,7 +83,7 @@ func newPostgres(ctx context.Context, cfg PostgresConfig) (*Postgres, error) {
 	}
 	pg := &Postgres{cfg: cfg, auth: "scram-sha-256"}
 	pg.instance = instance{
-		name: "postgres", folder: f, pidFile: "data/postmaster.pid", say: cfg.Say,
+		name: "postgres", folder: f, host: cfg.Host, pidFile: "data/postmaster.pid", say: cfg.Say,
 		stopSignal: syscall.SIGINT, // "fast": open transactions roll back, a checkpoint is written
 		killSignal: syscall.SIGQUIT,
 		prepare:    pg.prepare,
@@ -113,7 +122,7 @@ func (pg *Postgres) url(port int) string {
 	u := url.URL{
 		Scheme:   "postgres",
 		User:     url.UserPassword(postgresUser, pg.password),
-		Host:     net.JoinHostPort("127.0.0.1", strconv.Itoa(port)),
+		Host:     net.JoinHostPort(pg.host.address(), strconv.Itoa(port)),
 		Path:     "/postgres",
 		RawQuery: "sslmode=disable",
 	}
@@ -133,7 +142,7 @@ func (pg *Postgres) ping(ctx context.Context, port int) error {
 
 func (pg *Postgres) command(port int) ([]string, error) {
 	settings := map[string]string{
-		"listen_addresses":        "127.0.0.1",
+		"listen_addresses":        pg.host.address(),
 		"unix_socket_directories": "",
 		"max_connections":         "200",
 		"shared_buffers":          "256MB",
@@ -148,6 +157,12 @@ func (pg *Postgres) command(port int) ([]string, error) {
 		settings["wal_init_zero"] = "off" // no 16 MB of zeros for each new segment
 		settings["shared_buffers"] = "64MB"
 		settings["max_wal_size"] = "256MB" // the data may be in memory
+	}
+	if pg.host != nil {
+		settings["hba_file"] = filepath.Join(pg.folder.path, hostsFile)
+		if err := pg.folder.write(hostsFile, hostsRules); err != nil {
+			return nil, err
+		}
 	}
 	maps.Copy(settings, pg.cfg.Settings)
 	maps.DeleteFunc(settings, func(name, value string) bool {
@@ -207,7 +222,7 @@ func (pg *Postgres) run(ctx context.Context, command []string) error {
 		return err
 	}
 	defer log.Close() //nolint:errcheck // the command wrote to its own copy
-	p, err := pg.folder.start(ctx, log.File, syscall.SIGTERM, command)
+	p, err := pg.folder.start(ctx, pg.host, log.File, syscall.SIGTERM, command)
 	if err != nil {
 		return err
 	}

@@ -33,6 +33,8 @@ type RedisConfig struct {
 	Sentinel bool
 	// Settings go on top of ours, written as in redis.conf.
 	Settings map[string]string
+	// Host is where it runs; nil is here.
+	Host *Host
 	// Say may be nil.
 	Say Say
 }
@@ -54,7 +56,7 @@ func StartRedis(ctx context.Context, cfg RedisConfig) (*Redis, error) {
 	}
 	r := &Redis{cfg: cfg}
 	r.instance = instance{
-		name: "redis", folder: f, pidFile: "data/redis.pid", say: cfg.Say,
+		name: "redis", folder: f, host: cfg.Host, pidFile: "data/redis.pid", say: cfg.Say,
 		stopSignal: syscall.SIGTERM,
 		killSignal: syscall.SIGKILL,
 		prepare:    r.prepare,
@@ -74,7 +76,7 @@ func (r *Redis) URL() string {
 	u := url.URL{
 		Scheme: "redis",
 		User:   url.UserPassword("default", r.password), // Debian's redis-cli takes none for a user called ""
-		Host:   net.JoinHostPort("127.0.0.1", strconv.Itoa(r.port)),
+		Host:   net.JoinHostPort(r.host.address(), strconv.Itoa(r.port)),
 		Path:   "/0",
 	}
 	return u.String()
@@ -84,7 +86,7 @@ func (r *Redis) URL() string {
 // goroutines outlive a server that doesn't answer yet.
 func (r *Redis) ping(ctx context.Context, port int) error {
 	var d net.Dialer
-	conn, err := d.DialContext(ctx, "tcp4", net.JoinHostPort("127.0.0.1", strconv.Itoa(port)))
+	conn, err := d.DialContext(ctx, "tcp4", net.JoinHostPort(r.host.address(), strconv.Itoa(port)))
 	if err != nil {
 		return err
 	}
@@ -140,7 +142,7 @@ func (r *Redis) prepare(context.Context) (err error) {
 // user of the machine can read, is no place for the password.
 func (r *Redis) command(port int) ([]string, error) {
 	settings := map[string]string{
-		"bind":        "127.0.0.1",
+		"bind":        r.host.address(),
 		"port":        strconv.Itoa(port),
 		"dir":         strconv.Quote(r.folder.dataPath()),
 		"pidfile":     strconv.Quote(filepath.Join(r.folder.dataPath(), "redis.pid")),

@@ -73,6 +73,7 @@ func (pg *Postgres) Promote(ctx context.Context) error {
 // follow copies the primary's data to dir, with the order to follow it. The
 // password goes by a file: a command line is no place for it.
 func (pg *Postgres) follow(ctx context.Context, primary *Postgres, dir string) error {
+	host := primary.host.address()
 	primary.mu.Lock()
 	port := strconv.Itoa(primary.port)
 	primary.mu.Unlock()
@@ -81,7 +82,7 @@ func (pg *Postgres) follow(ctx context.Context, primary *Postgres, dir string) e
 		return err
 	}
 	const passFile = "primary.pass"
-	if err := pg.folder.write(passFile, fmt.Sprintf("127.0.0.1:%s:*:%s:%s\n", port, postgresUser, pg.password)); err != nil {
+	if err := pg.folder.write(passFile, fmt.Sprintf("%s:%s:*:%s:%s\n", host, port, postgresUser, pg.password)); err != nil {
 		return err
 	}
 	if err := pg.copyPrimary(ctx, primary.URL(), dir); err != nil {
@@ -91,7 +92,7 @@ func (pg *Postgres) follow(ctx context.Context, primary *Postgres, dir string) e
 	if err != nil {
 		return err
 	}
-	conninfo := "host=127.0.0.1 port=" + port + " user=" + postgresUser + " sslmode=disable application_name=" + standbyName +
+	conninfo := "host=" + host + " port=" + port + " user=" + postgresUser + " sslmode=disable application_name=" + standbyName +
 		" passfile=" + quoteConnInfo(filepath.Join(pg.folder.path, passFile))
 	_, err = fmt.Fprintf(settings, "primary_conninfo = '%s'\n", strings.NewReplacer(`\`, `\\`, `'`, `''`).Replace(conninfo))
 	if err := errors.Join(err, settings.Close()); err != nil {

@@ -62,6 +62,7 @@ type supervised struct {
 	dir     string // its working directory; empty is this process's
 	env     []string
 	owner   *owner
+	host    *Host
 	output  *os.File
 	stop    syscall.Signal // sent when this process has died
 	remove  string         // a folder to delete when this process has died; may be empty
@@ -80,7 +81,7 @@ func (s supervised) start(ctx context.Context) (*process, error) {
 	if err != nil {
 		return nil, fmt.Errorf("supervise %s: %w", s.command[0], err)
 	}
-	if err := supervisor.Start(); err != nil {
+	if err := s.host.Start(supervisor); err != nil {
 		return nil, fmt.Errorf("supervise %s: %w", s.command[0], err)
 	}
 	p := &process{supervisor: supervisor, orders: orders, done: make(chan struct{})}

@@ -28,8 +28,19 @@ const (
 // RedisCluster is a cluster of three masters and three replicas, stopped when the test ends.
 func RedisCluster(t testing.TB) *Cluster {
 	t.Helper()
+	return RedisClusterOn(t, make([]*local.Host, masters))
+}
+
+// RedisClusterOn is the same on three hosts of the test's network. A replica runs on another host
+// than its first master.
+func RedisClusterOn(t testing.TB, hosts []*local.Host) *Cluster {
+	t.Helper()
 	c := &Cluster{t: t, password: rand.Text()}
-	c.Nodes = startTogether(t, 2*masters, local.RedisConfig{Password: c.password, Cluster: true})
+	var nodes []local.RedisConfig
+	for n := range 2 * masters {
+		nodes = append(nodes, local.RedisConfig{Password: c.password, Cluster: true, Host: hosts[(n+n/masters)%masters]})
+	}
+	c.Nodes = startTogether(t, nodes...)
 	host, port := hostPort(c.Nodes[0])
 	for n := range c.Nodes {
 		if n > 0 {
@@ -52,12 +63,12 @@ func RedisCluster(t testing.TB) *Cluster {
 	return c
 }
 
-// startTogether starts servers of the same kind.
-func startTogether(t testing.TB, count int, cfg local.RedisConfig) []*local.Redis {
+// startTogether starts several servers at once.
+func startTogether(t testing.TB, cfgs ...local.RedisConfig) []*local.Redis {
 	t.Helper()
-	servers, errs := make([]*local.Redis, count), make([]error, count)
+	servers, errs := make([]*local.Redis, len(cfgs)), make([]error, len(cfgs))
 	var starting sync.WaitGroup
-	for n := range servers {
+	for n, cfg := range cfgs {
 		starting.Go(func() { servers[n], errs[n] = local.StartRedis(t.Context(), cfg) })
 	}
 	starting.Wait()

@@ -76,22 +76,28 @@ func PostgresServer(t testing.TB) *local.Postgres {
 // server's files, where ALTER SYSTEM changes it.
 func PostgresServerWith(t testing.TB, settings map[string]string) *local.Postgres {
 	t.Helper()
-	return startPostgres(t, settings, withSchema)
+	return startPostgres(t, local.PostgresConfig{Settings: settings}, withSchema)
+}
+
+// PostgresServerOn is the same on a host of the test's network.
+func PostgresServerOn(t testing.TB, host *local.Host) *local.Postgres {
+	t.Helper()
+	return startPostgres(t, local.PostgresConfig{Host: host}, withSchema)
 }
 
 // EmptyPostgresServer is the same without any schema.
 func EmptyPostgresServer(t testing.TB) *local.Postgres {
 	t.Helper()
-	return startPostgres(t, nil, withoutSchema)
+	return startPostgres(t, local.PostgresConfig{}, withoutSchema)
 }
 
-func startPostgres(t testing.TB, settings map[string]string, template func() (string, error)) *local.Postgres {
+func startPostgres(t testing.TB, cfg local.PostgresConfig, template func() (string, error)) *local.Postgres {
 	t.Helper()
-	data, err := template()
-	if err != nil {
+	var err error
+	if cfg.Template, err = template(); err != nil {
 		t.Fatalf("testenv: %v", err)
 	}
-	server, err := local.StartPostgres(t.Context(), local.PostgresConfig{Settings: settings, Template: data})
+	server, err := local.StartPostgres(t.Context(), cfg)
 	if err != nil {
 		t.Fatalf("testenv: %v", err)
 	}
@@ -103,7 +109,13 @@ func startPostgres(t testing.TB, settings map[string]string, template func() (st
 // for it.
 func PostgresStandby(t testing.TB, primary *local.Postgres) *local.Postgres {
 	t.Helper()
-	standby, err := local.StartStandby(t.Context(), primary, local.PostgresConfig{})
+	return PostgresStandbyOn(t, nil, primary)
+}
+
+// PostgresStandbyOn is the same on a host of the test's network.
+func PostgresStandbyOn(t testing.TB, host *local.Host, primary *local.Postgres) *local.Postgres {
+	t.Helper()
+	standby, err := local.StartStandby(t.Context(), primary, local.PostgresConfig{Host: host})
 	if err != nil {
 		t.Fatalf("testenv: %v", err)
 	}

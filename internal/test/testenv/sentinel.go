@@ -23,11 +23,13 @@ const masterName = "main"
 func RedisSentinels(t testing.TB) *Sentinels {
 	t.Helper()
 	s := &Sentinels{password: rand.Text()}
-	s.Servers = startTogether(t, 2, local.RedisConfig{Password: s.password})
-	s.Sentinels = startTogether(t, 3, local.RedisConfig{
+	server := local.RedisConfig{Password: s.password}
+	s.Servers = startTogether(t, server, server)
+	sentinel := local.RedisConfig{
 		Password: s.password, Sentinel: true,
 		Settings: map[string]string{"sentinel sentinel-pass": strconv.Quote(s.password)},
-	})
+	}
+	s.Sentinels = startTogether(t, sentinel, sentinel, sentinel)
 	host, port := hostPort(s.Servers[0])
 	mustDo(t, s.Servers[1], "REPLICAOF", host, port)
 	for _, sentinel := range s.Sentinels {
