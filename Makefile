@@ -164,6 +164,12 @@ clocks: ## Test the system with clocks that are an hour apart; the first run com
 	@deploy/local/install.sh test
 	go test -race -count=1 -timeout 30m -tags clocks -run '^TestClocksApart' ./internal/test/e2e
 
+.PHONY: hosts
+hosts: ## Run the system on ten hosts, which are network namespaces, under faults of the network for MINUTES (2); SEED=… repeats; as root
+	@deploy/local/install.sh hosts
+	@go build -o /dev/null ./cmd/... # fetches modules, which the test's own network can't
+	go test -exec 'unshare --net' -count=1 -timeout 0 -v -tags hosts -run '^TestHosts' ./internal/test/e2e -chaos.clocks -chaos.for=$(MINUTES)m -chaos.seed=$(SEED)
+
 .PHONY: deploy-files
 deploy-files: ## Check compose.yaml, the Kubernetes manifests, the systemd units and the dashboards as compose, Kubernetes, systemd and Grafana read them
 	@deploy/local/install.sh deploy

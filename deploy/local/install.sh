@@ -8,6 +8,7 @@
 #   install.sh deploy for make deploy-files and deploy-check: the same, HAProxy,
 #                     openssl, systemd-analyze
 #   install.sh failover for make failover: the same as test, Patroni, etcd
+#   install.sh hosts  for make hosts: the same as for make test, iproute2
 #
 # Where nothing is missing it does nothing. It asks for sudo only when it has to
 # install. Nothing of the system's own is stopped or configured; Debian's
@@ -49,6 +50,11 @@ find_missing() {
 	fi
 	if [ "$1" = failover ]; then
 		has_patroni || need "patroni python3-etcd etcd-server" "Patroni and etcd (for the failover)"
+		set -- test
+	fi
+	if [ "$1" = hosts ]; then
+		PATH="$PATH:/usr/sbin:/sbin" command -v ip >/dev/null || need iproute2 "ip (for hosts in network namespaces)"
+		command -v unshare >/dev/null || need util-linux "unshare (for the same)"
 		set -- test
 	fi
 	if [ "$1" = test ] || [ -z "${DATABASE_URL:-}" ]; then

@@ -20,6 +20,7 @@ const (
 	bookLength    = 250                   // requests, before the clients turn to a fresh account: porcupine is quick with so many
 	watchers      = 4                     // clients that read how jobs end
 	maxWatched    = 4096
+	maxKeys       = 1 << 20 // of a run, then clients send nothing new
 )
 
 // placed is a request that got its 202, and all that clients saw of it. Times
@@ -248,7 +249,7 @@ func (l *chaosLoad) key(kind string) string {
 // client places requests on one account after the other, of its own or shared
 // with the group's other clients.
 func (l *chaosLoad) client(shared *sharedBook, random *rand.Rand) {
-	for api := random.IntN(2); !l.stopped(); api++ {
+	for api := random.IntN(2); !l.stopped() && l.keys.Load() < maxKeys; api++ {
 		b := shared.book(l, api, random)
 		if b == nil {
 			return

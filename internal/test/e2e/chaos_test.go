@@ -40,16 +40,28 @@ const (
 // answers must be those of a bank with a single thread: see check.
 func TestChaos(t *testing.T) {
 	c := newChaos(t)
-	injections := plan(c.seed, *chaosFor, c.faults())
-	c.say("seed %d: %v, %d injections of %d kinds", c.seed, *chaosFor, len(injections), len(c.faults()))
-	stopReports := c.report()
-	clients := c.load.start(c.seed)
+	c.under(func() { c.injectAll(c.faults()) })
+	c.summary()
+}
+
+// injectAll injects the faults of the schedule that the seed draws.
+func (c *chaos) injectAll(faults []fault) {
+	injections := plan(c.seed, *chaosFor, faults)
+	c.say("seed %d: %v, %d injections of %d kinds", c.seed, *chaosFor, len(injections), len(faults))
 	var injecting sync.WaitGroup
 	for _, s := range injections {
 		c.load.pause(s.at - c.load.now())
 		injecting.Go(func() { c.inject(s) })
 	}
 	injecting.Wait()
+}
+
+// under has clients send requests and read while inject runs, and checks what they were answered.
+func (c *chaos) under(inject func()) {
+	c.t.Helper()
+	stopReports := c.report()
+	clients := c.load.start(c.seed)
+	inject()
 	c.repair()
 	repaired := time.Now()
 	close(c.load.stop)
@@ -57,13 +69,13 @@ func TestChaos(t *testing.T) {
 	c.drain(repaired)
 	stopReports()
 	c.check()
-	c.summary()
 }
 
 // chaos is a system whose network can have faults, and its load.
 type chaos struct {
 	t      *testing.T
 	seed   uint64
+	target string // of make
 	system *system
 	load   *chaosLoad
 
@@ -85,6 +97,7 @@ type member struct {
 	name            string
 	n               int
 	busy            sync.Mutex // held by the fault that is injected into the process
+	host            *local.Host
 	postgres, redis *link
 	skew            time.Duration // by which its clock is wrong
 	leaving         atomic.Bool   // its process was asked to end
@@ -92,14 +105,25 @@ type member struct {
 
 func newChaos(t *testing.T) *chaos {
 	t.Helper()
-	c := &chaos{t: t, seed: *chaosSeed, injected: map[string]int{}}
-	if c.seed == 0 {
-		c.seed = rand.Uint64()
-	}
+	c := &chaos{t: t, seed: drawnSeed(), target: "chaos", injected: map[string]int{}}
 	c.system = &system{t: t, postgres: testenv.PostgresServer(t), redis: chaosRedis(t), reach: c.reach, build: raced}
 	c.system.pool = c.system.connect()
 	c.apis, c.workers = c.members("api", chaosAPIs), c.members("worker", chaosWorkers)
 	c.system.apis, c.system.workers = make([]*process, chaosAPIs), make([]*process, chaosWorkers)
+	c.start()
+	return c
+}
+
+func drawnSeed() uint64 {
+	if *chaosSeed != 0 {
+		return *chaosSeed
+	}
+	return rand.Uint64()
+}
+
+// start starts the processes, and logs a client in.
+func (c *chaos) start() {
+	c.t.Helper()
 	if *chaosClocks {
 		c.setClocks()
 	}
@@ -107,10 +131,9 @@ func newChaos(t *testing.T) *chaos {
 		c.begin(m)
 	}
 	c.ready()
-	login := newClient(t, c.system)
+	login := newClient(c.t, c.system)
 	login.http.Timeout = 0 // each try has its own
 	c.load = newLoad(c, login)
-	return c
 }
 
 // setClocks lets an api run an hour ahead, a worker too, and one behind.
@@ -181,7 +204,7 @@ func (c *chaos) process(m *member) *process {
 // begin starts the member's next process. A process that ends without being asked to is a
 // violation.
 func (c *chaos) begin(m *member) {
-	p := beginVariant(c.t, c.system.build, m.name, append(c.system.envOf(m.name, m.n), skewEnv(m.skew)))
+	p := beginVariantOn(c.t, m.host, c.system.build, m.name, append(c.system.envOf(m.name, m.n), skewEnv(m.skew)))
 	c.system.mu.Lock()
 	*c.place(m) = p
 	c.system.mu.Unlock()
@@ -343,7 +366,7 @@ func (c *chaos) summary() {
 	}
 	c.say("accepted, every %v:\n  %s", reportEvery, bars(c.rates))
 	c.say("everything was applied %v after the last fault was repaired", c.drained.Round(time.Millisecond))
-	again := fmt.Sprintf("the same schedule again: make chaos SEED=%d MINUTES=%g", c.seed, chaosFor.Minutes())
+	again := fmt.Sprintf("the same schedule again: make %s SEED=%d MINUTES=%g", c.target, c.seed, chaosFor.Minutes())
 	if len(c.found) == 0 {
 		c.say("found nothing wrong; %s", again)
 		return
