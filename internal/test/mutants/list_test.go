@@ -44,12 +44,14 @@ const (
 	notifier  = "internal/queue/notifier.go"
 	wakeup    = "internal/queue/wakeup.go"
 	pubsub    = "internal/queue/events.go"
+	masters   = "internal/queue/master.go"
 	notices   = "internal/queue/notification.go"
 	pending   = "internal/queue/pending.go"
 	serving   = "internal/queue/server.go"
 	opsTokens = "internal/ops/token.go"
 	watching  = "internal/queue/watch.go"
 	edge      = "internal/api/api.go"
+	problems  = "internal/api/problem.go"
 
 	batchEdge = "internal/api/batch.go"
 
@@ -79,6 +81,7 @@ const (
 
 	workerHealth = "internal/worker/health.go"
 	probing      = "internal/queue/probe.go"
+	connecting   = "internal/queue/connect.go"
 	gauges       = "internal/ops/gauge.go"
 	applyRights  = "internal/ledger/check.go"
 	health       = "internal/boot/health.go"
@@ -728,6 +731,21 @@ var mutations = []mutation{
 		return map`, `if !ok || cluster != nil {
 		return map`}},
 		[]string{"-run=^TestServeOnCluster$ ./internal/queue"},
+	},
+	{
+		"a server that is no longer the primary denies what it does not know", stays,
+		[]edit{{problems, `http.StatusUnauthorized, http.StatusNotAcceptable,`, `http.StatusUnauthorized, http.StatusNotFound, http.StatusNotAcceptable,`}},
+		[]string{everyRoute},
+	},
+	{
+		"a master that is cut off is every master", disposable,
+		[]edit{{masters, `if err != nil {`, `if err == nil {`}},
+		[]string{"-run=^TestOneMasterSilent$ ./internal/queue"},
+	},
+	{
+		"a node that is cut off is dialed five times", disposable,
+		[]edit{{connecting, `*dials = 1`, `*dials = 5`}},
+		[]string{"-run=^TestOneMasterSilent$ ./internal/queue"},
 	},
 	{
 		"tasks fill Redis while the workers are away", disposable,
@@ -1553,6 +1571,11 @@ var mutations = []mutation{
 		"a health check passes where a process is not ready", deployed,
 		[]edit{{health, `err == nil && response.StatusCode != http.StatusOK {`, `err == nil && response.StatusCode == http.StatusNotFound {`}},
 		[]string{"-run=^TestStart_OperatorsPortIsOpen$ ./internal/test/e2e"},
+	},
+	{
+		"a server that is cut off is waited for as long as the kernel does", deployed,
+		[]edit{{open, `conn.ConnectTimeout = connectTimeout`, `conn.ConnectTimeout = 100 * connectTimeout`}},
+		[]string{"-run=^TestOpenWithASilentHost$ ./internal/postgres"},
 	},
 	{
 		"a stop during the wait for Postgres is a failure", deployed,
