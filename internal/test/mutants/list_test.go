@@ -1549,7 +1549,7 @@ var mutations = []mutation{
 	},
 	{
 		"a Redis that takes no writes is up", seen,
-		[]edit{{probing, `p.Set(ctx, keyOf(queues.Name(partition), "probe"), 1, probeLife)`, `p.Ping(ctx)`}},
+		[]edit{{probing, `p.Set(ctx, keyOf(queues.Name(partition), "probe"), 1, probeLife)`, `_, _ = partition, p.Ping(ctx)`}},
 		[]string{"-run=^TestCheckWrites$ ./internal/queue"},
 	},
 	{
