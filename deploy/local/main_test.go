@@ -77,12 +77,16 @@ func (s *session) awaitRunning(t *testing.T) {
 // pid is the process that a program of the session is.
 func (s *session) pid(t *testing.T, program string) int {
 	t.Helper()
+	want, err := filepath.EvalSymlinks(filepath.Join(s.dir, "bin", program))
+	if err != nil {
+		t.Fatal(err)
+	}
 	exes, err := filepath.Glob("/proc/[0-9]*/exe")
 	if err != nil {
 		t.Fatal(err)
 	}
 	for _, exe := range exes {
-		if path, err := os.Readlink(exe); err == nil && path == filepath.Join(s.dir, "bin", program) {
+		if path, err := os.Readlink(exe); err == nil && path == want {
 			pid, err := strconv.Atoi(filepath.Base(filepath.Dir(exe)))
 			if err != nil {
 				t.Fatal(err)

@@ -15,7 +15,9 @@ import (
 
 // The whole life of a `make run`: up, a first request, Ctrl-C, up again, and the death of a program.
 func TestUp(t *testing.T) {
-	s := start(t, testPlan(t))
+	p := testPlan(t)
+	keepPrograms(t, p)
+	s := start(t, p)
 	s.awaitRunning(t)
 	if got := signUp(t, s.plan); got != http.StatusCreated {
 		t.Errorf("the first request to paste: %d", got)
@@ -51,6 +53,24 @@ func TestUp(t *testing.T) {
 	}
 	if err := again.checkPorts(t.Context()); err != nil {
 		t.Errorf("something is left after the worker's death: %v", err)
+	}
+}
+
+// keepPrograms has the programs built in a folder that is kept, as testenv.Programs does: the go command
+// links again what is not in its place.
+func keepPrograms(t *testing.T, p plan) {
+	t.Helper()
+	kept, err := filepath.Abs("../../.local/tests/run")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, folder := range []string{kept, p.dir} {
+		if err := os.MkdirAll(folder, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.Symlink(kept, filepath.Join(p.dir, "bin")); err != nil {
+		t.Fatal(err)
 	}
 }
 
