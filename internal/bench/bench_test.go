@@ -16,6 +16,7 @@ import (
 
 	"go.uber.org/goleak"
 
+	"github.com/passbook/passbook/internal/bench/environment"
 	"github.com/passbook/passbook/internal/bench/report"
 	"github.com/passbook/passbook/internal/test/testenv"
 )
@@ -73,7 +74,7 @@ func TestMeasure(t *testing.T) {
 // built builds the programs once for all tests; testenv removes them.
 var built = sync.OnceValues(func() (string, error) {
 	root := filepath.Join("..", "..")
-	return testenv.Programs(root, "bench", root, "./cmd/api", "./cmd/worker", "./internal/bench")
+	return testenv.Programs(root, "plain", root, environment.Packages...)
 })
 
 func programs(t *testing.T) string {

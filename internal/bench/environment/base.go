@@ -107,11 +107,14 @@ func (b *Base) build(ctx context.Context) (err error) {
 	return BuildPrograms(ctx, b.programs)
 }
 
+// Packages are what a run builds: api, worker and the peer.
+var Packages = []string{module + "/cmd/api", module + "/cmd/worker", module + "/internal/bench"}
+
 // BuildPrograms builds the programs as they are deployed, but without the tables for
 // debuggers, which take a third of the time.
 func BuildPrograms(ctx context.Context, folder string) error {
-	out, err := exec.CommandContext(ctx, "go", "build", "-buildvcs=false", "-ldflags=-w", "-o", folder, //nolint:gosec // our own packages
-		module+"/cmd/api", module+"/cmd/worker", module+"/internal/bench").CombinedOutput()
+	arguments := append([]string{"build", "-buildvcs=false", "-ldflags=-w", "-o", folder}, Packages...)
+	out, err := exec.CommandContext(ctx, "go", arguments...).CombinedOutput() //nolint:gosec // our own packages
 	if err != nil {
 		return fmt.Errorf("build: %w\n%s", err, out)
 	}

@@ -10,6 +10,7 @@ import (
 
 	"go.uber.org/goleak"
 
+	"github.com/passbook/passbook/internal/bench/environment"
 	"github.com/passbook/passbook/internal/bench/report"
 	"github.com/passbook/passbook/internal/ledger"
 	"github.com/passbook/passbook/internal/statement"
@@ -27,6 +28,10 @@ func TestMeasure(t *testing.T) {
 	folder := t.TempDir()
 	s, err := ReadSettings([]string{"-rows=20000", "-rounds=1", "-scale=0.004", "-out=" + folder})
 	if err != nil {
+		t.Fatal(err)
+	}
+	root := filepath.Join("..", "..", "..")
+	if s.Programs, err = testenv.Programs(root, "plain", root, environment.Packages...); err != nil {
 		t.Fatal(err)
 	}
 	var said strings.Builder

@@ -13,7 +13,7 @@ import (
 
 // Programs runs `go build` in the folder source, and returns a folder with the programs, which is
 // deleted after the last test. root is the repository's folder, and name identifies source and
-// arguments.
+// flags: two packages that name the same build share its programs.
 //
 // The go command caches packages, but links a program again unless the last one is still in its
 // place. So it builds into a folder under root's .local, which is kept, and the tests get a copy. A
