@@ -13,7 +13,8 @@ var theContract = sync.OnceValues(func() (openapi.Document, error) {
 	return openapi.Read(openAPIYAML,
 		// What attacks send, and the API does not look at.
 		"Origin", "Referer", "Cookie", "X-Forwarded-Host", "X-Forwarded-Proto", "Forwarded", "X-Original-Url", "X-Rewrite-Url", "X-Host",
-		"X-Http-Method-Override", "X-Http-Method", "X-Method-Override")
+		"X-Http-Method-Override", "X-Http-Method", "X-Method-Override", "X-Callback-Url", "X-Webhook-Url", "Destination", "Location", "Link",
+		"Traceparent", "Tracestate", "Baggage", "X-B3-Traceid")
 })
 
 // described returns the operations of openapi.yaml.
