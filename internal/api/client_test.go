@@ -103,6 +103,9 @@ func start(t *testing.T, edits ...func(*settings)) *server {
 	}
 	s := &server{pool: set.pool, log: &logBuffer{}, http: &http.Client{Transport: &http.Transport{}}}
 	acceptor := job.NewAcceptor(s.pool, silent{}, set.maxQueued)
+	if set.timeout > requestTimeout {
+		acceptor.Timeout = set.timeout
+	}
 	s.gate = postgres.NewGate(prometheus.NewRegistry(), set.pool)
 	s.hub = finished.New(set.messages, set.pool, slog.New(slog.DiscardHandler))
 	s.checks = ops.NewChecks(slog.New(slog.NewTextHandler(s.log, nil)), set.checks...)

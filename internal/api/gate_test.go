@@ -156,7 +156,7 @@ func each(t *testing.T, what string, c client, probes []probe, check func(probe,
 func TestGate_EveryRoute(t *testing.T) {
 	t.Parallel()
 	server := testenv.PostgresServer(t)
-	s := start(t, func(set *settings) { set.pool = openPool(t, server.URL()) })
+	s := start(t, func(set *settings) { set.pool, set.timeout = openPool(t, server.URL()), requestTimeout })
 	c := s.user(t)
 	o := haveJobs(s, c)
 	alone := c.open(0)

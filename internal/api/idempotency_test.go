@@ -177,7 +177,9 @@ func TestIdempotencyKey_Locked(t *testing.T) {
 				problem(http.StatusServiceUnavailable, "unavailable").wantHeader("Retry-After", "1")
 		})
 		group.Go(func() {
-			other.in(t).post(jobsOf(theirs, "deposits"), `{"amount":1}`, "Idempotency-Key", fmt.Sprint(i)).want(http.StatusAccepted)
+			testenv.Eventually(t, "a busy machine to accept the deposit", func() bool {
+				return other.in(t).post(jobsOf(theirs, "deposits"), `{"amount":1}`, "Idempotency-Key", fmt.Sprint(i)).status == http.StatusAccepted
+			})
 		})
 	}
 	group.Wait()

@@ -58,6 +58,8 @@ type Notifier interface {
 // Acceptor commits jobs. Accepts that arrive together share an insert; no accept
 // waits for more to come.
 type Acceptor struct {
+	Timeout time.Duration // acceptTimeout; before the first Accept a test may set another
+
 	pool        *pgxpool.Pool
 	notifier    Notifier
 	maxQueued   int
@@ -72,6 +74,7 @@ type Acceptor struct {
 // An account takes at most maxQueued queued jobs. Accept waits until Run runs.
 func NewAcceptor(pool *pgxpool.Pool, notifier Notifier, maxQueued int) *Acceptor {
 	return &Acceptor{
+		Timeout:     acceptTimeout,
 		pool:        pool,
 		notifier:    notifier,
 		maxQueued:   maxQueued,
@@ -113,7 +116,7 @@ type result struct {
 // insert leaves the job or nothing; the client has no response and repeats the request.
 // A crash after the commit and before the notification leaves a job that the sweep finds.
 func (a *Acceptor) Accept(ctx context.Context, req Request) (job Job, replayed bool, err error) {
-	ctx, cancel := context.WithTimeout(ctx, acceptTimeout)
+	ctx, cancel := context.WithTimeout(ctx, a.Timeout)
 	defer cancel()
 	id, err := uuid.NewV7()
 	if err != nil {
@@ -222,7 +225,7 @@ func (a *Acceptor) commit(ctx context.Context, batch []*request) {
 	slices.SortFunc(batch, func(x, y *request) int {
 		return cmp.Or(slices.Compare(x.UserID[:], y.UserID[:]), cmp.Compare(x.Key, y.Key))
 	})
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), acceptTimeout)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), a.Timeout)
 	defer cancel()
 	accepted, err := a.insert(ctx, batch)
 	switch {

@@ -74,7 +74,7 @@ type batchResult struct {
 // A crash has the same consequences as for Accept, for the batch as a whole: Postgres commits all of
 // its new jobs or none, and the client sends the same batch again.
 func (a *Acceptor) AcceptBatch(ctx context.Context, requests []Request) ([]Accepted, error) {
-	ctx, cancel := context.WithTimeout(ctx, acceptTimeout)
+	ctx, cancel := context.WithTimeout(ctx, a.Timeout)
 	defer cancel()
 	batch := &batchRequest{requests: requests, ctx: ctx, ids: make([][16]byte, len(requests)), result: make(chan batchResult, 1)}
 	for i := range batch.ids {
@@ -148,7 +148,7 @@ func (r batchResult) show(ctx context.Context) {
 
 // commitBatch commits the batch and sends its result, even if ctx ends meanwhile.
 func (a *Acceptor) commitBatch(ctx context.Context, batch *batchRequest) {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), acceptTimeout)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), a.Timeout)
 	defer cancel()
 	row, err := a.insertBatch(ctx, batch)
 	if err != nil {
