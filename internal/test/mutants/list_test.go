@@ -365,7 +365,7 @@ var mutations = []mutation{
 	},
 	{
 		"a pause is not noticed", disposable,
-		[]edit{{watching, `if pause.Val() > 0 {`, `if false {`}},
+		[]edit{{watching, `if pause.Val() > 0 {`, `if pause.Val() < 0 {`}},
 		[]string{"-run=^TestPausesAreReported$ ./internal/queue"},
 	},
 	{
