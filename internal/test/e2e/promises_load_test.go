@@ -630,6 +630,9 @@ func (r *round) checkMoments() {
 	for n, m := range r.record.moments {
 		group.Go(func() error {
 			now, err := r.balanceAt(n, m.Number, m.At)
+			for deadline := time.Now().Add(patience); errors.Is(err, errUnanswered) && time.Now().Before(deadline) && r.c.pause(r.t.Context()); {
+				now, err = r.balanceAt(n, m.Number, m.At) // a 503 may be sent again, as after a crash behind a pooler
+			}
 			if err == nil && (now.Seq != m.Seq || now.Balance != m.Balance || !now.At.Equal(m.At)) {
 				r.record.change("the balance at a time was read as %+v and is now %+v", m, now)
 			}
