@@ -174,6 +174,13 @@ hosts: ## Run the system on ten hosts, which are network namespaces, under fault
 	@go build -o /dev/null ./cmd/... # fetches modules, which the test's own network can't
 	go test -exec 'unshare --net' -count=1 -timeout 0 -v -tags hosts -run '^TestHosts' ./internal/test/e2e -chaos.clocks -chaos.for=$(MINUTES)m -chaos.seed=$(SEED)
 
+.PHONY: pooler
+pooler: RUNS = 10
+pooler: ## Crash Postgres behind PgBouncer RUNS times (10) under load, and run twenty processes on 100 connections
+	@deploy/local/install.sh test
+	go test -count=1 -timeout $$(( 10 + $(RUNS) / 6 ))m -v -parallel 1 -tags pooler -run '^(TestPooler|TestPromises_Pooler|TestTwentyProcesses)$$' ./internal/test/e2e \
+		-promises.crashes=$(RUNS)
+
 .PHONY: deploy-files
 deploy-files: ## Check compose.yaml, the Kubernetes manifests, the systemd units and the dashboards as compose, Kubernetes, systemd and Grafana read them
 	@deploy/local/install.sh deploy

@@ -38,6 +38,18 @@ const (
 func TestPromises(t *testing.T) {
 	t.Parallel()
 	s := newFragileSystem(t)
+	s.start(2, 2)
+	crashAgainAndAgain(t, s)
+}
+
+// crashAgainAndAgain crashes the system's Postgres promisesCrashes times under load.
+func crashAgainAndAgain(t *testing.T, s *system) {
+	t.Helper()
+	if *promisesUnflushed {
+		ledgertest.Exec(t, s.pool, `CREATE FUNCTION unflushed() RETURNS trigger LANGUAGE plpgsql AS
+			$$BEGIN PERFORM set_config('synchronous_commit', 'off', true); RETURN OLD; END$$`)
+		ledgertest.Exec(t, s.pool, `CREATE TRIGGER unflushed BEFORE DELETE ON queue FOR EACH ROW EXECUTE FUNCTION unflushed()`)
+	}
 	started, changed := time.Now(), 0
 	for n := 0; n < *promisesCrashes && changed == 0; {
 		r := newRound(t, s)
@@ -66,12 +78,6 @@ func newFragileSystem(t *testing.T) *system {
 		"full_page_writes":       "on", // kill -9 may tear a page
 	})}
 	s.reach = promisesEnv
-	s.start(2, 2)
-	if *promisesUnflushed {
-		ledgertest.Exec(t, s.pool, `CREATE FUNCTION unflushed() RETURNS trigger LANGUAGE plpgsql AS
-			$$BEGIN PERFORM set_config('synchronous_commit', 'off', true); RETURN OLD; END$$`)
-		ledgertest.Exec(t, s.pool, `CREATE TRIGGER unflushed BEFORE DELETE ON queue FOR EACH ROW EXECUTE FUNCTION unflushed()`)
-	}
 	return s
 }
 
