@@ -37,7 +37,8 @@ func isTransient(err error) bool {
 }
 
 // IsDown reports whether err says that Postgres serves no client now: there is no connection, or
-// the server stops, starts, is full or is a standby. What was sent may have been committed.
+// the server stops, starts, is full, is a standby or refuses the log-in. What was sent may have
+// been committed.
 func IsDown(err error) bool {
 	pg, ok := errors.AsType[*pgconn.PgError](err)
 	if !ok {
@@ -50,7 +51,7 @@ func IsDown(err error) bool {
 		return true
 	}
 	switch pg.Code[:2] {
-	case "08", "53", "57", "58":
+	case "08", "28", "3D", "53", "57", "58": // 28 and 3D: a log-in, as after a change of the password
 		return true
 	}
 	return false
@@ -78,7 +79,7 @@ type Reason string
 const (
 	Privilege     Reason = "privilege"     // the role, or the owner of a function, lacks a right
 	ReadOnly      Reason = "read_only"     // the server takes no writes
-	Connection    Reason = "connection"    // no connection, or the server is stopping or starting
+	Connection    Reason = "connection"    // no connection, a log-in that is refused, or the server is stopping or starting
 	Timeout       Reason = "timeout"       // the statement, or its answer, took too long
 	Lock          Reason = "lock"          // a lock was not granted
 	Constraint    Reason = "constraint"    // the values of the statement: IsDataFault
@@ -123,8 +124,7 @@ var reasonOfCode = map[string]Reason{
 
 // reasonOfClass are the classes of https://www.postgresql.org/docs/15/errcodes-appendix.html.
 var reasonOfClass = map[string]Reason{
-	"08": Connection, "57": Connection,
-	"28": Privilege,
+	"08": Connection, "28": Connection, "3D": Connection, "57": Connection,
 	"40": Serialization,
 	"55": Lock,
 	"53": Resources, "58": Resources,

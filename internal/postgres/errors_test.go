@@ -16,9 +16,9 @@ import (
 func TestReasonOf(t *testing.T) {
 	t.Parallel()
 	for code, want := range map[string]postgres.Reason{
-		"42501": postgres.Privilege, "28P01": postgres.Privilege,
+		"42501": postgres.Privilege,
 		"25006": postgres.ReadOnly,
-		"08006": postgres.Connection, "57P01": postgres.Connection, "57P03": postgres.Connection,
+		"08006": postgres.Connection, "28P01": postgres.Connection, "3D000": postgres.Connection, "57P01": postgres.Connection, "57P03": postgres.Connection,
 		"57014": postgres.Timeout, "25P03": postgres.Timeout,
 		"55P03": postgres.Lock,
 		"23514": postgres.Constraint, "22003": postgres.Constraint, "P0001": postgres.Constraint,

@@ -352,6 +352,8 @@ func TestErrors(t *testing.T) {
 		{io.ErrUnexpectedEOF, false, true, true},
 		{context.DeadlineExceeded, false, true, true},
 		{pg("08006"), false, true, true},  // connection_failure
+		{pg("28P01"), false, true, true},  // invalid_password
+		{pg("3D000"), false, true, true},  // invalid_catalog_name
 		{pg("57P01"), false, true, true},  // admin_shutdown
 		{pg("53300"), false, true, true},  // too_many_connections
 		{pg("25006"), false, true, true},  // read_only_sql_transaction
