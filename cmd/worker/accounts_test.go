@@ -49,7 +49,7 @@ func TestCondition(t *testing.T) {
 		redisErr error
 	}{
 		{"ok", depth{jobs: 9, oldest: time.Second}, queue.State{Worker: "w"}, nil},
-		{"stuck: `worker accounts show`", depth{jobs: 9, oldest: time.Minute}, queue.State{Worker: "w"}, nil},
+		{"stuck: ask `worker accounts show ANN-7`", depth{jobs: 9, oldest: time.Minute, account: "ANN-7"}, queue.State{Worker: "w"}, nil},
 		{"paused", depth{jobs: 9, oldest: time.Minute}, queue.State{Worker: "w", Paused: true}, nil},
 		{"no worker", depth{}, queue.State{}, nil},
 		{"no worker, stuck: 2 tasks", depth{}, queue.State{Lost: 2}, nil},

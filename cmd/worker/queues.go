@@ -22,8 +22,9 @@ type queuesCommand struct{}
 
 // depth is what Postgres knows of a partition.
 type depth struct {
-	jobs   int
-	oldest time.Duration
+	jobs    int
+	oldest  time.Duration
+	account string // the number of the oldest job's account; empty where its row is missing
 }
 
 // Run shows a line for each partition. The depths come from Postgres, so they are right without
@@ -38,7 +39,10 @@ func (queuesCommand) Run(i *invocation) error {
 	depths := make([]depth, queues.Partitions)
 	err = job.Depths(i.ctx, pool, func(d job.Depth) {
 		of := &depths[queue.Partition(d.AccountID, queues.Partitions)]
-		of.jobs, of.oldest = of.jobs+d.Jobs, max(of.oldest, d.Oldest)
+		of.jobs += d.Jobs
+		if d.Oldest >= of.oldest {
+			of.oldest, of.account = d.Oldest, d.Account
+		}
 	})
 	if err != nil {
 		return err
@@ -80,7 +84,7 @@ func condition(d depth, s queue.State, redisErr error) string {
 		wrong = append(wrong, fmt.Sprintf("stuck: %d tasks of workers that are gone", s.Lost))
 	}
 	if d.oldest > stuckAfter && len(wrong) == 0 {
-		wrong = append(wrong, "stuck: `worker accounts show` says what an account waits for")
+		wrong = append(wrong, fmt.Sprintf("stuck: ask `worker accounts show %s` what it waits for", dash(d.account)))
 	}
 	if len(wrong) == 0 {
 		return "ok"

@@ -29,7 +29,7 @@ func TestDepths(t *testing.T) {
 	if err := job.Depths(t.Context(), pool, func(d job.Depth) { all = append(all, d) }); err != nil {
 		t.Fatal(err)
 	}
-	if len(all) != 1 || all[0].AccountID != one.ID || all[0].Jobs != 3 || all[0].Oldest < time.Hour || all[0].Oldest > 2*time.Hour {
+	if len(all) != 1 || all[0].AccountID != one.ID || all[0].Account != one.Number || all[0].Jobs != 3 || all[0].Oldest < time.Hour || all[0].Oldest > 2*time.Hour {
 		t.Errorf("%+v, want three jobs of account %d, the oldest an hour old", all, one.ID)
 	}
 }
