@@ -62,6 +62,10 @@ func TestAcceptByStatus(t *testing.T) {
 	if _, replayed, err := a.Accept(t.Context(), deposit(user, other, "new")); err != nil || replayed {
 		t.Errorf("the refused key on another account: replayed %t, %v", replayed, err)
 	}
+	ledgertest.SetStatus(t, pool, other.Number, ledger.Closed) // its queue has capacity for one more
+	if got, _, err := a.Accept(t.Context(), deposit(user, other, "more")); !errors.Is(err, job.ErrAccountClosed) {
+		t.Errorf("accept within the queue's capacity: %+v, %v; want ErrAccountClosed", got, err)
+	}
 	if applied, _, err := ledger.NewApplier(pool).Apply(t.Context(), second.ID, 10); err != nil || len(applied) != 2 || applied[0].Outcome != ledger.Rejected {
 		t.Errorf("applied %+v, %v; want both rejected", applied, err)
 	}
