@@ -11,6 +11,7 @@ import (
 	"github.com/passbook/passbook/internal/job"
 	"github.com/passbook/passbook/internal/ledger/ledgertest"
 	"github.com/passbook/passbook/internal/postgres"
+	"github.com/passbook/passbook/internal/postgres/postgrestest"
 	"github.com/passbook/passbook/internal/test/testenv"
 )
 
@@ -76,7 +77,7 @@ func TestAcceptedSurvivesAReloadAndACrash(t *testing.T) {
 func TestAcceptedSurvivesACrash_Pooler(t *testing.T) {
 	t.Parallel()
 	server := testenv.PostgresServerWith(t, map[string]string{"wal_writer_delay": "10s"}) // what a commit does not flush stays unflushed
-	bouncer := testenv.Pooler(t, server, 1)
+	bouncer := postgrestest.Pooler(t, server, 1)
 	pool, err := postgres.Open(t.Context(), postgres.Config{URL: bouncer.URL(), Serving: true})
 	if err != nil {
 		t.Fatal(err)

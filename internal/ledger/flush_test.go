@@ -8,6 +8,7 @@ import (
 	"github.com/passbook/passbook/internal/ledger"
 	"github.com/passbook/passbook/internal/ledger/ledgertest"
 	"github.com/passbook/passbook/internal/postgres"
+	"github.com/passbook/passbook/internal/postgres/postgrestest"
 	"github.com/passbook/passbook/internal/test/local"
 	"github.com/passbook/passbook/internal/test/testenv"
 )
@@ -25,7 +26,7 @@ func TestApplyFlushesOnceABatch(t *testing.T) {
 func TestApplyFlushesOnceABatch_Pooler(t *testing.T) {
 	t.Parallel()
 	pool, server := ownServer(t)
-	bouncer := testenv.Pooler(t, server, 1)
+	bouncer := postgrestest.Pooler(t, server, 1)
 	pooled, err := postgres.Open(t.Context(), postgres.Config{URL: bouncer.URL(), Serving: true})
 	if err != nil {
 		t.Fatal(err)

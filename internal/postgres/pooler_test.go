@@ -14,12 +14,13 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/passbook/passbook/internal/postgres"
+	"github.com/passbook/passbook/internal/postgres/postgrestest"
 	"github.com/passbook/passbook/internal/test/local"
 	"github.com/passbook/passbook/internal/test/testenv"
 )
 
 // Behind a pooler a session without the settings is refused, and the error says each of them, and the
-// SQL that repairs it: testenv.Pooler runs it.
+// SQL that repairs it: postgrestest.Pooler runs it.
 func TestPoolerChecksSettings(t *testing.T) {
 	t.Parallel()
 	server := testenv.PostgresServer(t)
@@ -41,7 +42,7 @@ func TestPoolerChecksSettings(t *testing.T) {
 		}
 	}
 
-	bouncer = testenv.Pooler(t, server, 2)
+	bouncer = postgrestest.Pooler(t, server, 2)
 	pool := openServing(t, bouncer.URL())
 	for name, want := range map[string]string{"search_path": "public, pg_temp", "synchronous_commit": "on", "default_transaction_isolation": "read committed", "timezone": "UTC"} {
 		if got := setting(t, pool, name); got != want {
@@ -71,7 +72,7 @@ func openServing(t *testing.T, url string) *pgxpool.Pool {
 func TestPoolerSharesSessions(t *testing.T) {
 	t.Parallel()
 	const conns, rounds = 8, 40
-	bouncer := testenv.Pooler(t, testenv.PostgresServer(t), 2)
+	bouncer := postgrestest.Pooler(t, testenv.PostgresServer(t), 2)
 	pool := openServing(t, bouncer.URL())
 	execute(t, bouncer.URL(), `CREATE TABLE facts (n bigint)`)
 	var group errgroup.Group
@@ -124,7 +125,7 @@ func TestPoolerCommitsDurably(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			server := testenv.PostgresServerWith(t, map[string]string{"synchronous_commit": ""})
-			bouncer := testenv.Pooler(t, server, 1)
+			bouncer := postgrestest.Pooler(t, server, 1)
 			pool := openServing(t, bouncer.URL())
 			if err := pool.Ping(t.Context()); err != nil {
 				t.Fatal(err)
@@ -157,7 +158,7 @@ func TestPoolerCommitsDurably(t *testing.T) {
 func TestGate_Pooler(t *testing.T) {
 	t.Parallel()
 	server := testenv.EmptyPostgresServer(t)
-	g := newGated(t, testenv.Pooler(t, server, 3).URL())
+	g := newGated(t, postgrestest.Pooler(t, server, 3).URL())
 	g.write("old")
 	g.passes("a fact", g.read("old"))
 	confirmed := g.count()
@@ -259,7 +260,7 @@ func TestAwaitNamesPermanentFaults_PoolerTLS(t *testing.T) {
 func TestAwaitWaits_Pooler(t *testing.T) {
 	t.Parallel()
 	server := testenv.EmptyPostgresServer(t)
-	bouncer := testenv.Pooler(t, server, 1)
+	bouncer := postgrestest.Pooler(t, server, 1)
 	if err := server.Stop(t.Context()); err != nil {
 		t.Fatal(err)
 	}
@@ -282,7 +283,7 @@ func TestAwaitWaits_Pooler(t *testing.T) {
 // What needs sessions of its own is refused with its name.
 func TestPoolerRefusesWhatIsDirect(t *testing.T) {
 	t.Parallel()
-	bouncer := testenv.Pooler(t, testenv.PostgresServer(t), 1)
+	bouncer := postgrestest.Pooler(t, testenv.PostgresServer(t), 1)
 	pool, err := postgres.Open(t.Context(), postgres.Config{URL: bouncer.URL(), Serving: true, Direct: "READ_DATABASE_URL"})
 	if err != nil {
 		t.Fatal(err)

@@ -11,6 +11,7 @@ import (
 
 	"go.uber.org/goleak"
 
+	"github.com/passbook/passbook/internal/bench/environment"
 	"github.com/passbook/passbook/internal/bench/report"
 	"github.com/passbook/passbook/internal/test/testenv"
 )
@@ -30,7 +31,7 @@ func TestMeasure(t *testing.T) {
 		t.Fatal(err)
 	}
 	root := filepath.Join("..", "..", "..")
-	if s.Programs, err = testenv.Programs(root, "bench", root, "./cmd/api", "./cmd/worker", "./internal/bench"); err != nil {
+	if s.Programs, err = testenv.Programs(root, "plain", root, environment.Packages...); err != nil {
 		t.Fatal(err)
 	}
 	var said strings.Builder

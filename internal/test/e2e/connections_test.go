@@ -8,6 +8,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/passbook/passbook/internal/postgres/postgrestest"
 	"github.com/passbook/passbook/internal/test/testenv"
 )
 
@@ -16,7 +17,7 @@ import (
 func TestPromises_Pooler(t *testing.T) {
 	t.Parallel()
 	s := newFragileSystem(t)
-	databaseURL := "DATABASE_URL=" + testenv.Pooler(t, s.postgres, serverConns).URL()
+	databaseURL := "DATABASE_URL=" + postgrestest.Pooler(t, s.postgres, serverConns).URL()
 	s.reach = func(name string, n int) []string { return append(promisesEnv(name, n), databaseURL) }
 	s.start(2, 2)
 	crashAgainAndAgain(t, s)

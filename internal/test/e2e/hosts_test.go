@@ -324,6 +324,7 @@ func (p *probe) get(t *testing.T, api int, id string) (status int, job jobAnswer
 // Every commit waits for a standby that the primary does not reach: the APIs refuse, soon, and tell
 // nothing of what is committed on the primary alone.
 func primaryWithoutStandby(t *testing.T, h *hosts, p *probe) {
+	t.Helper()
 	heal := h.network.Part([]*network.Host{h.primaryHost}, []*network.Host{h.standbyHost})
 	defer heal()
 	for api := range chaosAPIs {
@@ -337,6 +338,7 @@ func primaryWithoutStandby(t *testing.T, h *hosts, p *probe) {
 
 // An API that reaches Redis and not Postgres refuses, soon; the other one accepts.
 func apiWithoutPostgres(t *testing.T, h *hosts, p *probe) {
+	t.Helper()
 	heal := h.network.Part(h.apiHosts[:1], h.postgresHosts())
 	defer heal()
 	p.refuses(t, 0)
@@ -348,6 +350,7 @@ func apiWithoutPostgres(t *testing.T, h *hosts, p *probe) {
 // The API's statements arrive, and no answer comes back: what it committed is not told, and the same
 // key finds it at the other API.
 func apiThatPostgresDoesNotReach(t *testing.T, h *hosts, p *probe) {
+	t.Helper()
 	heal := h.network.Drop(h.postgresHosts(), h.apiHosts[:1])
 	defer heal()
 	p.refuses(t, 0)
@@ -358,6 +361,7 @@ func apiThatPostgresDoesNotReach(t *testing.T, h *hosts, p *probe) {
 
 // A worker that reaches Postgres and not Redis leaves its partitions to the others.
 func workerWithoutRedis(t *testing.T, h *hosts, p *probe) {
+	t.Helper()
 	heal := h.network.Part(h.workerHosts[:1], h.redisHosts)
 	defer heal()
 	p.acceptsForAll(t)
@@ -365,6 +369,7 @@ func workerWithoutRedis(t *testing.T, h *hosts, p *probe) {
 
 // While no worker reaches Redis the sweep applies jobs.
 func workersWithoutRedis(t *testing.T, h *hosts, p *probe) {
+	t.Helper()
 	heal := h.network.Part(h.workerHosts, h.redisHosts)
 	defer heal()
 	p.acceptsForAll(t)
@@ -373,6 +378,7 @@ func workersWithoutRedis(t *testing.T, h *hosts, p *probe) {
 // A worker that reaches Redis and not Postgres takes tasks and can't apply any: the sweep of the
 // others finds their accounts, also those that it has locked.
 func workerWithoutPostgres(t *testing.T, h *hosts, p *probe) {
+	t.Helper()
 	heal := h.network.Part(h.workerHosts[:1], h.postgresHosts())
 	defer heal()
 	p.acceptsForAll(t)
@@ -401,6 +407,7 @@ func (p *probe) acceptsForAll(t *testing.T) {
 // taking writes, replicas on the other side take over, and both APIs' jobs finish, before and after
 // the network is healed.
 func redisMinority(t *testing.T, h *hosts, p *probe) {
+	t.Helper()
 	minority := []*network.Host{h.redisHosts[0], h.apiHosts[0], h.workerHosts[0]}
 	majority := slices.Concat(h.redisHosts[1:], h.apiHosts[1:], h.workerHosts[1:])
 	var lost []int
@@ -438,6 +445,7 @@ func (h *hosts) mastersOutside(host *local.Host) (masters int) {
 
 // With every host far away from every other one, requests are accepted and finish, if more slowly.
 func allFar(t *testing.T, h *hosts, p *probe) {
+	t.Helper()
 	near := h.network.Far(h.everyHost()...)
 	defer near()
 	for api := range chaosAPIs {
@@ -448,6 +456,7 @@ func allFar(t *testing.T, h *hosts, p *probe) {
 // The primary's host is gone: its packets are dropped, which is no refusal. An operator's tool
 // promotes the standby, and the processes find it.
 func primaryHostLost(t *testing.T, h *hosts, p *probe) {
+	t.Helper()
 	h.network.Part([]*network.Host{h.primaryHost}, append(h.everyHost(), h.network.Self)) // for good
 	for api := range chaosAPIs {
 		p.refuses(t, api)

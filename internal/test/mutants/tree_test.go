@@ -32,7 +32,7 @@ type goTree struct {
 // openTemp makes a temporary folder that the servers' user can enter. t.TempDir's are closed to others.
 func openTemp(t *testing.T) string {
 	t.Helper()
-	dir, err := os.MkdirTemp("", "passbook-mutants-")
+	dir, err := os.MkdirTemp("", "passbook-mutants-") //nolint:usetesting // see above
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -41,7 +41,7 @@ func openTemp(t *testing.T) string {
 			t.Error(err)
 		}
 	})
-	if err := os.Chmod(dir, 0o755); err != nil { //nolint:gosec // for the servers' user
+	if err := os.Chmod(dir, 0o755); err != nil {
 		t.Fatal(err)
 	}
 	return dir
@@ -169,7 +169,7 @@ type parsed struct {
 
 func parse(checker string) parsed {
 	var p parsed
-	for _, argument := range strings.Fields(checker) {
+	for argument := range strings.FieldsSeq(checker) {
 		switch {
 		case strings.HasPrefix(argument, "./"):
 			p.folder = argument

@@ -3,12 +3,10 @@ package testenv
 import (
 	"context"
 	"net/url"
-	"regexp"
 	"testing"
 
 	"github.com/jackc/pgx/v5"
 
-	"github.com/passbook/passbook/internal/postgres"
 	"github.com/passbook/passbook/internal/test/local"
 )
 
@@ -20,31 +18,6 @@ func PgBouncer(t testing.TB, cfg local.PgBouncerConfig) *local.PgBouncer {
 		t.Fatalf("testenv: %v", err)
 	}
 	removeAfter(t, bouncer.Remove)
-	return bouncer
-}
-
-// repair is a setting that Passbook's own error says is missing.
-var repair = regexp.MustCompile(`ALTER ROLE [^;]+`)
-
-// Pooler is a PgBouncer before a server, whose superuser has the settings that Passbook needs there: those
-// that its own error names.
-func Pooler(t testing.TB, server *local.Postgres, serverConns int) *local.PgBouncer {
-	t.Helper()
-	bouncer := PgBouncer(t, local.PgBouncerConfig{Server: server, ServerConns: serverConns})
-	pool, err := postgres.Open(t.Context(), postgres.Config{URL: bouncer.URL(), MaxConns: 1, Serving: true})
-	if err != nil {
-		t.Fatalf("testenv: %v", err)
-	}
-	defer pool.Close()
-	if err := pool.Ping(t.Context()); err != nil {
-		for _, sql := range repair.FindAllString(err.Error(), -1) {
-			if err := execute(t.Context(), server.URL(), sql); err != nil {
-				t.Fatalf("testenv: %v", err)
-			}
-		}
-	}
-	Console(t, bouncer, "RECONNECT")
-	Eventually(t, "the pooler's sessions to have the settings", func() bool { return pool.Ping(t.Context()) == nil })
 	return bouncer
 }
 
