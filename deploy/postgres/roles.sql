@@ -57,6 +57,10 @@ BEGIN
         RETURN;
     END IF;
 
+    -- The functions that move a balance have the owner's rights, which a REVOKE can take from it too.
+    GRANT ALL ON ALL TABLES IN SCHEMA public TO passbook_owner;
+    GRANT ALL ON ALL SEQUENCES IN SCHEMA public TO passbook_owner;
+    GRANT ALL ON ALL FUNCTIONS IN SCHEMA public TO passbook_owner;
     REVOKE ALL ON ALL TABLES IN SCHEMA public FROM passbook_serving, passbook_operator;
     REVOKE ALL ON ALL SEQUENCES IN SCHEMA public FROM passbook_serving, passbook_operator;
     REVOKE ALL ON ALL FUNCTIONS IN SCHEMA public FROM passbook_serving, passbook_operator;

@@ -37,26 +37,28 @@ func servedBy(t testing.TB, server *local.Postgres) (s *system, admin *pgxpool.P
 		t.Fatal(err)
 	}
 	t.Cleanup(admin.Close)
-	grant := func() {
-		t.Helper()
-		roles, err := os.ReadFile(filepath.Join(repository, "deploy", "postgres", "roles.sql"))
-		if err != nil {
-			t.Fatal(err)
-		}
-		ledgertest.Exec(t, admin, string(roles))
-	}
-	grant()
+	grantRoles(t, admin)
 	ledgertest.Exec(t, admin, `ALTER ROLE passbook_owner LOGIN PASSWORD 'owner'; ALTER ROLE passbook_serving LOGIN PASSWORD 'serving';
 		ALTER ROLE passbook_operator LOGIN PASSWORD 'operator'`)
 	migrate := begin(t, "api", []string{"DATABASE_URL=" + asRole(t, server, "passbook_owner", "owner")}, "migrate")
 	if err := migrate.wait(); err != nil {
 		t.Fatalf("migrate: %v\n%s", err, migrate.log())
 	}
-	grant()
+	grantRoles(t, admin)
 	return &system{
 		t: t, postgres: server, redis: testenv.RedisServer(t),
 		databaseURL: asRole(t, server, "passbook_serving", "serving"), operatorURL: asRole(t, server, "passbook_operator", "operator"),
 	}, admin
+}
+
+// grantRoles runs roles.sql as the superuser.
+func grantRoles(t testing.TB, admin *pgxpool.Pool) {
+	t.Helper()
+	roles, err := os.ReadFile(filepath.Join(repository, "deploy", "postgres", "roles.sql"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	ledgertest.Exec(t, admin, string(roles))
 }
 
 func asRole(t testing.TB, server *local.Postgres, role, password string) string {

@@ -104,7 +104,7 @@ func TestSignals(t *testing.T) {
 }
 
 // checkNoInsert revokes a right that every apply needs from the role that owns apply_job. The log names
-// the job that is accepted meanwhile. A worker applies it once the right is granted again.
+// the job that is accepted meanwhile. A worker applies it once roles.sql has granted the right again.
 func checkNoInsert(t *testing.T, s *system, admin *pgxpool.Pool, c *client, number string) {
 	t.Helper()
 	ledgertest.Exec(t, admin, `REVOKE INSERT ON transactions FROM passbook_owner`)
@@ -130,7 +130,7 @@ func checkNoInsert(t *testing.T, s *system, admin *pgxpool.Pool, c *client, numb
 	if !said {
 		t.Errorf("no line has the job %s, its account and the error:\n%s", id, worker.log())
 	}
-	ledgertest.Exec(t, admin, `GRANT INSERT ON transactions TO passbook_owner`)
+	grantRoles(t, admin) // as the run-book says
 	s.drained()
 	awaitUp(t, worker)
 }
