@@ -123,22 +123,26 @@ func TestBatcherCollectsAFew(t *testing.T) {
 	}
 }
 
-// The next batches begin while a slow one runs.
+// The next batches begin while a slow one runs. In the bubble's time a batch is slow at once.
 func TestBatcherPassesASlowBatch(t *testing.T) {
-	t.Parallel()
-	h := heldApplier{begun: make(chan []ledger.Due), release: make(chan struct{})}
-	b := newBatcher(h)
-	b.slow = time.Millisecond
-	results := make(chan *part)
-	const more = 3
-	for range b.most + more {
-		go func() { results <- b.apply(t.Context(), dueOf(1)) }()
-		<-h.begun // no batch was released
-	}
-	for range b.most + more {
-		h.release <- struct{}{}
-		<-results
-	}
+	synctest.Test(t, func(t *testing.T) {
+		h := heldApplier{begun: make(chan []ledger.Due), release: make(chan struct{})}
+		b := newBatcher(h)
+		results := make(chan *part)
+		const more = 3
+		began := time.Now()
+		for range b.most + more {
+			go func() { results <- b.apply(t.Context(), dueOf(1)) }()
+			<-h.begun // no batch was released
+		}
+		if took, most := time.Since(began), time.Duration(b.most+more)*b.slow; took > most {
+			t.Errorf("%d batches have begun after %v, want %v at most", b.most+more, took, most)
+		}
+		for range b.most + more {
+			h.release <- struct{}{}
+			<-results
+		}
+	})
 }
 
 // A partition without due jobs does not wait for ever: synctest fails where it does.
