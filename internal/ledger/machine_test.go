@@ -818,10 +818,9 @@ func newImpatient(t testing.TB, like *pgxpool.Pool) *impatient {
 	p := &impatient{}
 	cfg := like.Config()
 	cfg.MaxConns = 1
-	secure := cfg.AfterConnect
-	cfg.AfterConnect = func(ctx context.Context, conn *pgx.Conn) error {
+	cfg.AfterConnect = func(_ context.Context, conn *pgx.Conn) error {
 		p.pid = conn.PgConn().PID()
-		return secure(ctx, conn)
+		return nil
 	}
 	var err error
 	if p.pool, err = pgxpool.NewWithConfig(t.Context(), cfg); err != nil {

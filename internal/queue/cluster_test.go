@@ -150,6 +150,9 @@ func TestOneMasterSilent(t *testing.T) {
 	cut := &silent{address: masterOf(queues.pending(lost))}
 	client, _ := connect(t, cluster.URL()).(*redis.ClusterClient)
 	client.OnNewNode(func(node *redis.Client) { node.AddHook(cut) })
+	testenv.Eventually(t, "the client to know the commands, which it asks nodes at random for", func() bool {
+		return client.SAdd(t.Context(), asynqQueues, queues.Name(lost)).Err() == nil
+	})
 	testenv.Eventually(t, "the client to know the cluster", func() bool {
 		master, err := client.MasterForKey(t.Context(), queues.pending(lost))
 		if err != nil {

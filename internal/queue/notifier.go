@@ -146,7 +146,9 @@ func (w *writer) write(ctx context.Context, partitions map[int][]Notification) (
 		w.drop(err, partitions)
 		return false
 	}
-	group, ctx := errgroup.WithContext(ctx)
+	ctx, cancel := context.WithTimeout(ctx, requestTimeout) // of all together
+	defer cancel()
+	var group errgroup.Group // one partition's error ends no other's call
 	group.SetLimit(maxWriters)
 	unanswered := false
 	for partition, answer := range answers {
@@ -224,8 +226,6 @@ func (w *writer) run(ctx context.Context, eval evaluator, some []int, partitions
 
 // enqueue writes tasks for the jobs of a partition, of maxTaskJobs accounts each.
 func (w *writer) enqueue(ctx context.Context, partition int, notifications []Notification) error {
-	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
-	defer cancel()
 	for some := range slices.Chunk(notifications, maxTaskJobs) {
 		err := ctx.Err()
 		if err == nil {
