@@ -159,6 +159,7 @@ func TestShutdown_ResetsNothing(t *testing.T) {
 		name, sent string
 		want       []int // answers, the first of them before the stop where idle
 		idle       bool
+		mayEnd     bool // without a further answer, if the server has not yet begun to read what follows
 	}{
 		{name: "Nothing", sent: ""},
 		{name: "Idle", sent: get, want: []int{200}, idle: true},
@@ -166,7 +167,7 @@ func TestShutdown_ResetsNothing(t *testing.T) {
 		{name: "HalfTheHead", sent: head, want: []int{408}},
 		{name: "HalfTheBody", sent: head + "Content-Length: 10\r\n\r\n{", want: []int{408}},
 		{name: "HalfAChunk", sent: head + "Transfer-Encoding: chunked\r\n\r\na\r\n{", want: []int{408}},
-		{name: "HalfTheSecond", sent: get + "GET /li", want: []int{200, 408}, idle: true},
+		{name: "HalfTheSecond", sent: get + "GET /li", want: []int{200, 408}, idle: true, mayEnd: true},
 	}
 	var conns []*bufio.Reader
 	for _, test := range tests {
@@ -190,6 +191,9 @@ func TestShutdown_ResetsNothing(t *testing.T) {
 		want := test.want
 		if test.idle {
 			want = want[1:]
+		}
+		if _, err := conns[i].Peek(1); test.mayEnd && errors.Is(err, io.EOF) {
+			continue
 		}
 		wantAnswers(t, test.name, conns[i], want...)
 		if rest, err := conns[i].ReadByte(); !errors.Is(err, io.EOF) {
