@@ -6,7 +6,7 @@ import (
 )
 
 const (
-	eventuallyWait = 20 * time.Second     // long enough for a loaded machine under -race
+	eventuallyWait = time.Minute          // long enough for a loaded machine under -race
 	eventuallyTick = 5 * time.Millisecond // at first
 	slowestTick    = 50 * time.Millisecond
 )
