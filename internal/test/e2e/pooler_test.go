@@ -26,6 +26,7 @@ func TestPooler(t *testing.T) {
 	ledgertest.Exec(t, admin, `ALTER DATABASE postgres SET synchronous_commit = off`)
 	bouncer := testenv.PgBouncer(t, local.PgBouncerConfig{
 		Server: s.postgres, ServerConns: serverConns, Users: map[string]string{"passbook_serving": "serving", "passbook_operator": "operator", "passbook_owner": "owner"},
+		Settings: documentedSettings(t),
 	})
 	serving := "DATABASE_URL=" + testenv.As(t, bouncer.URL(), "passbook_serving", "serving")
 	operator := "DATABASE_URL=" + testenv.As(t, bouncer.URL(), "passbook_operator", "operator")
@@ -77,6 +78,28 @@ func TestPooler(t *testing.T) {
 	if replica := begin(t, "api", both); replica.wait() == nil || !strings.Contains(replica.log(), "READ_DATABASE_URL") {
 		t.Errorf("an API with a replica beside the pooler:\n%s", replica.log())
 	}
+}
+
+// documentedSettings are PgBouncer's settings in docs/operations.md, without the number of connections.
+func documentedSettings(t *testing.T) map[string]string {
+	t.Helper()
+	text, err := os.ReadFile(filepath.Join(repository, "docs", "operations.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, block, _ := strings.Cut(string(text), "\n[pgbouncer]\n")
+	block, _, _ = strings.Cut(block, "```")
+	settings := map[string]string{}
+	for line := range strings.Lines(block) {
+		if name, value, isSetting := strings.Cut(strings.TrimSpace(line), " = "); isSetting {
+			settings[name] = value
+		}
+	}
+	delete(settings, "default_pool_size")
+	if settings["pool_mode"] == "" {
+		t.Fatal("found no settings")
+	}
+	return settings
 }
 
 // crashPooler kills PgBouncer and starts it again.
