@@ -69,12 +69,12 @@ func TestVariables(t *testing.T) {
 	}
 }
 
-// The table of the configuration has every variable.
-func TestConfigurationTable(t *testing.T) {
+// docs/operations.md names every variable.
+func TestConfigurationVariables(t *testing.T) {
 	t.Parallel()
-	table := repository(t)["docs/operations.md"]
+	operations := repository(t)["docs/operations.md"]
 	for _, name := range environment(t) {
-		if !strings.Contains(table, "`"+name+"`") && name != "FAILPOINT" {
+		if !strings.Contains(operations, "`"+name+"`") && name != "FAILPOINT" {
 			t.Errorf("docs/operations.md does not name %s", name)
 		}
 	}
