@@ -315,6 +315,14 @@ func (f *folder) serves(pid int) (bool, error) {
 
 func (f *folder) dataPath() string { return filepath.Join(f.path, "data") }
 
+// makeData makes the folder of the data, where it is missing.
+func (f *folder) makeData() error {
+	if err := f.root.Mkdir("data", 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
+		return fmt.Errorf("make the folder of the data: %w", err)
+	}
+	return f.give("data")
+}
+
 // start starts a server's command as the folder's owner, without this process's
 // environment, in a working directory that every user reaches.
 func (f *folder) start(ctx context.Context, host *Host, output *os.File, stop syscall.Signal, command []string) (*process, error) {

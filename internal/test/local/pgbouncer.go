@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"maps"
 	"net"
 	"net/url"
@@ -100,10 +99,7 @@ func (b *PgBouncer) prepare(context.Context) (err error) {
 			return fmt.Errorf("no pgbouncer; install one: apt-get install pgbouncer (%w)", err)
 		}
 	}
-	if err := b.folder.root.Mkdir("data", 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
-		return fmt.Errorf("make pgbouncer's folder: %w", err)
-	}
-	return b.folder.give("data")
+	return b.folder.makeData()
 }
 
 // command writes the settings and the passwords to files.

@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"maps"
 	"net"
 	"net/url"
@@ -131,11 +130,7 @@ func (r *Redis) prepare(context.Context) (err error) {
 			return err
 		}
 	}
-	err = r.folder.root.Mkdir("data", 0o700)
-	if err != nil && !errors.Is(err, fs.ErrExist) {
-		return fmt.Errorf("make redis's data folder: %w", err)
-	}
-	return r.folder.give("data")
+	return r.folder.makeData()
 }
 
 // command writes the settings to a file, because a command line, which every
