@@ -411,8 +411,7 @@ func (s *server) usersInFlight() int {
 // A flood of log-ins takes no slot of the refreshes. A flood of refreshes takes no slot of the log-ins.
 func TestInFlight_Refreshes(t *testing.T) {
 	t.Parallel()
-	s := start(t, func(set *settings) {
-	})
+	s := start(t)
 	c := s.anonymous(t)
 	signUp(c)
 	tokens := logIn(c)

@@ -53,14 +53,10 @@ func TestSecurity_LimitsAtOnce(t *testing.T) {
 	s := start(t, func(set *settings) {
 		set.accounts = 2
 		set.limits = Limits{Emails: of("emails", 3), Pairs: of("pairs", 100), Proxies: loopback}
-		set.edit = func(a *API) { a.timeout = patient }
 	})
 	t.Run("Requests", func(t *testing.T) {
 		t.Parallel()
-		few := start(t, func(set *settings) {
-			set.limits.Requests = of("requests", 4)
-			set.edit = func(a *API) { a.timeout = patient }
-		})
+		few := start(t, func(set *settings) { set.limits.Requests = of("requests", 4) })
 		c := few.user(t)
 		me := func(int) (answer, error) { return c.try(http.MethodGet, "/v1/users/me", "") }
 		statuses := atOnce(t, slices.Repeat([]func(int) (answer, error){me}, attempts)...)
@@ -71,10 +67,7 @@ func TestSecurity_LimitsAtOnce(t *testing.T) {
 	t.Run("Accounts", func(t *testing.T) {
 		t.Parallel()
 		c, other := s.user(t), s.user(t)
-		second := start(t, func(set *settings) { // of another process
-			set.pool, set.accounts = s.pool, 2
-			set.edit = func(a *API) { a.timeout = patient }
-		})
+		second := start(t, func(set *settings) { set.pool, set.accounts = s.pool, 2 }) // of another process
 		open := func(n int) (answer, error) {
 			c := c
 			if n%2 == 0 {
@@ -120,7 +113,7 @@ func TestSecurity_LimitsAtOnce(t *testing.T) {
 // A key that is sent at once to every route that takes one has one effect.
 func TestSecurity_OneKeyEverywhere(t *testing.T) {
 	t.Parallel()
-	s := start(t, func(set *settings) { set.edit = func(a *API) { a.timeout = patient } })
+	s := start(t)
 	c := s.user(t)
 	account := c.open(0)
 	const rounds = 10
