@@ -16,6 +16,9 @@ func (a *Accounts) Opening(user uuid.UUID) int {
 	return 0
 }
 
+// VerifyRows is how many rows Verify reads in one statement.
+const VerifyRows = verifyRows
+
 // Guards are the triggers that Verify looks for, by their tables.
 var Guards = guards
 
