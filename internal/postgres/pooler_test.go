@@ -239,8 +239,9 @@ func TestAwaitNamesPermanentFaults_Pooler(t *testing.T) {
 	}
 }
 
-// A pooler that takes TLS connections only says so to a client without TLS.
-func TestAwaitNamesPermanentFaults_PoolerTLS(t *testing.T) {
+// A fault that may pass has no advice. PgBouncer of the tests has no certificate, so this is the test of
+// the advice to a client without TLS.
+func TestAdviceOfPooler(t *testing.T) {
 	t.Parallel()
 	const refused = "SSL required"
 	if got := postgres.AdviceOfPooler(refused); !strings.Contains(got, "sslmode") {
