@@ -117,11 +117,11 @@ func TestMetrics(t *testing.T) {
 	}
 }
 
-// Every test and benchmark that a document names exists; TestSweep… stands for several.
+// Every test and benchmark that a document or the Makefile names exists; TestSweep… stands for several.
 func TestTests(t *testing.T) {
 	t.Parallel()
 	known := all(`(?m)^func ((?:Test|Benchmark|Fuzz)\w+)\(`, sources(t, `_test\.go$`))
-	for _, d := range documents(t) {
+	for _, d := range append(documents(t), document{"Makefile", repository(t)["Makefile"]}) {
 		for _, name := range all(`\b((?:Test|Benchmark|Fuzz)[A-Z]\w*…?)`, d.text) {
 			prefix, several := strings.CutSuffix(name, "…")
 			if !slices.ContainsFunc(known, func(test string) bool { return test == name || several && strings.HasPrefix(test, prefix) }) {
