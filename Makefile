@@ -193,7 +193,7 @@ deploy-check: deploy-files ## Build the image's programs twice and compare them,
 test-valkey: ## Run the tests of the queue, the limits and the waiting, and those of the system with Redis Cluster and Sentinel, on Valkey
 	@deploy/local/install.sh test
 	server=$$(deploy/local/valkey.sh) && export REDIS_SERVER=$$server && $$server --version && \
-	$(GO_TEST) -race -p 4 ./internal/queue/... ./internal/limit ./internal/finished ./internal/event ./internal/worker ./internal/test/local && \
+	$(GO_TEST) $(RACE) -p 4 ./internal/queue/... ./internal/limit ./internal/finished ./internal/event ./internal/worker ./internal/test/local && \
 	$(GO_TEST) -run '$(ON_VALKEY)' ./internal/test/e2e
 ON_VALKEY := ^(TestChaos|TestLimits|TestReadiness|TestRecoveryWithoutRedis|TestRedisCluster|TestRedisSentinels|TestStopInOrder|TestWaiters)$$
 
