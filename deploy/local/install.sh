@@ -28,7 +28,7 @@ main() {
 	why=
 	find_missing "${1:-run}"
 	[ -z "$missing" ] || install_missing
-	case "${1:-run}" in test | deploy | failover) sh "${0%/*}/postgres.sh" $newest_postgres >/dev/null ;; esac
+	[ "${1:-run}" = run ] || sh "${0%/*}/postgres.sh" $newest_postgres >/dev/null
 }
 
 install_missing() {
