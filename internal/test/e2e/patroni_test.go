@@ -117,8 +117,11 @@ func (s *stranger) ask(n int) error {
 	}
 	for _, path := range paths {
 		status, answer, err := s.c.request(s.r.t.Context(), s.r.s.api(n), http.MethodGet, path, "", nil)
-		if err != nil || status != http.StatusNotFound && status != http.StatusServiceUnavailable {
-			return fmt.Errorf("a stranger asks for %s: %d %s %w", path, status, answer, err)
+		if err != nil {
+			return fmt.Errorf("a stranger asks for %s: %w", path, err)
+		}
+		if status != http.StatusNotFound && status != http.StatusServiceUnavailable {
+			return fmt.Errorf("a stranger asks for %s: %d %s", path, status, answer)
 		}
 		s.refused.Add(1)
 	}

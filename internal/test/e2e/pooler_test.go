@@ -118,8 +118,8 @@ func checkConnections(t *testing.T, s *system) {
 	t.Helper()
 	const sql = `SELECT count(*) FROM pg_stat_activity WHERE usename = 'passbook_serving' AND application_name LIKE 'passbook-%'`
 	var n int
-	if err := s.pool.QueryRow(t.Context(), sql).Scan(&n); err != nil || n > serverConns {
-		t.Errorf("%d connections to the server, %v; want %d at most", n, err, serverConns)
+	if err := s.pool.QueryRow(t.Context(), sql).Scan(&n); err != nil || n == 0 || n > serverConns {
+		t.Errorf("%d connections to the server, %v; want some, and %d at most", n, err, serverConns)
 	}
 }
 
@@ -137,7 +137,7 @@ func operateThroughPooler(t *testing.T, c *client, databaseURL string) {
 		{"worker", []string{"jobs", "failed"}, ""},
 		{"worker", []string{"accounts", "freeze", number, "--reason", "a test"}, ""},
 		{"worker", []string{"accounts", "show", number}, "frozen"},
-		{"api", []string{"migrate", "--status"}, "0 of 4 migrations are pending"},
+		{"api", []string{"migrate", "--status"}, "\n0 of "},
 	} {
 		p := begin(t, test.program, append(c.system.env(), databaseURL), test.args...)
 		if err := p.wait(); err != nil || !strings.Contains(p.log(), test.want) {
