@@ -161,8 +161,8 @@ func TestInternalError(t *testing.T) {
 // second.
 const promptly = 3 * requestTimeout
 
-// Without Postgres every request that needs it is answered 503 within two seconds, and succeeds again
-// when Postgres is back.
+// Without Postgres every request that needs it is answered 503 promptly, and succeeds again when Postgres
+// is back.
 func TestUnavailable(t *testing.T) {
 	t.Parallel()
 	postgres := testenv.PostgresServer(t)
