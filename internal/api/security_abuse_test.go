@@ -132,8 +132,8 @@ func TestSecurity_OneKeyEverywhere(t *testing.T) {
 			post(jobsOf(account, "withdrawals"), `{"amount":7}`), post("/v1/accounts", `{"initial_deposit":8}`))
 		const sql = `SELECT (SELECT count(*) FROM jobs WHERE idempotency_key = @key) + (SELECT count(*) FROM accounts WHERE open_key = @key)`
 		var effects int
-		if err := s.pool.QueryRow(t.Context(), sql, pgx.NamedArgs{"key": key}).Scan(&effects); err != nil || effects > 1 {
-			t.Errorf("one key has %d effects, %v: %v", effects, err, statuses)
+		if err := s.pool.QueryRow(t.Context(), sql, pgx.NamedArgs{"key": key}).Scan(&effects); err != nil || effects != 1 {
+			t.Errorf("one key has %d effects, want 1; %v: %v", effects, err, statuses)
 		}
 		for _, status := range statuses {
 			if status >= http.StatusBadRequest && status != http.StatusUnprocessableEntity && status != http.StatusServiceUnavailable {
