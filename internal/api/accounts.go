@@ -1,6 +1,7 @@
 package api
 
 import (
+	"fmt"
 	"net/http"
 	"regexp"
 	"strings"
@@ -115,10 +116,18 @@ func (a *API) readBalance(c *fiber.Ctx, q *query) error {
 // account is the caller's.
 func ownedAccount(c *fiber.Ctx) (ledger.Owned, error) {
 	number := accountNumber(c)
-	if !numberPattern.MatchString(number) {
-		return ledger.Owned{}, ledger.ErrAccountNotFound
+	if err := checkNumber(number); err != nil {
+		return ledger.Owned{}, err
 	}
 	return ledger.Owned{UserID: caller(c), Number: number}, nil
+}
+
+// checkNumber returns ledger.ErrAccountNotFound for a number that no account can have.
+func checkNumber(number string) error {
+	if !numberPattern.MatchString(number) {
+		return fmt.Errorf("%w: %w", ledger.ErrAccountNotFound, errMalformed)
+	}
+	return nil
 }
 
 // accountNumber copies the number out of Fiber's buffer.

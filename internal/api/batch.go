@@ -31,8 +31,8 @@ func (a *API) acceptBatch(c *fiber.Ctx, _ *query) error {
 	if err := b.err(); err != nil {
 		return err
 	}
-	if !numberPattern.MatchString(requests[0].Account) {
-		return ledger.ErrAccountNotFound
+	if err := checkNumber(requests[0].Account); err != nil {
+		return err
 	}
 	if err := a.limitBatch(c, caller(c), len(requests)); err != nil {
 		return err

@@ -177,6 +177,11 @@ func TestGate_EveryRoute(t *testing.T) {
 	for _, path := range unknown { // the primary may be another server by now, and know it
 		c.get(path).want(http.StatusServiceUnavailable)
 	}
+	for _, path := range []string{"/nowhere", "/v1/jobs/1", "/v1/accounts/A", "/v1/accounts/" + o.account.Number + "/transactions/first"} {
+		c.get(path).want(http.StatusNotFound) // no primary has it
+	}
+	c.post("/v1/accounts/A/deposits", `{"amount":1}`, "Idempotency-Key", "nowhere").want(http.StatusNotFound)
+	c.post("/v1/accounts/A/jobs", batchOf(t, "nowhere")).want(http.StatusNotFound)
 	c.get("/v1/users/me").want(http.StatusOK)
 	showsNoUnansweredJob(c, alone)
 

@@ -104,8 +104,8 @@ func (a *API) accept(entry ledger.EntryType) func(*fiber.Ctx, *query) error {
 		if err := b.err(); err != nil {
 			return err
 		}
-		if !numberPattern.MatchString(req.Account) {
-			return ledger.ErrAccountNotFound
+		if err := checkNumber(req.Account); err != nil {
+			return err
 		}
 		accepted, replayed, err := a.cfg.Acceptor.Accept(c.UserContext(), req)
 		if err != nil {
@@ -162,7 +162,7 @@ func (a *API) readJob(c *fiber.Ctx, q *query) error {
 	}
 	id, err := uuid.Parse(c.Params("id"))
 	if err != nil || !strings.EqualFold(id.String(), c.Params("id")) { // Parse takes other forms too; an id has only one
-		return job.ErrNotFound
+		return fmt.Errorf("%w: %w", job.ErrNotFound, errMalformed)
 	}
 	found, err := a.cfg.Jobs.Job(c.UserContext(), caller(c), id)
 	if err != nil {

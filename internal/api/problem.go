@@ -214,10 +214,17 @@ func (a *API) answerError(c *fiber.Ctx, err error) error {
 	return c.JSON(p, mimeProblem)
 }
 
+// errMalformed is the error of a number, an id or a seq in a path that no account, job or transaction
+// can have. No row decides that.
+var errMalformed = errors.New("malformed path")
+
 // hasNoOutcome reports whether the answer depends on no job's outcome: the request itself is wrong
-// or refused. A 404 depends on the database: a server that was the primary and has not noticed that
-// it is no longer does not know what was accepted since, and its 404 can't be confirmed.
+// or refused. Any other 404 depends on the database: a server that was the primary, and has not noticed
+// that it no longer is, does not know what was accepted since. Its 404 can't be confirmed.
 func hasNoOutcome(err error) bool {
+	if errors.Is(err, errMalformed) {
+		return true
+	}
 	p, _ := toProblem(err)
 	switch p.Status {
 	case http.StatusBadRequest, http.StatusUnauthorized, http.StatusNotAcceptable, http.StatusRequestEntityTooLarge,

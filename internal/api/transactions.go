@@ -132,7 +132,7 @@ func (a *API) readTransaction(c *fiber.Ctx, _ *query) error {
 	}
 	seq, err := strconv.ParseInt(c.Params("seq"), 10, 64)
 	if err != nil || strconv.FormatInt(seq, 10) != c.Params("seq") {
-		return statement.ErrNotFound
+		return fmt.Errorf("%w: %w", statement.ErrNotFound, errMalformed)
 	}
 	transaction, err := a.cfg.Statements.Transaction(c.UserContext(), account, seq)
 	if err != nil {
