@@ -31,12 +31,12 @@ var (
 // reading reads with a connection, and releases it.
 type reading[T any] func(context.Context, *pgxpool.Conn) (T, error)
 
-// read reads from the replica or, where the replica is behind, fails, is silent, or ends a query that
-// conflicts with its recovery, from the primary.
+// read reads from the replica. If the replica is behind, fails, is silent, ends a query that conflicts
+// with its recovery, or does not find what was asked for, read reads from the primary. So a read that
+// finds nothing reports the primary's server life, in which the gate confirms it.
 func read[T any](ctx context.Context, s *Statements, account ledger.Owned, from reading[T]) (T, error) {
 	if s.replica != nil {
-		got, err := readReplica(ctx, s, account, from)
-		if err == nil || errors.Is(err, ErrNotFound) || errors.Is(err, ledger.ErrAccountNotFound) || ctx.Err() != nil {
+		if got, err := readReplica(ctx, s, account, from); err == nil || ctx.Err() != nil {
 			return got, err
 		}
 	}

@@ -109,6 +109,26 @@ func (r *replicated) comes(statements *statement.Statements, want ...int64) {
 	})
 }
 
+// absenceIsThePrimarys fails the test unless a read that finds nothing reports the server life of the
+// primary: a 404 is confirmed in that life.
+func (r *replicated) absenceIsThePrimarys(statements *statement.Statements) {
+	r.t.Helper()
+	ctx, shown := postgres.WithShown(r.t.Context())
+	if _, err := statements.Transaction(ctx, ledger.Owned{UserID: r.user, Number: r.number}, 1000); !errors.Is(err, statement.ErrNotFound) {
+		r.t.Errorf("an unknown transaction: %v, want %v", err, statement.ErrNotFound)
+	}
+	if shown.Life() == (postgres.ServerLife{}) {
+		r.t.Error("an unknown transaction is of no server life")
+	}
+	ctx, shown = postgres.WithShown(r.t.Context())
+	if _, err := statements.List(ctx, statement.Page{Account: ledger.Owned{UserID: r.user, Number: "UNKNOWN"}, Limit: 1}); !errors.Is(err, ledger.ErrAccountNotFound) {
+		r.t.Errorf("an unknown account: %v, want %v", err, ledger.ErrAccountNotFound)
+	}
+	if shown.Life() == (postgres.ServerLife{}) {
+		r.t.Error("an unknown account is of no server life")
+	}
+}
+
 func (got answers) is(want []int64) bool {
 	last := want[len(want)-1]
 	return slices.Equal(got.listed, want) && slices.Equal(got.exported, want) && got.last == last && got.balance == last
@@ -145,6 +165,7 @@ func TestReplica(t *testing.T) {
 	r.deposit(1)
 	r.comes(byReplica, 1, 2)
 	r.wantSeqs(statements, 1, 2)
+	r.absenceIsThePrimarys(statements)
 	// What may change is for the primary to answer, and to close.
 	later, account := time.Now().Truncate(time.Microsecond), ledger.Owned{UserID: r.user, Number: r.number}
 	if balance, err := byReplica.Balance(t.Context(), account, later); err == nil {
