@@ -61,10 +61,10 @@ const verifyRules = "rules"
 func (r *Round) verify(ctx context.Context, q querier, limit int) (slice Slice, err error) {
 	if r.Table == verifyRules {
 		slice.Done = true
-		if slice.Mismatches, err = r.rules(ctx, q, limit); err != nil {
-			return slice, err
+		if slice.Mismatches, err = r.rules(ctx, q, limit); err == nil {
+			err = q.QueryRow(ctx, `SELECT clock_timestamp()`).Scan(&slice.Ended)
 		}
-		return slice, q.QueryRow(ctx, `SELECT clock_timestamp()`).Scan(&slice.Ended)
+		return slice, err
 	}
 	at := slices.IndexFunc(walks, func(w walk) bool { return w.table == r.Table })
 	if at < 0 || r.After != nil && len(r.After) != len(walks[at].key) { // a new round, or a stored one of another build
@@ -218,5 +218,6 @@ func (r *Round) rules(ctx context.Context, q querier, limit int) (found []Mismat
 	for _, s := range behind {
 		mismatch("%s", s)
 	}
-	return found, verifyGuards(ctx, q, mismatch)
+	err = verifyGuards(ctx, q, mismatch)
+	return found, err
 }
