@@ -17,7 +17,7 @@ const (
 	outageCalm = 3 * time.Second
 )
 
-// Outage follows the calls to one dependency. It logs the begin and the end of an outage, and a
+// Outage follows the calls to one dependency. It logs the start and the end of an outage, and a
 // reminder while it lasts, however many calls fail. A nil Outage does nothing.
 type Outage struct {
 	log                   *slog.Logger

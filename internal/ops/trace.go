@@ -33,9 +33,9 @@ type TraceConfig struct {
 	Service  string // the service's name, unless OTEL_SERVICE_NAME is set
 }
 
-// NewTracer returns the process's tracer, and a function that sends its last spans; both are nil if no
-// endpoint is set. Spans are sent in the background. While the collector is away, spans beyond a
-// bound are dropped, and no request waits.
+// NewTracer returns the process's tracer, and a function that sends its last spans. If no endpoint is
+// set, the tracer is nil and the function does nothing. Spans are sent in the background. While the
+// collector is away, spans beyond a bound are dropped, and no request waits.
 func NewTracer(ctx context.Context, cfg TraceConfig, log *slog.Logger) (trace.Tracer, func(), error) {
 	if cfg.Endpoint == "" {
 		return nil, func() {}, nil
