@@ -28,7 +28,7 @@ type watch struct {
 	client redis.UniversalClient
 	queues Queues
 	log    *slog.Logger
-	count  func(paused int)         // nil for not
+	count  func(paused int)         // is given how many are paused; nil for none
 	paused atomic.Pointer[[]string] // the queues; nil: none, or not known
 }
 
@@ -54,8 +54,8 @@ func (w *watch) run(ctx context.Context) {
 	}
 }
 
-// look lists the queues, counts the paused ones, and logs which pauses began or ended. If Redis does not answer, or the
-// queues are another installation's, no pause is known.
+// look lists the queues, counts the paused ones, and logs which pauses began or ended. If Redis does not
+// answer, or the queues are another installation's, no pause is known.
 func (w *watch) look(ctx context.Context) {
 	paused, err := w.read(ctx)
 	if err != nil {
