@@ -13,9 +13,9 @@ import (
 )
 
 // acceptConns is how many of a process's connections are only for accepts, the look-ups that an
-// accept waits for, and confirmations. So reads, openings and exports don't delay them. Two inserts
-// and one confirmation run at once. As many connections again take their place while those that hang
-// are abandoned.
+// accept waits for, and confirmations. So reads, openings and exports don't delay them. Three are in
+// use at once, by two inserts and one confirmation. The other three replace them if they hang, until
+// the pool has abandoned those.
 const acceptConns = 6
 
 // pools are the API's connections to Postgres.
