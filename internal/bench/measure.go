@@ -74,9 +74,7 @@ func measure(ctx context.Context, s settings) (err error) {
 		rounds = append(rounds, found...)
 	}
 	result := report.Summarize(rounds, report.Catalogue, report.Targets)
-	result.TakenAt, result.Took = began.UTC(), time.Since(began).Round(time.Second).String()
-	result.Rounds, result.Scale, result.Machine = s.rounds, s.Scale, machine
-	result.Print(s.Out)
+	result.Finish(began, s.rounds, s.Scale, machine, s.Out)
 	files, err := result.Files()
 	if err != nil {
 		return err
@@ -151,7 +149,7 @@ func (p *pass) measure(ctx context.Context, parts []part, which string) error {
 		case err != nil:
 			return fmt.Errorf("%s: %w", part.name, err)
 		}
-		p.Say("  %s(%v, %v since the start)", p.figures.Line(part.name),
+		p.Say("  %s(%v, %v since the start)", p.figures.Line(report.Catalogue, part.name),
 			time.Since(began).Round(100*time.Millisecond), time.Since(p.began).Round(time.Second))
 	}
 	return nil

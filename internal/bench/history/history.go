@@ -112,9 +112,7 @@ func Measure(ctx context.Context, s Settings) (err error) {
 	}
 	h.conclude()
 	result := report.Summarize(append([]report.Figures{h.figures}, h.applied...), h.catalogue(), targets)
-	result.TakenAt, result.Took = began.UTC(), time.Since(began).Round(time.Second).String()
-	result.Rounds, result.Scale, result.Machine = s.Rounds, s.Scale, machine
-	result.Print(s.Out)
+	result.Finish(began, s.Rounds, s.Scale, machine, s.Out)
 	return h.write(result)
 }
 

@@ -157,9 +157,9 @@ func latencyFigures() []Figure {
 }
 
 // Line is a part's figures of one round, for the log.
-func (f Figures) Line(part string) string {
+func (f Figures) Line(catalogue []Figure, part string) string {
 	var b strings.Builder
-	for _, c := range Catalogue {
+	for _, c := range catalogue {
 		if value, ok := f[c.Key()]; ok && c.Part == part {
 			fmt.Fprintf(&b, "%s %s %s; ", c.Label, Number(value), c.Unit)
 		}

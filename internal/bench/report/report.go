@@ -5,7 +5,6 @@ package report
 import (
 	"bytes"
 	"encoding/json"
-	"errors"
 	"flag"
 	"fmt"
 	"io"
@@ -104,7 +103,7 @@ func (r Result) Files() (map[string][]byte, error) {
 // goals is a table of what was to be reached, and was or was not.
 func (r Result) goals() []byte {
 	var b bytes.Buffer
-	fmt.Fprintf(&b, "# Goals, and what the last run reached\n\n%s\n\n", r.origin())
+	fmt.Fprintf(&b, "# Goals, and what the last run reached\n\n%s\n\n", r.Origin())
 	fmt.Fprint(&b, "| | median | least to most | to reach | |\n| --- | --- | --- | --- | --- |\n")
 	for _, t := range Targets {
 		found, ok := r.goal(t)
@@ -122,15 +121,15 @@ func (r Result) goals() []byte {
 	return b.Bytes()
 }
 
-// origin says where the figures come from.
-func (r Result) origin() string {
+// Origin says where the figures come from.
+func (r Result) Origin() string {
 	return fmt.Sprintf("%s. Medians of %d rounds on %s.", r.Machine, r.Rounds, r.TakenAt.Format("2 January 2006"))
 }
 
 // section is the README's figures.
 func (r Result) section(folder string) string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "%s\n\n", r.origin())
+	fmt.Fprintf(&b, "%s\n\n", r.Origin())
 	fmt.Fprintf(&b, "![jobs a second of Passbook, the synchronous handler and pgbench](%s)\n\n", filepath.Join(folder, speedsFile))
 	fmt.Fprint(&b, "| jobs a second | Passbook | synchronous handler | pgbench | Passbook / handler | Passbook / pgbench |\n")
 	fmt.Fprint(&b, "| --- | --- | --- | --- | --- | --- |\n")
@@ -192,7 +191,7 @@ func WriteReadme(args []string, out io.Writer) error {
 	if err := flags.Parse(args); err != nil {
 		return err
 	}
-	r, err := readResult(*folder)
+	r, err := ReadResult(*folder, LatestFile)
 	if err != nil {
 		return err
 	}
@@ -203,19 +202,26 @@ func WriteReadme(args []string, out io.Writer) error {
 	if err := WriteFiles(*folder, files, out); err != nil {
 		return err
 	}
-	readme, err := os.ReadFile(*path)
-	if err != nil {
-		return fmt.Errorf("read the README: %w", err)
-	}
-	if readme, err = withSection(readme, r.section(*folder)); err != nil {
-		return err
-	}
-	return WriteFiles(filepath.Dir(*path), map[string][]byte{filepath.Base(*path): readme}, out)
+	return UpdateDocument(*path, func(readme []byte) ([]byte, error) {
+		return WithSection(readme, sectionBegins, sectionEnds, r.section(*folder))
+	}, out)
 }
 
-// readResult reads a run's latest.json; one at another scale than 1 means nothing.
-func readResult(folder string) (r Result, err error) {
-	text, err := os.ReadFile(filepath.Join(folder, LatestFile)) //nolint:gosec // the folder that was named
+// UpdateDocument writes a document again, as update returns it.
+func UpdateDocument(path string, update func([]byte) ([]byte, error), out io.Writer) error {
+	document, err := os.ReadFile(path) //nolint:gosec // the file that was named
+	if err != nil {
+		return fmt.Errorf("read the document: %w", err)
+	}
+	if document, err = update(document); err != nil {
+		return fmt.Errorf("%s: %w", path, err)
+	}
+	return WriteFiles(filepath.Dir(path), map[string][]byte{filepath.Base(path): document}, out)
+}
+
+// ReadResult reads a run's JSON. It returns an error for a run at another scale than 1, whose figures mean nothing.
+func ReadResult(folder, file string) (r Result, err error) {
+	text, err := os.ReadFile(filepath.Join(folder, file)) //nolint:gosec // the folder that was named
 	if err != nil {
 		return Result{}, fmt.Errorf("read the results: %w", err)
 	}
@@ -228,12 +234,12 @@ func readResult(folder string) (r Result, err error) {
 	return r, nil
 }
 
-// withSection puts other figures in the place of the README's.
-func withSection(readme []byte, section string) ([]byte, error) {
-	before, after, begins := bytes.Cut(readme, []byte(sectionBegins))
-	_, after, ends := bytes.Cut(after, []byte(sectionEnds))
+// WithSection puts another text between two lines of a document.
+func WithSection(document []byte, begin, end, text string) ([]byte, error) {
+	before, after, begins := bytes.Cut(document, []byte(begin))
+	_, after, ends := bytes.Cut(after, []byte(end))
 	if !begins || !ends {
-		return nil, errors.New("the README has no place for the figures")
+		return nil, fmt.Errorf("there is no place for figures between %q and %q", begin, end)
 	}
-	return slices.Concat(before, []byte(sectionBegins+section+sectionEnds), after), nil
+	return slices.Concat(before, []byte(begin+text+end), after), nil
 }

@@ -15,7 +15,7 @@ const results = "internal/bench/results" // from the README, which names files i
 // or a change of what is made from it, `make bench-readme` writes them anew.
 func TestReport_IsOfTheLastRun(t *testing.T) {
 	t.Parallel()
-	r, err := readResult("../results")
+	r, err := ReadResult("../results", LatestFile)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -32,7 +32,7 @@ func TestReport_IsOfTheLastRun(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if want, err := withSection(readme, r.section(results)); err != nil || !bytes.Equal(readme, want) {
+	if want, err := WithSection(readme, sectionBegins, sectionEnds, r.section(results)); err != nil || !bytes.Equal(readme, want) {
 		t.Errorf("README.md does not have the figures of latest.json (%v): run make bench-readme", err)
 	}
 }
@@ -83,12 +83,12 @@ func TestGoals(t *testing.T) {
 func TestWithSection(t *testing.T) {
 	t.Parallel()
 	const before, after = "# Title\n\n" + sectionBegins, sectionEnds + "\nMore.\n"
-	got, err := withSection([]byte(before+"old\n"+after), "new\n")
+	got, err := WithSection([]byte(before+"old\n"+after), sectionBegins, sectionEnds, "new\n")
 	if want := before + "new\n" + after; err != nil || string(got) != want {
 		t.Errorf("got %q, %v, want %q", got, err, want)
 	}
 	for _, readme := range []string{"", before, after} {
-		if got, err := withSection([]byte(readme), "new\n"); err == nil {
+		if got, err := WithSection([]byte(readme), sectionBegins, sectionEnds, "new\n"); err == nil {
 			t.Errorf("%q: got %q, want an error", readme, got)
 		}
 	}

@@ -72,6 +72,13 @@ func collect(rounds []Figures, value func(Figures) (float64, bool)) (Spread, boo
 	return spreadOf(values), true
 }
 
+// Finish notes when, how and where the run took place, and prints the result.
+func (r *Result) Finish(began time.Time, rounds int, scale float64, machine Machine, out io.Writer) {
+	r.TakenAt, r.Took = began.UTC(), time.Since(began).Round(time.Second).String()
+	r.Rounds, r.Scale, r.Machine = rounds, scale, machine
+	r.Print(out)
+}
+
 // Print writes the figures and the targets as two tables.
 func (r Result) Print(out io.Writer) {
 	table := tabwriter.NewWriter(out, 0, 0, 2, ' ', tabwriter.AlignRight)
@@ -96,7 +103,7 @@ func (r Result) Print(out io.Writer) {
 	}
 }
 
-// JSON is the content of latest.json or history.json.
+// JSON is the content of the run's JSON file.
 func (r Result) JSON() ([]byte, error) {
 	text, err := json.MarshalIndent(r, "", "  ")
 	return append(text, '\n'), err

@@ -1,13 +1,9 @@
 package scaling
 
 import (
-	"bytes"
-	"encoding/json"
 	"flag"
 	"fmt"
 	"io"
-	"os"
-	"path/filepath"
 	"strings"
 
 	"github.com/passbook/passbook/internal/bench/report"
@@ -21,7 +17,7 @@ type section struct {
 }
 
 var sections = []section{
-	{"origin", figures.origin},
+	{"origin", func(f figures) string { return f.Origin() + "\n" }},
 	{"costs", figures.costs},
 	{"more", figures.more},
 	{"limits", figures.limits},
@@ -30,8 +26,8 @@ var sections = []section{
 	{"primary", figures.primary},
 }
 
-func (s section) begin() string { return "<!-- " + s.name + ", which make scaling writes: -->\n" }
-func (s section) end() string   { return "<!-- The end of " + s.name + ". -->\n" }
+func (s section) begin() string { return "<!-- " + s.name + ", which make scaling writes: -->\n\n" }
+func (s section) end() string   { return "\n<!-- The end of " + s.name + ". -->\n" }
 
 // WriteDocument writes the figures of docs/scaling.md again, from scaling.json.
 func WriteDocument(args []string, out io.Writer) error {
@@ -41,34 +37,15 @@ func WriteDocument(args []string, out io.Writer) error {
 	if err := flags.Parse(args); err != nil {
 		return err
 	}
-	result, err := readResult(folder)
+	result, err := report.ReadResult(folder, resultFile)
 	if err != nil {
 		return err
 	}
 	return writeDocument(result, document, out)
 }
 
-// readResult reads a run's scaling.json.
-func readResult(folder string) (r report.Result, err error) {
-	text, err := os.ReadFile(filepath.Join(folder, resultFile)) //nolint:gosec // the folder that was named
-	if err != nil {
-		return report.Result{}, fmt.Errorf("read the results: %w", err)
-	}
-	if err := json.Unmarshal(text, &r); err != nil {
-		return report.Result{}, fmt.Errorf("read the results: %w", err)
-	}
-	return r, nil
-}
-
 func writeDocument(result report.Result, path string, out io.Writer) error {
-	document, err := os.ReadFile(path) //nolint:gosec // the file that was named
-	if err != nil {
-		return fmt.Errorf("read the document: %w", err)
-	}
-	if document, err = withFigures(document, result); err != nil {
-		return err
-	}
-	return report.WriteFiles(filepath.Dir(path), map[string][]byte{filepath.Base(path): document}, out)
+	return report.UpdateDocument(path, func(document []byte) ([]byte, error) { return withFigures(document, result) }, out)
 }
 
 // withFigures puts a run's figures in the place of those that the document has.
@@ -78,14 +55,9 @@ func withFigures(document []byte, result report.Result) ([]byte, error) {
 		return nil, err
 	}
 	for _, s := range sections {
-		before, after, begins := bytes.Cut(document, []byte(s.begin()))
-		_, after, ends := bytes.Cut(after, []byte(s.end()))
-		if !begins || !ends {
-			return nil, fmt.Errorf("the document has no place for %s", s.name)
+		if document, err = report.WithSection(document, s.begin(), s.end(), s.write(f)); err != nil {
+			return nil, err
 		}
-		var b bytes.Buffer
-		fmt.Fprintf(&b, "%s%s\n%s\n\n%s%s", before, s.begin(), strings.TrimSuffix(s.write(f), "\n"), s.end(), after)
-		document = b.Bytes()
 	}
 	return document, nil
 }
@@ -119,22 +91,6 @@ func (f figures) cpu(process string) float64 { return f.of(plain + "/cpu-" + pro
 
 // rate is how many jobs a second the machine applied, with one of each thing.
 func (f figures) rate() float64 { return f.of(plain + "/applied") }
-
-// origin says where the figures come from.
-func (f figures) origin() string {
-	text := fmt.Sprintf("%s. Medians of %s on %s.\n", f.Machine, plural(f.Rounds, "round"), f.TakenAt.Format("2 January 2006"))
-	if f.Scale != 1 {
-		text += fmt.Sprintf("\n**A try at scale %s: its figures mean nothing.**\n", number(f.Scale))
-	}
-	return text
-}
-
-func plural(n int, what string) string {
-	if n == 1 {
-		return "1 " + what
-	}
-	return fmt.Sprintf("%d %ss", n, what)
-}
 
 // costs is what a job costs.
 func (f figures) costs() string {

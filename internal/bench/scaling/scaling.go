@@ -47,7 +47,7 @@ func ReadSettings(args []string) (s Settings, err error) {
 	flags := flag.NewFlagSet("bench scaling", flag.ContinueOnError)
 	flags.IntVar(&s.Rounds, "rounds", 4, "how often to measure each part")
 	flags.Float64Var(&s.Scale, "scale", 1, "of all counts and durations; figures are valid at 1 only")
-	flags.StringVar(&names, "parts", "", "parts to measure, with commas between: "+partNames()+"; all where empty, and only then the document is written")
+	flags.StringVar(&names, "parts", "", "parts to measure, with commas between: "+partNames()+"; all where empty, and only then, and at scale 1, the document is written")
 	flags.StringVar(&s.Programs, "programs", "", "folder with api, worker and bench of another build; empty to build them")
 	registerFiles(flags, &s.Folder, &s.Document)
 	if err := flags.Parse(args); err != nil {
@@ -107,7 +107,7 @@ func chooseParts(names string) ([]part, error) {
 	return chosen, nil
 }
 
-// Measure runs all rounds and writes the results, and the document where all parts were measured.
+// Measure runs all rounds and writes the results, and the document where all parts were measured at scale 1.
 func Measure(ctx context.Context, s Settings) (err error) {
 	began := time.Now()
 	base, err := environment.Open(ctx, s.Config)
@@ -129,9 +129,7 @@ func Measure(ctx context.Context, s Settings) (err error) {
 		rounds = append(rounds, r.figures)
 	}
 	result := report.Summarize(rounds, catalogue(), nil)
-	result.TakenAt, result.Took = began.UTC(), time.Since(began).Round(time.Second).String()
-	result.Rounds, result.Scale, result.Machine = s.Rounds, s.Scale, machine
-	result.Print(s.Out)
+	result.Finish(began, s.Rounds, s.Scale, machine, s.Out)
 	text, err := result.JSON()
 	if err != nil {
 		return err
@@ -139,7 +137,7 @@ func Measure(ctx context.Context, s Settings) (err error) {
 	if err := report.WriteFiles(s.Folder, map[string][]byte{resultFile: text}, s.Out); err != nil {
 		return err
 	}
-	if len(s.parts) < len(parts()) {
+	if len(s.parts) < len(parts()) || s.Scale != 1 { // a try's figures mean nothing
 		return nil
 	}
 	return writeDocument(result, s.Document, s.Out)
@@ -166,7 +164,7 @@ func (r *round) measure(ctx context.Context) error {
 		if err := r.measurePart(ctx, p); err != nil {
 			return err
 		}
-		r.Say("  %s(%v)", r.line(p.name), time.Since(began).Round(100*time.Millisecond))
+		r.Say("  %s(%v)", r.figures.Line(catalogue(), p.name), time.Since(began).Round(100*time.Millisecond))
 	}
 	r.compare()
 	return nil
@@ -189,15 +187,4 @@ func (r *round) set(part, name string, value float64) { r.figures[part+"/"+name]
 
 func (r *round) orders(jobs, accounts int) []load.Order {
 	return load.EvenOrders(load.Random(r.number), r.Count(jobs), accounts)
-}
-
-// line is what a part measured, for the log.
-func (r *round) line(part string) string {
-	var b strings.Builder
-	for _, f := range catalogue() {
-		if value, ok := r.figures[f.Key()]; ok && f.Part == part {
-			fmt.Fprintf(&b, "%s %s %s; ", f.Label, report.Number(value), f.Unit)
-		}
-	}
-	return b.String()
 }

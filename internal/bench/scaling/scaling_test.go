@@ -65,7 +65,7 @@ func TestMeasure(t *testing.T) {
 // docs/scaling.md has the figures of scaling.json: a figure can't be typed in.
 func TestDocument(t *testing.T) {
 	t.Parallel()
-	result, err := readResult(filepath.Join("..", "results"))
+	result, err := report.ReadResult(filepath.Join("..", "results"), resultFile)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -140,7 +140,7 @@ func TestWithFigures_Missing(t *testing.T) {
 	for _, c := range catalogue() {
 		all.Figures = append(all.Figures, report.FigureResult{Part: c.Part, Name: c.Name})
 	}
-	if _, err := withFigures([]byte("# no place"), all); err == nil || !strings.Contains(err.Error(), "no place for origin") {
+	if _, err := withFigures([]byte("# no place"), all); err == nil || !strings.Contains(err.Error(), "between \"<!-- origin") {
 		t.Errorf("got %v", err)
 	}
 }
