@@ -140,7 +140,7 @@ func TestMakefile_NamesTheParts(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if want := "\n##   " + partNames() + "\n"; !bytes.Contains(makefile, []byte(want)) {
+	if want := "\n##   " + environment.PartNames(parts()) + "\n"; !bytes.Contains(makefile, []byte(want)) {
 		t.Errorf("there is no %q", want)
 	}
 }

@@ -28,10 +28,10 @@ func readSettings(args []string) (settings, error) {
 	var names string
 	flags := flag.NewFlagSet("bench", flag.ContinueOnError)
 	flags.IntVar(&s.rounds, "rounds", 3, "how often to measure each part")
-	flags.StringVar(&names, "parts", "", "parts to measure, with commas between: "+partNames()+"; all where empty")
+	flags.StringVar(&names, "parts", "", "parts to measure, with commas between: "+environment.PartNames(parts())+"; all where empty")
 	flags.Float64Var(&s.Scale, "scale", 1, "of all counts and durations; figures are valid at 1 only")
 	flags.StringVar(&s.folder, "out", "internal/bench/results", "folder of the results")
-	s.register(flags)
+	s.RegisterPrograms(flags)
 	s.Peer.Register(flags, "peer-")
 	if err := flags.Parse(args); err != nil {
 		return settings{}, err
@@ -43,13 +43,8 @@ func readSettings(args []string) (settings, error) {
 		return settings{}, errors.New("-rounds and -scale are more than 0")
 	}
 	var err error
-	s.parts, err = chooseParts(names)
+	s.parts, err = environment.ChooseParts(parts(), names)
 	return s, err
-}
-
-// register adds the flags that every command with an environment has.
-func (s *settings) register(flags *flag.FlagSet) {
-	flags.StringVar(&s.Programs, "programs", "", "folder with api, worker and bench of another build, to compare builds in turn; empty to build them")
 }
 
 // measure runs all rounds and writes the results.
@@ -142,12 +137,9 @@ func (p *pass) measure(ctx context.Context, parts []part, which string) error {
 	for _, part := range parts {
 		began := time.Now()
 		p.Say("round %d of %d, part %d of %d: %s%s", p.round+1, p.settings.rounds, p.number(part), len(p.settings.parts), part.name, which)
-		err := part.measureIn(ctx, p)
-		switch {
-		case ctx.Err() != nil: // an error that the end of ctx has caused says nothing
-			return ctx.Err()
-		case err != nil:
-			return fmt.Errorf("%s: %w", part.name, err)
+		err := environment.MeasurePart(ctx, part, partTimeout, func(ctx context.Context) error { return part.measure(ctx, p) })
+		if err != nil {
+			return err
 		}
 		p.Say("  %s(%v, %v since the start)", p.figures.Line(report.Catalogue, part.name),
 			time.Since(began).Round(100*time.Millisecond), time.Since(p.began).Round(time.Second))
@@ -193,31 +185,3 @@ func (p *pass) set(part, name string, value float64) {
 
 // partTimeout bounds one part: the longest takes two minutes on two slow cores.
 const partTimeout = 15 * time.Minute
-
-func (p part) measureIn(ctx context.Context, in *pass) error {
-	ctx, cancel := context.WithTimeout(ctx, partTimeout)
-	defer cancel()
-	return p.measure(ctx, in)
-}
-
-func partNames() string {
-	var names []string
-	for _, p := range parts() {
-		names = append(names, p.name)
-	}
-	return strings.Join(names, ",")
-}
-
-func chooseParts(names string) ([]part, error) {
-	all := parts()
-	if names == "" {
-		return all, nil
-	}
-	wanted := strings.Split(names, ",")
-	for _, name := range wanted {
-		if !slices.ContainsFunc(all, func(p part) bool { return p.name == name }) {
-			return nil, fmt.Errorf("no part %q; there are %s", name, partNames())
-		}
-	}
-	return slices.DeleteFunc(all, func(p part) bool { return !slices.Contains(wanted, p.name) }), nil
-}

@@ -42,6 +42,9 @@ type part struct {
 	group   string // parts of one group are measured in turn; empty for none
 }
 
+// Name is the part's in -parts.
+func (p part) Name() string { return p.name }
+
 func parts() []part {
 	return []part{
 		{"end-to-end", endToEnd, "many accounts"},
@@ -347,13 +350,9 @@ func backlog(ctx context.Context, p *pass) error {
 // setCPU sets what n jobs cost each process, in µs a job. Where a figure is measured several times,
 // the last one counts.
 func (p *pass) setCPU(part, prefix string, spent environment.CPU, n int) {
-	for name, spent := range spent {
-		p.set(part, prefix+name, microsEach(spent, n))
+	for name := range spent {
+		p.set(part, prefix+name, spent.Micros(n, name))
 	}
-}
-
-func microsEach(spent time.Duration, n int) float64 {
-	return spent.Seconds() * 1e6 / float64(n)
 }
 
 // setOutcome sets the figures of a load from POST to finished.

@@ -50,7 +50,7 @@ func readProfileSettings(args []string) (profileSettings, error) {
 	flags.DurationVar(&s.span, "for", 15*time.Second, "how long to profile")
 	flags.StringVar(&s.load, "load", "jobs", "the load: jobs, wait (clients that wait for their jobs), or overload")
 	flags.StringVar(&s.folder, "out", ".local/profiles", "folder of the profiles")
-	s.register(flags)
+	s.RegisterPrograms(flags)
 	if err := flags.Parse(args); err != nil {
 		return profileSettings{}, err
 	}

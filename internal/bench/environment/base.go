@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"encoding/base64"
 	"errors"
+	"flag"
 	"fmt"
 	"io"
 	"math"
@@ -54,6 +55,11 @@ type Config struct {
 	// without flushes a figure means nothing.
 	Unflushed bool
 	Out       io.Writer // what the run says
+}
+
+// RegisterPrograms adds the flag that names the programs.
+func (c *Config) RegisterPrograms(flags *flag.FlagSet) {
+	flags.StringVar(&c.Programs, "programs", "", "folder with api, worker and bench of another build, to compare builds in turn; empty to build them")
 }
 
 // Base is what all environments of a run share: the Postgres server, the template

@@ -28,6 +28,15 @@ func (after CPU) since(before CPU) CPU {
 	return passed
 }
 
+// Micros is the time of some processes for each of n jobs, in µs.
+func (spent CPU) Micros(n int, processes ...string) float64 {
+	var sum time.Duration
+	for _, process := range processes {
+		sum += spent[process]
+	}
+	return sum.Seconds() * 1e6 / float64(n)
+}
+
 // cpu is what all processes have spent so far.
 func (e *Environment) cpu() (CPU, error) {
 	found := CPU{}

@@ -2,7 +2,6 @@ package scaling
 
 import (
 	"context"
-	"time"
 
 	"github.com/passbook/passbook/internal/bench/environment"
 	"github.com/passbook/passbook/internal/bench/load"
@@ -39,7 +38,7 @@ func (c cell) measure(ctx context.Context, r *round) error {
 		}
 		r.set(c.name, "applied", went.Applied)
 		for _, process := range processes {
-			r.set(c.name, "cpu-"+process, micros(went.CPU, len(orders), process))
+			r.set(c.name, "cpu-"+process, went.CPU.Micros(len(orders), process))
 		}
 		if err := c.countConnections(ctx, r, e); err != nil {
 			return err
@@ -77,17 +76,8 @@ func (c cell) rest(ctx context.Context, r *round, e *environment.Environment) er
 	if err != nil {
 		return err
 	}
-	r.set(c.name, "rest", 100*micros(spent, 1, processes...)/float64(span.Microseconds()))
+	r.set(c.name, "rest", 100*spent.Micros(1, processes...)/float64(span.Microseconds()))
 	return nil
-}
-
-// micros is the time of some processes for each of n jobs, in µs.
-func micros(spent environment.CPU, n int, processes ...string) float64 {
-	var sum time.Duration
-	for _, process := range processes {
-		sum += spent[process]
-	}
-	return sum.Seconds() * 1e6 / float64(n)
 }
 
 // compare sets what each cell has beside the first cell of the same round.
@@ -122,8 +112,8 @@ func paced(ctx context.Context, r *round) error {
 			return err
 		}
 		went, err := e.PutPaced(ctx, load.WithNewKeys(orders), share*full.Applied)
-		r.set("paced", "cpu-full", micros(full.CPU, len(orders), processes...))
-		r.set("paced", "cpu", micros(went.CPU, len(orders), processes...))
+		r.set("paced", "cpu-full", full.CPU.Micros(len(orders), processes...))
+		r.set("paced", "cpu", went.CPU.Micros(len(orders), processes...))
 		return err
 	})
 	return err

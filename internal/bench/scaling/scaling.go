@@ -9,7 +9,6 @@ import (
 	"fmt"
 	"path/filepath"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/passbook/passbook/internal/bench/environment"
@@ -47,8 +46,8 @@ func ReadSettings(args []string) (s Settings, err error) {
 	flags := flag.NewFlagSet("bench scaling", flag.ContinueOnError)
 	flags.IntVar(&s.Rounds, "rounds", 4, "how often to measure each part")
 	flags.Float64Var(&s.Scale, "scale", 1, "of all counts and durations; figures are valid at 1 only")
-	flags.StringVar(&names, "parts", "", "parts to measure, with commas between: "+partNames()+"; all where empty, and only then, and at scale 1, the document is written")
-	flags.StringVar(&s.Programs, "programs", "", "folder with api, worker and bench of another build; empty to build them")
+	flags.StringVar(&names, "parts", "", "parts to measure, with commas between: "+environment.PartNames(parts())+"; all where empty, and only then, and at scale 1, the document is written")
+	s.RegisterPrograms(flags)
 	registerFiles(flags, &s.Folder, &s.Document)
 	if err := flags.Parse(args); err != nil {
 		return Settings{}, err
@@ -59,7 +58,7 @@ func ReadSettings(args []string) (s Settings, err error) {
 	case s.Rounds < 1 || s.Scale <= 0:
 		return Settings{}, errors.New("-rounds and -scale are more than 0")
 	}
-	s.parts, err = chooseParts(names)
+	s.parts, err = environment.ChooseParts(parts(), names)
 	return s, err
 }
 
@@ -74,6 +73,9 @@ type part struct {
 	measure func(context.Context, *round) error
 }
 
+// Name is the part's in -parts.
+func (p part) Name() string { return p.name }
+
 // parts are all parts in the order of a round.
 func parts() []part {
 	var all []part
@@ -81,30 +83,6 @@ func parts() []part {
 		all = append(all, part{c.name, c.measure})
 	}
 	return append(all, part{"paced", paced}, part{"hot", hot}, part{"job", job}, part{"held", held})
-}
-
-func partNames() string {
-	var names []string
-	for _, p := range parts() {
-		names = append(names, p.name)
-	}
-	return strings.Join(names, ",")
-}
-
-func chooseParts(names string) ([]part, error) {
-	all := parts()
-	if names == "" {
-		return all, nil
-	}
-	var chosen []part
-	for name := range strings.SplitSeq(names, ",") {
-		i := slices.IndexFunc(all, func(p part) bool { return p.name == name })
-		if i < 0 {
-			return nil, fmt.Errorf("no part %q; there are %s", name, partNames())
-		}
-		chosen = append(chosen, all[i])
-	}
-	return chosen, nil
 }
 
 // Measure runs all rounds and writes the results, and the document where all parts were measured at scale 1.
@@ -161,25 +139,13 @@ func (r *round) measure(ctx context.Context) error {
 	for n, p := range parts {
 		began := time.Now()
 		r.Say("round %d of %d, part %d of %d: %s", r.number+1, r.settings.Rounds, n+1, len(parts), p.name)
-		if err := r.measurePart(ctx, p); err != nil {
+		err := environment.MeasurePart(ctx, p, partTimeout, func(ctx context.Context) error { return p.measure(ctx, r) })
+		if err != nil {
 			return err
 		}
 		r.Say("  %s(%v)", r.figures.Line(catalogue(), p.name), time.Since(began).Round(100*time.Millisecond))
 	}
 	r.compare()
-	return nil
-}
-
-func (r *round) measurePart(ctx context.Context, p part) error {
-	bounded, cancel := context.WithTimeout(ctx, partTimeout)
-	defer cancel()
-	err := p.measure(bounded, r)
-	switch {
-	case ctx.Err() != nil: // an error that the end of ctx has caused says nothing
-		return ctx.Err()
-	case err != nil:
-		return fmt.Errorf("%s: %w", p.name, err)
-	}
 	return nil
 }
 
