@@ -3,27 +3,21 @@ package main
 import (
 	"bytes"
 	"context"
-	"encoding/json"
 	"encoding/xml"
 	"errors"
 	"io"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
-	"sync"
 	"testing"
 
-	"go.uber.org/goleak"
-
+	"github.com/passbook/passbook/internal/bench/benchtest"
 	"github.com/passbook/passbook/internal/bench/environment"
 	"github.com/passbook/passbook/internal/bench/report"
-	"github.com/passbook/passbook/internal/test/testenv"
 )
 
 func TestMain(m *testing.M) {
-	// The thread that starts programs lives as long as the process.
-	testenv.Main(m, goleak.IgnoreTopFunction("github.com/passbook/passbook/internal/bench/environment.launch"))
+	benchtest.Main(m)
 }
 
 // Parts of every kind measure something and check that their jobs are applied once: a
@@ -43,27 +37,11 @@ func TestMeasure(t *testing.T) {
 		t.Fatalf("%v\n%s", err, &said)
 	}
 	t.Log(said.String())
-	text, err := os.ReadFile(filepath.Join(folder, "latest.json"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	var got report.Result
-	if err := json.Unmarshal(text, &got); err != nil {
-		t.Fatal(err)
-	}
+	got := benchtest.Result(t, folder, report.LatestFile)
 	// With two hundred jobs all but Postgres may use less CPU time than the 10 ms in which
 	// the kernel counts.
 	mayBeNothing := []string{"redis-bytes", "cpu-redis", "cpu-worker", "cpu-api", "cpu-load", "cpu-peer", "refused", "refusal-p99"}
-	for _, want := range report.Catalogue {
-		i := slices.IndexFunc(got.Figures, func(f report.FigureResult) bool { return f.Part == want.Part && f.Name == want.Name })
-		switch {
-		case !slices.Contains(parts, want.Part):
-		case i < 0:
-			t.Errorf("%s was not measured", want.Key())
-		case got.Figures[i].Median <= 0 && !slices.Contains(mayBeNothing, want.Name):
-			t.Errorf("%s is %v", want.Key(), got.Figures[i].Median)
-		}
-	}
+	benchtest.CheckFigures(t, got, report.Catalogue, parts, mayBeNothing)
 	if len(got.Targets) < len(parts) {
 		t.Errorf("%d targets were measured for %d parts", len(got.Targets), len(parts))
 	}
@@ -71,19 +49,9 @@ func TestMeasure(t *testing.T) {
 	checkXML(t, filepath.Join(folder, "latency.svg"))
 }
 
-// built builds the programs once for all tests; testenv removes them.
-var built = sync.OnceValues(func() (string, error) {
-	root := filepath.Join("..", "..")
-	return testenv.Programs(root, "plain", root, environment.Packages...)
-})
-
 func programs(t *testing.T) string {
 	t.Helper()
-	folder, err := built()
-	if err != nil {
-		t.Fatal(err)
-	}
-	return folder
+	return benchtest.Programs(t, filepath.Join("..", ".."))
 }
 
 func TestMeasure_Canceled(t *testing.T) {

@@ -1,25 +1,19 @@
 package history
 
 import (
-	"encoding/json"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 	"time"
 
-	"go.uber.org/goleak"
-
-	"github.com/passbook/passbook/internal/bench/environment"
-	"github.com/passbook/passbook/internal/bench/report"
+	"github.com/passbook/passbook/internal/bench/benchtest"
 	"github.com/passbook/passbook/internal/ledger"
 	"github.com/passbook/passbook/internal/statement"
-	"github.com/passbook/passbook/internal/test/testenv"
 )
 
 func TestMain(m *testing.M) {
-	// The thread that starts programs lives as long as the process.
-	testenv.Main(m, goleak.IgnoreTopFunction("github.com/passbook/passbook/internal/bench/environment.launch"))
+	benchtest.Main(m)
 }
 
 // The smallest run measures every figure.
@@ -30,24 +24,14 @@ func TestMeasure(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	root := filepath.Join("..", "..", "..")
-	if s.Programs, err = testenv.Programs(root, "plain", root, environment.Packages...); err != nil {
-		t.Fatal(err)
-	}
+	s.Programs = benchtest.Programs(t, filepath.Join("..", "..", ".."))
 	var said strings.Builder
 	s.Unflushed, s.Out = true, &said
 	if err := Measure(t.Context(), s); err != nil {
 		t.Fatalf("%v\n%s", err, &said)
 	}
 	t.Log(said.String())
-	text, err := os.ReadFile(filepath.Join(folder, "history.json"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	var got report.Result
-	if err := json.Unmarshal(text, &got); err != nil {
-		t.Fatal(err)
-	}
+	got := benchtest.Result(t, folder, "history.json")
 	if len(got.Targets) != len(targets) {
 		t.Errorf("%d of %d targets were measured", len(got.Targets), len(targets))
 	}

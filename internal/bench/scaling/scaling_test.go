@@ -2,23 +2,17 @@ package scaling
 
 import (
 	"bytes"
-	"encoding/json"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"testing"
 
-	"go.uber.org/goleak"
-
-	"github.com/passbook/passbook/internal/bench/environment"
+	"github.com/passbook/passbook/internal/bench/benchtest"
 	"github.com/passbook/passbook/internal/bench/report"
-	"github.com/passbook/passbook/internal/test/testenv"
 )
 
 func TestMain(m *testing.M) {
-	// The thread that starts programs lives as long as the process.
-	testenv.Main(m, goleak.IgnoreTopFunction("github.com/passbook/passbook/internal/bench/environment.launch"))
+	benchtest.Main(m)
 }
 
 // Parts of every kind measure something. A run of some parts leaves the document as it is.
@@ -30,36 +24,17 @@ func TestMeasure(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	root := filepath.Join("..", "..", "..")
-	if s.Programs, err = testenv.Programs(root, "plain", root, environment.Packages...); err != nil {
-		t.Fatal(err)
-	}
+	s.Programs = benchtest.Programs(t, filepath.Join("..", "..", ".."))
 	var said strings.Builder
 	s.Unflushed, s.Out = true, &said
 	if err := Measure(t.Context(), s); err != nil {
 		t.Fatalf("%v\n%s", err, &said)
 	}
 	t.Log(said.String())
-	text, err := os.ReadFile(filepath.Join(folder, resultFile))
-	if err != nil {
-		t.Fatal(err)
-	}
-	var got report.Result
-	if err := json.Unmarshal(text, &got); err != nil {
-		t.Fatal(err)
-	}
+	got := benchtest.Result(t, folder, resultFile)
 	// The kernel counts CPU in steps of 10 ms, and without flushes Postgres writes no whole pages.
 	mayBeNothing := []string{"cpu-api", "cpu-worker", "cpu-redis", "cpu-postgres", "rest", "more", "flushes", "log-pages", "queued", "stream", "waiting"}
-	for _, want := range catalogue() {
-		i := slices.IndexFunc(got.Figures, func(f report.FigureResult) bool { return f.Part == want.Part && f.Name == want.Name })
-		switch {
-		case !slices.Contains(parts, want.Part):
-		case i < 0:
-			t.Errorf("%s was not measured", want.Key())
-		case got.Figures[i].Median <= 0 && !slices.Contains(mayBeNothing, want.Name):
-			t.Errorf("%s is %v", want.Key(), got.Figures[i].Median)
-		}
-	}
+	benchtest.CheckFigures(t, got, catalogue(), parts, mayBeNothing)
 }
 
 // docs/scaling.md has the figures of scaling.json: a figure can't be typed in.
