@@ -1,15 +1,8 @@
 package environment
 
 import (
-	"bufio"
 	"context"
-	"errors"
 	"fmt"
-	"io/fs"
-	"os"
-	"strconv"
-	"strings"
-	"syscall"
 	"time"
 
 	"github.com/redis/go-redis/v9"
@@ -136,49 +129,4 @@ func (e *Environment) awaitNoBackends(ctx context.Context) error {
 			return fmt.Errorf("wait for Postgres to end %d connections: %w", open, err)
 		}
 	}
-}
-
-// OwnMemory is the memory that processes do not share with others, in bytes of each on average:
-// what they have written to, a share of what they inherited, and their page tables.
-func OwnMemory(pids []int) (int64, error) {
-	var total, counted int64
-	for _, pid := range pids {
-		own, err := sumKiB(fmt.Sprintf("/proc/%d/smaps_rollup", pid), "Pss_Anon:")
-		if err == nil {
-			var tables int64
-			tables, err = sumKiB(fmt.Sprintf("/proc/%d/status", pid), "VmPTE:")
-			own += tables
-		}
-		switch {
-		case errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ESRCH): // it has ended meanwhile
-		case err != nil:
-			return 0, err
-		default:
-			total, counted = total+own, counted+1
-		}
-	}
-	if counted == 0 {
-		return 0, errors.New("read memory: there is no process")
-	}
-	return total / counted, nil
-}
-
-// sumKiB reads a line of a file in /proc, in bytes.
-func sumKiB(path, name string) (int64, error) {
-	file, err := os.Open(path) //nolint:gosec // of the kernel
-	if err != nil {
-		return 0, fmt.Errorf("read memory: %w", err)
-	}
-	defer file.Close() //nolint:errcheck // it was only read
-	lines := bufio.NewScanner(file)
-	for lines.Scan() {
-		if value, found := strings.CutPrefix(lines.Text(), name); found {
-			kib, err := strconv.ParseInt(strings.Fields(value)[0], 10, 64)
-			return kib << 10, err
-		}
-	}
-	if err := lines.Err(); err != nil {
-		return 0, fmt.Errorf("read memory: %w", err)
-	}
-	return 0, fmt.Errorf("read memory: %s has no %s", path, name)
 }

@@ -120,17 +120,3 @@ func treeTime(pid int) (time.Duration, error) {
 	}
 	return total, nil
 }
-
-// PeakMemory is the most that a process has had resident, in bytes.
-func PeakMemory(pid int) (int64, error) {
-	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
-	if err != nil {
-		return 0, fmt.Errorf("read memory: %w", err)
-	}
-	_, after, found := strings.Cut(string(status), "VmHWM:")
-	if !found {
-		return 0, fmt.Errorf("process %d has no memory: it has ended", pid)
-	}
-	kib, err := strconv.ParseInt(strings.Fields(after)[0], 10, 64)
-	return kib << 10, err
-}

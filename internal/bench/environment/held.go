@@ -1,15 +1,16 @@
 package environment
 
 import (
-	"bufio"
+	"bytes"
 	"context"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
-	"strconv"
-	"strings"
 	"time"
+
+	"github.com/prometheus/common/expfmt"
+	"github.com/prometheus/common/model"
 
 	"github.com/passbook/passbook/internal/auth"
 	"github.com/passbook/passbook/internal/ledger"
@@ -86,15 +87,15 @@ func (h *Held) Add(ctx context.Context, n int, request func(i int) (token, path 
 // await waits until the api holds all requests.
 func (h *Held) await(ctx context.Context) error {
 	for {
-		metrics, err := h.api.metrics(ctx)
+		held, err := h.api.gauges(ctx, h.gauge)
 		if err != nil {
 			return err
 		}
-		if int(metrics[h.gauge]) == len(h.conns) {
+		if int(held) == len(h.conns) {
 			return nil
 		}
 		if err := Sleep(ctx, heldTick); err != nil {
-			return fmt.Errorf("the api holds %v of %d requests: %w", metrics[h.gauge], len(h.conns), err)
+			return fmt.Errorf("the api holds %v of %d requests: %w", held, len(h.conns), err)
 		}
 	}
 }
@@ -105,20 +106,20 @@ const collections = 3
 // Memory is how much the api uses once it has freed what it can, in bytes.
 func (h *Held) Memory(ctx context.Context) (int64, error) {
 	for range collections {
-		if _, err := h.api.operator(ctx, "/debug/pprof/heap?gc=1"); err != nil {
+		if _, err := h.api.Operator(ctx, "/debug/pprof/heap?gc=1"); err != nil {
 			return 0, err
 		}
 	}
-	metrics, err := h.api.metrics(ctx)
-	return int64(metrics["go_memstats_heap_inuse_bytes"] + metrics["go_memstats_stack_inuse_bytes"]), err
+	used, err := h.api.gauges(ctx, "go_memstats_heap_inuse_bytes", "go_memstats_stack_inuse_bytes")
+	return int64(used), err
 }
 
 // Close gives the requests up.
 func (h *Held) Close() { closeAll(h.conns) }
 
-// operator reads a page of a process's operator's port.
-func (p *Process) operator(ctx context.Context, path string) ([]byte, error) {
-	request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+p.OpsAddress()+path, http.NoBody)
+// Operator reads a page of the process's operator's port.
+func (p *Process) Operator(ctx context.Context, path string) ([]byte, error) {
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+p.opsAddress()+path, http.NoBody)
 	if err != nil {
 		return nil, err
 	}
@@ -134,18 +135,23 @@ func (p *Process) operator(ctx context.Context, path string) ([]byte, error) {
 	return io.ReadAll(response.Body)
 }
 
-// metrics are the process's, each the sum of its series.
-func (p *Process) metrics(ctx context.Context) (map[string]float64, error) {
-	page, err := p.operator(ctx, "/metrics")
+// gauges is the sum of some of the process's gauges, over all their series.
+func (p *Process) gauges(ctx context.Context, names ...string) (sum float64, err error) {
+	page, err := p.Operator(ctx, "/metrics")
 	if err != nil {
-		return nil, err
+		return 0, err
 	}
-	sum := map[string]float64{}
-	for lines := bufio.NewScanner(strings.NewReader(string(page))); lines.Scan(); {
-		series, value, _ := strings.Cut(lines.Text(), " ")
-		name, _, _ := strings.Cut(series, "{")
-		if n, err := strconv.ParseFloat(value, 64); err == nil {
-			sum[name] += n
+	parser := expfmt.NewTextParser(model.UTF8Validation)
+	families, err := parser.TextToMetricFamilies(bytes.NewReader(page))
+	if err != nil {
+		return 0, fmt.Errorf("read the metrics of %s: %w", p.Name, err)
+	}
+	for _, name := range names {
+		if families[name] == nil {
+			return 0, fmt.Errorf("read the metrics of %s: there is no %s", p.Name, name)
+		}
+		for _, series := range families[name].GetMetric() {
+			sum += series.GetGauge().GetValue()
 		}
 	}
 	return sum, nil

@@ -127,8 +127,8 @@ func (p *Process) Address() string {
 	return p.addr
 }
 
-// OpsAddress is where the program serves its metrics and profiles.
-func (p *Process) OpsAddress() string {
+// opsAddress is where the program serves its metrics and profiles.
+func (p *Process) opsAddress() string {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.opsAddr
