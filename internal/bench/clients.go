@@ -39,7 +39,7 @@ func submit(ctx context.Context, p *pass, part string, visit func(*load.Connecti
 		if err != nil {
 			return err
 		}
-		p.setCPU(part, "cpu-", spent, len(orders))
+		p.setCPU(part, spent, len(orders))
 		finish, err := e.Finishes(ctx, 0)
 		if err != nil {
 			return err

@@ -38,7 +38,7 @@ func overload(ctx context.Context, p *pass) error {
 		p.set(part, "post-p50", went.Post.P50)
 		p.set(part, "post-p99", went.Post.P99)
 		p.set(part, "refusal-p99", went.Refusal.P99)
-		p.setCPU(part, "cpu-", went.CPU, jobs)
+		p.setCPU(part, went.CPU, jobs)
 		return nil
 	})
 	if err != nil {

@@ -88,7 +88,7 @@ func endToEnd(ctx context.Context, p *pass) error {
 			return err
 		}
 		p.setOutcome(part, went)
-		p.setCPU(part, "cpu-", went.CPU, jobs)
+		p.setCPU(part, went.CPU, jobs)
 		return nil
 	})
 }
@@ -132,7 +132,7 @@ func peerOn(ctx context.Context, p *pass, part string, jobs, accounts int) error
 		p.set(part, "applied", went.Accepted)
 		p.set(part, "post-p50", went.Post.P50)
 		p.set(part, "post-p99", went.Post.P99)
-		p.setCPU(part, "cpu-", went.CPU, jobs)
+		p.setCPU(part, went.CPU, jobs)
 		return nil
 	})
 }
@@ -153,7 +153,7 @@ func accepts(ctx context.Context, p *pass) error {
 			return err
 		}
 		p.set("accepts", "accepted", report.PerSecond(len(orders), took))
-		p.setCPU("accepts", "cpu-", spent, len(orders))
+		p.setCPU("accepts", spent, len(orders))
 		_, err = e.Drain(ctx, environment.Default)
 		return err
 	})
@@ -291,15 +291,18 @@ func scaleOut(cells []cell) func(context.Context, *pass) error {
 			err := p.in(ctx, cell.Topology, func(e *environment.Environment) error {
 				went, err := e.Put(ctx, load.EvenOrders(load.Random(p.round), p.Count(scaleJobs), p.Count(manyAccounts)))
 				found[cell.name] = append(found[cell.name], went.Applied)
-				p.setCPU("scale-out", cell.name+"-cpu-", went.CPU, p.Count(scaleJobs))
+				for process := range went.CPU {
+					key := cell.name + "-cpu-" + process
+					found[key] = append(found[key], went.CPU.Micros(p.Count(scaleJobs), process))
+				}
 				return err
 			})
 			if err != nil {
 				return err
 			}
 		}
-		for name, rates := range found {
-			p.set("scale-out", name, report.Mean(rates))
+		for name, values := range found {
+			p.set("scale-out", name, report.Mean(values))
 		}
 		return nil
 	}
@@ -347,11 +350,10 @@ func backlog(ctx context.Context, p *pass) error {
 	return nil
 }
 
-// setCPU sets what n jobs cost each process, in µs a job. Where a figure is measured several times,
-// the last one counts.
-func (p *pass) setCPU(part, prefix string, spent environment.CPU, n int) {
+// setCPU sets what n jobs cost each process, in µs a job.
+func (p *pass) setCPU(part string, spent environment.CPU, n int) {
 	for name := range spent {
-		p.set(part, prefix+name, spent.Micros(n, name))
+		p.set(part, "cpu-"+name, spent.Micros(n, name))
 	}
 }
 
