@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"github.com/passbook/passbook/internal/bench/report"
+	"github.com/passbook/passbook/internal/boot"
 )
 
 // What the arithmetic takes for given. The document says each of them.
@@ -15,7 +16,6 @@ const (
 	share     = 0.6 // of what a part carries at most, for which it is sized: beyond, jobs wait for long
 	hostCores = 4   // of a host with one API or one worker
 	leastOf   = 2   // APIs and workers: one may fail
-	poolConns = 16  // connections of a process to Postgres, the default
 	mostCores = 64  // of a primary
 	gigabit   = 125e6
 	daySecs   = 86_400
@@ -118,7 +118,7 @@ func (f figures) exampleLines() []line {
 	processors("masters of Redis, before rounding up", "redis")
 	hosts(fmt.Sprintf("APIs, on hosts of %d processors", hostCores), 3)
 	hosts(fmt.Sprintf("workers, on hosts of %d processors", hostCores), 4)
-	add("connections to Postgres", fmt.Sprintf("((6) + (7)) × %d", poolConns), func(n int) float64 { return (at(6, n) + at(7, n)) * poolConns })
+	add("connections to Postgres", fmt.Sprintf("((6) + (7)) × %d", boot.MaxConns), func(n int) float64 { return (at(6, n) + at(7, n)) * boot.MaxConns })
 	add("their memory in Postgres, MB", fmt.Sprintf("(8) × %s / 1,000", f.says("job/connection")),
 		func(n int) float64 { return at(8, n) * f.of("job/connection") / 1e3 })
 	each("Postgres's log, MB a second", "job/log-records", " / 1,000,000", 1e6)
