@@ -200,8 +200,8 @@ func (e *Environment) Finishes(ctx context.Context, but int) (q report.Quantiles
 }
 
 // SlowestTogether is the share, in percent, of the slowest hundredth of the last load's jobs that were
-// accepted in the twentieth of the time that has most of them. Jobs that wait for one another
-// come near 5; those that wait for a pause of the whole machine come near 100.
+// accepted in the twentieth of the time that has most of them. It is some 10 where each of 100 jobs waits
+// for something of its own, and near 100 where they wait for one pause of the whole machine.
 func (e *Environment) SlowestTogether(ctx context.Context) (percent float64, err error) {
 	const sql = `
 		WITH job AS (
