@@ -1,6 +1,7 @@
 package e2e_test
 
 import (
+	"context"
 	"cmp"
 	"encoding/json"
 	"fmt"
@@ -356,17 +357,25 @@ func (c *chaos) explain(b *book, what string, history []porcupine.Operation) {
 	c.violation("account %s: no order of its %s explains the answers (%s); the picture: %s %v", b.number, what, result, picture, err)
 }
 
-// checkKeys sends every key again.
+// checkKeys sends every key again, and once more after each 503, as a client does.
 func (c *chaos) checkKeys(l *client) {
 	c.t.Helper()
 	const connections = 64
+	deadline, cancel := context.WithTimeout(c.t.Context(), patience)
+	defer cancel()
 	var group errgroup.Group
 	group.SetLimit(connections)
 	for _, b := range c.load.books {
 		for i, p := range b.requests {
-			group.Go(func() error {
-				status, header, answer, err := l.call(c.t.Context(), c.system.api(i), http.MethodPost,
+			send := func() (int, http.Header, []byte, error) {
+				return l.call(c.t.Context(), c.system.api(i), http.MethodPost,
 					"/v1/accounts/"+p.account+"/"+p.entry, p.key, map[string]any{"amount": p.amount})
+			}
+			group.Go(func() error {
+				status, header, answer, err := send()
+				for err == nil && status == http.StatusServiceUnavailable && l.pause(deadline) {
+					status, header, answer, err = send()
+				}
 				var job jobAnswer
 				if err == nil {
 					err = json.Unmarshal(answer, &job)
