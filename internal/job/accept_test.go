@@ -18,7 +18,12 @@ import (
 	"github.com/passbook/passbook/internal/test/testenv"
 )
 
-const manyQueued = 1000
+const (
+	manyQueued = 1000
+
+	// patient is the time limit of an accept: a busy machine may need longer than the product's.
+	patient = time.Minute
+)
 
 // notifications counts how often each job was notified.
 type notifications struct {
@@ -51,6 +56,7 @@ func acceptor(t *testing.T, pool *pgxpool.Pool, maxQueued int) (*job.Acceptor, *
 	t.Helper()
 	notified := &notifications{jobs: map[uuid.UUID]int{}}
 	a := job.NewAcceptor(pool, notified, maxQueued)
+	a.Timeout = patient
 	ctx, cancel := context.WithCancel(context.Background())
 	var group errgroup.Group
 	group.Go(func() error { return a.Run(ctx) })

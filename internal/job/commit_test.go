@@ -3,6 +3,7 @@ package job_test
 import (
 	"context"
 	"testing"
+	"time"
 
 	"github.com/jackc/pgx/v5/pgxpool"
 
@@ -31,6 +32,7 @@ func TestAcceptReturnsAfterTheCommit(t *testing.T) {
 				DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION at_commit()`)
 			defer holdLock(t, pool)()
 			a, _ := acceptor(t, pool, manyQueued)
+			a.Timeout = 1500 * time.Millisecond // which the commit outlasts where it waits for the lock
 			got, _, err := a.Accept(t.Context(), deposit(user, account, "k"))
 			if err == nil {
 				t.Errorf("returned %+v before the commit", got)
