@@ -1,6 +1,7 @@
 package api
 
 import (
+	"flag"
 	"testing"
 
 	"go.uber.org/goleak"
@@ -9,6 +10,11 @@ import (
 )
 
 func TestMain(m *testing.M) {
+	// These tests mostly wait: for a time limit, a browser, a connection that stays idle. With one at a
+	// time for each processor, half of the machine would do nothing. -parallel overrides this.
+	if err := flag.Set("test.parallel", "4"); err != nil {
+		panic(err)
+	}
 	// fasthttp's clock never ends, and its worker pool ends up to ten seconds
 	// after the server.
 	testenv.Main(m,
