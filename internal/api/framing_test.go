@@ -140,18 +140,25 @@ func TestFraming_BodyOnEveryRoute(t *testing.T) {
 }
 
 // The API answers 400 once, on every route, to a request that a proxy could read in another way, and
-// nothing of what follows on the connection.
+// nothing of what follows on the connection. It decides so before it knows the route: each case goes
+// to one in framingShare of the routes of a method.
 func TestFraming_EveryRoute(t *testing.T) {
 	t.Parallel()
+	const framingShare = 4
 	s := start(t)
 	v := newVictim(t, s)
 	before, jobs := v.state(), jobsIn(t, s)
+	byMethod := operations(t)
+	slices.SortStableFunc(byMethod, func(a, b operation) int { return cmp.Compare(a.method, b.method) })
 	t.Run("Routes", func(t *testing.T) {
-		for _, o := range operations(t) {
+		for i, o := range byMethod {
 			t.Run(o.String(), func(t *testing.T) {
 				t.Parallel()
 				target := o.request(t, v.theirs).target
-				for _, test := range misframed {
+				for n, test := range misframed {
+					if (n+i)%framingShare != 0 {
+						continue
+					}
 					if got := s.pipeline(t, test.request(o.method, target, v.token)); fmt.Sprint(got) != "[400]" {
 						t.Errorf("%s: answers %v, want [400] and the end", test.name, got)
 					}
