@@ -1,8 +1,8 @@
 package e2e_test
 
 import (
-	"context"
 	"cmp"
+	"context"
 	"encoding/json"
 	"fmt"
 	"iter"
