@@ -102,10 +102,10 @@ func (v *Verifier) Run(ctx context.Context) error {
 	}
 }
 
+// release gives up the hold. Redis may have it although v.held is false: the end of ctx may have cut off
+// the answer to a Hold.
 func (v *Verifier) release(ctx context.Context) {
-	if v.held {
-		_ = v.shared.Release(context.WithoutCancel(ctx)) // after an error the hold expires
-	}
+	_ = v.shared.Release(context.WithoutCancel(ctx)) // after an error the hold expires
 }
 
 // step verifies a slice, if it is this worker's turn. It returns how long to pause.
