@@ -311,22 +311,18 @@ func TestSettle_ForgivesAfterAnOutage(t *testing.T) {
 	l := process(t, url, tenAMinute, c.now)
 	for l.Take("a").Allowed { //nolint:revive // ten times
 	}
-	for range 30 {
+	for range 31 { // in a minute the key regains all that was taken
 		l.Settle(t.Context())
 		if !l.IsLocal() {
 			t.Fatal("a spoiled key was counted")
 		}
 		c.move(2 * time.Second)
 	}
-	c.move(time.Hour)
-	if l.Settle(t.Context()); !l.IsLocal() { // nothing is owed any more
-		t.Error("Redis was not asked, and counts")
-	}
 	if err := client.Del(t.Context(), keyOfA).Err(); err != nil {
 		t.Fatal(err)
 	}
 	if got := l.TakeShared(t.Context(), "a"); !got.Allowed || got.Remaining != 9 {
-		t.Errorf("an hour later: %+v, want 9 more", got)
+		t.Errorf("a minute later: %+v, want 9 more", got)
 	}
 }
 

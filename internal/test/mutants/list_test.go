@@ -1093,7 +1093,7 @@ var mutations = []mutation{
 	},
 	{
 		"a confirmation covers what ends while it waits", stays,
-		[]edit{{gate, `if err := conn.QueryRow(ctx, sql).Scan(dest...); err != nil {`, `_, _ = conn.Exec(ctx, ConfirmSQL)
+		[]edit{{gate, `if err := conn.QueryRow(ctx, sql).Scan(dest...); err != nil {`, `_, _ = conn.Exec(ctx, sql)
 	if err := conn.QueryRow(ctx, "SELECT pg_snapshot_xmin(pg_current_snapshot()), '3'::xid8, 1").Scan(dest...); err != nil {`}},
 		[]string{"-run=^TestGate_EndsMeanwhile$ ./internal/postgres"},
 	},
