@@ -174,7 +174,7 @@ func TestRoleWithEveryGrant(t *testing.T) {
 	const record = `INSERT INTO transactions (account_id, seq, type, amount, balance_after, job_id, position, created_at)
 		SELECT account_id, 3, type, amount, 111, id, position, now() FROM job_states WHERE status = 'queued'`
 	// An account without a history, which the owner of the tables opens, and its initial deposit.
-	const begin = `SET LOCAL ROLE NONE; INSERT INTO accounts (user_id, number, currency, created_at) SELECT user_id, '1234', 'KRW', now() FROM accounts;
+	const begin = `SET LOCAL ROLE NONE; INSERT INTO accounts (user_id, number, currency, last_at, created_at) SELECT user_id, '1234', 'KRW', now(), now() FROM accounts;
 		SET LOCAL ROLE lavish; INSERT INTO transactions (account_id, seq, type, amount, balance_after, created_at)
 		SELECT id, 1, 'deposit', 5, 5, now() FROM accounts WHERE number = '1234'`
 	const move = `UPDATE accounts SET balance = 111, last_seq = 3, last_at = now()`
