@@ -3,9 +3,14 @@ package e2e_test
 import (
 	"encoding/json"
 	"fmt"
+	"io"
 	"net/http"
+	"net/http/httptest"
+	"regexp"
 	"slices"
 	"strings"
+	"testing"
+	"time"
 
 	"github.com/go-json-experiment/json/jsontext"
 
@@ -15,9 +20,15 @@ import (
 
 // fuzzFault is something wrong with an answer.
 type fuzzFault struct {
-	kind string // the same for faults of one cause
+	kind string
 	text string
 }
+
+// fuzzValues matches what differs between faults of one cause: what is in quotes, and numbers.
+var fuzzValues = regexp.MustCompile(`'[^']*'|"[^"]*"|[0-9]+`)
+
+// cause is the same for faults of one cause.
+func (f fuzzFault) cause() string { return f.kind + ": " + fuzzValues.ReplaceAllString(f.text, "…") }
 
 const refusesValid = "a valid request is refused"
 
@@ -153,7 +164,7 @@ func judgeContent(req fuzzParsed, a contract.Answer) (faults []fuzzFault) {
 	for _, pair := range pairs(sent, shown) {
 		for name, value := range pair[0] {
 			if got, there := pair[1][name]; there && value != nil && fmt.Sprint(got) != fmt.Sprint(value) {
-				faults = append(faults, fuzzFault{"shows other than was sent", fmt.Sprintf("%s is %v, sent was %v", name, got, value)})
+				faults = append(faults, fuzzFault{"shows other than was sent", fmt.Sprintf("%s is %q, sent was %q", name, fmt.Sprint(got), fmt.Sprint(value))})
 			}
 		}
 	}
@@ -244,28 +255,67 @@ func (c *fuzzClient) recordAccepted(req fuzzParsed, a contract.Answer) {
 
 // find reports a finding that is new, with the smallest request that shows it.
 func (c *fuzzClient) find(r fuzz.Request, x exchange, faults []fuzzFault) {
-	kind := faults[0].kind
-	if !c.run.isNew(kind + " " + r.Route.String()) {
+	fault := faults[0]
+	if !c.run.isNew(fault.cause() + " " + r.Route.String()) {
 		return
 	}
-	original := r
-	fails := func(smaller fuzz.Request) bool {
+	smallest, x, how := c.smallest(r, x, fault)
+	c.run.t.Errorf("%s\n%s: %s\n%s:\n%s\n%.2000v", r, fault.kind, fault.text, how, smallest.Command(c.address), x.answers)
+}
+
+// smallest returns the smallest request that shows a fault of the same cause, its answers, and what it is.
+func (c *fuzzClient) smallest(r fuzz.Request, x exchange, fault fuzzFault) (_ fuzz.Request, _ exchange, how string) {
+	if fault.kind == refusesValid { // a smaller one may be invalid
+		return r, x, "the request"
+	}
+	shows := func(smaller fuzz.Request) bool {
 		smaller = smaller.Renew(c.source.NewKey)
 		again, faults := c.attempt(smaller)
-		if !slices.ContainsFunc(faults, func(fault fuzzFault) bool { return fault.kind == kind }) {
+		if !slices.ContainsFunc(faults, func(f fuzzFault) bool { return f.cause() == fault.cause() }) {
 			return false
 		}
 		r, x = smaller, again
 		return true
 	}
-	how := "the smallest request that shows it"
-	switch {
-	case kind == refusesValid: // a smaller one may be invalid
-		how = "the request"
-	case fails(r):
-		fuzz.Shrink(r, fails)
-	default:
-		how = "the request, which does not show it again"
+	if !shows(r) {
+		return r, x, "the request, which does not show it again"
 	}
-	c.run.t.Errorf("%s\n%s: %s\n%s:\n%s\n%.2000v", original, kind, faults[0].text, how, r.Command(c.address), x.answers)
+	fuzz.Shrink(r, shows)
+	return r, x, "the smallest request that shows it"
+}
+
+// The smallest request that a finding shows has the fault itself, and not another one of its kind.
+func TestFuzzClient_SmallestHasTheSameFault(t *testing.T) {
+	t.Parallel()
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		_, _ = io.Copy(io.Discard, r.Body)
+		if r.Header.Get("Authorization") == "" {
+			_, _ = io.WriteString(w, "no token for '/v1/accounts' at 12:01")
+		} else if len(r.TransferEncoding) > 0 {
+			_, _ = fmt.Fprintf(w, "%d bytes at 12:02 are in chunks", time.Now().UnixNano())
+		}
+	}))
+	t.Cleanup(server.Close)
+	c := &fuzzClient{
+		run: &fuzzRun{t: t, statuses: map[int]int{}}, source: &fuzz.Source{}, address: server.Listener.Addr().String(),
+		judge: func(x exchange) (faults []fuzzFault) {
+			for _, a := range x.answers {
+				faults = append(faults, fuzzFault{"a kind", string(a.Body)})
+			}
+			return faults
+		},
+	}
+	defer c.hangUp()
+	r := fuzz.Request{
+		Method: http.MethodPost, Target: "/v1/accounts?a=1", Version: "HTTP/1.1", Body: `{"amount":1}`, Chunk: 3,
+		Headers: []fuzz.Header{{Name: "Host", Value: "h"}, {Name: "Authorization", Value: "Bearer x"}, {Name: "X-A", Value: "b"}},
+	}
+	x, faults := c.attempt(r)
+	smallest, x, _ := c.smallest(r, x, faults[0])
+	if len(smallest.Headers) != 2 || smallest.Target != "/v1/accounts" || smallest.Chunk == 0 {
+		t.Errorf("got %q", smallest.Text())
+	}
+	if len(x.answers) != 1 || !strings.HasSuffix(string(x.answers[0].Body), "in chunks") {
+		t.Errorf("its answers are %v", x.answers)
+	}
 }
