@@ -9,8 +9,10 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
+	"unicode/utf8"
 
 	"github.com/passbook/passbook/internal/test/contract"
 	"github.com/passbook/passbook/internal/test/fuzz"
@@ -51,7 +53,8 @@ func TestClients_Example(t *testing.T) {
 
 // Requests that are made from openapi.yaml, valid ones for every route, go through Prism, which finds each
 // request and answer as described. Prism knows no HEAD, and waits for the end of a stream that has none.
-// Of a chunked body it sends on the chunks and a Content-Length too, which the API must refuse.
+// Of a chunked body it sends on the chunks and a Content-Length too, which the API must refuse. It counts the
+// bytes of a header, and openapi.yaml its characters.
 func TestClients_Fuzz(t *testing.T) {
 	t.Parallel()
 	f := newFuzzRun(t)
@@ -63,7 +66,8 @@ func TestClients_Fuzz(t *testing.T) {
 	c := &fuzzClient{
 		run: f, source: source, name: "prism", address: testenv.Prism(t, root, strings.TrimPrefix(f.system.api(0), "http://")),
 		skips: func(r fuzz.Request) bool {
-			return r.Method == http.MethodHead || r.Chunk > 0 || strings.HasSuffix(r.Route.Path, "/events")
+			return r.Method == http.MethodHead || r.Chunk > 0 || strings.HasSuffix(r.Route.Path, "/events") ||
+				slices.ContainsFunc(r.Headers, func(h fuzz.Header) bool { return len(h.Value) != utf8.RuneCountInString(h.Value) })
 		},
 		judge: prismFaults,
 	}
