@@ -47,7 +47,8 @@ func (s *Source) Learn(r Request, a contract.Answer) {
 		return
 	}
 	add := func(name string, value any) {
-		if name != "" {
+		noSeq := canonical(name) == "seq" && fmt.Sprint(value) == "0" // last_seq of an account without transactions
+		if name != "" && !noSeq {
 			s.known.add(name, value)
 		}
 	}
