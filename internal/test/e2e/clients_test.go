@@ -9,10 +9,8 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"slices"
 	"strings"
 	"testing"
-	"unicode/utf8"
 
 	"github.com/passbook/passbook/internal/test/contract"
 	"github.com/passbook/passbook/internal/test/fuzz"
@@ -53,8 +51,8 @@ func TestClients_Example(t *testing.T) {
 
 // Requests that are made from openapi.yaml, valid ones for every route, go through Prism, which finds each
 // request and answer as described. Prism knows no HEAD, and waits for the end of a stream that has none.
-// Of a chunked body it sends on the chunks and a Content-Length too, which the API must refuse. It counts the
-// bytes of a header, and openapi.yaml its characters. It never answers to a body that is no JSON.
+// Of a chunked body it sends on the chunks and a Content-Length too, which the API must refuse. It never
+// answers to a body that is no JSON.
 func TestClients_Fuzz(t *testing.T) {
 	t.Parallel()
 	f := newFuzzRun(t)
@@ -67,8 +65,7 @@ func TestClients_Fuzz(t *testing.T) {
 		run: f, source: source, name: "prism", address: testenv.Prism(t, root, strings.TrimPrefix(f.system.api(0), "http://")),
 		skips: func(r fuzz.Request) bool {
 			return r.Method == http.MethodHead || r.Chunk > 0 || strings.HasSuffix(r.Route.Path, "/events") ||
-				r.Body != "" && !json.Valid([]byte(r.Body)) || // a smaller request of a finding
-				slices.ContainsFunc(r.Headers, func(h fuzz.Header) bool { return len(h.Value) != utf8.RuneCountInString(h.Value) })
+				r.Body != "" && !json.Valid([]byte(r.Body)) // a smaller request of a finding
 		},
 		judge: prismFaults,
 	}

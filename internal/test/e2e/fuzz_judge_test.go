@@ -92,7 +92,6 @@ func (c *fuzzClient) judgeAnswer(r fuzz.Request, req fuzzParsed, a contract.Answ
 		if route.Method == http.MethodGet {
 			req.body = "" // a server may ignore it (RFC 9110, section 9.3.1)
 		}
-		req.Header.Del("Prefer") // a server ignores one that it can't read (RFC 7240, section 2)
 		for _, fault := range c.run.contract.CheckValidity(route, req.Request, req.body) {
 			add("accepts what is not described", fault)
 		}
