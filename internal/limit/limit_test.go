@@ -318,6 +318,10 @@ func TestSettle_ForgivesAfterAnOutage(t *testing.T) {
 		}
 		c.move(2 * time.Second)
 	}
+	if l.Settle(t.Context()); !l.IsLocal() { // nothing is owed any more
+		t.Error("Redis was not asked, and counts")
+	}
+	c.move(2 * time.Second)
 	if err := client.Del(t.Context(), keyOfA).Err(); err != nil {
 		t.Fatal(err)
 	}
