@@ -57,11 +57,12 @@ func TestOthersPartitionsAreNotListed(t *testing.T) {
 	}
 }
 
-// A pause is reported, counted and logged, once when it begins and once when it ends. Without an
-// answer of Redis the count is not known.
+// A pause is reported, counted and logged, once when it begins and once when it ends. While Redis is
+// away the count is not known.
 func TestPausesAreReported(t *testing.T) {
 	t.Parallel()
-	client := connect(t, testenv.Redis(t))
+	server := testenv.RedisServer(t)
+	client := connect(t, server.URL())
 	const unknown = -1
 	count := unknown
 	var log bytes.Buffer
@@ -101,7 +102,7 @@ func TestPausesAreReported(t *testing.T) {
 			want("", lines, 0)
 		}
 	}
-	if err := client.Close(); err != nil { // a server that is away would leave a goroutine of go-redis
+	if err := server.Kill(); err != nil {
 		t.Fatal(err)
 	}
 	want("", 4, unknown)
