@@ -47,8 +47,7 @@ func (s *Source) Learn(r Request, a contract.Answer) {
 		return
 	}
 	add := func(name string, value any) {
-		noSeq := canonical(name) == "seq" && fmt.Sprint(value) == "0" // last_seq of an account without transactions
-		if name != "" && !noSeq {
+		if name != "" {
 			s.known.add(name, value)
 		}
 	}

@@ -140,8 +140,13 @@ func (s schema) fits(value any) bool {
 	if choices := s.list("enum"); len(choices) > 0 {
 		return slices.ContainsFunc(choices, func(choice any) bool { return fmt.Sprint(choice) == text })
 	}
+	if s["minimum"] != nil || s["maximum"] != nil {
+		n, err := strconv.ParseInt(text, 10, 64)
+		return err == nil && n >= s.number("minimum", math.MinInt64) && n <= s.number("maximum", math.MaxInt64)
+	}
+	length := int64(utf8.RuneCountInString(text))
 	matched, err := regexp.MatchString(s.text("pattern"), text)
-	return err == nil && matched
+	return err == nil && matched && length >= s.number("minLength", 0) && length <= s.number("maxLength", math.MaxInt64)
 }
 
 // made makes a value of a schema's type.
