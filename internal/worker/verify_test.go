@@ -317,3 +317,20 @@ func TestVerifierRun(t *testing.T) {
 		t.Error("the next worker waits for one that has stopped")
 	}
 }
+
+// A stop that cuts off the answer of Redis leaves the round to the next worker at once, too.
+func TestVerifierRun_CutOff(t *testing.T) {
+	t.Parallel()
+	pool := testenv.Pool(t)
+	accountsOf(t, pool, 1)
+	client := connectTo(t, testenv.Redis(t))
+	v := newVerifier(t, pool, client)
+	v.round()
+	stopped, cancel := context.WithCancel(t.Context())
+	cancel()
+	v.Step(stopped) // it rests, and asks Redis to keep its hold
+	v.Release(stopped)
+	if pause := newVerifier(t, pool, client).Step(t.Context()); pause == worker.OtherVerifier {
+		t.Error("the next worker waits for one that has stopped")
+	}
+}

@@ -1549,6 +1549,14 @@ var mutations = []mutation{
 		[]string{"-run=^TestCheckApply$ ./internal/ledger"},
 	},
 	{
+		"a verifier that was cut off keeps its hold", seen,
+		[]edit{{"internal/worker/verify.go", `	_ = v.shared.Release(`, `	if !v.held {
+		return
+	}
+	_ = v.shared.Release(`}},
+		[]string{"-run=^TestVerifierRun_CutOff$ ./internal/worker"},
+	},
+	{
 		"a Redis that takes no writes is up", seen,
 		[]edit{{probing, `p.Set(ctx, keyOf(queues.Name(partition), "probe"), 1, probeLife)`, `_, _ = partition, p.Ping(ctx)`}},
 		[]string{"-run=^TestCheckWrites$ ./internal/queue"},
