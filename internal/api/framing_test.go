@@ -140,8 +140,8 @@ func TestFraming_BodyOnEveryRoute(t *testing.T) {
 }
 
 // The API answers 400 once, on every route, to a request that a proxy could read in another way, and
-// nothing of what follows on the connection. It decides so before it knows the route: each case goes
-// to one in framingShare of the routes of a method.
+// nothing of what follows on the connection. It decides so before it knows the route: all cases go to the
+// first route of each method, and one in framingShare to each other route.
 func TestFraming_EveryRoute(t *testing.T) {
 	t.Parallel()
 	const framingShare = 4
@@ -152,11 +152,12 @@ func TestFraming_EveryRoute(t *testing.T) {
 	slices.SortStableFunc(byMethod, func(a, b operation) int { return cmp.Compare(a.method, b.method) })
 	t.Run("Routes", func(t *testing.T) {
 		for i, o := range byMethod {
+			first := i == 0 || byMethod[i-1].method != o.method
 			t.Run(o.String(), func(t *testing.T) {
 				t.Parallel()
 				target := o.request(t, v.theirs).target
 				for n, test := range misframed {
-					if (n+i)%framingShare != 0 {
+					if !first && (n+i)%framingShare != 0 {
 						continue
 					}
 					if got := s.pipeline(t, test.request(o.method, target, v.token)); fmt.Sprint(got) != "[400]" {
