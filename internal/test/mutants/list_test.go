@@ -1092,6 +1092,11 @@ var mutations = []mutation{
 		[]string{"-run=^TestGate$ ./internal/postgres"},
 	},
 	{
+		"a replica may say that something is absent", stays,
+		[]edit{{"internal/statement/replica.go", `err == nil || ctx.Err() != nil`, `err == nil || errors.Is(err, ErrNotFound) || ctx.Err() != nil`}},
+		[]string{"-run=^TestReplica$ ./internal/statement"},
+	},
+	{
 		"a confirmation covers what ends while it waits", stays,
 		[]edit{{gate, `if err := conn.QueryRow(ctx, sql).Scan(dest...); err != nil {`, `_, _ = conn.Exec(ctx, sql)
 	if err := conn.QueryRow(ctx, "SELECT pg_snapshot_xmin(pg_current_snapshot()), '3'::xid8, 1").Scan(dest...); err != nil {`}},
