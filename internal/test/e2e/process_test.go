@@ -40,25 +40,16 @@ var raced = variant{name: "raced", flags: []string{
 	"-race", "-gcflags=golang.org/x/crypto/...=-race=false", // as in the Makefile: the two share what is compiled
 }}
 
-var builds = struct {
-	sync.Mutex
-	dirs map[string]string // guarded by it; where each variant is
-}{dirs: map[string]string{}}
+// builds has a function for each variant that returns the folder of its programs.
+var builds sync.Map
 
-// build builds the variant once and returns the folder of its programs.
+// build builds the variant once and returns the folder of its programs. It waits for no build of
+// another variant: without a cache one takes longer than a request waits for its job.
 func (v variant) build() (string, error) {
-	builds.Lock()
-	defer builds.Unlock()
-	key := fmt.Sprint(v)
-	if dir := builds.dirs[key]; dir != "" {
-		return dir, nil
-	}
-	dir, err := testenv.Programs(repository, cmp.Or(v.name, "plain"), cmp.Or(v.source, repository), slices.Concat(v.flags, []string{"./cmd/api", "./cmd/worker"})...)
-	if err != nil {
-		return "", err
-	}
-	builds.dirs[key] = dir
-	return dir, nil
+	once, _ := builds.LoadOrStore(fmt.Sprint(v), sync.OnceValues(func() (string, error) {
+		return testenv.Programs(repository, cmp.Or(v.name, "plain"), cmp.Or(v.source, repository), slices.Concat(v.flags, []string{"./cmd/api", "./cmd/worker"})...)
+	}))
+	return once.(func() (string, error))() // nothing else is stored
 }
 
 // launcher starts programs from one thread that lives as long as we do: the
