@@ -513,6 +513,36 @@ func TestApplyReturnsOnlyCommittedJobs(t *testing.T) {
 	}
 }
 
+// Apply does not return a job whose commit Postgres refuses. It returns the jobs before it in the batch.
+func TestApplyReturnsNoJobWithARefusedCommit(t *testing.T) {
+	t.Parallel()
+	pool := testenv.Pool(t)
+	for _, sql := range faultSQL {
+		ledgertest.Exec(t, pool, sql)
+	}
+	const refused = 13
+	account := ledgertest.Account(t, pool, ledgertest.User(t, pool), 0)
+	ledgertest.Exec(t, pool, `INSERT INTO faults VALUES ($1, $2, 'commit')`, account.ID, refused)
+	var ids []uuid.UUID
+	for _, amount := range []int64{1, 2, refused, 3} { // the first job is a batch of its own
+		ids = append(ids, ledgertest.Job(t, pool, account, ledger.Deposit, amount))
+	}
+	applied, more, err := ledger.NewApplier(pool).Apply(t.Context(), ids[3], 64)
+	if err == nil || !more || len(applied) != 2 || applied[0].JobID != ids[0] || applied[1].JobID != ids[1] {
+		t.Errorf("applied %+v, more %t, %v; want the two jobs before the refused one", applied, more, err)
+	}
+	for _, id := range ids[2:] {
+		if got := readJob(t, pool, id).String(); got != queued {
+			t.Errorf("a job is %s, want %s", got, queued)
+		}
+	}
+	ledgertest.Exec(t, pool, `DELETE FROM faults`)
+	if applied := apply(t, pool, ids[3]); len(applied) != 2 {
+		t.Errorf("applied %+v once nothing is refused, want two jobs", applied)
+	}
+	ledgertest.Check(t, pool)
+}
+
 // An account's time moves forwards only, and no attempt is spent, where the clocks that date its
 // jobs are ahead or are set back.
 func TestApplyTimeNeverGoesBack(t *testing.T) {
