@@ -249,3 +249,20 @@ func TestSweepAppliesBesideARefusedJob(t *testing.T) {
 		t.Errorf("%d jobs are queued, want the refused one alone", n)
 	}
 }
+
+// No worker takes a task from a pending list that does not move, so the sweep applies the job after
+// LongUnmoved sweeps. Without that it would wait for a task that looks lost.
+func TestSweepAppliesBehindAListThatDoesNotMove(t *testing.T) {
+	t.Parallel()
+	s := newSystem(t, testenv.Pool(t), testenv.Redis(t))
+	account := ledgertest.Account(t, s.pool, s.user, 0)
+	s.enqueue(account, ledgertest.Job(t, s.pool, account, ledger.Deposit, 1))
+	w := s.sweeper() // which runs no worker
+	const noted = 2  // sweeps until the account and the list are known
+	for n := 0; s.count(job.Succeeded) == 0; n++ {
+		if n > worker.LongUnmoved+noted {
+			t.Fatalf("the job is queued after %d sweeps", n)
+		}
+		w.Sweep(t.Context())
+	}
+}

@@ -12,6 +12,7 @@ import (
 const (
 	LongRetry   = longRetry
 	LongMissing = longMissing
+	LongUnmoved = longUnmoved
 	SweepEvery  = sweepEvery
 )
 
