@@ -37,7 +37,7 @@ func (a *API) acceptBatch(c *fiber.Ctx, _ *query) error {
 	if err := a.limitBatch(c, caller(c), len(requests)); err != nil {
 		return err
 	}
-	requests[0].Trace = a.traceOf(c)
+	requests[0].Origin = a.originOf(c)
 	accepted, err := a.cfg.Acceptor.AcceptBatch(c.UserContext(), requests)
 	if err != nil {
 		return batchProblem(err)

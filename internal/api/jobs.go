@@ -99,7 +99,6 @@ func (a *API) accept(entry ledger.EntryType) func(*fiber.Ctx, *query) error {
 			Amount:      b.amount("amount"),
 			Description: b.description(),
 			Key:         key,
-			Trace:       a.traceOf(c),
 		}
 		if err := b.err(); err != nil {
 			return err
@@ -107,6 +106,7 @@ func (a *API) accept(entry ledger.EntryType) func(*fiber.Ctx, *query) error {
 		if err := checkNumber(req.Account); err != nil {
 			return err
 		}
+		req.Origin = a.originOf(c)
 		accepted, replayed, err := a.cfg.Acceptor.Accept(c.UserContext(), req)
 		if err != nil {
 			return err

@@ -19,6 +19,7 @@ type (
 	failureKey  struct{} // the error of a request that failed because of the server
 	codeKey     struct{} // the code of its problem
 	acceptedKey struct{} // the jobs of a batch
+	reservedKey struct{} // whether the request may have a line; absent: not asked yet
 )
 
 // requestLines writes the lines of requests: one line a request, within bounds.
@@ -29,6 +30,13 @@ type requestLines struct {
 
 func newRequestLines(log *slog.Logger) requestLines {
 	return requestLines{answered: ops.NewLines(log, "request"), failed: ops.NewLines(log, "request failed")}
+}
+
+// reserve decides before the end of a request whether it gets a line.
+func (l requestLines) reserve(c *fiber.Ctx) bool {
+	may := l.answered.May(c.UserContext(), slog.LevelInfo)
+	c.Locals(reservedKey{}, may)
+	return may
 }
 
 // logRequest writes the line of a request. It says what the server has checked or made itself, and
@@ -43,7 +51,11 @@ func (a *API) logRequest(c *fiber.Ctx, method, route string, took, waited time.D
 	case isProbe[route]:
 		level = slog.LevelDebug
 	}
-	if !lines.May(ctx, level) {
+	may, isReserved := c.Locals(reservedKey{}).(bool)
+	if !isReserved || hasFailed {
+		may = lines.May(ctx, level)
+	}
+	if !may {
 		return
 	}
 	attrs := append(make([]slog.Attr, 0, 16), slog.String("request_id", requestID(c)), slog.String("method", method),

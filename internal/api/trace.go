@@ -62,16 +62,19 @@ func endTrace(c *fiber.Ctx, span trace.Span, method, route string) {
 	}
 }
 
-// traceOf returns what the Acceptor needs to know of a traced request; nil for any other.
-func (a *API) traceOf(c *fiber.Ctx) *job.Trace {
-	if a.cfg.Tracer == nil {
-		return nil
-	}
+// originOf returns what the Acceptor needs to know of a request that is traced, or that gets a log
+// line; nil for any other. So the lines of the jobs that the log leaves out under load are those whose
+// requests it leaves out.
+func (a *API) originOf(c *fiber.Ctx) *job.Origin {
 	parent := trace.SpanContextFromContext(c.UserContext())
-	if !parent.IsSampled() {
+	switch isTraced := a.cfg.Tracer != nil && parent.IsSampled(); {
+	case !a.lines.reserve(c) && !isTraced:
 		return nil
+	case !isTraced:
+		return &job.Origin{Name: ops.Origin{RequestID: requestID(c)}.String()}
 	}
-	return &job.Trace{Parent: ops.Traceparent(parent), Inserted: func(began, ended time.Time, requests int) {
+	origin := ops.Origin{RequestID: requestID(c), Span: parent}
+	return &job.Origin{Name: origin.String(), Inserted: func(began, ended time.Time, requests int) {
 		ctx := trace.ContextWithSpanContext(context.Background(), parent)
 		_, span := a.cfg.Tracer.Start(ctx, "accept_jobs", trace.WithSpanKind(trace.SpanKindClient), trace.WithTimestamp(began),
 			trace.WithAttributes(attribute.String("db.system.name", "postgresql"), attribute.Int("db.operation.batch.size", requests)))

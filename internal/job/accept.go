@@ -44,15 +44,15 @@ type Request struct {
 	Type        ledger.EntryType
 	Amount      int64 // minor units
 	Description *string
-	Key         string // Idempotency-Key
-	Trace       *Trace // nil for one that is not traced
+	Key         string  // Idempotency-Key
+	Origin      *Origin // nil for one that is not traced and gets no log line
 }
 
 // Notifier tells the workers that an account has new jobs: how many, and the id and position of
-// the last one. It does not block and may lose a notification: the sweep finds those jobs. traces
-// has the traceparent of each traced job, by the job's id; nil for none.
+// the last one. It does not block and may lose a notification: the sweep finds those jobs. origins
+// has the names of the origins that the worker should know, by the job's id; nil for none.
 type Notifier interface {
-	Notify(accountID, position int64, jobID uuid.UUID, jobs int, traces map[uuid.UUID]string)
+	Notify(accountID, position int64, jobID uuid.UUID, jobs int, origins map[uuid.UUID]string)
 }
 
 // Acceptor commits jobs. Accepts that arrive together share an insert; no accept
@@ -275,7 +275,7 @@ type acceptedRow struct {
 // insert commits the new jobs of the batch in one round trip and notifies the workers.
 // It returns what Postgres says of each request, by the id of its job.
 func (a *Acceptor) insert(ctx context.Context, batch []*request) (map[uuid.UUID]acceptedRow, error) {
-	traces := tracesOf(batch)
+	origins := originsOf(batch)
 	began := time.Now()
 	returned, _ := a.pool.Query(ctx, acceptSQL, a.columns(batch)...) // CollectRows returns its error
 	rows, err := pgx.CollectRows(returned, pgx.RowToStructByPos[acceptedRow])
@@ -283,8 +283,8 @@ func (a *Acceptor) insert(ctx context.Context, batch []*request) (map[uuid.UUID]
 		return nil, err
 	}
 	failpoint.Hit(failpoint.AcceptCommitted)
-	traces.inserted(began, time.Now(), len(batch))
-	a.notify(rows, traces)
+	origins.inserted(began, time.Now(), len(batch))
+	a.notify(rows, origins)
 	failpoint.Hit(failpoint.AcceptNotified)
 	accepted := make(map[uuid.UUID]acceptedRow, len(batch))
 	for _, row := range rows { // the rows with a position come last
@@ -300,7 +300,7 @@ func (a *Acceptor) insert(ctx context.Context, batch []*request) (map[uuid.UUID]
 
 // notify notifies the workers once for each account that has new jobs, with the last of
 // them: the others are applied before it.
-func (a *Acceptor) notify(rows []acceptedRow, traces traces) {
+func (a *Acceptor) notify(rows []acceptedRow, origins origins) {
 	last, jobs := make(map[int64]acceptedRow, len(rows)), make(map[int64]int, len(rows))
 	for _, row := range rows {
 		if row.Position == nil {
@@ -312,7 +312,7 @@ func (a *Acceptor) notify(rows []acceptedRow, traces traces) {
 		}
 	}
 	for accountID, row := range last {
-		a.notifier.Notify(accountID, *row.Position, row.ID, jobs[accountID], traces.parents(rows, accountID))
+		a.notifier.Notify(accountID, *row.Position, row.ID, jobs[accountID], origins.ofAccount(rows, accountID))
 	}
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"sync"
 	"testing"
 	"time"
@@ -27,9 +28,10 @@ const (
 
 // notifications counts how often each job was notified.
 type notifications struct {
-	mu   sync.Mutex        // guards the fields below
-	jobs map[uuid.UUID]int // by id
-	last notification
+	mu      sync.Mutex        // guards the fields below
+	jobs    map[uuid.UUID]int // by id
+	last    notification
+	origins map[uuid.UUID]string // of all
 }
 
 type notification struct {
@@ -38,11 +40,12 @@ type notification struct {
 	jobs                int
 }
 
-func (n *notifications) Notify(accountID, position int64, jobID uuid.UUID, jobs int, _ map[uuid.UUID]string) {
+func (n *notifications) Notify(accountID, position int64, jobID uuid.UUID, jobs int, origins map[uuid.UUID]string) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	n.jobs[jobID]++
 	n.last = notification{accountID, position, jobID, jobs}
+	maps.Copy(n.origins, origins)
 }
 
 func (n *notifications) count(jobID uuid.UUID) int {
@@ -54,7 +57,7 @@ func (n *notifications) count(jobID uuid.UUID) int {
 // acceptor runs until the test ends.
 func acceptor(t *testing.T, pool *pgxpool.Pool, maxQueued int) (*job.Acceptor, *notifications) {
 	t.Helper()
-	notified := &notifications{jobs: map[uuid.UUID]int{}}
+	notified := &notifications{jobs: map[uuid.UUID]int{}, origins: map[uuid.UUID]string{}}
 	a := job.NewAcceptor(pool, notified, maxQueued)
 	a.Timeout = patient
 	ctx, cancel := context.WithCancel(context.Background())

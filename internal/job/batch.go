@@ -207,7 +207,7 @@ func (a *Acceptor) insertBatch(ctx context.Context, batch *batchRequest) (batchR
 	failpoint.Hit(failpoint.AcceptCommitted)
 	if jobs := len(row.Fresh); jobs > 0 { // the last: the others are applied before it
 		a.capacities.use(account, jobs)
-		a.notifier.Notify(row.AccountID, row.Positions[jobs-1], batch.ids[row.Fresh[jobs-1]-1], jobs, batch.traces(row.Fresh, began))
+		a.notifier.Notify(row.AccountID, row.Positions[jobs-1], batch.ids[row.Fresh[jobs-1]-1], jobs, batch.origins(row.Fresh, began))
 	}
 	failpoint.Hit(failpoint.AcceptNotified)
 	return row, nil

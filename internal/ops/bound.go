@@ -138,7 +138,8 @@ func NewLines(log *slog.Logger, message string) *Lines {
 	}
 }
 
-// May returns whether a line of the level may be written now. If it may, the caller must call Write.
+// May returns whether a line of the level may be written now. If it may, the caller calls Write, else
+// the period has one line less.
 func (l *Lines) May(ctx context.Context, level slog.Level) bool {
 	if !l.log.Enabled(ctx, level) {
 		return false

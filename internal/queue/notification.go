@@ -16,14 +16,14 @@ type Notification struct {
 	Position  int64 // of the job; 0: unknown
 	Jobs      int   // how many of the account's jobs it announces; a wrong number costs only time
 
-	Traces string // the traces of the announced jobs, as ParseTraces reads them; mostly empty
+	Origins string // the origins of some of the announced jobs, as ParseOrigins reads them; mostly empty
 }
 
-// maxNotificationBytes bounds a written notification without its traces: a job's id, three
+// maxNotificationBytes bounds a written notification without its origins: a job's id, three
 // numbers, and their separators.
 const maxNotificationBytes = 36 + 3*20 + 4
 
-// String returns the notification as a task's payload holds it. The traces are in the task's headers.
+// String returns the notification as a task's payload holds it. The origins are in the task's headers.
 func (n Notification) String() string {
 	text := append(make([]byte, 0, maxNotificationBytes), n.JobID.String()...)
 	for _, number := range []int64{n.AccountID, n.Position, int64(n.Jobs)} {
@@ -34,21 +34,21 @@ func (n Notification) String() string {
 
 // listEntry returns the notification as it is written to a list of notifications.
 func (n Notification) listEntry() string {
-	if n.Traces == "" {
+	if n.Origins == "" {
 		return n.String()
 	}
-	return n.String() + " " + n.Traces
+	return n.String() + " " + n.Origins
 }
 
 // parseListEntry reads what listEntry wrote.
 func parseListEntry(text string) (Notification, error) {
-	var traces string
-	if fields := strings.SplitN(text, " ", 5); len(fields) == 5 && len(fields[4]) <= maxTraces*traceBytes {
-		text, traces = strings.TrimSuffix(text, " "+fields[4]), fields[4]
+	var origins string
+	if fields := strings.SplitN(text, " ", 5); len(fields) == 5 && len(fields[4]) <= maxOrigins*originBytes {
+		text, origins = strings.TrimSuffix(text, " "+fields[4]), fields[4]
 	}
 	n, err := parseNotification(text)
 	if err == nil {
-		n.Traces = traces
+		n.Origins = origins
 	}
 	return n, err
 }
@@ -82,11 +82,11 @@ func Merge(all []Notification) (merged []Notification) {
 			merged = append(merged, n)
 		case n.Position > merged[i].Position:
 			n.Jobs += merged[i].Jobs
-			n.Traces = joinTraces(n.Traces, merged[i].Traces, maxTraces)
+			n.Origins = joinOrigins(n.Origins, merged[i].Origins, maxOrigins)
 			merged[i] = n
 		default:
 			merged[i].Jobs += n.Jobs
-			merged[i].Traces = joinTraces(merged[i].Traces, n.Traces, maxTraces)
+			merged[i].Origins = joinOrigins(merged[i].Origins, n.Origins, maxOrigins)
 		}
 	}
 	return merged

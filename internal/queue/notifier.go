@@ -35,11 +35,11 @@ const (
 // doesn't wait: a slow Redis must not delay an accept. A notification that is dropped, or
 // lost with a killed process, costs only time: the sweep finds the job.
 //
-// traces are the W3C traceparents of the traced jobs, by job; mostly nil.
-func (c *Client) Notify(accountID, position int64, jobID uuid.UUID, jobs int, traces map[uuid.UUID]string) {
+// origins are the origins of some of the jobs, by job, without "," or " "; mostly nil.
+func (c *Client) Notify(accountID, position int64, jobID uuid.UUID, jobs int, origins map[uuid.UUID]string) {
 	notification := Notification{AccountID: accountID, Position: position, JobID: jobID, Jobs: jobs}
-	if len(traces) > 0 {
-		notification.Traces = formatTraces(traces)
+	if len(origins) > 0 {
+		notification.Origins = formatOrigins(origins)
 	}
 	select {
 	case c.notifications <- notification:

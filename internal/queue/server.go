@@ -165,7 +165,7 @@ func (s *Server) process(ctx context.Context, task *asynq.Task) error {
 	if err != nil {
 		return fmt.Errorf("%w: %w", err, asynq.SkipRetry)
 	}
-	setTraces(named, task.Headers())
+	setOrigins(named, task.Headers())
 	queue, _ := asynq.GetQueueName(ctx)
 	notified, more := s.take(ctx, queue, maxTaken-len(named), stayAwake)
 	batch := slices.Concat(named, notified)

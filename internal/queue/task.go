@@ -70,7 +70,7 @@ const (
 const maxTaskJobs = 32
 
 // newTask is a task for jobs of a partition. Its payload has a line for each job, which an
-// operator can read: JOB ACCOUNT POSITION JOBS. Its headers have the traces of the jobs.
+// operator can read: JOB ACCOUNT POSITION JOBS. Its headers have the origins of the jobs.
 func newTask(notifications []Notification) *asynq.Task {
 	lines := make([]string, len(notifications))
 	for i, n := range notifications {

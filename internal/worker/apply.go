@@ -40,7 +40,7 @@ type sharedApplier interface {
 // account applies them, or the sweep's task does.
 func (w *Worker) Apply(ctx context.Context, jobs []queue.Notification) (remaining, troubled []queue.Notification, err error) {
 	failpoint.Hit(failpoint.TaskReceived)
-	w.traces.remember(jobs) //nolint:contextcheck // the trace comes from the notifications, not from the task's context
+	w.origins.remember(jobs) //nolint:contextcheck // the trace comes from the notifications, not from the task's context
 	jobs = queue.Merge(jobs)
 	batch := w.batcher.apply(ctx, toDue(jobs))
 	w.record(batch.applied) //nolint:contextcheck // the jobs are recorded even if the context has ended
@@ -144,7 +144,7 @@ func (w *Worker) record(applied []ledger.Applied) {
 		}
 	}
 	w.health.recordApplied()
-	w.cfg.Metrics.finished(applied, w.traces.idOf)
+	w.cfg.Metrics.finished(applied, w.origins.traceOf)
 	w.reportFinished(applied)
 	w.cfg.Publisher.Publish(finished)
 }

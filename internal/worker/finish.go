@@ -14,25 +14,28 @@ import (
 func (w *Worker) reportFinished(applied []ledger.Applied) {
 	ctx := context.Background() // the line is written even if the batch's context has ended
 	for _, job := range applied {
-		parent := w.traces.take(job.JobID)
+		origin := w.origins.take(job.JobID)
 		if w.lines.May(ctx, slog.LevelInfo) {
-			w.writeFinished(ctx, job, parent)
+			w.writeFinished(ctx, job, origin)
 		}
-		if parent.span.IsSampled() && w.cfg.Tracer != nil {
-			w.trace(job, parent)
+		if origin.Span.IsSampled() && w.cfg.Tracer != nil {
+			w.trace(job, origin)
 		}
 	}
 }
 
 // writeFinished writes the log line of a job.
-func (w *Worker) writeFinished(ctx context.Context, job ledger.Applied, parent traced) {
+func (w *Worker) writeFinished(ctx context.Context, job ledger.Applied, origin origin) {
 	attrs := []slog.Attr{
 		slog.String("job_id", job.JobID.String()), slog.String("account", job.Account), slog.Int64("account_id", job.AccountID),
 		slog.String("type", string(job.Type)), slog.String("outcome", string(job.Outcome)),
 		slog.Float64("took_ms", float64(job.FinishedAt.Sub(job.CreatedAt).Microseconds())/1000),
 	}
-	if parent.span.HasTraceID() {
-		attrs = append(attrs, slog.String("trace_id", parent.span.TraceID().String()))
+	if origin.RequestID != "" {
+		attrs = append(attrs, slog.String("request_id", origin.RequestID))
+	}
+	if origin.Span.HasTraceID() {
+		attrs = append(attrs, slog.String("trace_id", origin.Span.TraceID().String()))
 	}
 	if w.lines.IsDebug(ctx) {
 		attrs = append(attrs, slog.Time("accepted_at", job.CreatedAt), slog.Time("finished_at", job.FinishedAt))

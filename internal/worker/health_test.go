@@ -44,7 +44,7 @@ func (s *system) observed(t *testing.T) *observed {
 // apply applies the account up to the job, as a task for it would.
 func (o *observed) apply(account ledger.Account, id uuid.UUID) error {
 	_, _, err := o.Apply(o.t.Context(), []queue.Notification{{
-		JobID: id, AccountID: account.ID, Jobs: 1, Traces: id.String() + "=00-0af7651916cd43dd8448eb211c80319c-00f067aa0ba902b7-01",
+		JobID: id, AccountID: account.ID, Jobs: 1, Origins: id.String() + "=a-request/00-0af7651916cd43dd8448eb211c80319c-00f067aa0ba902b7-01",
 	}})
 	return err
 }

@@ -38,7 +38,7 @@ type Worker struct {
 	scan     scan              // only sweeps use it
 	warner   *warner
 	lines    *ops.Lines // of finished jobs
-	traces   *traces
+	origins  *origins
 }
 
 // New makes a worker. It stops waiting for Postgres when stopping is closed.
@@ -46,7 +46,7 @@ func New(cfg Config, stopping <-chan struct{}) *Worker {
 	return &Worker{
 		cfg: cfg, batcher: newBatcher(cfg.Applier), health: &health{sweptAt: time.Now()}, stopping: stopping,
 		accounts: map[int64]watched{}, warner: newWarner(cfg.Log),
-		lines: ops.NewLines(cfg.Log, "job finished"), traces: newTraces(),
+		lines: ops.NewLines(cfg.Log, "job finished"), origins: newOrigins(),
 		scan: scan{most: maxSwept, page: cfg.Backlog.OldestQueued},
 	}
 }

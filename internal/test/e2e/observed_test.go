@@ -187,8 +187,8 @@ func TestObserved(t *testing.T) {
 			t.Errorf("the request's lines: %+v", requests)
 		}
 		jobs := worker.find(func(l logLine) bool { return l.JobID == job.ID })
-		if len(jobs) != 1 || jobs[0].Msg != "job finished" || jobs[0].TraceID != id || jobs[0].Outcome != "succeeded" ||
-			jobs[0].Account != a.Number || jobs[0].AccountID == 0 || jobs[0].TookMS <= 0 {
+		if len(jobs) != 1 || jobs[0].Msg != "job finished" || jobs[0].RequestID != "followed" || jobs[0].TraceID != id ||
+			jobs[0].Outcome != "succeeded" || jobs[0].Account != a.Number || jobs[0].AccountID == 0 || jobs[0].TookMS <= 0 {
 			t.Errorf("the job's lines: %+v", jobs)
 		}
 	})
@@ -201,8 +201,13 @@ func TestObserved(t *testing.T) {
 			t.Fatal(err)
 		}
 		s.drained()
-		rejected := func() int { return len(worker.find(func(l logLine) bool { return l.Outcome == "rejected" })) }
-		testenv.Eventually(t, "the line of a rejected job", func() bool { return rejected() == 1 })
+		rejected := func() []logLine { return worker.find(func(l logLine) bool { return l.Outcome == "rejected" }) }
+		testenv.Eventually(t, "the line of a rejected job", func() bool { return len(rejected()) == 1 })
+		job := rejected()[0]
+		requests := api.find(func(l logLine) bool { return l.JobID == job.JobID && l.RequestID == job.RequestID })
+		if job.RequestID == "" || job.TraceID != "" || len(requests) != 1 {
+			t.Errorf("a job that is not traced has the line %+v, and its request has %+v", job, requests)
+		}
 	})
 
 	t.Run("Outage", func(t *testing.T) {

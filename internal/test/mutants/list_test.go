@@ -1515,9 +1515,9 @@ var mutations = []mutation{
 		[]string{"-run=^TestRequestLine$ ./internal/api"},
 	},
 	{
-		"a task has no trace", observed,
+		"a task has no origins", observed,
 		[]edit{{headers, `headersOf(notifications))`, `nil)`}},
-		[]string{"-run=^TestTraces$ ./internal/queue"},
+		[]string{"-run=^TestOrigins$ ./internal/queue"},
 	},
 	{
 		"an unknown parameter passes", described,
