@@ -3,6 +3,7 @@ package ledger_test
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"testing"
 
 	"github.com/google/uuid"
@@ -49,8 +50,12 @@ func TestApplyRefusedJob(t *testing.T) {
 	unlucky := ledgertest.Job(t, pool, account, ledger.Withdrawal, 13)
 	after := ledgertest.Job(t, pool, account, ledger.Withdrawal, 2)
 	applier := ledger.NewApplier(pool)
+	returned := map[uuid.UUID]int{}
 	for attempt := 1; attempt < ledger.MaxAttempts; attempt++ {
-		_, more, err := applier.Apply(t.Context(), after, 64)
+		applied, more, err := applier.Apply(t.Context(), after, 64)
+		for _, job := range applied {
+			returned[job.JobID]++
+		}
 		if !errors.Is(err, ledger.ErrRefused) || !more {
 			t.Fatalf("attempt %d: more %t, error %v; want ErrRefused", attempt, more, err)
 		}
@@ -63,6 +68,9 @@ func TestApplyRefusedJob(t *testing.T) {
 		if got := readJob(t, pool, after); got.Status != "queued" {
 			t.Fatalf("attempt %d: the job behind is %s, out of order", attempt, got)
 		}
+	}
+	if want := map[uuid.UUID]int{before: 1, beside: 1}; !maps.Equal(returned, want) {
+		t.Errorf("the attempts returned the jobs %v, want %v", returned, want)
 	}
 	applied := apply(t, pool, after)
 	if len(applied) != 2 || applied[0].Outcome != ledger.Failed || applied[1].Outcome != ledger.Succeeded {

@@ -729,9 +729,13 @@ var mutations = []mutation{
 	},
 	{
 		"only one master of a cluster wakes the worker", disposable,
-		[]edit{{pubsub, `masters[one.Options().Addr] = one`, `if len(masters) == 0 {
-			masters[one.Options().Addr] = one
-		}`}},
+		[]edit{{pubsub, `masters[one.Options().Addr] = one`, `for known := range masters {
+			if known < one.Options().Addr {
+				return nil
+			}
+			delete(masters, known)
+		}
+		masters[one.Options().Addr] = one`}},
 		[]string{"-run=^TestServeOnCluster$ ./internal/queue"},
 	},
 	{
