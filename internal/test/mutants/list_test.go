@@ -44,6 +44,7 @@ const (
 	notifier  = "internal/queue/notifier.go"
 	wakeup    = "internal/queue/wakeup.go"
 	pubsub    = "internal/queue/events.go"
+	tracing   = "internal/api/trace.go"
 	masters   = "internal/queue/master.go"
 	notices   = "internal/queue/notification.go"
 	pending   = "internal/queue/pending.go"
@@ -1522,6 +1523,11 @@ var mutations = []mutation{
 		"a task has no origins", observed,
 		[]edit{{headers, `headersOf(notifications))`, `nil)`}},
 		[]string{"-run=^TestOrigins$ ./internal/queue"},
+	},
+	{
+		"the line of a finished job does not name its request", observed,
+		[]edit{{tracing, `case !a.lines.reserve(c) && !isTraced:`, `case !isTraced:`}},
+		[]string{"-run=^TestObserved$/^Level$ ./internal/test/e2e"},
 	},
 	{
 		"an unknown parameter passes", described,
