@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sync/errgroup"
 
@@ -61,7 +62,7 @@ func TestPrometheus(t *testing.T) {
 	})
 }
 
-// depositSteadily makes one deposit after another, and waits for each, until stop.
+// depositSteadily makes one deposit after another, some dozens a second, and waits for each, until stop.
 func depositSteadily(c *client) (stop func()) {
 	c.t.Helper()
 	account := c.open(0)
@@ -76,6 +77,10 @@ func depositSteadily(c *client) (stop func()) {
 			status, answer, err := c.request(ctx, c.system.api(0), http.MethodGet, "/v1/jobs/"+job.ID+"?wait=5", "", nil)
 			if ctx.Err() == nil && (err != nil || status != http.StatusOK) {
 				return fmt.Errorf("%d %s %w", status, answer, err)
+			}
+			select {
+			case <-time.After(20 * time.Millisecond):
+			case <-ctx.Done():
 			}
 		}
 		return nil
