@@ -32,6 +32,7 @@ func TestMain(m *testing.M) {
 		}
 		return
 	}
+	local.KeepInMemory()
 	goleak.VerifyTestMain(m)
 }
 
