@@ -34,8 +34,10 @@ func TestDocs_InABrowser(t *testing.T) {
 	if status, body := p.execute("accounts-openAccount"); status != "201" {
 		t.Fatalf("account not opened: %s %s", status, body)
 	}
+	p.close("accounts-openAccount")
 	p.try("jobs-deposit")
 	job := p.job("jobs-deposit", "202")
+	p.close("jobs-deposit")
 	s.apply(t, job.ID)
 	p.try("jobs-getJob")
 	p.enter("jobs-getJob", "id", job.ID)
@@ -71,6 +73,12 @@ func (p page) try(operation string) {
 		chromedp.Click(chromedp.CSS("#operations-"+operation+" .opblock-summary-control")),
 		chromedp.Click(chromedp.CSS("#operations-"+operation+" .try-out__btn")),
 	)
+}
+
+// close closes an operation: what is open is drawn again with each change of the page.
+func (p page) close(operation string) {
+	p.t.Helper()
+	p.Do(chromedp.Click(chromedp.CSS("#operations-" + operation + " .opblock-summary-control")))
 }
 
 // enter writes over what the page proposes for a parameter.
