@@ -311,8 +311,9 @@ func (a *Acceptor) notify(rows []acceptedRow, origins origins) {
 			last[row.AccountID] = row
 		}
 	}
+	names := origins.byAccount(rows)
 	for accountID, row := range last {
-		a.notifier.Notify(accountID, *row.Position, row.ID, jobs[accountID], origins.ofAccount(rows, accountID))
+		a.notifier.Notify(accountID, *row.Position, row.ID, jobs[accountID], names[accountID])
 	}
 }
 

@@ -8,7 +8,7 @@ import (
 
 // Origin is what the Acceptor needs to know of a request that is traced, or that gets a log line.
 type Origin struct {
-	// Name names the request and its span to the worker, as ops.Origin writes it.
+	// Name names the request and its span to the worker, as ops.Origin.String writes it.
 	Name string
 	// Inserted is called after a successful insert of the request: with the times when the insert was
 	// sent and had returned, and how many requests shared it. It must not block. Nil for a request that
@@ -46,16 +46,21 @@ func (o origins) inserted(began, ended time.Time, requests int) {
 	}
 }
 
-// ofAccount returns the names of the origins of the account's inserted jobs, by job.
-func (o origins) ofAccount(rows []acceptedRow, accountID int64) (names map[uuid.UUID]string) {
+// byAccount returns the names of the origins of the inserted jobs, by account and job; nil for none.
+func (o origins) byAccount(rows []acceptedRow) (names map[int64]map[uuid.UUID]string) {
 	if len(o) == 0 {
 		return nil
 	}
-	names = map[uuid.UUID]string{}
+	names = map[int64]map[uuid.UUID]string{}
 	for _, row := range rows {
-		if origin := o[row.ID]; origin != nil && row.Position != nil && row.AccountID == accountID {
-			names[row.ID] = origin.Name
+		origin := o[row.ID]
+		if origin == nil || row.Position == nil {
+			continue
 		}
+		if names[row.AccountID] == nil {
+			names[row.AccountID] = map[uuid.UUID]string{}
+		}
+		names[row.AccountID][row.ID] = origin.Name
 	}
 	return names
 }
