@@ -428,28 +428,12 @@ func setHeaders(c *fiber.Ctx) {
 const (
 	noStore = "no-store" // of Cache-Control
 	noSniff = "nosniff"  // of X-Content-Type-Options
-
-	maxRequestID = 64
 )
 
-// requestIDOf returns the client's id where it has 1 to 64 characters of A-Z a-z 0-9 . _ -, and a new
-// one otherwise.
+// requestIDOf returns the client's id if ops.IsRequestID allows it, and a new one otherwise.
 func requestIDOf(id string) string {
-	if !isRequestID(id) {
+	if !ops.IsRequestID(id) {
 		return uuid.NewString()
 	}
 	return strings.Clone(id) // Fiber's strings are buffers to be reused
-}
-
-func isRequestID(id string) bool {
-	if id == "" || len(id) > maxRequestID {
-		return false
-	}
-	for _, r := range []byte(id) {
-		isAlnum := r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9'
-		if !isAlnum && r != '.' && r != '_' && r != '-' {
-			return false
-		}
-	}
-	return true
 }

@@ -63,8 +63,7 @@ func endTrace(c *fiber.Ctx, span trace.Span, method, route string) {
 }
 
 // originOf returns what the Acceptor needs to know of a request that is traced, or that gets a log
-// line; nil for any other. So the lines of the jobs that the log leaves out under load are those whose
-// requests it leaves out.
+// line; nil for any other. So the worker knows the requests that have lines, and gives their jobs one.
 func (a *API) originOf(c *fiber.Ctx) *job.Origin {
 	parent := trace.SpanContextFromContext(c.UserContext())
 	switch isTraced := a.cfg.Tracer != nil && parent.IsSampled(); {

@@ -22,7 +22,7 @@ const (
 	// maxCollected bounds how many notifications are written together. If all are of one
 	// partition, they are arguments of one script, which takes at most 8,000 (LUAI_MAXCSTACK).
 	maxCollected = 4096
-	// maxNotified bounds the notifications of a partition in Redis, some 60 bytes each, so
+	// maxNotified bounds the notifications of a partition in Redis, some 60 bytes each and 130 for each origin, so
 	// that they don't fill Redis while no worker runs.
 	maxNotified = 10_000
 	// maxWriters is how many tasks are written at once.

@@ -40,7 +40,7 @@ type sharedApplier interface {
 // account applies them, or the sweep's task does.
 func (w *Worker) Apply(ctx context.Context, jobs []queue.Notification) (remaining, troubled []queue.Notification, err error) {
 	failpoint.Hit(failpoint.TaskReceived)
-	w.origins.remember(jobs) //nolint:contextcheck // the trace comes from the notifications, not from the task's context
+	w.origins.remember(jobs) //nolint:contextcheck // the origins come from the notifications, not from the task's context
 	jobs = queue.Merge(jobs)
 	batch := w.batcher.apply(ctx, toDue(jobs))
 	w.record(batch.applied) //nolint:contextcheck // the jobs are recorded even if the context has ended

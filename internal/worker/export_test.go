@@ -6,6 +6,7 @@ import (
 
 	"github.com/passbook/passbook/internal/job"
 	"github.com/passbook/passbook/internal/ledger"
+	"github.com/passbook/passbook/internal/queue"
 )
 
 // For how many sweeps a task in a state is believed to apply its account.
@@ -65,3 +66,9 @@ const (
 	OtherVerifier    = otherVerifierPause
 	VerifyRate       = verifyRate
 )
+
+// Remember keeps the origins of notifications, as Apply does.
+func (w *Worker) Remember(notifications []queue.Notification) { w.origins.remember(notifications) }
+
+// ReportFinished writes the lines of finished jobs.
+func (w *Worker) ReportFinished(applied []ledger.Applied) { w.reportFinished(applied) }

@@ -7,16 +7,26 @@ import (
 	"go.opentelemetry.io/otel/attribute"
 
 	"github.com/passbook/passbook/internal/ledger"
+	"github.com/passbook/passbook/internal/ops"
 )
+
+const finishedLine = "job finished"
 
 // reportFinished writes a log line for each job, and the spans of the traced ones. The jobs' ends are
 // flushed, so neither log nor trace shows an outcome that a crash of Postgres could still undo.
+//
+// Under load an API names the requests that have a line themselves. Their jobs have a bound of their own,
+// so that the many other jobs don't take their lines.
 func (w *Worker) reportFinished(applied []ledger.Applied) {
 	ctx := context.Background() // the line is written even if the batch's context has ended
 	for _, job := range applied {
 		origin := w.origins.take(job.JobID)
-		if w.lines.May(ctx, slog.LevelInfo) {
-			w.writeFinished(ctx, job, origin)
+		lines := w.lines
+		if origin.RequestID == "" {
+			lines = w.others
+		}
+		if lines.May(ctx, slog.LevelInfo) {
+			writeFinished(ctx, lines, job, origin)
 		}
 		if origin.Span.IsSampled() && w.cfg.Tracer != nil {
 			w.trace(job, origin)
@@ -25,7 +35,7 @@ func (w *Worker) reportFinished(applied []ledger.Applied) {
 }
 
 // writeFinished writes the log line of a job.
-func (w *Worker) writeFinished(ctx context.Context, job ledger.Applied, origin origin) {
+func writeFinished(ctx context.Context, lines *ops.Lines, job ledger.Applied, origin origin) {
 	attrs := []slog.Attr{
 		slog.String("job_id", job.JobID.String()), slog.String("account", job.Account), slog.Int64("account_id", job.AccountID),
 		slog.String("type", string(job.Type)), slog.String("outcome", string(job.Outcome)),
@@ -37,13 +47,13 @@ func (w *Worker) writeFinished(ctx context.Context, job ledger.Applied, origin o
 	if origin.Span.HasTraceID() {
 		attrs = append(attrs, slog.String("trace_id", origin.Span.TraceID().String()))
 	}
-	if w.lines.IsDebug(ctx) {
+	if lines.IsDebug(ctx) {
 		attrs = append(attrs, slog.Time("accepted_at", job.CreatedAt), slog.Time("finished_at", job.FinishedAt))
 		if trip := job.Trip; trip != nil {
 			attrs = append(attrs, slog.Int("batch", trip.Jobs), slog.Time("sent_at", trip.Sent), slog.Time("flushed_at", trip.Flushed))
 		}
 	}
-	w.lines.Write(ctx, slog.LevelInfo, attrs...)
+	lines.Write(ctx, slog.LevelInfo, attrs...)
 }
 
 // attributesOf returns the attributes of a job's spans.

@@ -7,7 +7,9 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 
+	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/prometheus/client_golang/prometheus"
 
@@ -71,4 +73,26 @@ func TestFinishedJobIsLoggedOnceDurable(t *testing.T) {
 	back()
 	<-ended
 	s.drained()
+}
+
+// Under load a job whose request is known has its line, though many other jobs finish before it.
+func TestFinishedLine_UnderLoad(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) { // where all happens in one second
+		var log bytes.Buffer
+		w := worker.New(worker.Config{Log: ops.NewLogger(&log, slog.LevelInfo, true)}, nil)
+		named := uuid.New()
+		w.Remember([]queue.Notification{{JobID: named, Origins: named.String() + "=a-request/"}})
+		jobs := make([]ledger.Applied, 1000)
+		for i := range jobs {
+			jobs[i].JobID = uuid.New()
+		}
+		w.ReportFinished(append(jobs, ledger.Applied{JobID: named}))
+		if lines := strings.Count(log.String(), "\n"); lines != 101 {
+			t.Errorf("%d lines, want the bound of 100 and one more", lines)
+		}
+		if !strings.Contains(log.String(), `"request_id":"a-request"`) {
+			t.Error("the job whose request is known has no line")
+		}
+	})
 }

@@ -55,12 +55,16 @@ func (o *origins) add(names map[uuid.UUID]string, now time.Time) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	for id, name := range names {
+		found := ops.ParseOrigin(name)
+		if found.RequestID == "" {
+			continue
+		}
 		if _, known := o.jobs[id]; !known {
 			delete(o.jobs, o.order[o.next])
 			o.order[o.next] = id
 			o.next = (o.next + 1) % maxOrigins
 		}
-		o.jobs[id] = origin{Origin: ops.ParseOrigin(name), taken: now}
+		o.jobs[id] = origin{Origin: found, taken: now}
 	}
 	o.n.Store(int64(len(o.jobs)))
 }

@@ -37,7 +37,8 @@ type Worker struct {
 	accounts map[int64]watched // the accounts with queued jobs, by id, at the last sweep; only sweeps use it
 	scan     scan              // only sweeps use it
 	warner   *warner
-	lines    *ops.Lines // of finished jobs
+	lines    *ops.Lines // of finished jobs whose requests are known, which have lines too
+	others   *ops.Lines // of other finished jobs
 	origins  *origins
 }
 
@@ -46,7 +47,7 @@ func New(cfg Config, stopping <-chan struct{}) *Worker {
 	return &Worker{
 		cfg: cfg, batcher: newBatcher(cfg.Applier), health: &health{sweptAt: time.Now()}, stopping: stopping,
 		accounts: map[int64]watched{}, warner: newWarner(cfg.Log),
-		lines: ops.NewLines(cfg.Log, "job finished"), origins: newOrigins(),
+		lines: ops.NewLines(cfg.Log, finishedLine), others: ops.NewLines(cfg.Log, finishedLine), origins: newOrigins(),
 		scan: scan{most: maxSwept, page: cfg.Backlog.OldestQueued},
 	}
 }

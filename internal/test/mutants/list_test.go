@@ -45,6 +45,7 @@ const (
 	wakeup    = "internal/queue/wakeup.go"
 	pubsub    = "internal/queue/events.go"
 	tracing   = "internal/api/trace.go"
+	finishing = "internal/worker/finish.go"
 	masters   = "internal/queue/master.go"
 	notices   = "internal/queue/notification.go"
 	pending   = "internal/queue/pending.go"
@@ -1528,6 +1529,11 @@ var mutations = []mutation{
 		"the line of a finished job does not name its request", observed,
 		[]edit{{tracing, `case !a.lines.reserve(c) && !isTraced:`, `case !isTraced:`}},
 		[]string{"-run=^TestObserved$/^Level$ ./internal/test/e2e"},
+	},
+	{
+		"other jobs take the lines of those whose requests have one", observed,
+		[]edit{{finishing, `lines = w.others`, `lines = w.lines`}},
+		[]string{"-run=^TestFinishedLine_UnderLoad$ ./internal/worker"},
 	},
 	{
 		"an unknown parameter passes", described,
