@@ -91,15 +91,11 @@ func New(pool *pgxpool.Pool, cfg Config) (*Service, error) {
 		return nil, err
 	}
 	m := newMetrics(cfg.Registry)
-	passwords, err := newHasher(m)
-	if err != nil {
-		return nil, err
-	}
 	return &Service{
 		pool:      pool,
 		lookups:   cmp.Or(cfg.Lookups, pool),
 		now:       cfg.Now,
-		passwords: passwords,
+		passwords: newHasher(m),
 		access:    access,
 		live:      newLiveSessions(),
 		log:       cfg.Log,

@@ -3,17 +3,18 @@ package auth
 import (
 	"context"
 	"crypto/rand"
+	"encoding/base64"
 	"errors"
 	"fmt"
 	"math"
 	"runtime"
 	"runtime/debug"
-	"sync"
 	"time"
 	"unicode/utf8"
 
 	"github.com/KimMachineGun/automemlimit/memlimit"
 	"github.com/alexedwards/argon2id"
+	"golang.org/x/crypto/argon2"
 	"golang.org/x/text/secure/precis"
 )
 
@@ -96,19 +97,21 @@ type hasher struct {
 	metrics *metrics
 }
 
-// makeDecoy returns the hash of a random password. A log-in with an unknown email compares with it,
-// and so takes as long as one with a known email.
-var makeDecoy = sync.OnceValues(func() (string, error) {
-	return argon2id.CreateHash(rand.Text(), hashParams)
-})
-
-func newHasher(m *metrics) (*hasher, error) {
-	decoy, err := makeDecoy()
-	if err != nil {
-		return nil, fmt.Errorf("hash the decoy password: %w", err)
+// makeDecoy returns a hash that no password has. A log-in with an unknown email compares with it, and
+// so takes as long as one with a known email. Nothing is hashed for it: its salt and its key are random.
+func makeDecoy() string {
+	random := func(bytes uint32) string {
+		made := make([]byte, bytes)
+		_, _ = rand.Read(made) // it never fails
+		return base64.RawStdEncoding.EncodeToString(made)
 	}
+	return fmt.Sprintf("$argon2id$v=%d$m=%d,t=%d,p=%d$%s$%s", argon2.Version,
+		hashParams.Memory, hashParams.Iterations, hashParams.Parallelism, random(hashParams.SaltLength), random(hashParams.KeyLength))
+}
+
+func newHasher(m *metrics) *hasher {
 	logIns, signUps := countSlots(min(runtime.GOMAXPROCS(0), runtime.NumCPU()), memoryLimit())
-	return &hasher{logIns: make(slots, logIns), signUps: make(slots, signUps), decoy: decoy, metrics: m}, nil
+	return &hasher{logIns: make(slots, logIns), signUps: make(slots, signUps), decoy: makeDecoy(), metrics: m}
 }
 
 // hash returns the hash that a sign-up stores. ErrBusy where no slot becomes free.
