@@ -238,10 +238,6 @@ type route struct {
 }
 
 func (a *API) routes() ([]route, error) {
-	asJSON, err := openAPIJSON()
-	if err != nil {
-		return nil, err
-	}
 	docs, err := docsRoutes()
 	if err != nil {
 		return nil, err
@@ -280,7 +276,7 @@ func (a *API) routes() ([]route, error) {
 		{method: get, path: "/livez", open: true, noOutcome: true, handle: a.livez},
 		{method: get, path: "/readyz", open: true, noOutcome: true, handle: a.readyz},
 		{method: get, path: "/openapi.yaml", open: true, noOutcome: true, handle: static("application/yaml", openAPIYAML)},
-		{method: get, path: "/openapi.json", open: true, noOutcome: true, handle: static(fiber.MIMEApplicationJSON, asJSON)},
+		{method: get, path: "/openapi.json", open: true, noOutcome: true, handle: openAPIJSON},
 	}...), nil
 }
 

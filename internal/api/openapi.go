@@ -13,13 +13,22 @@ import (
 //go:embed openapi.yaml
 var openAPIYAML []byte
 
-// openAPIJSON is openapi.yaml as JSON. It is made once a process: a process of tests makes many APIs.
-var openAPIJSON = sync.OnceValues(func() ([]byte, error) {
+// openAPIJSON serves openapi.yaml as JSON. The first request of the process makes it, which takes
+// longer than the rest of an API's start.
+func openAPIJSON(c *fiber.Ctx, q *query) error {
+	serve, err := makeOpenAPIJSON()
+	if err != nil {
+		return err
+	}
+	return serve(c, q)
+}
+
+var makeOpenAPIJSON = sync.OnceValues(func() (func(*fiber.Ctx, *query) error, error) {
 	asJSON, err := yaml.YAMLToJSON(openAPIYAML)
 	if err != nil {
 		return nil, fmt.Errorf("read openapi.yaml: %w", err)
 	}
-	return asJSON, nil
+	return static(fiber.MIMEApplicationJSON, asJSON), nil
 })
 
 // static serves content that changes only with the build. A client that has it already
