@@ -9,3 +9,10 @@ func KeepInMemory() {
 		_ = os.Setenv("TMPDIR", memory) // it fails for a bad name only
 	}
 }
+
+// MoveTo has a stopped server start on the port of another one.
+func (i *instance) MoveTo(port int) {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	i.port = port
+}

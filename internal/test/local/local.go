@@ -23,10 +23,12 @@ const (
 	pingWait       = 5 * time.Second
 	launchAttempts = 10
 	launchTick     = 200 * time.Millisecond
+	strangeWait    = 5 * time.Second // for a server to find its port taken
 )
 
-// errRefused ends the wait for a start: the server is up and refuses the password.
-var errRefused = errors.New("the server refuses the password")
+// errStrange is an answer that the server on this folder does not give: a server of
+// another process has the port, or the folder's password is not the one in the data.
+var errStrange = errors.New("the server on the port is not known here")
 
 // instance is what Postgres and Redis have in common: one server on one folder
 // and one port, under a supervisor.
@@ -260,8 +262,11 @@ func (i *instance) awaitReady(ctx context.Context, p *process, port int) error {
 	defer tick.Stop()
 	for {
 		err := i.pingOnce(ctx, port)
-		if err == nil || errors.Is(err, errRefused) {
-			return err
+		if err == nil {
+			return nil
+		}
+		if errors.Is(err, errStrange) {
+			return whoseAnswer(ctx, p, err)
 		}
 		select {
 		case <-p.done:
@@ -270,6 +275,19 @@ func (i *instance) awaitReady(ctx context.Context, p *process, port int) error {
 			return fmt.Errorf("%w before it answered: %w", context.Cause(ctx), err)
 		case <-tick.C:
 		}
+	}
+}
+
+// whoseAnswer returns how the server ended, if it does now: another one has its port.
+// Otherwise the strange answer was its own.
+func whoseAnswer(ctx context.Context, p *process, answer error) error {
+	ctx, cancel := context.WithTimeout(ctx, strangeWait)
+	defer cancel()
+	select {
+	case <-p.done:
+		return p.ended()
+	case <-ctx.Done():
+		return answer
 	}
 }
 

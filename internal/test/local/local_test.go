@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -21,6 +22,7 @@ import (
 
 // server is what both kinds have in common.
 type server interface {
+	MoveTo(port int)
 	URL() string
 	PID() int
 	Dir() string
@@ -364,6 +366,50 @@ func TestRestart_WaitsForItsPort(t *testing.T) {
 			mustRecall(t, k, s)
 		})
 	}
+}
+
+// What answers on its port meanwhile may be another server, which knows the same password if it is a
+// copy of the same template.
+func TestRestart_WaitsForAnotherServer(t *testing.T) {
+	t.Parallel()
+	for name, k := range kinds() {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			s := mustStart(t, k, filepath.Join(dataDir(t), "data"), nil)
+			mustKeep(t, k, s)
+			if err := s.Stop(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			other := mustStart(t, k, filepath.Join(dataDir(t), "data"), nil)
+			s.MoveTo(portOf(t, other))
+			restarted := make(chan error, 1)
+			go func() { restarted <- s.Restart(t.Context()) }()
+			testenv.Eventually(t, "it finds its port taken", func() bool {
+				said, _ := os.ReadFile(filepath.Join(s.Dir(), "log"))
+				return strings.Contains(string(said), "Address already in use")
+			})
+			if err := other.Stop(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			if err := <-restarted; err != nil {
+				t.Fatal(err)
+			}
+			mustRecall(t, k, s)
+		})
+	}
+}
+
+func portOf(t *testing.T, s server) int {
+	t.Helper()
+	address, err := url.Parse(s.URL())
+	if err != nil {
+		t.Fatal(err)
+	}
+	port, err := strconv.Atoi(address.Port())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return port
 }
 
 // A folder in a place that only root enters is what a clone under /root is.

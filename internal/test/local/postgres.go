@@ -129,15 +129,24 @@ func (pg *Postgres) url(port int) string {
 	return u.String()
 }
 
+// ping asks for the folder too: all copies of a template have the same password.
 func (pg *Postgres) ping(ctx context.Context, port int) error {
 	conn, err := pgx.Connect(ctx, pg.url(port))
 	if err != nil {
 		if refused, ok := errors.AsType[*pgconn.PgError](err); ok && refused.Code == "28P01" { // invalid_password
-			return fmt.Errorf("%w: %w", errRefused, err)
+			return fmt.Errorf("%w: %w", errStrange, err)
 		}
 		return err
 	}
-	return conn.Close(ctx)
+	defer conn.Close(ctx) //nolint:errcheck // it has been asked
+	var folder string
+	if err := conn.QueryRow(ctx, "SHOW data_directory").Scan(&folder); err != nil {
+		return err
+	}
+	if folder != pg.folder.dataPath() {
+		return fmt.Errorf("%w: its data is in %s", errStrange, folder)
+	}
+	return nil
 }
 
 func (pg *Postgres) command(port int) ([]string, error) {
@@ -156,7 +165,8 @@ func (pg *Postgres) command(port int) ([]string, error) {
 		settings["full_page_writes"] = "off"
 		settings["wal_init_zero"] = "off" // no 16 MB of zeros for each new segment
 		settings["shared_buffers"] = "64MB"
-		settings["max_wal_size"] = "256MB" // the data may be in memory
+		settings["max_wal_size"] = "256MB"              // the data may be in memory
+		settings["dynamic_shared_memory_type"] = "mmap" // in the folder, which goes also after a kill
 	}
 	if pg.host != nil {
 		settings["hba_file"] = filepath.Join(pg.folder.path, hostsFile)

@@ -109,7 +109,7 @@ func readPong(answers *bufio.Reader) error {
 		return err
 	}
 	if auth != "+OK\r\n" {
-		return fmt.Errorf("%w: %s", errRefused, strings.TrimSpace(auth))
+		return fmt.Errorf("%w: %s", errStrange, strings.TrimSpace(auth))
 	}
 	pong, err := answers.ReadString('\n')
 	if err != nil {
