@@ -97,7 +97,8 @@ func (w *responseCheck) check(t testing.TB, bound time.Duration) {
 	t.Logf("%d accepted, %d times 503, the slowest answer after %v", w.accepted, w.refused, w.slowest)
 }
 
-// load is sequential clients, with an account each, that send requests until stop.
+// load is sequential clients, with an account each, that send requests until stop. They pause between
+// two, which leaves the machine to the tests that run at the same time.
 type load struct {
 	c                *client
 	sequentialClient []*sequentialClient
@@ -114,7 +115,7 @@ func startLoad(c *client, accounts int) *load {
 	}
 	for _, sequentialClient := range l.sequentialClient {
 		l.group.Go(func() error {
-			for !l.stopped.Load() {
+			for c.pause(c.t.Context()) && !l.stopped.Load() {
 				if err := sequentialClient.next(); err != nil {
 					return err
 				}

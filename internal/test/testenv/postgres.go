@@ -16,7 +16,6 @@ import (
 )
 
 const (
-	template     = "migrated" // the database that each test's database is a copy of
 	poolConns    = 16
 	templateWait = 2 * time.Minute // to make the data that every server copies, once a machine
 )
@@ -134,8 +133,8 @@ func removeAfter(t testing.TB, remove func(context.Context) error) {
 	})
 }
 
-// newDatabase copies the template and returns the server's URL and the copy's
-// name.
+// newDatabase copies the shared server's own database and returns the URL of another one, for
+// statements about databases, and the copy's name.
 func (s *sharedPostgres) newDatabase(ctx context.Context) (admin, name string, err error) {
 	s.mu.Lock()
 	if s.server == nil && s.failed == nil {
@@ -146,9 +145,10 @@ func (s *sharedPostgres) newDatabase(ctx context.Context) (admin, name string, e
 		return "", "", s.failed
 	}
 	s.made++
-	admin, name = s.server.URL(), fmt.Sprintf("test_%d", s.made)
+	admin, name = withDatabase(s.server.URL(), "template1"), fmt.Sprintf("test_%d", s.made)
 	s.mu.Unlock()
-	return admin, name, execute(ctx, admin, "CREATE DATABASE "+name+" TEMPLATE "+template+" STRATEGY file_copy") // cheaper, without fsync
+	// The server's own database has no connections then, as a copy asks for. Without fsync, file_copy is the cheaper strategy.
+	return admin, name, execute(ctx, admin, "CREATE DATABASE "+name+" TEMPLATE postgres STRATEGY file_copy")
 }
 
 // startShared starts the server whose databases the tests share.
@@ -160,8 +160,7 @@ func startShared(ctx context.Context) (*local.Postgres, error) {
 	return local.StartPostgres(ctx, local.PostgresConfig{Template: data})
 }
 
-// withSchema is the template of the servers that have the whole schema, in their own
-// database and in the database that the tests' are copies of.
+// withSchema is the template of the servers that have the whole schema.
 var withSchema = sync.OnceValues(func() (string, error) {
 	schema, err := migrations.Fingerprint()
 	if err != nil {
@@ -170,13 +169,7 @@ var withSchema = sync.OnceValues(func() (string, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), templateWait)
 	defer cancel()
 	return local.Template(ctx, schema, func(ctx context.Context, server *local.Postgres) error {
-		if _, err := migrations.Up(ctx, server.URL()); err != nil {
-			return err
-		}
-		if err := execute(ctx, server.URL(), "CREATE DATABASE "+template); err != nil {
-			return err
-		}
-		_, err := migrations.Up(ctx, withDatabase(server.URL(), template))
+		_, err := migrations.Up(ctx, server.URL())
 		return err
 	})
 })
