@@ -33,7 +33,12 @@ test: export GORACE = atexit_sleep_ms=0
 test: ## Run every test, the packages' own with the race detector, on private Postgres and Redis servers
 	@deploy/local/install.sh test
 	$(GO_TEST) $(RACE) -p 4 $(WATCHED)
-	$(GO_TEST) -parallel 8 $(UNRACED) # after the others: they keep the machine busy
+	@$(MAKE) --no-print-directory --jobs=2 test-unraced test-newest # after the others: they keep the machine busy
+
+.PHONY: test-unraced test-newest
+test-unraced:
+	$(GO_TEST) -parallel 8 $(UNRACED)
+test-newest:
 	bin=$$(deploy/local/postgres.sh $(VERSION)) && POSTGRES_BIN=$$bin $(GO_TEST) -run '$(ON_NEWEST)' ./internal/ledger ./internal/job ./internal/postgres
 
 VERSION := 18
