@@ -258,6 +258,7 @@ func (i *instance) giveUp(ctx context.Context, p *process, why error) error {
 func (i *instance) awaitReady(ctx context.Context, p *process, port int) error {
 	ctx, cancel := context.WithTimeout(ctx, readyWait)
 	defer cancel()
+	started := time.Now()
 	tick := time.NewTicker(readyTick)
 	defer tick.Stop()
 	for {
@@ -265,8 +266,9 @@ func (i *instance) awaitReady(ctx context.Context, p *process, port int) error {
 		if err == nil {
 			return nil
 		}
-		if errors.Is(err, errStrange) {
-			return whoseAnswer(ctx, p, err)
+		// At first it may be the answer of another server, which has the port or had it until now.
+		if errors.Is(err, errStrange) && time.Since(started) > strangeWait {
+			return err
 		}
 		select {
 		case <-p.done:
@@ -275,19 +277,6 @@ func (i *instance) awaitReady(ctx context.Context, p *process, port int) error {
 			return fmt.Errorf("%w before it answered: %w", context.Cause(ctx), err)
 		case <-tick.C:
 		}
-	}
-}
-
-// whoseAnswer returns how the server ended, if it does now: another one has its port.
-// Otherwise the strange answer was its own.
-func whoseAnswer(ctx context.Context, p *process, answer error) error {
-	ctx, cancel := context.WithTimeout(ctx, strangeWait)
-	defer cancel()
-	select {
-	case <-p.done:
-		return p.ended()
-	case <-ctx.Done():
-		return answer
 	}
 }
 
