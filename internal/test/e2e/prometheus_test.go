@@ -62,7 +62,7 @@ func TestPrometheus(t *testing.T) {
 	})
 }
 
-// depositSteadily makes one deposit after another, some dozens a second, and waits for each, until stop.
+// depositSteadily makes one deposit after another, some ten a second, and waits for each, until stop.
 func depositSteadily(c *client) (stop func()) {
 	c.t.Helper()
 	account := c.open(0)
@@ -79,7 +79,7 @@ func depositSteadily(c *client) (stop func()) {
 				return fmt.Errorf("%d %s %w", status, answer, err)
 			}
 			select {
-			case <-time.After(20 * time.Millisecond):
+			case <-time.After(100 * time.Millisecond):
 			case <-ctx.Done():
 			}
 		}

@@ -240,7 +240,7 @@ func commandRedis(t *testing.T, s *system, command ...any) {
 	}
 }
 
-const warmed = 200 // deposits
+const warmed = 100 // deposits
 
 // warm has both apis make the connections that they need.
 func warm(t *testing.T, c *client, numbers []string) {
@@ -263,7 +263,7 @@ func warm(t *testing.T, c *client, numbers []string) {
 // returns how long each took, the quickest first.
 func acceptAll(t *testing.T, c *client, numbers []string) (took []time.Duration) {
 	t.Helper()
-	const accepts, connections = 600, 16
+	const accepts, connections = 300, 16
 	took = make([]time.Duration, accepts)
 	var group errgroup.Group
 	group.SetLimit(connections)
