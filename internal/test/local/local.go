@@ -26,8 +26,8 @@ const (
 	strangeWait    = 5 * time.Second // for a server to find its port taken
 )
 
-// errStrange is an answer that the server on this folder does not give: a server of
-// another process has the port, or the folder's password is not the one in the data.
+// errStrange is an answer that does not fit the folder: another server has the port, or the
+// folder's password is not the one in the data.
 var errStrange = errors.New("the server on the port is not known here")
 
 // instance is what Postgres and Redis have in common: one server on one folder

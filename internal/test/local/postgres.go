@@ -166,7 +166,7 @@ func (pg *Postgres) command(port int) ([]string, error) {
 		settings["wal_init_zero"] = "off" // no 16 MB of zeros for each new segment
 		settings["shared_buffers"] = "64MB"
 		settings["max_wal_size"] = "256MB"              // the data may be in memory
-		settings["dynamic_shared_memory_type"] = "mmap" // in the folder, which goes also after a kill
+		settings["dynamic_shared_memory_type"] = "mmap" // in the folder, so it is deleted even after a kill
 	}
 	if pg.host != nil {
 		settings["hba_file"] = filepath.Join(pg.folder.path, hostsFile)

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"maps"
 	"net"
 	"net/url"
@@ -95,21 +96,29 @@ func (r *Redis) ping(ctx context.Context, port int) error {
 			return err
 		}
 	}
-	if _, err := fmt.Fprintf(conn, "AUTH %s\r\nPING\r\n", r.password); err != nil {
+	if _, err := fmt.Fprintf(conn, "AUTH %s\r\nINFO server\r\nPING\r\n", r.password); err != nil {
 		return err
 	}
-	return readPong(bufio.NewReader(conn))
+	return readPong(bufio.NewReader(conn), filepath.Join(r.folder.path, configFile))
 }
 
-// readPong reads the answers to AUTH and PING. While Redis still reads its data
-// the second one is -LOADING.
-func readPong(answers *bufio.Reader) error {
+// readPong reads the answers to AUTH, INFO and PING. The server must have been started with config:
+// the nodes of a cluster have the same password. While Redis still reads its data the answer to PING
+// is -LOADING.
+func readPong(answers *bufio.Reader, config string) error {
 	auth, err := answers.ReadString('\n')
 	if err != nil {
 		return err
 	}
 	if auth != "+OK\r\n" {
 		return fmt.Errorf("%w: %s", errStrange, strings.TrimSpace(auth))
+	}
+	info, err := readBulk(answers)
+	if err != nil {
+		return err
+	}
+	if !strings.Contains(info, "\r\nconfig_file:"+config+"\r\n") {
+		return fmt.Errorf("%w: it was started with another configuration than %s", errStrange, config)
 	}
 	pong, err := answers.ReadString('\n')
 	if err != nil {
@@ -119,6 +128,21 @@ func readPong(answers *bufio.Reader) error {
 		return errors.New(strings.TrimSpace(pong))
 	}
 	return nil
+}
+
+// readBulk reads a string that its length stands before.
+func readBulk(answers *bufio.Reader) (string, error) {
+	header, err := answers.ReadString('\n')
+	if err != nil {
+		return "", err
+	}
+	length, err := strconv.Atoi(strings.TrimSpace(strings.TrimPrefix(header, "$")))
+	if err != nil {
+		return "", errors.New(strings.TrimSpace(header))
+	}
+	text := make([]byte, length+len("\r\n"))
+	_, err = io.ReadFull(answers, text)
+	return string(text), err
 }
 
 func (r *Redis) prepare(context.Context) (err error) {

@@ -133,8 +133,8 @@ func removeAfter(t testing.TB, remove func(context.Context) error) {
 	})
 }
 
-// newDatabase copies the shared server's own database and returns the URL of another one, for
-// statements about databases, and the copy's name.
+// newDatabase copies the shared server's own database. It returns the copy's name, and the URL of
+// template1, for statements about databases.
 func (s *sharedPostgres) newDatabase(ctx context.Context) (admin, name string, err error) {
 	s.mu.Lock()
 	if s.server == nil && s.failed == nil {
@@ -147,7 +147,8 @@ func (s *sharedPostgres) newDatabase(ctx context.Context) (admin, name string, e
 	s.made++
 	admin, name = withDatabase(s.server.URL(), "template1"), fmt.Sprintf("test_%d", s.made)
 	s.mu.Unlock()
-	// The server's own database has no connections then, as a copy asks for. Without fsync, file_copy is the cheaper strategy.
+	// Through template1, so that the server's own database has no connections, which a copy requires. Without
+	// fsync, file_copy is the cheaper strategy.
 	return admin, name, execute(ctx, admin, "CREATE DATABASE "+name+" TEMPLATE postgres STRATEGY file_copy")
 }
 
@@ -168,7 +169,7 @@ var withSchema = sync.OnceValues(func() (string, error) {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), templateWait)
 	defer cancel()
-	return local.Template(ctx, schema, func(ctx context.Context, server *local.Postgres) error {
+	return local.Template(ctx, "schema "+schema, func(ctx context.Context, server *local.Postgres) error {
 		_, err := migrations.Up(ctx, server.URL())
 		return err
 	})
