@@ -8,9 +8,6 @@ var AwaitFor = await
 // AdviceOfPooler says what to change about a pooler's message.
 var AdviceOfPooler = adviceOfPooler
 
-// StartSQL tells two starts of a server apart, and what is before a crash from what is after it.
-const StartSQL = startSQL
-
 // Widen is the arithmetic of transaction ids.
 var Widen = widen
 

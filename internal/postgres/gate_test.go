@@ -105,15 +105,15 @@ func newGated(t *testing.T, url string) gated {
 	return g
 }
 
-// start says when the server started; nothing while it can't be asked.
-func (g gated) start() (start string) {
+// checkpointer is a process that a crash replaces; 0 while the server can't be asked.
+func (g gated) checkpointer() (pid int) {
 	conn, err := pgx.Connect(g.t.Context(), g.url)
 	if err != nil {
-		return ""
+		return 0
 	}
 	defer conn.Close(g.t.Context()) //nolint:errcheck // it has been asked
-	_ = conn.QueryRow(g.t.Context(), `SELECT `+postgres.StartSQL).Scan(&start)
-	return start
+	_ = conn.QueryRow(g.t.Context(), `SELECT pid FROM pg_stat_activity WHERE backend_type = 'checkpointer'`).Scan(&pid)
+	return pid
 }
 
 type executor interface {
@@ -347,10 +347,13 @@ func TestGate_Crash(t *testing.T) {
 			ctx, torn := g.gate.Watch(t.Context())
 			g.readIn(ctx, "new")
 			_, unreported := g.gate.Watch(t.Context())
-			before := g.start()
+			before := g.checkpointer()
+			if before == 0 {
+				t.Fatal("the server has no checkpointer")
+			}
 			crash(g)
 			// Until the postmaster notices the death of one process, the others confirm, and rightly.
-			testenv.Eventually(t, "the server to start anew", func() bool { now := g.start(); return now != "" && now != before })
+			testenv.Eventually(t, "the server to start anew", func() bool { now := g.checkpointer(); return now != 0 && now != before })
 			testenv.Eventually(t, "the server to be back", func() bool { return g.pool.Ping(t.Context()) == nil })
 			for what, shown := range map[string]*postgres.Shown{"a fact": newest, "a request that reported nothing": unreported} {
 				testenv.Eventually(t, "the gate to know of the crash", func() bool { // connections of before may be met first
