@@ -34,7 +34,7 @@ func TestTwentyProcesses(t *testing.T) {
 	c := newClient(t, s)
 	w := new(responseCheck)
 	c.watch = w.see
-	load := startLoad(c, clients)
+	load := startFullLoad(c, clients)
 	number := c.open(0).Number
 	for round := range rounds {
 		w.awaitAccepted(t, accepts)

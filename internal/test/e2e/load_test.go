@@ -97,8 +97,7 @@ func (w *responseCheck) check(t testing.TB, bound time.Duration) {
 	t.Logf("%d accepted, %d times 503, the slowest answer after %v", w.accepted, w.refused, w.slowest)
 }
 
-// load is sequential clients, with an account each, that send requests until stop. They pause between
-// two, which leaves the machine to the tests that run at the same time.
+// load is sequential clients, with an account each, that send requests until stop.
 type load struct {
 	c                *client
 	sequentialClient []*sequentialClient
@@ -106,7 +105,20 @@ type load struct {
 	group            errgroup.Group
 }
 
+// startLoad starts clients that pause between two requests, which leaves the machine to the tests that
+// run at the same time.
 func startLoad(c *client, accounts int) *load {
+	c.t.Helper()
+	return startLoadWith(c, accounts, func() bool { return c.pause(c.t.Context()) })
+}
+
+// startFullLoad is the same without pauses.
+func startFullLoad(c *client, accounts int) *load {
+	c.t.Helper()
+	return startLoadWith(c, accounts, func() bool { return true })
+}
+
+func startLoadWith(c *client, accounts int, pause func() bool) *load {
 	c.t.Helper()
 	const initial = 500
 	l := &load{c: c}
@@ -115,7 +127,7 @@ func startLoad(c *client, accounts int) *load {
 	}
 	for _, sequentialClient := range l.sequentialClient {
 		l.group.Go(func() error {
-			for c.pause(c.t.Context()) && !l.stopped.Load() {
+			for pause() && !l.stopped.Load() {
 				if err := sequentialClient.next(); err != nil {
 					return err
 				}

@@ -173,7 +173,7 @@ func checkQueues(t *testing.T, s *system, c *client, a account) {
 		t.Fatal(err)
 	}
 	waits := regexp.MustCompile(own.Of(id) + ` +[1-9].* true +\S+ +paused\n`)
-	testenv.Eventually(t, "the worker to leave the paused queue alone", func() bool { // a task that it has still takes jobs
+	testenv.Eventually(t, "the worker to leave the paused queue alone", func() bool { // a task that it already has goes on taking jobs
 		job, err := c.settle(0, jobRequest{a.Number, "withdrawals", 100000, uuid.NewString()})
 		if err != nil {
 			t.Fatal(err)
