@@ -43,7 +43,7 @@ test-raced:
 test-programs:
 	$(GO_TEST) $(RACE) -p 1 -o $(KEPT)/programs/ $(SKIP) $$(go list ./... | grep -v /internal/)
 test-unraced:
-	$(GO_TEST) -parallel 8 -o $(KEPT)/unraced/ $(UNRACED)
+	$(GO_TEST) -p 3 -parallel 8 -o $(KEPT)/unraced/ $(UNRACED)
 test-newest:
 	bin=$$(deploy/local/postgres.sh $(VERSION)) && POSTGRES_BIN=$$bin $(GO_TEST) -o $(KEPT)/newest/ -run '$(ON_NEWEST)' ./internal/ledger ./internal/job ./internal/postgres
 
