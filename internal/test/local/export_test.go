@@ -10,7 +10,7 @@ func KeepInMemory() {
 	}
 }
 
-// MoveTo has a stopped server start on the port of another one.
+// MoveTo has a stopped server use another port from its next start on.
 func (i *instance) MoveTo(port int) {
 	i.mu.Lock()
 	defer i.mu.Unlock()

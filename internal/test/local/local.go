@@ -28,7 +28,7 @@ const (
 
 // errStrange is an answer that does not fit the folder: another server has the port, or the
 // folder's password is not the one in the data.
-var errStrange = errors.New("the server on the port is not known here")
+var errStrange = errors.New("another server has the port, or this one has another password")
 
 // instance is what Postgres and Redis have in common: one server on one folder
 // and one port, under a supervisor.

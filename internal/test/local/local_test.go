@@ -351,18 +351,7 @@ func TestRestart_WaitsForItsPort(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			restarted := make(chan error, 1)
-			go func() { restarted <- s.Restart(t.Context()) }()
-			testenv.Eventually(t, "it finds its port taken", func() bool {
-				said, _ := os.ReadFile(filepath.Join(s.Dir(), "log"))
-				return strings.Contains(string(said), "Address already in use")
-			})
-			if err := squatter.Close(); err != nil {
-				t.Fatal(err)
-			}
-			if err := <-restarted; err != nil {
-				t.Fatal(err)
-			}
+			restartBehind(t, s, squatter.Close)
 			mustRecall(t, k, s)
 		})
 	}
@@ -382,20 +371,26 @@ func TestRestart_WaitsForAnotherServer(t *testing.T) {
 			}
 			other := mustStart(t, k, filepath.Join(dataDir(t), "data"), nil)
 			s.MoveTo(portOf(t, other))
-			restarted := make(chan error, 1)
-			go func() { restarted <- s.Restart(t.Context()) }()
-			testenv.Eventually(t, "it finds its port taken", func() bool {
-				said, _ := os.ReadFile(filepath.Join(s.Dir(), "log"))
-				return strings.Contains(string(said), "Address already in use")
-			})
-			if err := other.Kill(); err != nil { // a stop may take longer than the restart tries
-				t.Fatal(err)
-			}
-			if err := <-restarted; err != nil {
-				t.Fatal(err)
-			}
+			restartBehind(t, s, other.Kill) // a stop may take longer than the restart tries
 			mustRecall(t, k, s)
 		})
+	}
+}
+
+// restartBehind restarts a server whose port is taken, until release.
+func restartBehind(t *testing.T, s server, release func() error) {
+	t.Helper()
+	restarted := make(chan error, 1)
+	go func() { restarted <- s.Restart(t.Context()) }()
+	testenv.Eventually(t, "it finds its port taken", func() bool {
+		said, _ := os.ReadFile(filepath.Join(s.Dir(), "log"))
+		return strings.Contains(string(said), "Address already in use")
+	})
+	if err := release(); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-restarted; err != nil {
+		t.Fatal(err)
 	}
 }
 
