@@ -62,7 +62,7 @@ func TestPrometheus(t *testing.T) {
 	})
 }
 
-// depositSteadily makes one deposit after another, some ten a second, and waits for each, until stop.
+// depositSteadily makes one deposit after another, at most ten a second, and waits for each, until stop.
 func depositSteadily(c *client) (stop func()) {
 	c.t.Helper()
 	account := c.open(0)
