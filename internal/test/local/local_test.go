@@ -55,7 +55,9 @@ func postgresKind() kind {
 			if err != nil {
 				return nil, err
 			}
-			return local.StartPostgres(ctx, local.PostgresConfig{Dir: dir, Durable: true, Template: data, Say: say})
+			// Else a killed server leaves shared memory behind, which the next start on its folder would take away.
+			settings := map[string]string{"dynamic_shared_memory_type": "mmap"}
+			return local.StartPostgres(ctx, local.PostgresConfig{Dir: dir, Durable: true, Template: data, Settings: settings, Say: say})
 		},
 		keep: func(ctx context.Context, url string) error {
 			return withPostgres(ctx, url, func(conn *pgx.Conn) error {
