@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 )
 
 const (
@@ -76,9 +77,16 @@ func postgresDirs() []string {
 	return dirs
 }
 
+// postgresVersions holds the versions that postgresVersion has found, by folder. Each question starts a
+// process, whose loading takes 15 ms of CPU, and tests start hundreds of servers.
+var postgresVersions sync.Map
+
 // postgresVersion is the major version of a folder that has all we start:
 // "postgres (PostgreSQL) 15.18 (Debian 15.18-0+deb12u1)" is 15.
 func postgresVersion(ctx context.Context, dir string) (int, bool) {
+	if known, ok := postgresVersions.Load(dir); ok {
+		return known.(int), true // nothing else is stored
+	}
 	if _, err := exec.LookPath(filepath.Join(dir, "initdb")); err != nil {
 		return 0, false
 	}
@@ -89,7 +97,11 @@ func postgresVersion(ctx context.Context, dir string) (int, bool) {
 	_, after, _ := strings.Cut(string(out), ") ")
 	digits := after[:len(after)-len(strings.TrimLeft(after, "0123456789"))]
 	version, err := strconv.Atoi(digits)
-	return version, err == nil
+	if err != nil {
+		return 0, false
+	}
+	postgresVersions.Store(dir, version)
+	return version, true
 }
 
 // RedisServer is a variable. Where it is set, servers are started from that program, Valkey's for
