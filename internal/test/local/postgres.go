@@ -52,11 +52,11 @@ type PostgresConfig struct {
 // Postgres is a private Postgres server.
 type Postgres struct {
 	instance
-	cfg      PostgresConfig
-	bin      string // the folder of its binaries
-	password string
-	auth     string                                      // how a client proves that it knows the password
-	fill     func(ctx context.Context, dir string) error // makes the data in dir
+	cfg           PostgresConfig
+	bin           string // the folder of its binaries
+	password      string
+	initdbOptions []string
+	fill          func(ctx context.Context, dir string) error // makes the data in dir
 }
 
 // StartPostgres starts a private Postgres and returns when it answers. The
@@ -81,7 +81,7 @@ func newPostgres(ctx context.Context, cfg PostgresConfig) (*Postgres, error) {
 	if err != nil {
 		return nil, fmt.Errorf("start postgres: %w", err)
 	}
-	pg := &Postgres{cfg: cfg, auth: "scram-sha-256"}
+	pg := &Postgres{cfg: cfg, initdbOptions: []string{"--auth=scram-sha-256"}}
 	pg.instance = instance{
 		name: "postgres", folder: f, host: cfg.Host, pidFile: "data/postmaster.pid", say: cfg.Say,
 		stopSignal: syscall.SIGINT, // "fast": open transactions roll back, a checkpoint is written
@@ -163,7 +163,8 @@ func (pg *Postgres) command(port int) ([]string, error) {
 	if !pg.cfg.Durable {
 		settings["fsync"] = "off"
 		settings["full_page_writes"] = "off"
-		settings["wal_init_zero"] = "off" // no 16 MB of zeros for each new segment
+		settings["wal_init_zero"] = "off"  // no zeros for each new segment
+		settings["wal_keep_size"] = "64MB" // else a checkpoint removes segments, of 1 MB, that a standby still needs: it has no slot
 		settings["shared_buffers"] = "64MB"
 		settings["max_wal_size"] = "256MB"              // the data may be in memory
 		settings["dynamic_shared_memory_type"] = "mmap" // in the folder, so it is deleted even after a kill
@@ -219,10 +220,10 @@ func (pg *Postgres) initdb(ctx context.Context, dir string) error {
 
 // initdbCommand leaves out the password, and what does not change the data.
 func (pg *Postgres) initdbCommand(dir string) []string {
-	return []string{
+	return append([]string{
 		filepath.Join(pg.bin, "initdb"), "--pgdata=" + dir, "--username=" + postgresUser,
-		"--auth=" + pg.auth, "--encoding=UTF8", "--locale=C.UTF-8", "--no-instructions",
-	}
+		"--encoding=UTF8", "--locale=C.UTF-8", "--no-instructions",
+	}, pg.initdbOptions...)
 }
 
 // run runs a command that ends by itself, as the folder's owner.
