@@ -25,16 +25,19 @@ func PgBouncer(t testing.TB, cfg local.PgBouncerConfig) *local.PgBouncer {
 // one connection to the server, all other clients use that session.
 func Meddle(t testing.TB, bouncer *local.PgBouncer) {
 	t.Helper()
-	if err := execute(t.Context(), bouncer.URL(), `SET synchronous_commit = off`); err != nil {
-		t.Fatalf("testenv: %v", err)
-	}
+	execute(t, bouncer.URL(), `SET synchronous_commit = off`)
 }
 
 // Console gives a PgBouncer a command of its console.
 func Console(t testing.TB, bouncer *local.PgBouncer, command string) {
 	t.Helper()
+	execute(t, bouncer.Console(), command)
+}
+
+func execute(t testing.TB, databaseURL, command string) {
+	t.Helper()
 	ctx := context.WithoutCancel(t.Context())
-	conn, err := pgx.Connect(ctx, bouncer.Console())
+	conn, err := pgx.Connect(ctx, databaseURL)
 	if err != nil {
 		t.Fatalf("testenv: %v", err)
 	}

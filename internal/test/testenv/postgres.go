@@ -2,13 +2,13 @@ package testenv
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/url"
 	"sync"
 	"testing"
 	"time"
 
-	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/passbook/passbook/internal/test/local"
@@ -17,6 +17,7 @@ import (
 
 const (
 	poolConns    = 16
+	adminConns   = 4
 	templateWait = 2 * time.Minute // to make the data that every server copies, once a machine
 )
 
@@ -26,26 +27,27 @@ var shared sharedPostgres
 type sharedPostgres struct {
 	mu     sync.Mutex // guards what follows, and lets the first test start it alone
 	server *local.Postgres
-	failed error // of the one attempt to start it
-	made   int   // databases so far, for their names
+	admin  *pgxpool.Pool // on template1, for statements about databases
+	failed error         // of the one attempt to start them
+	made   int           // databases so far, for their names
 }
 
 // Postgres is the URL of a database of the test's own, with the whole schema. It is
 // dropped when the test ends.
 func Postgres(t testing.TB) string {
 	t.Helper()
-	admin, name, err := shared.newDatabase(t.Context())
+	name, err := shared.newDatabase(t.Context())
 	if err != nil {
 		t.Fatalf("testenv: %v", err)
 	}
 	t.Cleanup(func() {
 		ctx, cancel := afterTest(t)
 		defer cancel()
-		if err := execute(ctx, admin, "DROP DATABASE "+name+" WITH (FORCE)"); err != nil {
-			t.Errorf("testenv: %v", err)
+		if _, err := shared.admin.Exec(ctx, "DROP DATABASE "+name+" WITH (FORCE)"); err != nil {
+			t.Errorf("testenv: drop %s: %v", name, err)
 		}
 	})
-	return withDatabase(admin, name)
+	return withDatabase(shared.server.URL(), name)
 }
 
 // Pool is a pool on a database of the test's own, closed when the test ends.
@@ -133,32 +135,42 @@ func removeAfter(t testing.TB, remove func(context.Context) error) {
 	})
 }
 
-// newDatabase copies the shared server's own database. It returns the copy's name, and the URL of
-// template1, for statements about databases.
-func (s *sharedPostgres) newDatabase(ctx context.Context) (admin, name string, err error) {
+// newDatabase copies the shared server's own database, and returns the copy's name.
+func (s *sharedPostgres) newDatabase(ctx context.Context) (name string, err error) {
 	s.mu.Lock()
 	if s.server == nil && s.failed == nil {
-		s.server, s.failed = startShared(ctx)
-	}
-	if s.failed != nil {
-		defer s.mu.Unlock()
-		return "", "", s.failed
+		s.failed = s.start(ctx)
 	}
 	s.made++
-	admin, name = withDatabase(s.server.URL(), "template1"), fmt.Sprintf("test_%d", s.made)
+	name, err = fmt.Sprintf("test_%d", s.made), s.failed
 	s.mu.Unlock()
-	// Through template1, so that the server's own database has no connections, which a copy requires. Without
-	// fsync, file_copy is the cheaper strategy.
-	return admin, name, execute(ctx, admin, "CREATE DATABASE "+name+" TEMPLATE postgres STRATEGY file_copy")
+	if err != nil {
+		return "", err
+	}
+	// Without fsync, file_copy is the cheaper strategy.
+	if _, err := s.admin.Exec(ctx, "CREATE DATABASE "+name+" TEMPLATE postgres STRATEGY file_copy"); err != nil {
+		return "", fmt.Errorf("create %s: %w", name, err)
+	}
+	return name, nil
 }
 
-// startShared starts the server whose databases the tests share.
-func startShared(ctx context.Context) (*local.Postgres, error) {
+// start starts the server whose databases the tests share.
+func (s *sharedPostgres) start(ctx context.Context) error {
 	data, err := withSchema()
 	if err != nil {
-		return nil, err
+		return err
 	}
-	return local.StartPostgres(ctx, local.PostgresConfig{Template: data})
+	server, err := local.StartPostgres(ctx, local.PostgresConfig{Template: data})
+	if err != nil {
+		return err
+	}
+	// On template1, so that the server's own database has no connections, which a copy requires.
+	admin := fmt.Sprint(withDatabase(server.URL(), "template1"), "&pool_max_conns=", adminConns)
+	if s.admin, err = pgxpool.New(ctx, admin); err != nil {
+		return errors.Join(err, server.Remove(ctx))
+	}
+	s.server = server
+	return nil
 }
 
 // withSchema is the template of the servers that have the whole schema.
@@ -190,21 +202,8 @@ func (s *sharedPostgres) stop() error {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), stopWait)
 	defer cancel()
+	defer s.admin.Close() // it waits for connections in use, which end with the server
 	return s.server.Remove(ctx)
-}
-
-// execute runs one statement on a connection of its own: CREATE and DROP
-// DATABASE take no parameters and no transaction.
-func execute(ctx context.Context, databaseURL, statement string) error {
-	conn, err := pgx.Connect(ctx, databaseURL)
-	if err != nil {
-		return fmt.Errorf("%s: %w", statement, err)
-	}
-	defer conn.Close(ctx) //nolint:errcheck // the statement has been answered
-	if _, err := conn.Exec(ctx, statement); err != nil {
-		return fmt.Errorf("%s: %w", statement, err)
-	}
-	return nil
 }
 
 func withDatabase(databaseURL, name string) string {
