@@ -42,7 +42,7 @@ func TestClocksApart(t *testing.T) {
 			for _, skew := range test.workers {
 				s.workers = append(s.workers, startSkewed(t, s, "worker", skew))
 			}
-			c := newClient(t, s)
+			c := newSignedUpClient(t, s)
 			const accounts, requests, initial = 8, 150, 500
 			var (
 				sent    atomic.Int64
@@ -92,7 +92,7 @@ func TestClocksApart_PutOffByTheDead(t *testing.T) {
 	s := newSystem(t, plain, 0, 0)
 	s.apis = append(s.apis, startSkewed(t, s, "api", 0))
 	s.workers = append(s.workers, startSkewed(t, s, "worker", time.Hour))
-	c := newClient(t, s)
+	c := newSignedUpClient(t, s)
 	_, release := queueBehindLock(t, s, c, 1)
 	testenv.Eventually(t, "tasks that are delayed when the worker dies", func() bool {
 		thaw := testenv.Freeze(t, s.workers[0].cmd.Process.Pid)

@@ -38,7 +38,7 @@ func TestDeployedByCompose(t *testing.T) {
 		status, _ := get(t, c.s.front+"/livez")
 		return status == http.StatusOK
 	})
-	client := newClient(t, c.s)
+	client := newSignedUpClient(t, c.s)
 	account := client.open(100)
 
 	var answered atomic.Int64

@@ -31,7 +31,7 @@ func TestTwentyProcesses(t *testing.T) {
 	s := &system{t: t, redis: testenv.RedisServer(t), postgres: testenv.PostgresServerWith(t, map[string]string{"max_connections": "100"})}
 	s.databaseURL = s.postgres.URL() + "&pool_max_conn_idle_time=3s"
 	s.start(processes, processes)
-	c := newClient(t, s)
+	c := newSignedUpClient(t, s)
 	w := new(responseCheck)
 	c.watch = w.see
 	load := startFullLoad(c, clients)

@@ -8,14 +8,12 @@ import (
 	"log/slog"
 	"net/http"
 	"strings"
-	"sync"
 	"testing"
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 	"github.com/redis/go-redis/v9"
 
-	"github.com/passbook/passbook/internal/auth"
 	"github.com/passbook/passbook/internal/ledger"
 	"github.com/passbook/passbook/internal/ledger/ledgertest"
 	"github.com/passbook/passbook/internal/queue"
@@ -58,7 +56,7 @@ func setUpCrash(t *testing.T, s *system, row crashRow) *crashEnvironment {
 	s.pool = s.connect()
 	sc := &crashEnvironment{t: t, system: s, row: row, balance: openingDeposit, seq: 1}
 	s.apis = []*process{startVariant(t, armed, "api", sc.env())}
-	sc.c = newCrashClient(t, s)
+	sc.c = newClient(t, s)
 	t.Cleanup(sc.openGate)
 	sc.number = sc.c.open(openingDeposit).Number
 	return sc
@@ -66,49 +64,6 @@ func setUpCrash(t *testing.T, s *system, row crashRow) *crashEnvironment {
 
 func (sc *crashEnvironment) env() []string {
 	return append(sc.system.env(), fmt.Sprint("QUEUE_PARTITIONS=", crashPartitions))
-}
-
-// crashUser is the same user in every environment: hashing a password is slow, and there
-// are many environments.
-var crashUser struct {
-	sync.Mutex
-	token    string // guarded by the mutex, as is identity
-	identity auth.Identity
-}
-
-func newCrashClient(t *testing.T, s *system) *client {
-	t.Helper()
-	crashUser.Lock()
-	defer crashUser.Unlock()
-	if crashUser.token == "" {
-		signUpCrashUser(t, s)
-	} else {
-		ledgertest.Exec(t, s.pool, `INSERT INTO users (id, email, email_key, password_hash) VALUES ($1, 'crash@example.com', 'crash@example.com', '')`, crashUser.identity.UserID)
-		ledgertest.Exec(t, s.pool, `INSERT INTO sessions (id, user_id) VALUES ($1, $2)`, crashUser.identity.SessionID, crashUser.identity.UserID)
-	}
-	transport := &http.Transport{}
-	t.Cleanup(transport.CloseIdleConnections)
-	return &client{t: t, system: s, http: &http.Client{Transport: transport, Timeout: patience}, token: crashUser.token}
-}
-
-func signUpCrashUser(t *testing.T, s *system) {
-	t.Helper()
-	service, err := auth.New(s.pool, auth.Config{Keys: []auth.Key{{ID: "k1", Secret: []byte("01234567890123456789012345678901")}}})
-	if err != nil {
-		t.Fatal(err)
-	}
-	const email, password = "crash@example.com", "a long enough password"
-	if _, err := service.SignUp(t.Context(), email, password); err != nil {
-		t.Fatal(err)
-	}
-	tokens, err := service.LogIn(t.Context(), email, password)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if crashUser.identity, err = service.Authenticate(t.Context(), tokens.AccessToken); err != nil {
-		t.Fatal(err)
-	}
-	crashUser.token = tokens.AccessToken
 }
 
 // next adds a request of the account, with the outcome that it must have.

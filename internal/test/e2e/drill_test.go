@@ -72,7 +72,7 @@ func newDrill(t *testing.T) *drill {
 	d.archive()
 	d.s.apis = []*process{start(t, "api", d.s.env())}
 	d.s.workers = []*process{start(t, "worker", d.s.env())}
-	d.c = newClient(t, d.s)
+	d.c = newSignedUpClient(t, d.s)
 	for range 5 {
 		d.accounts = append(d.accounts, d.c.open(1000))
 	}

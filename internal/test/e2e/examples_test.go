@@ -49,12 +49,10 @@ type examples struct {
 func newExamples(t *testing.T) *examples {
 	t.Helper()
 	x := &examples{t: t, s: newSystem(t, plain, 1, 1)}
-	x.c = newClient(t, x.s)
-	ann := map[string]string{"email": "ann@example.com", "password": "correct horse battery"}
-	x.c.must(http.StatusCreated, http.MethodPost, "/v1/users", ann, nil)
-	var session tokens
-	x.c.must(http.StatusCreated, http.MethodPost, "/v1/sessions", ann, &session)
-	x.c.token = session.AccessToken
+	x.c = newAnonymousClient(t, x.s)
+	x.c.user = map[string]string{"email": "ann@example.com", "password": "correct horse battery"}
+	x.c.must(http.StatusCreated, http.MethodPost, "/v1/users", x.c.user, nil)
+	x.c.logIn()
 	x.c.must(http.StatusCreated, http.MethodPost, "/v1/accounts", map[string]any{"number": "ANN-0001", "initial_deposit": 10000}, nil)
 	x.front = loseAnswers(t, x.s.api(0))
 	return x

@@ -15,7 +15,6 @@ import (
 )
 
 const (
-	fuzzPassword = "a long enough password"
 	fuzzDeadline = 45 * time.Second // of an answer; one may wait for 30 s
 	fuzzTries    = 40               // of a request that is answered 503, as on a busy machine
 	fuzzPause    = 300 * time.Millisecond
@@ -73,7 +72,7 @@ func (c *fuzzClient) nextCaller() error {
 	if c.token, err = c.run.newSession(c.email); err != nil {
 		return err
 	}
-	c.source.SetCaller(c.token, c.email, fuzzPassword)
+	c.source.SetCaller(c.token, c.email, password)
 	for _, r := range c.source.Begin() {
 		x, faults := c.attempt(r)
 		if len(faults) > 0 || len(x.answers) == 0 || x.answers[0].Status >= http.StatusBadRequest {

@@ -63,7 +63,7 @@ func TestLimits(t *testing.T) {
 		}
 		next := &system{t: t, postgres: s.postgres, redis: s.redis, reach: s.reach, pool: s.pool}
 		next.apis = append(next.apis, startVariant(t, s.build, "api", next.envOf("api", 0)))
-		other := newClient(t, next)
+		other := newSignedUpClient(t, next)
 		allowed := 0
 		for {
 			status, _, err := other.request(t.Context(), next.api(0), http.MethodGet, "/v1/users/me", "", nil)

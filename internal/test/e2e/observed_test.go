@@ -136,7 +136,7 @@ func TestObserved(t *testing.T) {
 	}
 	s.start(1, 1)
 	api, worker := s.apis[0], s.workers[0]
-	c := newClient(t, s)
+	c := newSignedUpClient(t, s)
 	a := c.open(0)
 
 	t.Run("Trace", func(t *testing.T) {

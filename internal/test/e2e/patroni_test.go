@@ -77,7 +77,7 @@ type stranger struct {
 
 func startStranger(r *round) *stranger {
 	r.t.Helper()
-	s := &stranger{c: newClient(r.t, r.s), r: r, ended: make(chan struct{})}
+	s := &stranger{c: newSignedUpClient(r.t, r.s), r: r, ended: make(chan struct{})}
 	go func() {
 		defer close(s.ended)
 		for n := 0; s.err == nil && !s.stopped.Load(); n++ {

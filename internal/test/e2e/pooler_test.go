@@ -44,7 +44,7 @@ func TestPooler(t *testing.T) {
 	ledgertest.Exec(t, admin, string(settings))
 	testenv.Console(t, bouncer, "RECONNECT")
 	s.start(2, 2)
-	c := newClient(t, s)
+	c := newSignedUpClient(t, s)
 	var accepted atomic.Int64
 	c.watch = func(saw seen) {
 		if saw.status == http.StatusAccepted {

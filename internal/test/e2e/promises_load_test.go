@@ -69,7 +69,7 @@ type roundRequest struct {
 func newRound(t *testing.T, s *system) *round {
 	t.Helper()
 	r := &round{
-		t: t, s: s, c: newClient(t, s), record: newRecord(), stop: make(chan struct{}),
+		t: t, s: s, c: newSignedUpClient(t, s), record: newRecord(), stop: make(chan struct{}),
 		slots: make(chan struct{}, maxUnfinished), unfinished: make(chan roundRequest, maxUnfinished),
 	}
 	r.waiting = r.c.thatPrefers("wait=1")

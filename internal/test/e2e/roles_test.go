@@ -77,7 +77,7 @@ func asRole(t testing.TB, server *local.Postgres, role, password string) string 
 func TestServingRole(t *testing.T) {
 	t.Parallel()
 	s, _ := newServedSystem(t, 1, 1)
-	c := newClient(t, s)
+	c := newSignedUpClient(t, s)
 	a := c.open(100)
 	for _, req := range []jobRequest{{a.Number, "deposits", 5, "one"}, {a.Number, "withdrawals", 1000, "too-much"}, {a.Number, "withdrawals", 7, "two"}} {
 		if _, err := c.settle(0, req); err != nil {

@@ -90,7 +90,7 @@ func newUpgrade(t *testing.T) *upgrade {
 		u.balancer.add(p.addr)
 	}
 	u.front = u.balancer.url
-	u.c = newClient(t, u.system)
+	u.c = newSignedUpClient(t, u.system)
 	return u
 }
 

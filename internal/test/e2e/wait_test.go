@@ -14,7 +14,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/passbook/passbook/internal/auth"
 	"github.com/passbook/passbook/internal/test/testenv"
 )
 
@@ -75,25 +74,12 @@ func newWaiting(t *testing.T, s *system, requests int) *waiting {
 	return w
 }
 
-// newUser is a client whose user has signed up and in past the API: where there are many of them on a busy
-// machine, the API gives their passwords too little time.
+// newUser is a client that keeps no connection between its requests.
 func newUser(t *testing.T, s *system) *client {
 	t.Helper()
-	c := &client{t: t, system: s, http: &http.Client{Transport: &http.Transport{DisableKeepAlives: true}, Timeout: patience}}
-	c.user = map[string]string{"email": fmt.Sprintf("%p@example.com", c), "password": "a long enough password"}
-	key := auth.Key{ID: "k1", Secret: []byte("01234567890123456789012345678901")} // as in system.env
-	service, err := auth.New(s.pool, auth.Config{Keys: []auth.Key{key}})
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := service.SignUp(t.Context(), c.user["email"], c.user["password"]); err != nil {
-		t.Fatal(err)
-	}
-	session, err := service.LogIn(t.Context(), c.user["email"], c.user["password"])
-	if err != nil {
-		t.Fatal(err)
-	}
-	c.token = session.AccessToken
+	c := newClient(t, s)
+	c.http.CloseIdleConnections()
+	c.http.Transport = &http.Transport{DisableKeepAlives: true}
 	return c
 }
 
