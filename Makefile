@@ -66,7 +66,7 @@ SEED := 0
 .PHONY: chaos
 chaos: ## Check the promises while faults are injected, for MINUTES (2); SEED=… repeats a schedule
 	@deploy/local/install.sh test
-	go test -count=1 -timeout 0 -v -run '^TestChaos$$' ./internal/test/e2e -chaos.clocks -chaos.for=$(MINUTES)m -chaos.seed=$(SEED)
+	go test -count=1 -timeout 0 -v -run '^TestChaos$$' ./internal/test/e2e -chaos.clocks -chaos.think=60ms -chaos.for=$(MINUTES)m -chaos.seed=$(SEED)
 
 .PHONY: promises
 promises: RUNS = 30
@@ -185,7 +185,7 @@ clocks: ## Test the system with clocks that are an hour apart; the first run com
 hosts: ## Run the system on ten hosts, which are network namespaces, under faults of the network for MINUTES (2); SEED=… repeats; as root
 	@deploy/local/install.sh hosts
 	@go build -o /dev/null ./cmd/... # fetches modules, which the test's own network can't
-	go test -exec 'unshare --net' -count=1 -timeout 0 -v -tags hosts -run '^TestHosts' ./internal/test/e2e -chaos.clocks -chaos.for=$(MINUTES)m -chaos.seed=$(SEED)
+	go test -exec 'unshare --net' -count=1 -timeout 0 -v -tags hosts -run '^TestHosts' ./internal/test/e2e -chaos.clocks -chaos.think=60ms -chaos.for=$(MINUTES)m -chaos.seed=$(SEED)
 
 .PHONY: pooler
 pooler: RUNS = 10

@@ -16,7 +16,6 @@ const (
 	tryTimeout    = 4 * time.Second       // of one request; the next try goes to the other API
 	settleTimeout = 3 * time.Minute       // of a request, through every fault
 	tryPause      = 20 * time.Millisecond // between two tries
-	longestThink  = 60 * time.Millisecond // between a client's requests
 	bookLength    = 250                   // requests, before the clients turn to a fresh account: porcupine is quick with so many
 	watchers      = 4                     // clients that read how jobs end
 	maxWatched    = 4096
@@ -270,7 +269,7 @@ func (l *chaosLoad) client(shared *sharedBook, random *rand.Rand) {
 			return
 		}
 		l.look(b, api)
-		l.pause(time.Duration(random.Int64N(int64(longestThink))))
+		l.pause(time.Duration(random.Int64N(int64(*chaosThink) + 1)))
 	}
 }
 

@@ -20,6 +20,7 @@ import (
 
 var (
 	chaosFor    = flag.Duration("chaos.for", 10*time.Second, "how long TestChaos injects faults")
+	chaosThink  = flag.Duration("chaos.think", 200*time.Millisecond, "the longest pause between a client's requests")
 	chaosSeed   = flag.Uint64("chaos.seed", 0, "repeats a schedule; 0 draws one")
 	chaosFaults = flag.String("chaos.faults", "", "only the faults whose names contain this")
 	chaosClocks = flag.Bool("chaos.clocks", false, "let an api's and two workers' clocks be wrong by an hour; the first time compiles Go itself, for minutes")
@@ -131,7 +132,7 @@ func (c *chaos) start() {
 		c.begin(m)
 	}
 	c.ready()
-	login := newClient(c.t, c.system)
+	login := newSignedUpClient(c.t, c.system)
 	login.http.Timeout = 0 // each try has its own
 	c.load = newLoad(c, login)
 }
@@ -366,7 +367,7 @@ func (c *chaos) summary() {
 	}
 	c.say("accepted, every %v:\n  %s", reportEvery, bars(c.rates))
 	c.say("everything was applied %v after the last fault was repaired", c.drained.Round(time.Millisecond))
-	again := fmt.Sprintf("the same schedule again: make %s SEED=%d MINUTES=%g", c.target, c.seed, chaosFor.Minutes())
+	again := fmt.Sprintf("the same schedule of faults again: make %s SEED=%d MINUTES=%g", c.target, c.seed, chaosFor.Minutes())
 	if len(c.found) == 0 {
 		c.say("found nothing wrong; %s", again)
 		return
