@@ -100,7 +100,10 @@ var problems = []struct {
 		Status: http.StatusConflict, Code: "email_taken",
 		Detail: "There is a user with this email.",
 	}},
-	{auth.ErrBusy, unavailable},
+	{auth.ErrBusy, problem{
+		Status: http.StatusServiceUnavailable, Code: "unavailable", retryAfter: busyRetry,
+		Detail: "Too many sign-ups and log-ins are under way. Nothing happened; send this one again after Retry-After.",
+	}},
 	{ledger.ErrAccountNotFound, problem{
 		Status: http.StatusNotFound, Code: "account_not_found",
 		Detail: "You have no account with this number.",
