@@ -31,7 +31,7 @@ type notifications struct {
 	mu      sync.Mutex        // guards the fields below
 	jobs    map[uuid.UUID]int // by id
 	last    notification
-	origins map[uuid.UUID]string // of all
+	origins map[int64]map[uuid.UUID]string // by account and job
 }
 
 type notification struct {
@@ -45,7 +45,10 @@ func (n *notifications) Notify(accountID, position int64, jobID uuid.UUID, jobs 
 	defer n.mu.Unlock()
 	n.jobs[jobID]++
 	n.last = notification{accountID, position, jobID, jobs}
-	maps.Copy(n.origins, origins)
+	if n.origins[accountID] == nil {
+		n.origins[accountID] = map[uuid.UUID]string{}
+	}
+	maps.Copy(n.origins[accountID], origins)
 }
 
 func (n *notifications) count(jobID uuid.UUID) int {
@@ -57,7 +60,7 @@ func (n *notifications) count(jobID uuid.UUID) int {
 // acceptor runs until the test ends.
 func acceptor(t *testing.T, pool *pgxpool.Pool, maxQueued int) (*job.Acceptor, *notifications) {
 	t.Helper()
-	notified := &notifications{jobs: map[uuid.UUID]int{}, origins: map[uuid.UUID]string{}}
+	notified := &notifications{jobs: map[uuid.UUID]int{}, origins: map[int64]map[uuid.UUID]string{}}
 	a := job.NewAcceptor(pool, notified, maxQueued)
 	a.Timeout = patient
 	ctx, cancel := context.WithCancel(context.Background())

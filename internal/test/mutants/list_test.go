@@ -1526,6 +1526,11 @@ var mutations = []mutation{
 		[]string{"-run=^TestOrigins$ ./internal/queue"},
 	},
 	{
+		"a notification names the origins of another account's jobs", observed,
+		[]edit{{accept, `jobs[accountID], names[accountID])`, `jobs[accountID], names[rows[0].AccountID])`}},
+		[]string{"-run=^TestOriginsOfTwoAccounts$ ./internal/job"},
+	},
+	{
 		"the line of a finished job does not name its request", observed,
 		[]edit{{tracing, `case !a.lines.reserve(c) && !isTraced:`, `case !isTraced:`}},
 		[]string{"-run=^TestObserved$/^Level$ ./internal/test/e2e"},
