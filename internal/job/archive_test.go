@@ -278,6 +278,7 @@ func TestArchiveWhileKeysAreSentAgain(t *testing.T) {
 	two, _ := acceptor(t, pool, manyQueued)
 	var group errgroup.Group
 	var done atomic.Bool
+	var replays atomic.Int64
 	for client := range clients {
 		a := []*job.Acceptor{one, two}[client%2]
 		group.Go(func() error {
@@ -287,7 +288,10 @@ func TestArchiveWhileKeysAreSentAgain(t *testing.T) {
 				if want := fmt.Sprintf("00000000-0000-7000-8000-%012d", n); err == nil && (!replayed || got.ID.String() != want) {
 					return fmt.Errorf("the key of job %s returns %s, replayed %t", want, got.ID, replayed)
 				}
-				if err != nil && !errors.Is(err, job.ErrUnavailable) && !errors.Is(err, job.ErrKeyBusy) {
+				switch {
+				case err == nil:
+					replays.Add(1)
+				case !errors.Is(err, job.ErrUnavailable) && !errors.Is(err, job.ErrKeyBusy):
 					return err
 				}
 			}
@@ -308,6 +312,9 @@ func TestArchiveWhileKeysAreSentAgain(t *testing.T) {
 	done.Store(true)
 	if err := group.Wait(); err != nil {
 		t.Error(err)
+	}
+	if replays.Load() == 0 {
+		t.Error("no key that was sent again returned its job")
 	}
 	if found := ledgertest.Check(t, pool); found.Jobs != keys {
 		t.Errorf("%d jobs, want %d", found.Jobs, keys)
