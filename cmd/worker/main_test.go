@@ -79,7 +79,7 @@ func TestRunNeedsExecute(t *testing.T) {
 func TestRunRefusesAnOldRedis(t *testing.T) {
 	t.Parallel()
 	env := map[string]string{"DATABASE_URL": testenv.Postgres(t), "REDIS_URL": olderRedis(t), "OPS_ADDR": "127.0.0.1:0"}
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute) // a worker that starts would run for ever
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second) // a worker that starts would run for ever
 	defer cancel()
 	err := run(ctx, nil, func(name string) string { return env[name] }, io.Discard, io.Discard)
 	if !errors.Is(err, queue.ErrOldRedis) || !strings.Contains(err.Error(), "must be 6.2 or newer") {
