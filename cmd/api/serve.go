@@ -25,7 +25,7 @@ import (
 	"github.com/passbook/passbook/internal/statement"
 )
 
-// stopTimeout is how long requests in flight may take after SIGTERM.
+// stopTimeout is how long requests in flight may take after SIGTERM and the shutdown delay.
 const stopTimeout = 10 * time.Second
 
 // serve runs the API until ctx ends. /readyz then answers 503, and for the shutdown delay the
@@ -38,7 +38,7 @@ func serve(ctx context.Context, cfg config.API, log *slog.Logger) error {
 	defer process.Close()
 	pools, err := openPools(ctx, cfg, process)
 	if err != nil {
-		return err
+		return boot.Stopped(ctx, err)
 	}
 	defer pools.close()
 	pools.register(process.Registry)

@@ -34,7 +34,7 @@ func work(ctx context.Context, cfg config.Process, log *slog.Logger) error {
 	}
 	defer process.Close()
 	if err := postgres.AwaitExecute(ctx, process.Pool, log, "apply_job"); err != nil {
-		return err
+		return boot.Stopped(ctx, err)
 	}
 	pool, registry := process.Pool, process.Registry
 	inspected := process.Queues.Only(process.Redis)

@@ -44,6 +44,14 @@ func Main(name string, stderr io.Writer, run func(context.Context) error) (code 
 // ErrStopped is returned if a process is stopped while it waits for its stores. That is no failure.
 var ErrStopped = errors.New("stopped while it started")
 
+// Stopped returns ErrStopped in the place of an error of a start whose context has ended.
+func Stopped(ctx context.Context, err error) error {
+	if err != nil && ctx.Err() != nil {
+		return ErrStopped
+	}
+	return err
+}
+
 // Ended logs and returns the error that ended a serving process. It returns nil for ErrStopped.
 func Ended(log *slog.Logger, err error) error {
 	if errors.Is(err, ErrStopped) {
@@ -100,10 +108,7 @@ func Start(ctx context.Context, cfg config.Process, pool postgres.Config, log *s
 	pool.URL, pool.MaxConns = cfg.DatabaseURL, MaxConns
 	if err := p.openStores(ctx, pool); err != nil {
 		p.closeOperator()
-		if ctx.Err() != nil {
-			return nil, ErrStopped
-		}
-		return nil, err
+		return nil, Stopped(ctx, err)
 	}
 	return p, nil
 }
