@@ -41,8 +41,8 @@ func newBound(level slog.Level, message string, lines slog.Handler) *bound {
 }
 
 // take returns whether a line may be written now; at is the logger's level. A refusal costs some
-// nanoseconds. The first refusal of a period starts a timer for report; a crash before that loses
-// the number.
+// nanoseconds. The first refusal since the last report starts a timer for the next one; a crash before
+// that loses the number.
 func (b *bound) take(now time.Time, at slog.Level) bool {
 	most := b.most
 	if at <= slog.LevelDebug {
@@ -53,21 +53,20 @@ func (b *bound) take(now time.Time, at slog.Level) bool {
 	for {
 		was := b.window.Load()
 		current, n := was>>32, was&count
-		if current < period { // if the clock goes back, the later period goes on
+		// A line may be a period late: another goroutine has begun the next one. If the clock goes
+		// back further, a new period begins.
+		if current < period || current > period+1 {
 			current, n = period, 0
 		}
-		if n > most {
-			b.left.Add(1)
+		if n >= most {
+			if b.left.Add(1) == 1 {
+				time.AfterFunc(b.period, b.report)
+			}
 			return false
 		}
-		if !b.window.CompareAndSwap(was, current<<32|n+1) {
-			continue
+		if b.window.CompareAndSwap(was, current<<32|n+1) {
+			return true
 		}
-		if n == most {
-			b.left.Add(1)
-			time.AfterFunc(b.period, b.report)
-		}
-		return n < most
 	}
 }
 

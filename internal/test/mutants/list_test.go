@@ -935,7 +935,7 @@ var mutations = []mutation{
 	{
 		"a key is not locked against openings", keyForGood,
 		[]edit{{accepts, `pg_try_advisory_xact_lock_shared(locks[i])`, `true`}},
-		[]string{"-run=^TestAcceptOneKeyForTwoThings$ ./internal/job"},
+		[]string{"-run=^TestAcceptALockedKey$ ./internal/job"},
 	},
 	{
 		"a job is inserted though its key is locked", keyForGood,
@@ -1507,7 +1507,7 @@ var mutations = []mutation{
 	},
 	{
 		"a message has no bound", observed,
-		[]edit{{lines, `return n < most`, `return true`}},
+		[]edit{{lines, `if n >= most {`, `if n >= most && most == 0 {`}},
 		[]string{"-run=^TestLinesAreBounded$ ./internal/ops"},
 	},
 	{
@@ -1615,7 +1615,7 @@ var mutations = []mutation{
 	},
 	{
 		"a stop during the wait for Postgres is a failure", deployed,
-		[]edit{{starting, `return nil, ErrStopped`, `return nil, err`}},
+		[]edit{{starting, `return nil, Stopped(ctx, err)`, `return nil, err`}},
 		[]string{"-run=^TestStart_OperatorsPortIsOpen$ ./internal/test/e2e"},
 	},
 }
