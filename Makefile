@@ -105,7 +105,7 @@ properties: ## Compare the ledger with its model in CHECKS (3000) sequences of s
 		-test.timeout 2h -test.v -test.run '^TestLedgerAsTheModel$$' -rapid.checks=$(CHECKS)
 
 ROUNDS := 1
-BOUND := 1m
+BOUND := 2m
 ONLY :=
 .PHONY: mutants
 mutants: ## Remove each guard of a promise and check that its tests fail, ROUNDS times each; ONLY='no sweep' for some

@@ -17,7 +17,7 @@ import (
 
 var (
 	rounds = flag.Int("rounds", 1, "how often each checker has to notice each mutant")
-	bound  = flag.Duration("bound", time.Minute, "how long a checker may take to notice, its build apart")
+	bound  = flag.Duration("bound", 2*time.Minute, "how long a checker may take to notice, its build apart")
 	only   = flag.String("only", "", "a regular expression of the names of the mutations to test")
 )
 
