@@ -281,10 +281,12 @@ func (s *stream) follow(head []byte) error {
 		if s.ctx.Err() != nil || errors.Is(err, event.ErrOver) || errors.Is(err, event.ErrDamaged) {
 			return s.write([]byte(lastChunk))
 		}
+		if err != nil {
+			s.pause(failedPause)
+			continue
+		}
 		timer.Reset(s.streams.untilBeat())
 		switch {
-		case err != nil:
-			timer.Reset(failedPause)
 		case len(page.Events) > 0:
 			if err := s.write(chunk(string(appendEvents(nil, page.Events)))); err != nil {
 				return err
