@@ -57,10 +57,10 @@ find_missing() {
 		command -v unshare >/dev/null || need util-linux "unshare (for the same)"
 		set -- test
 	fi
-	if [ "$1" = test ] || [ -z "${DATABASE_URL:-}" ]; then
+	if [ "$1" = test ] || [ -z "${DATABASE_URL:-}${DATABASE_URL_FILE:-}" ]; then
 		has_postgres || need postgresql "Postgres $oldest_postgres or newer"
 	fi
-	if [ "$1" = test ] || [ -z "${REDIS_URL:-}" ]; then
+	if [ "$1" = test ] || [ -z "${REDIS_URL:-}${REDIS_URL_FILE:-}" ]; then
 		command -v redis-server >/dev/null || need redis-server Redis
 	fi
 	[ "$1" = test ] || return 0
