@@ -51,14 +51,19 @@ func openFolder(ctx context.Context, dir string, lasts bool, say Say) (*folder, 
 	if err != nil {
 		return nil, err
 	}
-	if f.path, err = filepath.EvalSymlinks(f.path); err != nil {
-		return nil, fmt.Errorf("open the data folder: %w", err)
+	path := f.path
+	if f.path, err = filepath.EvalSymlinks(path); err == nil {
+		f.root, err = os.OpenRoot(f.path)
 	}
-	if f.root, err = os.OpenRoot(f.path); err != nil {
-		return nil, fmt.Errorf("open the data folder: %w", err)
+	if err != nil {
+		err = fmt.Errorf("open the data folder: %w", err)
+		if f.temporary {
+			err = errors.Join(err, os.RemoveAll(path))
+		}
+		return nil, err
 	}
 	if err := f.handOver(); err != nil {
-		return nil, errors.Join(err, f.root.Close())
+		return nil, errors.Join(err, f.abandon())
 	}
 	return f, nil
 }
@@ -302,8 +307,8 @@ func (f *folder) readPID(name string) (int, error) {
 }
 
 // serves returns whether a process is a server on this folder. The number of the process
-// may belong to another process now, but both servers' working directory is their data
-// folder. An error means that it is unknown, for want of /proc for example.
+// may belong to another process now, but the working directory of Postgres and Redis is their
+// data folder. An error means that it is unknown, for want of /proc for example.
 func (f *folder) serves(pid int) (bool, error) {
 	cwd, err := os.Readlink(filepath.Join("/proc", strconv.Itoa(pid), "cwd"))
 	if errors.Is(err, fs.ErrNotExist) {

@@ -48,6 +48,7 @@ func StartPatroni(ctx context.Context, cfg PatroniConfig) (*Patroni, error) {
 		err = p.start(ctx)
 	}
 	if err != nil {
+		_ = p.KillPostgres() // Patroni may have started it; an error says that it has not
 		return nil, errors.Join(err, f.abandon())
 	}
 	return p, nil

@@ -48,7 +48,10 @@ func Template(ctx context.Context, key string, fill func(ctx context.Context, pg
 	if errors.Is(err, fs.ErrExist) || errors.Is(err, syscall.ENOTEMPTY) { // another process has made it meanwhile
 		return dir, errors.Join(isTemplate(dir, pg.folder.owner), pg.Remove(ctx))
 	}
-	return dir, errors.Join(err, pg.folder.root.Close())
+	if err != nil {
+		return "", errors.Join(fmt.Errorf("make a template: %w", err), pg.Remove(ctx))
+	}
+	return dir, pg.folder.root.Close()
 }
 
 // templatePath is beside the temporary folders. It depends on the user, the binary and
