@@ -141,8 +141,9 @@ func waitsFor(view ledger.Overview, state queue.State, redisErr error) string {
 		return "its queue, which is paused; resume it in the worker's dashboard"
 	case state.Lost > 0:
 		return fmt.Sprintf("the sweep of worker %s: the worker that had its task is gone", state.Worker)
-	case state.Pending+state.Active > 0:
-		return fmt.Sprintf("its turn in its queue: worker %s handles %d tasks, and %d are pending", state.Worker, state.Active, state.Pending)
+	case state.Pending+state.Active+state.Retry+state.Notified > 0:
+		return fmt.Sprintf("its turn in its queue: worker %s handles %d tasks, and %d are pending; %d more wait to be tried again, and %d notifications to be taken",
+			state.Worker, state.Active, state.Pending, state.Retry, state.Notified)
 	}
 	return fmt.Sprintf("the sweep of worker %s: its task is lost", state.Worker)
 }

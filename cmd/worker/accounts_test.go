@@ -31,6 +31,8 @@ func TestWaitsFor(t *testing.T) {
 		{"which is paused", ledger.Overview{Oldest: oldest}, queue.State{Worker: "w", Paused: true, Pending: 1}, nil},
 		{"the worker that had its task is gone", ledger.Overview{Oldest: oldest}, queue.State{Worker: "w", Active: 1, Lost: 1}, nil},
 		{"worker w handles 1 tasks, and 4 are pending", ledger.Overview{Oldest: oldest}, queue.State{Worker: "w", Active: 1, Pending: 4}, nil},
+		{"0 are pending; 1 more wait to be tried again", ledger.Overview{Oldest: oldest}, queue.State{Worker: "w", Retry: 1}, nil},
+		{"and 2 notifications to be taken", ledger.Overview{Oldest: oldest}, queue.State{Worker: "w", Notified: 2}, nil},
 		{"its task is lost", ledger.Overview{Oldest: oldest}, served, nil},
 	} {
 		if got := waitsFor(test.view, test.state, test.redisErr); !strings.Contains(got, test.want) {

@@ -64,7 +64,7 @@ func (queuesCommand) Run(i *invocation) error {
 	}
 	i.say("%d jobs are queued", total)
 	if redisErr != nil {
-		return fmt.Errorf("the queues' tasks are not known, and workers apply jobs without them: %w", redisErr)
+		return fmt.Errorf("the tasks can't be read from Redis; the jobs above are read from Postgres: %w", redisErr)
 	}
 	return nil
 }
