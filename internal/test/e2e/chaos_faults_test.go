@@ -241,12 +241,7 @@ func (c *chaos) links(which func(*member) *link, do func(*link) error) injector 
 // withRedis does something to the real Redis, past every link. A Redis that is
 // not there for it has trouble enough.
 func (c *chaos) withRedis(do func(context.Context, redis.UniversalClient) error) {
-	opt, err := redis.ParseURL(c.system.redis.URL())
-	if err != nil {
-		c.violation("%v", err)
-		return
-	}
-	client := redis.NewClient(opt)
+	client := c.system.redisClient()
 	defer client.Close() //nolint:errcheck // nothing is pending on it
 	ctx, cancel := context.WithTimeout(c.t.Context(), tryTimeout)
 	defer cancel()

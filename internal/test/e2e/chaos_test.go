@@ -61,12 +61,17 @@ func (c *chaos) injectAll(faults []fault) {
 func (c *chaos) under(inject func()) {
 	c.t.Helper()
 	stopReports := c.report()
+	c.t.Cleanup(stopReports)
 	clients := c.load.start(c.seed)
+	stopClients := sync.OnceFunc(func() {
+		close(c.load.stop)
+		clients.Wait()
+	})
+	c.t.Cleanup(stopClients)
 	inject()
 	c.repair()
 	repaired := time.Now()
-	close(c.load.stop)
-	clients.Wait()
+	stopClients()
 	c.drain(repaired)
 	stopReports()
 	c.check()
@@ -327,10 +332,10 @@ func (c *chaos) report() (stop func()) {
 			}
 		}
 	}()
-	return func() {
+	return sync.OnceFunc(func() {
 		close(done)
 		<-ended
-	}
+	})
 }
 
 func (c *chaos) say(format string, args ...any) {

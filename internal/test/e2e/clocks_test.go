@@ -9,7 +9,6 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
-	"github.com/redis/go-redis/v9"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/passbook/passbook/internal/test/testenv"
@@ -116,12 +115,7 @@ func TestClocksApart_PutOffByTheDead(t *testing.T) {
 // putOff counts the tasks that wait for another attempt.
 func putOff(t *testing.T, s *system) (n int64) {
 	t.Helper()
-	opt, err := redis.ParseURL(s.redis.URL())
-	if err != nil {
-		t.Fatal(err)
-	}
-	r := redis.NewClient(opt)
-	defer r.Close() //nolint:errcheck // nothing is pending on it
+	r := s.redisClient()
 	lines, err := r.Keys(t.Context(), "asynq:{"+queues.Prefix+":tx:*}:retry").Result()
 	if err != nil {
 		t.Fatal(err)

@@ -375,13 +375,7 @@ func (sc *crashEnvironment) partition(number string) int {
 
 func (sc *crashEnvironment) withRedis(do func(*redis.Client) error) {
 	sc.t.Helper()
-	opt, err := redis.ParseURL(sc.redis.URL())
-	if err != nil {
-		sc.t.Fatal(err)
-	}
-	r := redis.NewClient(opt)
-	defer r.Close() //nolint:errcheck // nothing is pending on it
-	if err := do(r); err != nil {
+	if err := do(sc.redisClient()); err != nil {
 		sc.t.Fatal(err)
 	}
 }
@@ -400,7 +394,7 @@ const (
 
 // closeGate holds every statement that comes to the trigger until openGate. Neither a time-out nor
 // a cancel ends a held statement: the gate stands for a step that takes long on a slow machine.
-// The serving statement_timeout is as short as a worker needs to take over.
+// The serving statement_timeout would: it is short, so that another worker can take over.
 func (sc *crashEnvironment) closeGate(trigger string) {
 	sc.t.Helper()
 	sc.exec(`CREATE FUNCTION gate() RETURNS trigger LANGUAGE plpgsql SET lock_timeout = 0 AS $$

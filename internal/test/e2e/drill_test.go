@@ -241,7 +241,7 @@ func (d *drill) check(t *testing.T, server *local.Postgres) {
 		`ALTER ROLE passbook_serving LOGIN PASSWORD 'serving'; ALTER ROLE passbook_operator LOGIN PASSWORD 'operator'`) // a dump has no roles
 	s := &system{
 		t: t, postgres: server, redis: testenv.RedisServer(t),
-		databaseURL: asRole(t, server, "passbook_serving", "serving"), operatorURL: asRole(t, server, "passbook_operator", "operator"),
+		databaseURL: testenv.As(t, server.URL(), "passbook_serving", "serving"), operatorURL: testenv.As(t, server.URL(), "passbook_operator", "operator"),
 	}
 	s.pool = s.connect()
 	if n := s.queued(); n != 60 {

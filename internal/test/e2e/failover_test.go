@@ -2,7 +2,6 @@ package e2e_test
 
 import (
 	"net/http"
-	"net/url"
 	"syscall"
 	"testing"
 	"time"
@@ -15,7 +14,7 @@ const (
 	// failoverBound is how soon after a promotion a request is accepted and done.
 	failoverBound = 15 * time.Second
 	// loadBound is what a loaded machine may add to that.
-	loadBound = time.Second
+	loadBound = 2 * time.Second
 )
 
 // newReplicatedSystem is a system whose Postgres has a standby. The processes
@@ -24,24 +23,9 @@ func newReplicatedSystem(t *testing.T, apis, workers int) (s *system, standby *l
 	t.Helper()
 	s = &system{t: t, postgres: testenv.PostgresServer(t), redis: testenv.RedisServer(t), build: plain}
 	standby = testenv.PostgresStandby(t, s.postgres)
-	s.databaseURL = eitherURL(t, s.postgres, standby)
+	s.databaseURL = testenv.EitherURL(t, s.postgres.URL(), standby.URL())
 	s.start(apis, workers)
 	return s, standby
-}
-
-func eitherURL(t *testing.T, first, second *local.Postgres) string {
-	t.Helper()
-	u, err := url.Parse(first.URL())
-	if err != nil {
-		t.Fatal(err)
-	}
-	other, err := url.Parse(second.URL())
-	if err != nil {
-		t.Fatal(err)
-	}
-	u.Host += "," + other.Host
-	u.RawQuery += "&target_session_attrs=read-write"
-	return u.String()
 }
 
 // The primary dies under load, an operator's tool promotes the standby, and

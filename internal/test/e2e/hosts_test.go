@@ -57,7 +57,7 @@ func newHosts(t *testing.T) *hosts {
 	h.standby = testenv.PostgresStandbyOn(t, h.standbyHost.At, primary)
 	h.cluster = testenv.RedisClusterOn(t, at(h.redisHosts))
 	h.system = &system{
-		t: t, postgres: primary, databaseURL: eitherURL(t, primary, h.standby) + "&connect_timeout=2",
+		t: t, postgres: primary, databaseURL: testenv.EitherURL(t, primary.URL(), h.standby.URL()) + "&connect_timeout=2",
 		redisURL: h.cluster.URL(), reach: h.listen, build: plain,
 	}
 	h.system.pool = h.system.connect()

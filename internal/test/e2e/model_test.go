@@ -5,10 +5,10 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net/http"
+	"sync"
 	"sync/atomic"
 	"testing"
 
-	"github.com/redis/go-redis/v9"
 	"golang.org/x/sync/errgroup"
 )
 
@@ -43,6 +43,7 @@ func TestSequentialClients(t *testing.T) {
 			var (
 				sent    atomic.Int64
 				midway  = make(chan struct{})
+				reached = sync.OnceFunc(func() { close(midway) })
 				clients errgroup.Group
 				results = make([][]*sentRequest, test.accounts)
 			)
@@ -50,9 +51,10 @@ func TestSequentialClients(t *testing.T) {
 				const initial = 500
 				a := c.open(initial)
 				clients.Go(func() (err error) {
+					defer reached() // also where the client fails, or the test would wait for it
 					results[i], err = sendSequentially(c, i, a.Number, initial, test.requests, func() {
 						if sent.Add(1) == int64(test.accounts*test.requests/3) {
-							close(midway)
+							reached()
 						}
 					})
 					return err
@@ -170,12 +172,7 @@ func compare(c *client, requests []*sentRequest) {
 
 func flushAll(t *testing.T, s *system) {
 	t.Helper()
-	opt, err := redis.ParseURL(s.redis.URL())
-	if err != nil {
-		t.Fatal(err)
-	}
-	r := redis.NewClient(opt)
-	defer r.Close() //nolint:errcheck // nothing is pending on it
+	r := s.redisClient()
 	if err := r.FlushAll(t.Context()).Err(); err != nil {
 		t.Fatal(err)
 	}
@@ -251,21 +248,23 @@ func TestStopInOrder(t *testing.T) {
 		accepted atomic.Int64
 		group    errgroup.Group
 		halfway  = make(chan struct{})
+		reached  = sync.OnceFunc(func() { close(halfway) })
 	)
 	for connection := range connections {
 		group.Go(func() error {
+			defer reached() // also where the client fails, or the test would wait for it
 			for i := 0; ; i++ {
 				status, _, err := c.send(context.Background(), 0, jobRequest{
 					account: a.Number, entry: "deposits", amount: 1, key: fmt.Sprintf("stop-%d-%d", connection, i),
 				})
 				switch {
 				case err != nil: // the API takes no more connections
-					return nil //nolint:nilerr // that is how the loop ends
+					return nil // that is how the loop ends
 				case status != http.StatusAccepted:
 					return fmt.Errorf("status %d, want 202 or no connection", status)
 				}
 				if accepted.Add(1) == 500 {
-					close(halfway)
+					reached()
 				}
 			}
 		})

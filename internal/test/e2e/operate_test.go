@@ -14,7 +14,6 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5/pgxpool"
-	"github.com/redis/go-redis/v9"
 
 	"github.com/passbook/passbook/internal/ledger"
 	"github.com/passbook/passbook/internal/ledger/ledgertest"
@@ -272,12 +271,7 @@ func dumpDOM(t *testing.T, url string, after time.Duration) (string, error) {
 func TestMixUp(t *testing.T) {
 	t.Parallel()
 	s := &system{t: t, postgres: testenv.PostgresServer(t), redis: testenv.RedisServer(t)}
-	opt, err := redis.ParseURL(s.redis.URL())
-	if err != nil {
-		t.Fatal(err)
-	}
-	r := redis.NewClient(opt)
-	defer r.Close() //nolint:errcheck // nothing is pending on it
+	r := s.redisClient()
 	key := queues.Prefix + ":installation"
 	if err := r.Set(t.Context(), key, "another", 0).Err(); err != nil {
 		t.Fatal(err)

@@ -11,7 +11,6 @@ import (
 	"testing"
 
 	"github.com/google/uuid"
-	"github.com/redis/go-redis/v9"
 
 	"github.com/passbook/passbook/internal/ledger"
 	"github.com/passbook/passbook/internal/ledger/ledgertest"
@@ -161,12 +160,7 @@ func checkQueues(t *testing.T, s *system, c *client, a account) {
 	if err := s.pool.QueryRow(t.Context(), `SELECT id FROM accounts WHERE number = $1`, a.Number).Scan(&id); err != nil {
 		t.Fatal(err)
 	}
-	opt, err := redis.ParseURL(s.redis.URL())
-	if err != nil {
-		t.Fatal(err)
-	}
-	r := redis.NewClient(opt)
-	defer r.Close() //nolint:errcheck // nothing is pending on it
+	r := s.redisClient()
 	own := queue.Queues{Prefix: "passbook", Partitions: queues.Partitions}
 	paused := "asynq:{" + own.Of(id) + "}:paused"
 	if err := r.Set(t.Context(), paused, 1, 0).Err(); err != nil {

@@ -8,6 +8,7 @@ import (
 	"os"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -93,7 +94,7 @@ func TestPromisesFailover(t *testing.T) {
 	const some = 100
 	s := &system{t: t, postgres: testenv.PostgresServer(t), redis: testenv.RedisServer(t), reach: promisesEnv}
 	standby := testenv.PostgresStandby(t, s.postgres)
-	s.databaseURL = eitherURL(t, s.postgres, standby)
+	s.databaseURL = testenv.EitherURL(t, s.postgres.URL(), standby.URL())
 	s.start(2, 2)
 	r := newRound(t, s)
 	r.awaitNews(some)
@@ -218,6 +219,7 @@ func signal(t testing.TB, pid int, s syscall.Signal) {
 	}
 }
 
+// childrenOf finds the processes that a process has started.
 func childrenOf(t testing.TB, pid int) (children []int) {
 	t.Helper()
 	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/children", pid, pid))
@@ -276,17 +278,20 @@ func (r *round) awaitNews(n int) {
 }
 
 // queueBacklog freezes the workers until backlog jobs are queued, pauses the accepts and
-// lets readers use one route only. thaw lets the workers apply it, goOn ends the rest.
+// lets readers use one route only. thaw lets the workers apply the backlog. goOn lets the accepts and
+// all routes go on; the end of the test does too.
 func (r *round) queueBacklog(only *readRoute) (thaw, goOn func()) {
 	r.t.Helper()
 	thaw = r.freezeWorkers()
 	testenv.Eventually(r.t, fmt.Sprintf("%d jobs are queued", backlog), func() bool { return r.s.queued() >= backlog })
 	r.sending.Lock()
 	r.only.Store(only)
-	return thaw, func() {
+	goOn = sync.OnceFunc(func() {
 		r.only.Store(nil)
 		r.sending.Unlock()
-	}
+	})
+	r.t.Cleanup(goOn)
+	return thaw, goOn
 }
 
 func (r *round) freezeWorkers() (thaw func()) {

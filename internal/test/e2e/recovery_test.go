@@ -18,7 +18,6 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
-	"github.com/passbook/passbook/internal/queue"
 	"github.com/passbook/passbook/internal/test/local"
 	"github.com/passbook/passbook/internal/test/testenv"
 )
@@ -230,12 +229,7 @@ func TestRecoveryWithoutRedis(t *testing.T) {
 // commandRedis gives Redis a command.
 func commandRedis(t *testing.T, s *system, command ...any) {
 	t.Helper()
-	client, err := queue.Connect(s.redis.URL())
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer client.Close() //nolint:errcheck // nothing is pending on it
-	if err := client.Do(t.Context(), command...).Err(); err != nil {
+	if err := s.redisClient().Do(t.Context(), command...).Err(); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -311,7 +305,7 @@ func TestRecoveryWithoutPostgres(t *testing.T) {
 		{"Hangs", func(t *testing.T, s *system) func() { t.Helper(); return freezePostgres(t, s) }, false},
 		{"ConnectionsHang", func(t *testing.T, s *system) func() {
 			t.Helper()
-			return testenv.Freeze(t, children(t, s.postgres.PID())...)
+			return testenv.Freeze(t, childrenOf(t, s.postgres.PID())...)
 		}, true},
 	}
 	for _, test := range tests {
@@ -494,40 +488,9 @@ func freezePostgres(t *testing.T, s *system) (thaw func()) {
 	t.Helper()
 	postmaster := s.postgres.PID()
 	thawPostmaster := testenv.Freeze(t, postmaster) // first, so that it makes no more
-	thawRest := testenv.Freeze(t, children(t, postmaster)...)
+	thawRest := testenv.Freeze(t, childrenOf(t, postmaster)...)
 	return func() {
 		thawRest()
 		thawPostmaster()
 	}
-}
-
-// children finds the processes that a process has started.
-func children(t *testing.T, parent int) (pids []int) {
-	t.Helper()
-	stats, err := filepath.Glob("/proc/[0-9]*/stat")
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, path := range stats {
-		stat, err := os.ReadFile(path)
-		if err != nil {
-			continue // it has ended meanwhile
-		}
-		var state string
-		var ppid int
-		// pid (name) state ppid …; a name may hold anything.
-		rest := string(stat[bytes.LastIndexByte(stat, ')')+1:])
-		if _, err := fmt.Sscan(rest, &state, &ppid); err != nil || ppid != parent {
-			continue
-		}
-		pid, err := strconv.Atoi(filepath.Base(filepath.Dir(path)))
-		if err != nil {
-			t.Fatal(err)
-		}
-		pids = append(pids, pid)
-	}
-	if len(pids) == 0 {
-		t.Fatalf("process %d has no children", parent)
-	}
-	return pids
 }

@@ -3,7 +3,6 @@ package e2e_test
 import (
 	"errors"
 	"net/http"
-	"net/url"
 	"os"
 	"path/filepath"
 	"slices"
@@ -40,14 +39,14 @@ func servedBy(t testing.TB, server *local.Postgres) (s *system, admin *pgxpool.P
 	grantRoles(t, admin)
 	ledgertest.Exec(t, admin, `ALTER ROLE passbook_owner LOGIN PASSWORD 'owner'; ALTER ROLE passbook_serving LOGIN PASSWORD 'serving';
 		ALTER ROLE passbook_operator LOGIN PASSWORD 'operator'`)
-	migrate := begin(t, "api", []string{"DATABASE_URL=" + asRole(t, server, "passbook_owner", "owner")}, "migrate")
+	migrate := begin(t, "api", []string{"DATABASE_URL=" + testenv.As(t, server.URL(), "passbook_owner", "owner")}, "migrate")
 	if err := migrate.wait(); err != nil {
 		t.Fatalf("migrate: %v\n%s", err, migrate.log())
 	}
 	grantRoles(t, admin)
 	return &system{
 		t: t, postgres: server, redis: testenv.RedisServer(t),
-		databaseURL: asRole(t, server, "passbook_serving", "serving"), operatorURL: asRole(t, server, "passbook_operator", "operator"),
+		databaseURL: testenv.As(t, server.URL(), "passbook_serving", "serving"), operatorURL: testenv.As(t, server.URL(), "passbook_operator", "operator"),
 	}, admin
 }
 
@@ -59,16 +58,6 @@ func grantRoles(t testing.TB, admin *pgxpool.Pool) {
 		t.Fatal(err)
 	}
 	ledgertest.Exec(t, admin, string(roles))
-}
-
-func asRole(t testing.TB, server *local.Postgres, role, password string) string {
-	t.Helper()
-	u, err := url.Parse(server.URL())
-	if err != nil {
-		t.Fatal(err)
-	}
-	u.User = url.UserPassword(role, password)
-	return u.String()
 }
 
 // The serving role opens accounts, keeps sessions and reads everything; TestOperating has

@@ -67,9 +67,9 @@ func TestShutdownDelay(t *testing.T) {
 	if status, answer, err := c.send(t.Context(), 0, jobRequest{a.Number, "deposits", 1, "late"}); err != nil || status != http.StatusAccepted {
 		t.Errorf("a late deposit: %d %s %v", status, answer, err)
 	}
-	stop(worker)
 	close(looksAway)
 	clients.Wait()
+	stop(worker)
 	for _, p := range []*process{api, worker} {
 		if err := p.wait(); err != nil {
 			t.Errorf("%s stopped with %v\n%s", p.name, err, p.log())

@@ -3,6 +3,8 @@ package e2e_test
 import (
 	"fmt"
 	"net/http"
+	"regexp"
+	"slices"
 	"strings"
 	"testing"
 
@@ -80,12 +82,13 @@ func TestSignals(t *testing.T) {
 		},
 	} {
 		t.Run(f.name, func(t *testing.T) {
+			api, worker := watch(s.apis[0]), watch(s.workers[0])
 			f.from(t, s, admin)
 			if f.api != "" {
-				awaitCheck(t, s.apis[0], f.api, f.apiIs)
+				api.awaitDown(t, f.api, f.apiIs)
 			}
 			if f.worker != "" {
-				awaitCheck(t, s.workers[0], f.worker, f.workerIs)
+				worker.awaitDown(t, f.worker, f.workerIs)
 			}
 			for p, want := range map[*process]int{s.apis[0]: f.apiIs, s.workers[0]: f.workerIs} { // also the one without the fault
 				if status, ready := get(t, p.operator()+"/readyz"); status != want {
@@ -93,8 +96,8 @@ func TestSignals(t *testing.T) {
 				}
 			}
 			f.to(t, s, admin)
-			awaitUp(t, s.apis[0])
-			awaitUp(t, s.workers[0])
+			api.awaitUp(t)
+			worker.awaitUp(t)
 		})
 	}
 	t.Run("NoInsert", func(t *testing.T) { checkNoInsert(t, s, admin, c, number) })
@@ -107,13 +110,13 @@ func TestSignals(t *testing.T) {
 // the job that is accepted meanwhile. A worker applies it once roles.sql has granted the right again.
 func checkNoInsert(t *testing.T, s *system, admin *pgxpool.Pool, c *client, number string) {
 	t.Helper()
+	worker := watch(s.workers[0])
 	ledgertest.Exec(t, admin, `REVOKE INSERT ON transactions FROM passbook_owner`)
-	worker := s.workers[0]
 	status, answer, err := c.send(t.Context(), 0, jobRequest{number, "deposits", 1, "no-insert"})
 	if err != nil || status != http.StatusAccepted {
 		t.Fatalf("%d %s %v, want 202", status, answer, err)
 	}
-	awaitCheck(t, worker, "applies", http.StatusServiceUnavailable)
+	worker.awaitDown(t, "applies", http.StatusServiceUnavailable)
 	testenv.Eventually(t, "the error to be counted", func() bool {
 		_, metrics := get(t, worker.operator()+"/metrics")
 		return strings.Contains(metrics, `passbook_apply_errors_total{reason="privilege"}`) && !strings.Contains(metrics, `passbook_apply_errors_total{reason="privilege"} 0`)
@@ -132,18 +135,19 @@ func checkNoInsert(t *testing.T, s *system, admin *pgxpool.Pool, c *client, numb
 	}
 	grantRoles(t, admin) // as the run-book says
 	s.drained()
-	awaitUp(t, worker)
+	worker.awaitUp(t)
 }
 
 // checkHanging freezes Postgres and Redis. The operator's ports still answer, and say that both are down.
 func checkHanging(t *testing.T, s *system) {
 	t.Helper()
+	api, worker := watch(s.apis[0]), watch(s.workers[0])
 	thawRedis := testenv.Freeze(t, s.redis.PID())
 	thawPostmaster := testenv.Freeze(t, s.postgres.PID()) // first, so that it makes no more
-	thawPostgres := testenv.Freeze(t, children(t, s.postgres.PID())...)
-	for _, p := range []*process{s.apis[0], s.workers[0]} {
+	thawPostgres := testenv.Freeze(t, childrenOf(t, s.postgres.PID())...)
+	for _, p := range []*watchedProcess{api, worker} {
 		for _, store := range []string{"postgres", "redis"} {
-			awaitCheck(t, p, store, http.StatusServiceUnavailable)
+			p.awaitDown(t, store, http.StatusServiceUnavailable)
 			testenv.Eventually(t, "the metrics to say so", func() bool {
 				status, metrics := get(t, p.operator()+"/metrics")
 				return status == http.StatusOK && strings.Contains(metrics, fmt.Sprintf("passbook_store_up{store=%q} 0", store))
@@ -153,28 +157,49 @@ func checkHanging(t *testing.T, s *system) {
 	thawPostgres()
 	thawPostmaster()
 	thawRedis()
-	awaitUp(t, s.apis[0])
-	awaitUp(t, s.workers[0])
+	api.awaitUp(t)
+	worker.awaitUp(t)
 }
 
-// awaitCheck waits until a process says that the check is down, on /readyz, as a metric and in the log.
-func awaitCheck(t *testing.T, p *process, check string, want int) {
+// watchedProcess is a process with a fault.
+type watchedProcess struct {
+	*process
+	before int      // the length of its log before the fault
+	down   []string // the checks that were down
+}
+
+func watch(p *process) *watchedProcess { return &watchedProcess{process: p, before: len(p.log())} }
+
+// logs returns whether the process has written a message about a dependency since the fault began.
+func (p *watchedProcess) logs(message, dependency string) bool {
+	return strings.Contains(p.log()[p.before:], fmt.Sprintf(`"msg":%q,"dependency":%q`, message, dependency))
+}
+
+// awaitDown waits until the process says that the check is down, on /readyz, as a metric and in the log.
+func (p *watchedProcess) awaitDown(t *testing.T, check string, want int) {
 	t.Helper()
 	testenv.Eventually(t, fmt.Sprintf("%s to answer %d, %q down", p.name, want, check), func() bool {
 		status, ready := get(t, p.operator()+"/readyz")
 		_, metrics := get(t, p.operator()+"/metrics")
 		return status == want && strings.Contains(ready, fmt.Sprintf(`{"name":%q,"status":"down"`, check)) &&
 			strings.Contains(metrics, fmt.Sprintf("passbook_check_up{check=%q} 0", check)) &&
-			(strings.Contains(p.log(), fmt.Sprintf(`"msg":"dependency down","dependency":%q`, check)) ||
-				strings.Contains(p.log(), fmt.Sprintf(`"msg":"dependency away","dependency":%q`, check)))
+			(p.logs("dependency down", check) || p.logs("dependency away", check))
 	})
+	p.down = append(p.down, check)
 }
 
-// awaitUp waits until nothing that the process depends on is down.
-func awaitUp(t *testing.T, p *process) {
+var checkDown = regexp.MustCompile(`passbook_check_up\{check="\w+"\} 0`)
+
+// awaitUp waits until the process says that nothing which it depends on is down, on /readyz and as metrics,
+// and that what was down is up, in the log.
+func (p *watchedProcess) awaitUp(t *testing.T) {
 	t.Helper()
 	testenv.Eventually(t, p.name+" to be ready", func() bool {
 		status, ready := get(t, p.operator()+"/readyz")
-		return status == http.StatusOK && !strings.Contains(ready, "down")
+		_, metrics := get(t, p.operator()+"/metrics")
+		return status == http.StatusOK && !strings.Contains(ready, "down") && !checkDown.MatchString(metrics) &&
+			!slices.ContainsFunc(p.down, func(check string) bool {
+				return !p.logs("dependency up again", check) && !p.logs("dependency back", check)
+			})
 	})
 }

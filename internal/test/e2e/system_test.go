@@ -6,6 +6,7 @@ import (
 	"testing"
 
 	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/redis/go-redis/v9"
 
 	"github.com/passbook/passbook/internal/ledger/ledgertest"
 	"github.com/passbook/passbook/internal/test/local"
@@ -77,6 +78,18 @@ func (s *system) envOf(name string, n int) []string {
 		env = append(env, s.reach(name, n)...)
 	}
 	return env
+}
+
+// redisClient returns a client of the system's Redis, open until the test ends.
+func (s *system) redisClient() *redis.Client {
+	s.t.Helper()
+	options, err := redis.ParseURL(s.redis.URL())
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	r := redis.NewClient(options)
+	s.t.Cleanup(func() { _ = r.Close() }) // nothing is pending on it
+	return r
 }
 
 func (s *system) url() string {

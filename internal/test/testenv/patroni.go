@@ -3,7 +3,6 @@ package testenv
 import (
 	"crypto/rand"
 	"fmt"
-	"net/url"
 	"testing"
 	"time"
 
@@ -58,19 +57,7 @@ func PostgresPatroni(t testing.TB, file string) *Patroni {
 }
 
 // URL names both servers, and finds the one that takes writes.
-func (p *Patroni) URL() string {
-	u, err := url.Parse(p.nodes[0].URL())
-	if err != nil {
-		panic(err) // a URL of package local
-	}
-	other, err := url.Parse(p.nodes[1].URL())
-	if err != nil {
-		panic(err)
-	}
-	u.Host += "," + other.Host
-	u.RawQuery += "&target_session_attrs=read-write"
-	return u.String()
-}
+func (p *Patroni) URL() string { return EitherURL(p.t, p.nodes[0].URL(), p.nodes[1].URL()) }
 
 // Primary is the number of the node that is the primary, 0 or 1.
 func (p *Patroni) Primary() int {

@@ -2,10 +2,27 @@ package testenv
 
 import (
 	"context"
+	"net/url"
 	"testing"
 
 	"github.com/jackc/pgx/v5"
 )
+
+// EitherURL names two servers, and finds the one that takes writes.
+func EitherURL(t testing.TB, first, second string) string {
+	t.Helper()
+	u, err := url.Parse(first)
+	if err != nil {
+		t.Fatalf("testenv: %v", err)
+	}
+	other, err := url.Parse(second)
+	if err != nil {
+		t.Fatalf("testenv: %v", err)
+	}
+	u.Host += "," + other.Host
+	u.RawQuery += "&target_session_attrs=read-write"
+	return u.String()
+}
 
 // AwayStandby has every commit on a server of the test's own wait for a standby that never
 // answers, until back. Commits with synchronous_commit off do not wait: they are visible,
