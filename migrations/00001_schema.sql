@@ -105,10 +105,12 @@ CREATE TABLE accounts (
     created_at     timestamptz NOT NULL,
     open_key       text        COLLATE "C",        -- the Idempotency-Key of the opening, where it had one,
     open_request   bytea,                          -- and the hash of the request that came with it
-    answered_until timestamptz,                    -- until when balances were answered or jobs refused, where that is after last_at
-    done_to        bigint      NOT NULL DEFAULT 0, -- no job of the account at or below this position is queued, or will be,
-    settling       bigint      NOT NULL DEFAULT 0, -- nor one at or below this one, once every transaction
-    settling_xid   xid8,                           -- below this id has ended: 00002_apply_job.sql
+    answered_until timestamptz,                    -- the latest time of an answered balance, a rejection, a failure or an action, where that is after last_at
+    -- No job of the account at or below position done_to is queued, or will be. Once every transaction below
+    -- settling_xid has ended, the same is true of settling: 00002_apply_job.sql.
+    done_to        bigint      NOT NULL DEFAULT 0,
+    settling       bigint      NOT NULL DEFAULT 0,
+    settling_xid   xid8,
     status         account_status NOT NULL DEFAULT 'open' -- set by operator_actions
 ) WITH (fillfactor = 75, autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_cost_delay = 0);
 CREATE UNIQUE INDEX accounts_number ON accounts (number);
@@ -428,8 +430,8 @@ CREATE POLICY operator_actions_act ON operator_actions FOR INSERT WITH CHECK (tr
 ALTER TABLE operator_actions ENABLE ROW LEVEL SECURITY;
 
 -- History, append-only. created_at rises strictly within an account, so that a range of time
--- is a range of seq. Unique indexes enforce that within a type, apply_job across types, and
--- `worker verify` checks it.
+-- is a range of seq: it is the account's last_at, which check_balance lets only rise. Unique
+-- indexes refuse equal times within a type, and `worker verify` checks all.
 --
 -- Autovacuum freezes and analyzes history after each twentieth that is new. With the defaults, a
 -- fifth and a tenth, it would do the work of months at once.
@@ -676,9 +678,9 @@ REVOKE EXECUTE ON FUNCTION archive_jobs, close_history, deposit_initial, leave_q
 -- archived key could make a second job: a session with an empty temporary table archived_jobs
 -- hid the archive.) DATABASE_URL may choose another schema than public.
 --
--- A SET clause costs 2 % of an apply for each function that has it. The functions that an apply
--- or an accept calls for each row (check_…, take_transaction_id) have none. They name the schema
--- of each operator, function and table instead.
+-- A SET clause costs 2 % of an apply for each function that has it. So the
+-- functions that every apply or accept calls (check_…, take_transaction_id) have none. They name
+-- the schema of each operator, function and table instead.
 -- +goose StatementBegin
 DO $$
 DECLARE

@@ -14,14 +14,14 @@
 -- each statement sees what was committed before it began. So a statement that runs with the
 -- lock held sees all that any apply of the account has done. A job that it sees queued stays
 -- queued, because only a transaction that has the lock changes it. A job that it does not see
--- was not accepted yet when the jobs that it sees were, so it need not come before them.
+-- was accepted after the jobs that it sees, or at the same time, so it need not come before them.
 --
 -- https://www.postgresql.org/docs/current/transaction-iso.html#XACT-READ-COMMITTED
 --
--- It returns the job that it applied with its account, by id and number, and in behind how many jobs up to the named
--- one are still queued. behind is 0 if the job is the named one; otherwise it counts up to count_to
--- jobs, and is null if count_to is 0. If no job up to the named one was queued, apply_job returns no
--- job and 0 in behind. If the named job is unknown, it returns only nulls.
+-- It returns the job that it applied, the id and the number of its account, and in behind how many
+-- jobs up to the named one are still queued. behind is 0 if the job is the named one; otherwise it
+-- counts up to count_to jobs, and is null if count_to is 0. If no job up to the named one was
+-- queued, apply_job returns no job and 0 in behind. If the named job is unknown, it returns only nulls.
 --
 -- The search for the oldest queued job begins above done_to, because the index of the queue
 -- keeps an entry of each job that has finished since the oldest snapshot began. From the start of
