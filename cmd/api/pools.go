@@ -13,9 +13,9 @@ import (
 )
 
 // acceptConns is how many of a process's connections are only for accepts, the look-ups that an
-// accept waits for, and confirmations. So reads, openings and exports don't delay them. Three are in
-// use at once, by two inserts and one confirmation. The other three replace them if they hang, until
-// the pool has abandoned those.
+// accept waits for, confirmations, and the jobs that clients wait for. So reads, openings and exports
+// don't delay them. Under load, two inserts, one confirmation and one read of finished jobs use four
+// at once. The others replace connections that hang, until the pool has abandoned those.
 const acceptConns = 6
 
 // pools are the API's connections to Postgres.

@@ -287,8 +287,8 @@ type (
 	routeKey     struct{}
 )
 
-// handler answers the requests of a route. A request that waits for a job does so afterwards, so
-// that nothing that bounds the others counts it.
+// handler answers the requests of a route. A request that waits for a job waits after answer has
+// released its slot, so that it takes none from the others.
 func (a *API) handler(r route) fiber.Handler {
 	inFlight := a.slotsOf(r)
 	return func(c *fiber.Ctx) error {

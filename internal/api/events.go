@@ -34,7 +34,7 @@ var (
 	}
 	errLastEventID = &problem{
 		Status: http.StatusBadRequest, Code: "last_event_id_invalid",
-		Detail: "Last-Event-ID is the seq of a transaction of this account, or 0 for all of them, and stands once.",
+		Detail: "Last-Event-ID is the seq of a transaction of this account, or 0 for all of them, in one header.",
 	}
 )
 

@@ -49,7 +49,7 @@ const (
 var (
 	errTooManyExports = &problem{
 		Status: http.StatusTooManyRequests, Code: "too_many_requests", retryAfter: busyRetry, reason: refusedExport,
-		Detail: "Your last export, or too many others', are on their way. Try again when one is done.",
+		Detail: "Your last export is still being sent, or too many of other users are. Try again when one is done.",
 	}
 	errNoChunks = &problem{
 		Status: http.StatusHTTPVersionNotSupported, Code: "http_version_not_supported",

@@ -23,7 +23,7 @@ func idempotencyKey(c *fiber.Ctx) (string, error) {
 	key, ok := parseKey(string(values[0]))
 	if !ok { // framing.go refuses a second header
 		return "", newProblem(http.StatusBadRequest, "idempotency_key_invalid",
-			"Idempotency-Key is 1 to 255 visible ASCII characters, bare or as a quoted string, and stands once.")
+			"Idempotency-Key is 1 to 255 visible ASCII characters, bare or as a quoted string, in one header.")
 	}
 	return key, nil
 }

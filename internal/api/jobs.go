@@ -80,8 +80,9 @@ func toJobBody(job job.Job) jobBody {
 // say.
 const pollAfter = "1"
 
-// accept accepts a deposit or a withdrawal. It answers 202 after the job is committed. After a
-// crash in between the client has no answer; the same request with the same key gets it.
+// accept accepts a deposit or a withdrawal. It answers after the job is committed: with 202, or
+// with 200 if the job has finished already. After a crash in between the client has no answer;
+// the same request with the same key gets it.
 func (a *API) accept(entry ledger.EntryType) func(*fiber.Ctx, *query) error {
 	return func(c *fiber.Ctx, _ *query) error {
 		key, err := requiredKey(c)

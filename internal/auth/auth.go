@@ -29,8 +29,8 @@ var (
 	ErrUnauthenticated = errors.New("unauthenticated")
 
 	// ErrInvalidCredentials is for an email and a password that don't belong together, and for
-	// an unknown email: a caller can't distinguish the two. So it is for the current password of
-	// a change.
+	// an unknown email: a caller can't distinguish the two. It is also for a wrong current
+	// password, where a user changes the password.
 	ErrInvalidCredentials = errors.New("invalid credentials")
 
 	// ErrInvalidRefreshToken is for a refresh token that is unknown, expired,

@@ -141,7 +141,7 @@ func (s *Service) insertSession(ctx context.Context, session Identity, passwordH
 }
 
 // revokeOldest revokes a user's oldest sessions beyond maxSessions. It begins when the new
-// session is committed: of log-ins at the same time, which take no lock of the user, the last
+// session is committed: of log-ins at the same time, which don't exclude each other, the last
 // one sees the sessions of all. It waits for no lock: a session that another log-in has locked
 // is being revoked, and one that a refresh has locked stays until the next log-in.
 func (s *Service) revokeOldest(ctx context.Context, userID uuid.UUID) error {

@@ -139,7 +139,7 @@ func TestLoadAPI_EverythingWrong(t *testing.T) {
 		`LOG_FORMAT: "xml" is not a format; want json or text (json)`,
 		"OPS_TOKEN: has fewer than 16 characters; want at least 16 visible ASCII characters (from `openssl rand -hex 32`)",
 		"OPS_READ_TOKEN: has fewer than 16 characters; want at least 16 visible ASCII characters, other than those of OPS_TOKEN (from `openssl rand -hex 32`)",
-		"JWT_KEYS: key 1 is not kid:base64, key 2 has no kid, key 3 has 12 bytes, not 32, key 4 is not base64; want kid:base64,… with at least 32 random bytes each (2026-01:BASE64, the latter from `openssl rand -base64 32`)",
+		"JWT_KEYS: key 1 is not kid:base64, key 2 has no kid, key 3 has 12 bytes, fewer than 32, key 4 is not base64; want kid:base64,… with at least 32 random bytes each (2026-01:BASE64, the latter from `openssl rand -base64 32`)",
 		`HTTP_ADDR: "8080" is not host:port; want an address to listen on (127.0.0.1:8080)`,
 		`MAX_QUEUED_PER_ACCOUNT: "many" is out of range or no number; want a number of at least 1 (50000)`,
 	)

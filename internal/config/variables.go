@@ -160,7 +160,7 @@ func parseKey(text string) (Key, error) {
 		return Key{}, errors.New("is not base64")
 	}
 	if len(secret) < minSecret {
-		return Key{}, fmt.Errorf("has %d bytes, not %d", len(secret), minSecret)
+		return Key{}, fmt.Errorf("has %d bytes, fewer than %d", len(secret), minSecret)
 	}
 	if bytes.Count(secret, secret[:1]) == len(secret) { // a placeholder
 		return Key{}, errors.New("is one byte repeated")

@@ -24,7 +24,8 @@ const (
 	// lost.
 	jobsEvery     = time.Second
 	accountsEvery = 5 * time.Second
-	// restShare makes the hub rest for so many times as long as a look took, where that is longer.
+	// After a look, the hub rests restShare times as long as the look took, if that is longer than the
+	// interval above.
 	restShare = 4
 	// readTimeout bounds a statement.
 	readTimeout = 1500 * time.Millisecond
@@ -43,9 +44,9 @@ type Messages interface {
 // may have changed.
 //
 // It hears the messages of the workers. They may be lost: a worker is killed before it sends
-// one, a connection breaks, Redis is away. So the hub also looks into Postgres, in one
-// statement for all jobs that are waited for, and in one for all accounts that are watched. At
-// rest it asks Postgres nothing.
+// one, a connection breaks, Redis is away. So the hub also looks into Postgres: for all jobs that
+// are waited for, and for all accounts that are watched, many in one statement. At rest it asks
+// Postgres nothing.
 type Hub struct {
 	messages Messages
 	pool     *pgxpool.Pool

@@ -41,7 +41,7 @@ var (
 	ErrKeyBusy         = ledger.ErrKeyBusy
 	ErrQueueFull       = errors.New("account has too many queued jobs")
 	ErrOverloaded      = errors.New("too many requests wait to be accepted")
-	ErrUnavailable     = errors.New("not accepted in time")
+	ErrUnavailable     = errors.New("jobs can't be accepted now")
 )
 
 // Job is a job with its current state.

@@ -10,8 +10,8 @@ const (
 	// queue accepts no more in a second; it makes each client wait longer, until all give up.
 	longestWait = 50 * time.Millisecond
 	// fewWaiting is how many accepts may wait however slow the batches are: slow batches accept the
-	// most when they are full, and the first ones after a start are slow. So an accept waits for
-	// two batches at least, and for longestWait at most where they take less than that.
+	// most when they are full, and the first ones after a start are slow. So an accept may have to
+	// wait for two batches, even where they take longer than longestWait.
 	fewWaiting = 2 * maxBatch
 	// The estimate of a batch's time follows a longer batch by half of the difference, and a shorter
 	// one by an eighth. So it notices at once that Postgres has become slower, and a single slow batch

@@ -70,8 +70,8 @@ func (a *Applier) Apply(ctx context.Context, upTo uuid.UUID, limit int) (applied
 	return applied, more, nil
 }
 
-// applyNext applies the oldest jobs.n of the due jobs. It attempts a job that Postgres refused
-// once more. after are the jobs that remain.
+// applyNext applies the oldest jobs.n of the due jobs. If Postgres refuses one of them,
+// attemptOldest tries that job again. after are the jobs that remain.
 func (a *Applier) applyNext(ctx context.Context, jobs dueJobs) (applied []Applied, after dueJobs, err error) {
 	applied, all := a.applyAll(ctx, []dueJobs{jobs})
 	after = all[0]

@@ -45,7 +45,7 @@ const attemptTimeout = 2 * postgres.RoundTripTimeout
 // job once more, to learn whether it is this job that Postgres refuses. It returns the job if
 // the job is now finished: applied, or failed after the last of MaxAttempts. It returns
 // ErrRefused if the job stays queued, and nothing if no job up to upTo is queued. (An account that
-// has lost its row can't be locked. Of two attempts at once on it, the rules of the bank refuse one.)
+// has lost its row can't be locked. Of two attempts at once on it, a trigger refuses one.)
 //
 // The lock keeps out every other apply, and an operator's Replay. It does not keep out an
 // accept that drew an older position and commits late: that job may become the oldest at any

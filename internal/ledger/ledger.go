@@ -23,7 +23,7 @@ const (
 	Withdrawal EntryType = "withdrawal"
 )
 
-// Outcome is the final state of a job, as job_states.status shows it.
+// Outcome is how a job ended, as job_states.status shows it.
 type Outcome string
 
 // The outcomes of a job. A rule of the bank rejects a job; a failed job could not be applied

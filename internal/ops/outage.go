@@ -12,8 +12,8 @@ const (
 	outageAfter = 500 * time.Millisecond
 	// outageReminder is the pause between two lines about one outage.
 	outageReminder = 30 * time.Second
-	// outageCalm is how long no call may fail before an outage is over. An idle process writes to
-	// Redis more often than that. So a Redis that answers reads and refuses writes stays away.
+	// outageCalm is after how long without a failure an outage is over. An idle process writes to
+	// Redis more often than that. So a Redis that answers reads and refuses writes still counts as away.
 	outageCalm = 3 * time.Second
 )
 

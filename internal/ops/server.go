@@ -18,8 +18,8 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 )
 
-// Bounds on one request to the operator's port. Reading a body has no bound: net/http would end a
-// long profile at it.
+// Bounds on one request to the operator's port. Reading a body has no time-out: in net/http it would
+// also end a long profile.
 const (
 	headerTimeout  = 5 * time.Second
 	answerTimeout  = 30 * time.Second // pprof adds the seconds of a profile

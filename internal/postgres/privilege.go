@@ -10,7 +10,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 )
 
-// executeSQL finds a function that the role may not execute, or that is not there.
+// executeSQL reads whether the role may execute a function. It may not if the function is not there.
 //
 // $1 the function's name. One row: the role, and whether it may execute the function.
 const executeSQL = `SELECT current_user, coalesce(has_function_privilege(to_regproc($1), 'EXECUTE'), false)`

@@ -1,5 +1,5 @@
-// Package queue tells the workers which accounts have queued jobs. It is the only package
-// that knows Asynq. A task names jobs and carries nothing else, so a process that can write
+// Package queue tells the workers which accounts have queued jobs. Apart from cmd/worker, which
+// registers Asynq's metrics, it is the only package that knows Asynq. A task names jobs and carries nothing else, so a process that can write
 // to Redis cannot create money. Its promise: a task may be lost, doubled or late, and this
 // costs only time, because the worker's sweep finds the queued jobs in Postgres.
 package queue

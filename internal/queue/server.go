@@ -157,8 +157,8 @@ func (s *Server) Run(ctx context.Context) error {
 }
 
 // process handles a task. Then it handles, batch by batch, the notifications that have arrived
-// for the partition meanwhile. It ends when none has arrived for linger, or when the partition moves
-// to another worker. Once longestTask has passed, or after maxBatches, an error or the stop of the
+// for the partition meanwhile. It ends when none has arrived for linger, or, if the partition has moved
+// to another worker, when none is left. Once longestTask has passed, or after maxBatches, an error or the stop of the
 // server, it ends with its current batch, and writes a task for the notifications that remain.
 func (s *Server) process(ctx context.Context, task *asynq.Task) error {
 	named, err := parse(task.Payload())

@@ -22,19 +22,19 @@ const enoughBeside = 16
 // batcher puts the due jobs of several partitions into one batch, so that they use the same
 // round trips and the same flush. Jobs that come while a batch runs wait for the next one. No
 // timer delays a batch: its size follows from the load. Where enough jobs wait, as many batches run
-// at once as the process has processors, two at least. Slow batches run beside them, at most one for
-// each partition.
+// at once as the process has processors, two at least. Slow batches run beside them. The sweep's own
+// applies share the batches too.
 type batcher struct {
 	applier sharedApplier
 	most    int           // batches that run at once, beside the slow ones
 	slow    time.Duration // slowBatch; tests set another
 
 	mu      sync.Mutex // guards what follows
-	waiting []*part    // of the next batches, the oldest first; one for each partition at most
+	waiting []*part    // of the next batches, the oldest first
 	running int        // batches that are not slow
 }
 
-// part is what one partition has in a batch.
+// part is what one task, or one apply of the sweep, has in a batch.
 type part struct {
 	due  []ledger.Due
 	done chan struct{} // closed once the fields below are set

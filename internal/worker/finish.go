@@ -15,8 +15,8 @@ const finishedLine = "job finished"
 // reportFinished writes a log line for each job, and the spans of the traced ones. The jobs' ends are
 // flushed, so neither log nor trace shows an outcome that a crash of Postgres could still undo.
 //
-// Under load an API names the requests that have a line themselves. Their jobs have a bound of their own,
-// so that the many other jobs don't take their lines.
+// Under load an API names only the requests that it has logged. The lines of their jobs have a limit
+// of their own, so that the many other jobs don't take them.
 func (w *Worker) reportFinished(applied []ledger.Applied) {
 	ctx := context.Background() // the line is written even if the batch's context has ended
 	for _, job := range applied {

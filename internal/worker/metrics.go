@@ -76,8 +76,8 @@ func NewMetrics(registry prometheus.Registerer) *Metrics {
 		failed:   ops.NewGauge("passbook_failed_jobs", "Failed jobs in Postgres that wait for an operator, up to 1000; every worker shows the same number. Absent while it can't be read.", housekeepLasts),
 		paused:   ops.NewGauge("passbook_paused_partitions", "Partitions that an operator has paused: their jobs wait. Absent while Redis can't be read.", pausedLasts),
 
-		enqueues:     counter("passbook_sweep_enqueues_total", "Times the sweep enqueued a stalled account again."),
-		applies:      counter("passbook_sweep_applies_total", "Times the sweep began to apply a stalled account itself, because Redis refused its task or the task did not help."),
+		enqueues:     counter("passbook_sweep_enqueues_total", "Tasks that the sweep enqueued for stalled accounts."),
+		applies:      counter("passbook_sweep_applies_total", "Times the sweep began to apply a stalled account itself, because Redis refused its task, no worker took tasks from its partition, or the task did not help."),
 		unknown:      counter("passbook_tasks_of_unknown_jobs_total", "Times a task was given back because it names a job that this database does not know."),
 		postgresDown: counter("passbook_postgres_down_waits_total", "Times an apply waited, and was tried again, because Postgres was down."),
 		unpublished:  counter("passbook_finished_jobs_unpublished_total", "Finished jobs that this worker could not report to the APIs, because Redis refused or was slow. Waiting clients get them about a second later."),

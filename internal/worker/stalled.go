@@ -19,9 +19,9 @@ const (
 	// The sweep does not go by the time of that attempt: a worker with a wrong clock may have
 	// written it, an hour too late.
 	longRetry = int(queue.LongestRetry/sweepEvery) + 2
-	// longMissing is for a task that is missing while others are pending in its partition. One of
-	// those may be for this account: a task of several accounts has the name of its first job. The
-	// wait is short: a needless task costs a round trip, waiting for a lost task costs seconds.
+	// longMissing is for a task that is missing while other tasks or notifications wait in its partition.
+	// One of those may be for this account: a task of several accounts has the name of its first job.
+	// The wait is short: a needless task costs a round trip, waiting for a lost task costs seconds.
 	longMissing = 4
 	// longUnlisted is for a task whose state is pending while its pending list is empty.
 	longUnlisted = 4
@@ -30,7 +30,8 @@ const (
 	// doesn't, the sweep applies an account that the worker is about to apply, which costs time.
 	longUnmoved = 8
 	// longPending is for a task whose state is pending, but whose name may be missing from the
-	// pending list. It counts the sweeps of the account, and is a power of two: isLongPending.
+	// pending list. It is compared with watched.unchanged, not with same: isLongPending. It is a
+	// power of two.
 	longPending = 32
 )
 

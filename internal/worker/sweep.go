@@ -37,7 +37,7 @@ const (
 	sweepers = 16
 )
 
-// sweep finds the stalled accounts and enqueues them again. An account is stalled if its oldest
+// sweep finds the stalled accounts and enqueues a new task for each. An account is stalled if its oldest
 // queued job is the same as a sweep ago, and its task is missing or has been in the same state
 // for too long. One task for the newest job is enough, because it applies all earlier ones.
 //
@@ -73,7 +73,7 @@ func (w *Worker) sweep(ctx context.Context) {
 	}
 	_ = group.Wait() // each error is recorded
 	if found.err != nil && ctx.Err() == nil {
-		w.warner.warn("enqueue", "sweep could not enqueue every stalled account", "error", found.err, "direct_accounts", len(found.direct))
+		w.warner.warn("enqueue", "no task will apply some stalled accounts", "error", found.err, "direct_accounts", len(found.direct))
 	}
 	w.remember(queued, accounts)
 	w.applyStalled(ctx, found.direct)

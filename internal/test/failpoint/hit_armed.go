@@ -39,7 +39,7 @@ func arm(at string) *trap {
 	return t
 }
 
-// Hit kills the process when it reaches the armed point for the armed time. As
+// Hit kills the process when it reaches the armed point the armed number of times. As
 // with kill -9, the process finishes, flushes and returns nothing.
 func Hit(point Point) {
 	if point != armed.point || armed.passed.Add(1) != armed.pass {

@@ -30,8 +30,8 @@ const (
 // folder's password is not the one in the data.
 var errStrange = errors.New("another server has the port, or this one has another password")
 
-// instance is what Postgres and Redis have in common: one server on one folder
-// and one port, under a supervisor.
+// instance is what all servers have in common: one server on one folder and one port, under a
+// supervisor.
 type instance struct {
 	name       string
 	folder     *folder

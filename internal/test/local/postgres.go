@@ -104,8 +104,8 @@ func (pg *Postgres) URL() string {
 func (pg *Postgres) Bin() string { return pg.bin }
 
 // Program is the path of a program of Postgres, as psql or pgbench. Where the server's own package has
-// none, it is that of the newest version of the machine, which pg_dump and pg_basebackup must not be
-// older than the server for.
+// none, it is that of the newest version of the machine, because pg_dump and pg_basebackup must not be
+// older than the server.
 func (pg *Postgres) Program(name string) string {
 	own := filepath.Join(pg.bin, name)
 	if _, err := os.Stat(own); err == nil {

@@ -19,7 +19,7 @@ import (
 	"time"
 )
 
-// What is far away is so far.
+// Delay and Loss are what the network does to a host that is far away.
 const (
 	Delay = 100 * time.Millisecond // each way
 	Loss  = 2                      // of a hundred packets
