@@ -139,6 +139,7 @@ func TestDocs_Files(t *testing.T) {
 			if again := c.get(target, "If-None-Match", etag).want(http.StatusNotModified).wantHeader("ETag", etag); len(again.body) > 0 {
 				t.Errorf("a body of %d bytes with 304", len(again.body))
 			}
+			c.get(target, "If-None-Match", `"older", W/`+etag).want(http.StatusNotModified)
 			c.get(target, "If-None-Match", `"older"`).want(http.StatusOK)
 		})
 	}

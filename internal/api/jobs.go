@@ -147,8 +147,9 @@ func sendTagged(c *fiber.Ctx, j job.Job) error {
 	if err := sendJob(c, j); err != nil {
 		return err
 	}
-	c.Set(fiber.HeaderETag, fmt.Sprintf(`"%x"`, sha256.Sum256(c.Response().Body())))
-	if c.Get(fiber.HeaderIfNoneMatch) != "" && c.Fresh() {
+	etag := fmt.Sprintf(`"%x"`, sha256.Sum256(c.Response().Body()))
+	c.Set(fiber.HeaderETag, etag)
+	if hasETag(c, etag) {
 		c.Status(http.StatusNotModified)
 		c.Response().ResetBody()
 		c.Response().Header.Del(fiber.HeaderContentType)

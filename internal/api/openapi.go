@@ -4,6 +4,7 @@ import (
 	"crypto/sha256"
 	_ "embed"
 	"fmt"
+	"strings"
 	"sync"
 
 	"github.com/goccy/go-yaml"
@@ -31,6 +32,17 @@ var makeOpenAPIJSON = sync.OnceValues(func() (func(*fiber.Ctx, *query) error, er
 	return static(fiber.MIMEApplicationJSON, asJSON), nil
 })
 
+// hasETag returns whether If-None-Match names the tag (RFC 9110, section 13.1.2). Fiber's Fresh does not
+// for a request with Cache-Control: no-cache, and fetch adds that to each with an If-None-Match.
+func hasETag(c *fiber.Ctx, etag string) bool {
+	for tag := range strings.SplitSeq(c.Get(fiber.HeaderIfNoneMatch), ",") {
+		if tag = strings.TrimSpace(tag); tag == "*" || strings.TrimPrefix(tag, "W/") == etag {
+			return true
+		}
+	}
+	return false
+}
+
 // static serves content that changes only with the build. A client that has it already
 // gets a 304.
 func static(contentType string, content []byte) func(*fiber.Ctx, *query) error {
@@ -38,7 +50,7 @@ func static(contentType string, content []byte) func(*fiber.Ctx, *query) error {
 	return func(c *fiber.Ctx, _ *query) error {
 		c.Set(fiber.HeaderCacheControl, "no-cache") // which means: ask whether it has changed
 		c.Set(fiber.HeaderETag, etag)
-		if c.Get(fiber.HeaderIfNoneMatch) == etag {
+		if hasETag(c, etag) {
 			c.Status(fiber.StatusNotModified)
 			return nil
 		}

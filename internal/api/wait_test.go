@@ -377,6 +377,7 @@ func TestETag(t *testing.T) {
 			t.Errorf("%s: got %s", header, a)
 		}
 	}
+	c.get(path, "If-None-Match", queued, "Cache-Control", "no-cache").want(http.StatusNotModified) // as fetch sends it
 	for _, header := range []string{`"x"`, "x", strings.Trim(queued, `"`)} {
 		c.get(path, "If-None-Match", header).want(http.StatusOK)
 	}
