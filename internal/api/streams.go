@@ -276,7 +276,8 @@ func (s *stream) follow(head []byte) error {
 	}
 	timer := time.NewTimer(0)
 	defer timer.Stop()
-	for isBeat := false; ; {
+	beat := s.streams.nextBeat()
+	for {
 		page, err := s.streams.next(s.ctx, s.at)
 		if s.ctx.Err() != nil || errors.Is(err, event.ErrOver) || errors.Is(err, event.ErrDamaged) {
 			return s.write([]byte(lastChunk))
@@ -285,34 +286,35 @@ func (s *stream) follow(head []byte) error {
 			s.pause(failedPause)
 			continue
 		}
-		timer.Reset(s.streams.untilBeat())
 		switch {
 		case len(page.Events) > 0:
 			if err := s.write(chunk(string(appendEvents(nil, page.Events)))); err != nil {
 				return err
 			}
 			s.at.After = page.Next
+			beat = s.streams.nextBeat()
 			if len(page.Events) == event.PageSize {
 				continue
 			}
 			s.pause(lookPause)
-		case isBeat:
+		case !time.Now().Before(beat):
 			if err := s.write(chunk(heartbeat)); err != nil {
 				return err
 			}
+			beat = s.streams.nextBeat()
 		}
+		timer.Reset(time.Until(beat))
 		select {
 		case <-changed:
-			isBeat = false
 		case <-timer.C:
-			isBeat = true
 		case <-s.ctx.Done():
 		}
 	}
 }
 
-func (s *streams) untilBeat() time.Duration {
-	return s.beat - time.Since(s.begun)%s.beat
+func (s *streams) nextBeat() time.Time {
+	now := time.Now()
+	return now.Add(s.beat - now.Sub(s.begun)%s.beat)
 }
 
 func (s *stream) pause(d time.Duration) {
