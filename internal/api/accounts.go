@@ -49,13 +49,13 @@ func (a *API) openAccount(c *fiber.Ctx, _ *query) error {
 	if number := b.optionalText("number"); number != nil {
 		opening.Number = *number
 		if !numberPattern.MatchString(opening.Number) {
-			b.fault("number", "invalid_format", "is 4 to 34 of A-Z, a-z, 0-9 and -")
+			b.fault("number", "invalid_format", "must be 4 to 34 characters of A-Z, a-z, 0-9 and -")
 		}
 	}
 	if currency := b.optionalText("currency"); currency != nil {
 		opening.Currency = *currency
 		if !isCurrency(opening.Currency) {
-			b.fault("currency", "invalid_value", "is an ISO 4217 code such as KRW or EUR")
+			b.fault("currency", "invalid_value", "must be an ISO 4217 code such as KRW or EUR")
 		}
 	}
 	opening.InitialDeposit = b.optionalAmount("initial_deposit")

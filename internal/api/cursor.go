@@ -48,7 +48,7 @@ func (c cursors) decode(list, text string) (position int64, err error) {
 		}
 	}
 	return 0, newProblem(http.StatusBadRequest, "invalid_cursor",
-		"A cursor goes on in the list that it came from, with the same filters. Start again without one.")
+		"This cursor is not from this list with the same filters and order. Start again without a cursor.")
 }
 
 func sum(key []byte, parts ...[]byte) []byte {

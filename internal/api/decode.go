@@ -26,6 +26,8 @@ type body struct {
 	at     string // the JSON pointer of the object; empty for the whole body
 	fields map[string]jsontext.Value
 	faults []fault
+
+	hasUnread bool // it has more than maxFields fields
 }
 
 // readBody reads the object. It returns a 415 for another content type or a content coding, and a
@@ -42,7 +44,7 @@ func readBody(c *fiber.Ctx) (*body, error) {
 	b, err := parseBody(c.BodyRaw())
 	if err != nil {
 		return nil, newProblem(http.StatusBadRequest, "malformed_body",
-			"The body is one JSON object in UTF-8, with no name twice and nothing after it.")
+			"The body must be one JSON object in UTF-8, with no name twice and nothing after it.")
 	}
 	return b, nil
 }
@@ -62,7 +64,7 @@ func parseBody(data []byte) (*body, error) {
 	}
 	b := &body{fields: map[string]jsontext.Value{}}
 	if value.Kind() != '{' {
-		b.faultAt("", "invalid_type", "is a JSON object")
+		b.faultAt("", "invalid_type", "must be a JSON object")
 		return b, nil
 	}
 	return b, b.split(value)
@@ -84,7 +86,8 @@ func (b *body) split(object jsontext.Value) error {
 			return err
 		}
 		if len(b.fields) == maxFields {
-			b.faultAt(b.at, "too_many_fields", "has at most "+strconv.Itoa(maxFields)+" fields")
+			b.hasUnread = true
+			b.faultAt(b.at, "too_many_fields", "must have at most "+strconv.Itoa(maxFields)+" fields")
 			return nil
 		}
 		b.fields[key] = value.Clone()
@@ -104,6 +107,13 @@ var pointers = strings.NewReplacer("~", "~0", "/", "~1")
 
 func (b *body) fault(name, code, detail string) {
 	b.faultAt(b.at+"/"+pointers.Replace(name), code, detail)
+}
+
+// missing adds the fault of a required field that is absent. It may be one of those that were not read.
+func (b *body) missing(name string) {
+	if !b.hasUnread {
+		b.fault(name, "required", "is required")
+	}
 }
 
 func (b *body) faultAt(pointer, code, detail string) {
@@ -143,7 +153,7 @@ func (b *body) text(name string) string {
 	text := b.optionalText(name)
 	if text == nil {
 		if !b.hasFault(name) {
-			b.fault(name, "required", "is required")
+			b.missing(name)
 		}
 		return ""
 	}
@@ -157,12 +167,12 @@ func (b *body) optionalText(name string) *string {
 		return nil
 	}
 	if value.Kind() != '"' {
-		b.fault(name, "invalid_type", "is a string")
+		b.fault(name, "invalid_type", "must be a string")
 		return nil
 	}
 	unquoted, err := jsontext.AppendUnquote(nil, value)
 	if err != nil {
-		b.fault(name, "invalid_value", "is not a valid string")
+		b.fault(name, "invalid_value", "must be valid Unicode")
 		return nil
 	}
 	text := string(unquoted)
@@ -178,7 +188,7 @@ func (b *body) hasFault(name string) bool {
 func (b *body) amount(name string) int64 {
 	amount := b.optionalAmount(name)
 	if amount == 0 && !b.hasFault(name) {
-		b.fault(name, "required", "is required")
+		b.missing(name)
 	}
 	return amount
 }
@@ -191,12 +201,12 @@ func (b *body) optionalAmount(name string) int64 {
 	}
 	literal := string(value)
 	if value.Kind() != '0' || strings.ContainsAny(literal, ".eE") {
-		b.fault(name, "invalid_type", "is a whole number of minor units, written without quotes, fraction or exponent")
+		b.fault(name, "invalid_type", "must be a whole number of minor units, written without quotes, fraction or exponent")
 		return 0
 	}
 	amount, err := strconv.ParseInt(literal, 10, 64)
 	if err != nil || amount < 1 || amount > ledger.MaxAmount {
-		b.fault(name, "out_of_range", "is from 1 to "+strconv.FormatInt(ledger.MaxAmount, 10))
+		b.fault(name, "out_of_range", "must be from 1 to "+strconv.FormatInt(ledger.MaxAmount, 10))
 		return 0
 	}
 	return amount
@@ -208,36 +218,38 @@ func (b *body) each(name string, most int, read func(i int, item *body)) {
 	list := b.take(name)
 	switch {
 	case list == nil:
-		b.fault(name, "required", "is required")
+		b.missing(name)
 		return
 	case list.Kind() != '[':
-		b.fault(name, "invalid_type", "is a list of objects")
+		b.fault(name, "invalid_type", "must be a list of objects")
 		return
 	}
 	decoder := jsontext.NewDecoder(bytes.NewReader(list))
 	_, _ = decoder.ReadToken() // the bracket; parseBody has read all of the value, so no read here fails
+	var faults []fault         // of the objects; those of the list come first, or they might be left out
 	i := 0
 	for ; decoder.PeekKind() != ']' && i < most; i++ {
 		value, err := decoder.ReadValue()
 		item := &body{at: fmt.Sprintf("%s/%s/%d", b.at, name, i), fields: map[string]jsontext.Value{}}
 		if err != nil || value.Kind() != '{' || item.split(value) != nil {
-			item.faultAt(item.at, "invalid_type", "is an object")
+			item.faultAt(item.at, "invalid_type", "must be an object")
 		} else {
 			read(i, item)
 			item.refuseUnknown()
 		}
-		b.faults = append(b.faults, item.faults...)
+		faults = append(faults, item.faults...)
 	}
 	if i == 0 || decoder.PeekKind() != ']' {
-		b.fault(name, "out_of_range", fmt.Sprintf("has from 1 to %d objects", most))
+		b.fault(name, "out_of_range", fmt.Sprintf("must have from 1 to %d objects", most))
 	}
+	b.faults = append(b.faults, faults...)
 }
 
 // oneOf reads a required string that is one of a few.
 func (b *body) oneOf(name string, values ...string) string {
 	text := b.text(name)
 	if !b.hasFault(name) && !slices.Contains(values, text) {
-		b.fault(name, "invalid_value", "is one of "+strings.Join(values, ", "))
+		b.fault(name, "invalid_value", "must be one of "+strings.Join(values, ", "))
 	}
 	return text
 }
@@ -251,10 +263,10 @@ func (b *body) description() *string {
 		return nil
 	}
 	if utf8.RuneCountInString(*text) > maxDescription {
-		b.fault("description", "too_long", "has at most "+strconv.Itoa(maxDescription)+" characters")
+		b.fault("description", "too_long", "must have at most "+strconv.Itoa(maxDescription)+" characters")
 	}
 	if strings.ContainsFunc(*text, isControl) {
-		b.fault("description", "invalid_value", "has no control characters, line separators or changes of direction")
+		b.fault("description", "invalid_value", "must have no control characters, line separators or changes of direction")
 	}
 	return text
 }

@@ -68,7 +68,7 @@ const busyRetry = 1
 var (
 	unavailable = problem{
 		Status: http.StatusServiceUnavailable, Code: "unavailable", retryAfter: busyRetry,
-		Detail: "The service can't do this just now. Send the same request again, with the same Idempotency-Key if it had one.",
+		Detail: "The service could not answer. It may still have done this. Send the same request again, with the same Idempotency-Key if it had one.",
 	}
 	unauthenticated = problem{
 		Status: http.StatusUnauthorized, Code: "unauthenticated",
@@ -76,7 +76,7 @@ var (
 	}
 	internalError = problem{
 		Status: http.StatusInternalServerError, Code: "internal_error",
-		Detail: "Something went wrong on our side. It is logged under this request_id.",
+		Detail: "Something went wrong on our side. It is logged under this request_id. You may send the same request again, with the same Idempotency-Key if it had one.",
 	}
 )
 
@@ -134,11 +134,11 @@ var problems = []struct {
 	}},
 	{job.ErrQueueFull, problem{
 		Status: http.StatusTooManyRequests, Code: "account_queue_full", retryAfter: busyRetry, reason: refusedQueue,
-		Detail: "This account has too many queued jobs. Nothing happened; send it again when some are done.",
+		Detail: "This account takes no more queued jobs, or not as many as this batch has. Nothing happened; send it again when some have finished.",
 	}},
 	{job.ErrOverloaded, problem{
 		Status: http.StatusServiceUnavailable, Code: "unavailable", retryAfter: busyRetry, reason: refusedAccept,
-		Detail: "Too many deposits and withdrawals wait to be accepted. Nothing happened; send this one again after Retry-After.",
+		Detail: "Too many deposits and withdrawals, or too many of your batches, wait to be accepted. Nothing happened; send this again after Retry-After.",
 	}},
 	{job.ErrUnavailable, unavailable},
 	{postgres.ErrLocked, unavailable},
@@ -154,7 +154,7 @@ var fiberProblems = map[int]problem{
 	http.StatusNotFound:              {Code: "route_not_found", Detail: "There is nothing at this path. See /openapi.yaml."},
 	http.StatusMethodNotAllowed:      {Code: "method_not_allowed", Detail: "This path does not take this method; see the Allow header."},
 	http.StatusRequestEntityTooLarge: {Code: "body_too_large", Detail: "A body has at most 65536 bytes."},
-	http.StatusBadRequest:            {Code: "malformed_request", Detail: "This is not an HTTP request that can be read."},
+	http.StatusBadRequest:            {Code: "malformed_request", Detail: "This HTTP request can't be read, or has a header twice that may be there once."},
 	http.StatusRequestTimeout:        {Code: "request_timeout", Detail: "The request did not arrive in time."},
 	http.StatusRequestHeaderFieldsTooLarge: {
 		Code: "headers_too_large", Detail: "The request line and the headers have at most 16384 bytes, and there are at most 100 headers.",

@@ -37,7 +37,7 @@ func parseQuery(c *fiber.Ctx, known []string) *query {
 		for name, value := range pair.All() { // one pair, or none
 			q.add(string(name), string(value), known)
 			if bytes.IndexByte(text, ';') >= 0 {
-				q.fault(string(name), "invalid_value", "has a semicolon, which is written as %3B")
+				q.fault(string(name), "invalid_value", "must have its semicolons written as %3B")
 			}
 		}
 		if pair.Len() == 0 && len(text) > 0 { // fasthttp skips a pair without a name and a value
@@ -56,7 +56,7 @@ func (q *query) add(name, value string, known []string) {
 	case !slices.Contains(known, name):
 		q.fault(name, "unknown_parameter", takes(known))
 	case repeated:
-		q.fault(name, "repeated_parameter", "may stand once")
+		q.fault(name, "repeated_parameter", "must appear only once")
 	}
 	q.values[name] = value
 }
@@ -88,9 +88,9 @@ func (q *query) limit() int {
 	limit, err := strconv.Atoi(text)
 	switch {
 	case err != nil || strconv.Itoa(limit) != text:
-		q.fault("limit", "invalid_type", "is a whole number")
+		q.fault("limit", "invalid_type", "must be a whole number")
 	case limit < 1 || limit > maxLimit:
-		q.fault("limit", "out_of_range", fmt.Sprintf("is from 1 to %d", maxLimit))
+		q.fault("limit", "out_of_range", fmt.Sprintf("must be from 1 to %d", maxLimit))
 	}
 	return limit
 }
@@ -104,9 +104,9 @@ func (q *query) seconds(name string, most int) time.Duration {
 	seconds, err := strconv.Atoi(text)
 	switch {
 	case err != nil || strconv.Itoa(seconds) != text:
-		q.fault(name, "invalid_type", "is a whole number of seconds")
+		q.fault(name, "invalid_type", "must be a whole number of seconds")
 	case seconds < 0 || seconds > most:
-		q.fault(name, "out_of_range", fmt.Sprintf("is from 0 to %d", most))
+		q.fault(name, "out_of_range", fmt.Sprintf("must be from 0 to %d", most))
 	}
 	return time.Duration(seconds) * time.Second
 }
@@ -133,7 +133,7 @@ func (q *query) after(cursors cursors, list string) (int64, error) {
 func (q *query) oneOf(name string, values ...string) string {
 	text, given := q.values[name]
 	if given && !slices.Contains(values, text) {
-		q.fault(name, "invalid_value", "is one of "+strings.Join(values, ", "))
+		q.fault(name, "invalid_value", "must be one of "+strings.Join(values, ", "))
 	}
 	return text
 }
@@ -160,7 +160,7 @@ func (q *query) time(name string) time.Time {
 	text = strings.Replace(text, " ", "+", 1)
 	t, err := time.Parse(time.RFC3339Nano, text)
 	if err != nil || !timePattern.MatchString(text) || !t.Truncate(time.Microsecond).After(time.Time{}) || t.UTC().Year() > maxYear {
-		q.fault(name, "invalid_format", "is an RFC 3339 time such as 2026-01-31T09:30:00Z")
+		q.fault(name, "invalid_format", "must be an RFC 3339 time such as 2026-01-31T09:30:00Z")
 		return time.Time{}
 	}
 	return t.UTC()
