@@ -3,6 +3,7 @@ package postgres
 import (
 	"context"
 	"errors"
+	"slices"
 
 	"github.com/jackc/pgx/v5/pgconn"
 )
@@ -38,7 +39,7 @@ func isTransient(err error) bool {
 
 // IsDown reports whether err says that Postgres serves no client now: there is no connection, or
 // the server stops, starts, is full, is a standby or refuses the log-in. What was sent may have
-// been committed.
+// been committed. A file that can't be read (class 58) may be of one account only: isDamage of ledger.
 func IsDown(err error) bool {
 	pg, ok := errors.AsType[*pgconn.PgError](err)
 	if !ok {
@@ -51,17 +52,19 @@ func IsDown(err error) bool {
 		return true
 	}
 	switch pg.Code[:2] {
-	case "08", "28", "3D", "53", "57", "58": // 28 and 3D: a log-in, as after a change of the password
+	case "08", "28", "3D", "53", "57": // 28 and 3D: a log-in, as after a change of the password
 		return true
 	}
 	return false
 }
 
-// IsUnavailable reports whether err says that Postgres is down or was too busy, rather than
-// that the statement is wrong.
+// IsUnavailable reports whether err says that Postgres is down, was too busy or could not read a file,
+// rather than that the statement is wrong.
 func IsUnavailable(err error) bool {
-	if pg, ok := errors.AsType[*pgconn.PgError](err); ok && (pg.Code == "57014" || pg.Code[:2] == "40" || pg.Code[:2] == "55") {
-		return true
+	if pg, ok := errors.AsType[*pgconn.PgError](err); ok {
+		if pg.Code == "57014" || slices.Contains([]string{"40", "55", "58"}, pg.Code[:2]) {
+			return true
+		}
 	}
 	return IsDown(err)
 }

@@ -358,6 +358,8 @@ func TestErrors(t *testing.T) {
 		{pg("53300"), false, true, true},  // too_many_connections
 		{pg("25006"), false, true, true},  // read_only_sql_transaction
 		{pg("57014"), false, false, true}, // query_canceled
+		{pg("58030"), false, false, true}, // io_error
+		{pg("58P01"), false, false, true}, // undefined_file
 		{pg("55P03"), false, false, true}, // lock_not_available
 		{pg("40001"), false, false, true}, // serialization_failure
 		{pg("40P01"), false, false, true}, // deadlock_detected

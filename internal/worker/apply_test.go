@@ -255,6 +255,30 @@ func TestSharedTask(t *testing.T) {
 	}
 }
 
+// A file of one account's data that can't be read is the trouble of that account: the task ends, and the
+// partition's other accounts go on.
+func TestApplyAnUnreadableAccount(t *testing.T) {
+	t.Parallel()
+	s := newSystem(t, testenv.Pool(t), testenv.Redis(t))
+	unreadable, well := ledgertest.Account(t, s.pool, s.user, 0), ledgertest.Account(t, s.pool, s.user, 0)
+	ledgertest.Exec(t, s.pool, fmt.Sprintf(`
+		CREATE FUNCTION trouble() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION 'could not read block 7' USING ERRCODE = '58030'; END $$;
+		CREATE TRIGGER trouble BEFORE INSERT ON transactions FOR EACH ROW WHEN (NEW.account_id = %d) EXECUTE FUNCTION trouble()`, unreadable.ID))
+	jobs := []queue.Notification{
+		{JobID: ledgertest.Job(t, s.pool, unreadable, ledger.Deposit, 1), AccountID: unreadable.ID, Jobs: 1},
+		{JobID: ledgertest.Job(t, s.pool, well, ledger.Deposit, 1), AccountID: well.ID, Jobs: 1},
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute) // a worker that waits would wait for ever
+	defer cancel()
+	remaining, troubled, err := s.sweeper().Apply(ctx, jobs)
+	if postgres.SQLState(err) != "58030" || worker.IsFailure(err) || len(remaining) > 0 || !slices.Equal(idsOf(troubled), idsOf(jobs[:1])) {
+		t.Errorf("%v remain and %v are troubled, %v; want %v and 58030", remaining, troubled, err, jobs[:1])
+	}
+	if ctx.Err() != nil {
+		t.Error("the worker waited with the task")
+	}
+}
+
 func idsOf(jobs []queue.Notification) (ids []uuid.UUID) {
 	for _, n := range jobs {
 		ids = append(ids, n.JobID)
