@@ -103,6 +103,17 @@ func New(pool *pgxpool.Pool, cfg Config) (*Service, error) {
 	}, nil
 }
 
+// confirm returns once commits are durable again; sql is or contains postgres.ConfirmSQL. It comes before
+// a change that a client can't ask for twice, such as the use of a refresh token. While a synchronous
+// standby is away, the commit of the change would be visible, and its client would be told to send the
+// same request again.
+func (s *Service) confirm(ctx context.Context, sql string, args ...any) error {
+	if _, err := s.pool.Exec(ctx, sql, args...); err != nil {
+		return fmt.Errorf("confirm that commits are durable: %w", err)
+	}
+	return nil
+}
+
 // Identity is the user and the session of an access token.
 type Identity struct {
 	UserID    uuid.UUID

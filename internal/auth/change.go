@@ -36,6 +36,9 @@ func (s *Service) ChangePassword(ctx context.Context, userID uuid.UUID, current,
 	if err != nil {
 		return fmt.Errorf("change password: %w", err)
 	}
+	if err := s.confirm(ctx, postgres.ConfirmSQL); err != nil {
+		return fmt.Errorf("change password: %w", err)
+	}
 	if err := s.replacePassword(ctx, userID, hash, nextHash); err != nil {
 		return fmt.Errorf("change password: %w", err)
 	}

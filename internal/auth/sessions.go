@@ -176,12 +176,17 @@ func (s *Service) revokeOldest(ctx context.Context, userID uuid.UUID) error {
 // keep it locked; the token is unchanged.
 //
 // After a crash before the commit the token is still valid. After a crash between the commit and the
-// answer the client has a spent token: the leeway is for that.
+// answer the client has a spent token: the leeway is for that. While commits wait for a synchronous
+// standby that is away, no token is spent (confirm).
 func (s *Service) Refresh(ctx context.Context, refreshToken string) (Tokens, error) {
 	next := newRefreshToken()
 	hash := hashRefreshToken(refreshToken)
 	var held heldToken
 	err := s.locks.Do(ctx, string(hash), func() error {
+		const sql = `SELECT (` + postgres.ConfirmSQL + `) FROM refresh_tokens WHERE hash = $1` // an unknown token costs no flush
+		if err := s.confirm(ctx, sql, hash); err != nil {
+			return err
+		}
 		return postgres.Transact(ctx, s.pool, func(tx pgx.Tx) (err error) {
 			held, err = use(ctx, tx, hash, hashRefreshToken(next))
 			return err

@@ -224,6 +224,61 @@ func TestRefresh_OnceMore(t *testing.T) {
 	}
 }
 
+// While a synchronous standby is away, requests that end with an error change nothing. A client that sends
+// them again and again afterwards has what it asked for, and keeps its session.
+func TestStandbyAway(t *testing.T) {
+	t.Parallel()
+	server := testenv.PostgresServer(t)
+	pool, err := postgres.Open(t.Context(), postgres.Config{URL: server.URL(), MaxConns: 4})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(pool.Close)
+	s := newService(t, pool, newClock())
+	user, err := s.SignUp(t.Context(), "ann@example.com", testPassword)
+	if err != nil {
+		t.Fatal(err)
+	}
+	tokens, err := s.LogIn(t.Context(), "ann@example.com", testPassword)
+	if err != nil {
+		t.Fatal(err)
+	}
+	const next = "another battery"
+	requests := []struct {
+		name string
+		send func(context.Context) error
+	}{
+		{"SignUp", func(ctx context.Context) error {
+			_, err := s.SignUp(ctx, "bob@example.com", testPassword)
+			return err
+		}},
+		{"Refresh", func(ctx context.Context) error {
+			_, err := s.Refresh(ctx, tokens.RefreshToken)
+			return err
+		}},
+		{"ChangePassword", func(ctx context.Context) error { return s.ChangePassword(ctx, user.ID, testPassword, next) }},
+	}
+	back := testenv.AwayStandby(t, server.URL())
+	for _, request := range requests {
+		for range 3 {
+			ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+			if err := request.send(ctx); !postgres.IsUnavailable(err) {
+				t.Errorf("%s without the standby: %v", request.name, err)
+			}
+			cancel()
+		}
+	}
+	back()
+	for _, request := range requests {
+		if err := request.send(t.Context()); err != nil {
+			t.Errorf("%s with the standby: %v", request.name, err)
+		}
+	}
+	if n := count(t, s.metrics.reuses); n != 0 {
+		t.Errorf("counted %v reuses, want none", n)
+	}
+}
+
 func count(t *testing.T, counter prometheus.Counter) float64 {
 	t.Helper()
 	var metric dto.Metric

@@ -13,6 +13,8 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 	"golang.org/x/text/unicode/norm"
+
+	"github.com/passbook/passbook/internal/postgres"
 )
 
 // MaxEmailLen bounds an email, in bytes: the longest address that fits the path
@@ -49,6 +51,9 @@ func (s *Service) SignUp(ctx context.Context, email, password string) (User, err
 	prepared, _ := preparePassword(password) // it has passed CheckPassword
 	hash, err := s.passwords.hash(ctx, prepared)
 	if err != nil {
+		return User{}, fmt.Errorf("sign up: %w", err)
+	}
+	if err := s.confirm(ctx, postgres.ConfirmSQL); err != nil {
 		return User{}, fmt.Errorf("sign up: %w", err)
 	}
 	user, err := s.insertUser(ctx, email, hash)

@@ -1461,6 +1461,16 @@ var mutations = []mutation{
 		[]string{"-run=^TestInFlight_Refreshes$ ./internal/api"},
 	},
 	{
+		"a refresh token is spent while commits wait for the standby", knownUser,
+		[]edit{{sessions, `if err := s.confirm(ctx, sql, hash); err != nil {`, `if err := error(nil); err != nil {`}},
+		[]string{"-run=^TestStandbyAway$ ./internal/auth"},
+	},
+	{
+		"a file that can't be read stops its partition", ownTrouble,
+		[]edit{{pgErrors, `"08", "28", "3D", "53", "57":`, `"08", "28", "3D", "53", "57", "58":`}},
+		[]string{"-run=^TestErrors$ ./internal/postgres", "-run=^TestApplyAnUnreadableAccount$ ./internal/worker"},
+	},
+	{
 		"a bad refresh token counts for no address", bounded,
 		[]edit{{limits, `if errors.Is(err, auth.ErrInvalidRefreshToken) {`, `if err == nil && errors.Is(err, auth.ErrInvalidRefreshToken) {`}},
 		[]string{"-run=^TestTokenLimit$ ./internal/api"},
