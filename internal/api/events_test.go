@@ -682,6 +682,34 @@ func TestEvents_ManyIdle(t *testing.T) {
 	}
 }
 
+// More streams look at once than a statement reads for. Each gets its events.
+func TestEvents_ManyLooks(t *testing.T) {
+	t.Parallel()
+	const streams, atOnce = 36, 4
+	s, hub := startStreaming(t, noBeat, func(set *settings) {
+		edit := set.edit
+		set.edit = func(a *API) {
+			edit(a)
+			a.streams.atOnce = atOnce
+		}
+	})
+	var open []*sse
+	for range 2 { // users: each may have 20 streams
+		c := s.user(t)
+		account := c.open(0)
+		for range streams / 2 {
+			open = append(open, c.events(account, ""))
+		}
+		s.apply(t, c.ask(account, "deposits", 1).ID)
+	}
+	hub.signal() // all of them at once
+	for _, stream := range open {
+		if e := stream.next(); e.name != "transaction" || e.id != "1" {
+			t.Errorf("got %v, want the deposit", e)
+		}
+	}
+}
+
 func memory() uint64 {
 	runtime.GC()
 	var stats runtime.MemStats

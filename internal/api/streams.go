@@ -70,6 +70,7 @@ type streams struct {
 	logs       rate.Sometimes
 	metrics    *metrics
 	max        int           // maxStreams, or half of the connections
+	atOnce     int           // maxLooks; fewer in tests
 	beat, take time.Duration // beatInterval and takeTime; shorter in tests
 	begun      time.Time     // the heartbeats of all streams fall together, so that their looks share statements
 
@@ -92,7 +93,7 @@ func newStreams(cfg Config, m *metrics) streams {
 	ctx, cancel := context.WithCancel(context.Background())
 	return streams{
 		reader: cfg.Events, gate: cfg.Gate, watcher: cfg.Finished, log: cfg.Log, logs: rate.Sometimes{Interval: logInterval}, metrics: m,
-		max: limit, beat: beatInterval, take: takeTime, begun: time.Now(), ctx: ctx, cancel: cancel, users: map[uuid.UUID]int{},
+		max: limit, atOnce: maxLooks, beat: beatInterval, take: takeTime, begun: time.Now(), ctx: ctx, cancel: cancel, users: map[uuid.UUID]int{},
 	}
 }
 
@@ -167,7 +168,7 @@ func (s *streams) next(ctx context.Context, at event.Stream) (event.Page, error)
 func (s *streams) runLooks() {
 	for {
 		s.mu.Lock()
-		n := min(len(s.looks), maxLooks)
+		n := min(len(s.looks), s.atOnce)
 		batch := s.looks[:n:n]
 		s.looks = s.looks[n:]
 		s.looking = n > 0

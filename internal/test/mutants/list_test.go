@@ -498,7 +498,7 @@ var mutations = []mutation{
 	{
 		"looks that do not fit into a statement are dropped", "a stream misses no event",
 		[]edit{{streams, `s.looks = s.looks[n:]`, `s.looks = nil`}},
-		[]string{"-run=^TestEvents_ManyIdle$ ./internal/api"},
+		[]string{"-run=^TestEvents_ManyLooks$ ./internal/api"},
 	},
 	{
 		"a damaged row ends the streams of others", ownTrouble,
