@@ -38,9 +38,9 @@ func TestMeasure(t *testing.T) {
 	}
 	t.Log(said.String())
 	got := benchtest.Result(t, folder, report.LatestFile)
-	// With two hundred jobs all but Postgres may use less CPU time than the 10 ms in which
-	// the kernel counts.
-	mayBeNothing := []string{"redis-bytes", "cpu-redis", "cpu-worker", "cpu-api", "cpu-load", "cpu-peer", "refused", "refusal-p99"}
+	// With two hundred jobs each process, also each of Postgres's, may use less CPU time than the 10 ms in
+	// which the kernel counts.
+	mayBeNothing := []string{"redis-bytes", "cpu-postgres", "cpu-redis", "cpu-worker", "cpu-api", "cpu-load", "cpu-peer", "refused", "refusal-p99"}
 	benchtest.CheckFigures(t, got, report.Catalogue, parts, mayBeNothing)
 	if len(got.Targets) < len(parts) {
 		t.Errorf("%d targets were measured for %d parts", len(got.Targets), len(parts))
