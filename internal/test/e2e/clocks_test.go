@@ -116,6 +116,7 @@ func TestClocksApart_PutOffByTheDead(t *testing.T) {
 func putOff(t *testing.T, s *system) (n int64) {
 	t.Helper()
 	r := s.redisClient()
+	defer r.Close() //nolint:errcheck // nothing is pending on it; it is called often
 	lines, err := r.Keys(t.Context(), "asynq:{"+queues.Prefix+":tx:*}:retry").Result()
 	if err != nil {
 		t.Fatal(err)

@@ -375,7 +375,9 @@ func (sc *crashEnvironment) partition(number string) int {
 
 func (sc *crashEnvironment) withRedis(do func(*redis.Client) error) {
 	sc.t.Helper()
-	if err := do(sc.redisClient()); err != nil {
+	r := sc.redisClient()
+	defer r.Close() //nolint:errcheck // nothing is pending on it; it is called often
+	if err := do(r); err != nil {
 		sc.t.Fatal(err)
 	}
 }

@@ -233,6 +233,9 @@ func childrenOf(t testing.TB, pid int) (children []int) {
 		}
 		children = append(children, child)
 	}
+	if len(children) == 0 {
+		t.Fatalf("process %d has no children", pid)
+	}
 	return children
 }
 
