@@ -11,20 +11,23 @@ import (
 // An error of a start counts as a stop only once the start was told to end.
 func TestStopped(t *testing.T) {
 	t.Parallel()
-	ended, cancel := context.WithCancel(t.Context())
-	cancel()
 	failed := errors.New("failed")
 	for name, test := range map[string]struct {
-		ctx       context.Context //nolint:containedctx // it is what the test varies
+		isEnded   bool
 		err, want error
 	}{
-		"Runs":         {t.Context(), failed, failed},
-		"Ended":        {ended, failed, boot.ErrStopped},
-		"EndedAllWell": {ended, nil, nil},
+		"Runs":         {false, failed, failed},
+		"Ended":        {true, failed, boot.ErrStopped},
+		"EndedAllWell": {true, nil, nil},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			if err := boot.Stopped(test.ctx, test.err); !errors.Is(err, test.want) || (err == nil) != (test.want == nil) {
+			ctx, cancel := context.WithCancel(t.Context())
+			defer cancel()
+			if test.isEnded {
+				cancel()
+			}
+			if err := boot.Stopped(ctx, test.err); !errors.Is(err, test.want) || (err == nil) != (test.want == nil) {
 				t.Errorf("got %v, want %v", err, test.want)
 			}
 		})
