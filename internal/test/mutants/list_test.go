@@ -1466,6 +1466,16 @@ var mutations = []mutation{
 		[]string{"-run=^TestStandbyAway$ ./internal/auth"},
 	},
 	{
+		"a user signs up while commits wait for the standby", knownUser,
+		[]edit{{"internal/auth/users.go", `s.confirm(ctx, postgres.ConfirmSQL)`, `s.confirm(ctx, postgres.ConfirmSQL[:0])`}},
+		[]string{"-run=^TestStandbyAway$ ./internal/auth"},
+	},
+	{
+		"a password changes while commits wait for the standby", knownUser,
+		[]edit{{"internal/auth/change.go", `s.confirm(ctx, postgres.ConfirmSQL)`, `s.confirm(ctx, postgres.ConfirmSQL[:0])`}},
+		[]string{"-run=^TestStandbyAway$ ./internal/auth"},
+	},
+	{
 		"a file that can't be read stops its partition", ownTrouble,
 		[]edit{{pgErrors, `"08", "28", "3D", "53", "57":`, `"08", "28", "3D", "53", "57", "58":`}},
 		[]string{"-run=^TestErrors$ ./internal/postgres", "-run=^TestApplyAnUnreadableAccount$ ./internal/worker"},
